@@ -1,0 +1,33 @@
+# Every target makes .venv with the tested versions the first time. Other Python: make test PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help:  ## show this list
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 12
+
+demo: $(READY)  ## upscale the demo clip on the CPU, with a picture before | after, into results/
+	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --compare
+
+test: $(READY)  ## run the tests
+	$(PY) -m pytest
+
+lint: $(READY)  ## check style and imports
+	$(PY) -m ruff check .
+
+clean:  ## remove .venv, results/ and caches
+	rm -rf $(VENV) results .pytest_cache .ruff_cache *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# torch first and alone: a CPU wheel that pip is pointed to is taken before anything can ask for another build.
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
+		{ echo "$(PYTHON) is not Python 3.10 or newer; name one: make $(or $(MAKECMDGOALS),test) PYTHON=python3.11" >&2; exit 1; }
+	test -x $(PY) || $(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install -q -c constraints.txt torch
+	$(PY) -m pip install -q -c constraints.txt -e '.[test]'
+	@touch $@

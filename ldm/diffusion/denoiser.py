@@ -1,0 +1,53 @@
+"""What a network predicts (eps, v or x0), turned into the clean sample. Samplers see x0; networks see tensors."""
+
+from collections.abc import Callable
+
+from torch import Tensor
+
+from ldm.diffusion.schedule import Schedule
+
+_KINDS = ("eps", "v", "x0")
+
+
+def _check_kind(kind: str) -> None:
+    """Raise ValueError unless `kind` is a prediction we know."""
+    if kind not in _KINDS:
+        raise ValueError(f"got prediction {kind!r}, expected one of {_KINDS}")
+
+
+def to_x0(prediction: Tensor, x: Tensor, schedule: Schedule, i: int | Tensor, kind: str = "eps") -> Tensor:
+    """The clean sample that `prediction` means at x = x_i. No clipping, as released."""
+    _check_kind(kind)
+    if kind == "x0":
+        return prediction
+    if kind == "v":
+        signal, noise = schedule.abar.sqrt(), (1 - schedule.abar).sqrt()
+        return schedule.at(signal, i, x) * x - schedule.at(noise, i, x) * prediction
+    scale, less = (1 / schedule.abar).sqrt(), (1 / schedule.abar - 1).sqrt()
+    return schedule.at(scale, i, x) * x - schedule.at(less, i, x) * prediction
+
+
+def to_eps(x0: Tensor, x: Tensor, schedule: Schedule, i: int | Tensor) -> Tensor:
+    """The noise that leads from x0 to x = x_i."""
+    signal, noise = schedule.abar.sqrt(), (1 - schedule.abar).sqrt()
+    return (x - schedule.at(signal, i, x) * x0) / schedule.at(noise, i, x)
+
+
+def target(kind: str, x0: Tensor, noise: Tensor, schedule: Schedule, i: int | Tensor) -> Tensor:
+    """What a network that predicts `kind` is trained towards."""
+    _check_kind(kind)
+    if kind == "eps":
+        return noise
+    return x0 if kind == "x0" else schedule.velocity(x0, noise, i)
+
+
+def make_denoise(
+    predict: Callable[[Tensor, int], Tensor], schedule: Schedule, *, kind: str = "eps"
+) -> Callable[[Tensor, int], Tensor]:
+    """`denoise(x, i) -> x0` from `predict(x, t) -> prediction`, t being the network's time step of step i."""
+    _check_kind(kind)
+
+    def denoise(x: Tensor, i: int) -> Tensor:
+        return to_x0(predict(x, int(schedule.t[i])), x, schedule, i, kind)
+
+    return denoise

@@ -1,0 +1,195 @@
+"""Discrete noise schedules: x_i = sqrt(abar_i) x_0 + sqrt(1 - abar_i) noise. Knows no network."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_ARITHMETIC = ("float64", "released")
+_SMALLEST_VARIANCE = 1e-20  # the variance of the last step is 0; its logarithm is taken of this instead
+
+
+def make_betas(name: str, steps: int, *, start: float = 0.00085, end: float = 0.012, shift: float = 0.008) -> Tensor:
+    """(steps,) float64 noise variances; "linear" is linear in the square root, as Stable Diffusion is trained.
+
+    "sqrt_linear" is linear in beta, "sqrt" its square root, "cosine" that of Improved DDPM (offset `shift`, at most
+    0.999). The names are those of the latent-diffusion code. Raises ValueError for another name or no step.
+    """
+    if steps < 1:
+        raise ValueError(f"got {steps} steps, expected at least 1")
+    if name == "linear":
+        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+    if name == "sqrt_linear":
+        return torch.linspace(start, end, steps, dtype=torch.float64)
+    if name == "sqrt":
+        return torch.linspace(start, end, steps, dtype=torch.float64) ** 0.5
+    if name == "cosine":
+        angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + shift) / (1 + shift) * (torch.pi / 2)
+        signal = torch.cos(angle) ** 2
+        return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)
+    raise ValueError(f"got beta schedule {name!r}, expected linear, sqrt_linear, sqrt or cosine")
+
+
+def space_timesteps(total: int, sections: int | str | Sequence[int]) -> list[int]:
+    """Time steps kept of `total`: as many per equal section as `sections` says, evenly spread over each section.
+
+    `sections` is a count, a list of counts, the same as text ("10,20"), or "ddimN": N steps with the smallest integer
+    stride that gives exactly N. As in Improved DDPM. Raises ValueError if a section is too short or no stride fits.
+    """
+    if isinstance(sections, str) and sections.startswith("ddim"):
+        wanted = int(sections.removeprefix("ddim"))
+        for stride in range(1, total):
+            if len(range(0, total, stride)) == wanted:
+                return list(range(0, total, stride))
+        raise ValueError(f"got {sections}, but no integer stride over {total} time steps keeps exactly {wanted}")
+    if isinstance(sections, str):
+        sections = [int(count) for count in sections.split(",")]
+    counts = [sections] if isinstance(sections, int) else list(sections)
+    base, longer = divmod(total, len(counts))
+    kept, first = [], 0
+    for number, count in enumerate(counts):
+        size = base + (number < longer)
+        if not 1 <= count <= size:
+            raise ValueError(f"got {count} steps for a section of {size} time steps, expected 1 to {size}")
+        stride = (size - 1) / (count - 1) if count > 1 else 1.0
+        position = 0.0
+        for _ in range(count):
+            kept.append(first + round(position))  # half to even; accumulated, so that released lists come out
+            position += stride
+        first += size
+    return kept
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """Arrays over the step i, where i = 0 is the cleanest; all (S,) float64 on the CPU but `t`, int64.
+
+    `abar` is the signal power (product of 1 - betas), `abar_prev` that of step i-1 (1 at i = 0); `variance`,
+    `log_variance` (clipped), `coef1`, `coef2` are the posterior's (DDPM, equations 6-7); `t` is the time step a network
+    was trained on. Methods take i as one int, or as an index tensor whose shape is the leading shape of x, say (B, T).
+    """
+
+    betas: Tensor
+    abar: Tensor
+    abar_prev: Tensor
+    variance: Tensor
+    log_variance: Tensor
+    coef1: Tensor
+    coef2: Tensor
+    t: Tensor
+    arithmetic: str = "float64"
+
+    @classmethod
+    def from_betas(cls, betas: Tensor, *, t: Tensor | None = None, arithmetic: str = "float64") -> "Schedule":
+        """Every array from (S,) betas; `arithmetic="released"` repeats the mixed precision of the released respacing.
+
+        There the betas, their complements and the product are float32, abar_prev and what follows from it float64, and
+        the results are stored as float32. Raises ValueError for an unknown arithmetic or betas outside (0, 1].
+        """
+        if arithmetic not in _ARITHMETIC:
+            raise ValueError(f"got arithmetic {arithmetic!r}, expected one of {_ARITHMETIC}")
+        single = arithmetic == "released"
+        beta = betas.double().cpu().numpy().astype(np.float32 if single else np.float64)
+        if beta.ndim != 1 or not len(beta) or not ((beta > 0) & (beta <= 1)).all():
+            raise ValueError(f"got betas of shape {tuple(betas.shape)}, expected one row of values in (0, 1]")
+        abar = np.cumprod(1 - beta)
+        prev = np.append(1.0, abar[:-1])  # float64 in either arithmetic
+        variance = beta * (1 - prev) / (1 - abar)
+        arrays = {
+            "betas": beta,
+            "abar": abar,
+            "abar_prev": prev,
+            "variance": variance,
+            "log_variance": np.log(np.maximum(variance, _SMALLEST_VARIANCE)),
+            "coef1": beta * np.sqrt(prev) / (1 - abar),
+            "coef2": (1 - prev) * np.sqrt(1 - beta) / (1 - abar),
+        }
+        if single:
+            arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
+        tensors = {name: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()}
+        steps = torch.arange(len(beta)) if t is None else t.long().cpu()
+        return cls(**tensors, t=steps, arithmetic=arithmetic)
+
+    @classmethod
+    def linear_sd(cls, steps: int = 1000, *, start: float = 0.00085, end: float = 0.012) -> "Schedule":
+        """The schedule Stable Diffusion is trained with."""
+        return cls.from_betas(make_betas("linear", steps, start=start, end=end))
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def respaced(self, steps: int | str | Sequence[int], *, arithmetic: str = "float64") -> "Schedule":
+        """Keep some of the steps (see `space_timesteps`); `t` still names the original time steps.
+
+        A single step is the noisiest one, where sampling starts (the released code fails there, and its rule would
+        choose the cleanest). `arithmetic="released"` takes the ratios of abar in float32: betas off by up to 1e-7, as
+        in the released sampling and, with steps=1000, its training.
+        """
+        if arithmetic not in _ARITHMETIC:
+            raise ValueError(f"got arithmetic {arithmetic!r}, expected one of {_ARITHMETIC}")
+        keep = space_timesteps(len(self), steps)
+        if len(keep) == 1:
+            keep = [len(self) - 1]
+        kind = np.float32 if arithmetic == "released" else np.float64
+        abar = self.abar[keep].numpy().astype(kind)
+        betas = 1 - abar / np.append(kind(1), abar[:-1])
+        return Schedule.from_betas(torch.from_numpy(betas), t=self.t[keep], arithmetic=arithmetic)
+
+    def at(self, values: Tensor, i: int | Tensor, x: Tensor) -> float | Tensor:
+        """values[i] as a number for an int, or as a tensor that broadcasts against `x` from the left."""
+        if isinstance(i, int):
+            return values[i].item()
+        if tuple(i.shape) != tuple(x.shape[: i.ndim]):
+            raise ValueError(f"got steps of shape {tuple(i.shape)}, expected the leading shape of {tuple(x.shape)}")
+        return values[i.cpu()].to(x).reshape(*i.shape, *[1] * (x.ndim - i.ndim))
+
+    def add_noise(self, x0: Tensor, noise: Tensor, i: int | Tensor) -> Tensor:
+        """x_i = sqrt(abar_i) x_0 + sqrt(1 - abar_i) noise (DDPM, equation 4)."""
+        return self.at(self.abar.sqrt(), i, x0) * x0 + self.at((1 - self.abar).sqrt(), i, x0) * noise
+
+    def velocity(self, x0: Tensor, noise: Tensor, i: int | Tensor) -> Tensor:
+        """v_i = sqrt(abar_i) noise - sqrt(1 - abar_i) x_0 (progressive distillation)."""
+        return self.at(self.abar.sqrt(), i, x0) * noise - self.at((1 - self.abar).sqrt(), i, x0) * x0
+
+    def posterior(self, x0: Tensor, x: Tensor, i: int | Tensor) -> tuple[Tensor, float | Tensor, float | Tensor]:
+        """Mean, variance and clipped log-variance of q(x_{i-1} | x_i, x_0) (DDPM, equations 6-7)."""
+        mean = self.at(self.coef1, i, x) * x0 + self.at(self.coef2, i, x) * x
+        return mean, self.at(self.variance, i, x), self.at(self.log_variance, i, x)
+
+    def lvlb_weights(self, kind: str = "eps") -> Tensor:
+        """(S,) float32 weights of the variational bound for a network that predicts eps, x0 or v.
+
+        In float32 from the float32 arrays, as trained; entry 0 is infinite and takes entry 1 (0 for a single step).
+        """
+        if kind == "v":
+            return torch.ones(len(self))
+        beta, variance, abar = self.betas.float(), self.variance.float(), self.abar.float()
+        if kind == "eps":
+            weights = beta**2 / (2 * variance * (1 - self.betas).float() * (1 - abar))
+        elif kind == "x0":
+            weights = 0.5 * abar.sqrt() / (2 - abar)
+        else:
+            raise ValueError(f"got prediction {kind!r}, expected eps, x0 or v")
+        weights[0] = weights[1] if len(self) > 1 else 0.0
+        return weights
+
+    def buffers(self) -> dict[str, Tensor]:
+        """The twelve float32 arrays a released checkpoint stores, under their names there."""
+        abar = self.abar.float() if self.arithmetic == "released" else self.abar
+        arrays = {
+            "betas": self.betas,
+            "alphas_cumprod": abar,
+            "alphas_cumprod_prev": self.abar_prev,
+            "sqrt_alphas_cumprod": abar.sqrt(),
+            "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
+            "log_one_minus_alphas_cumprod": (1 - abar).log(),
+            "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
+            "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
+            "posterior_variance": self.variance,
+            "posterior_log_variance_clipped": self.log_variance,
+            "posterior_mean_coef1": self.coef1,
+            "posterior_mean_coef2": self.coef2,
+        }
+        return {name: array.float() for name, array in arrays.items()}

@@ -1,0 +1,127 @@
+"""From weight files and YAML to a method that restores frames."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ldm import checkpoint, config
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "assets" / "tiny"
+RELEASED_CONFIG = ROOT / "configs" / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml"
+PRESETS = ROOT / "configs" / "presets"
+CARD = "model.yaml"  # beside weights: the configuration they were trained with
+FLOW_FILES = {"raft": "raft-things", "spynet": "spynet_sintel_final-3d2a1287"}
+STAGES = {"stage_one": "mgldvsr_unet", "stage_two": "video_vae_cfw"}
+EXPECTED = f"a folder with {' and '.join(STAGES.values())}, or these files"
+
+
+def load_method(
+    *weights: str | Path,
+    configs: Iterable[str | Path] = (),
+    preset: str | None = None,
+    flow: str | None = None,
+    overrides: Iterable[str] = (),
+    device: str = "cpu",
+) -> nn.Module:
+    """A method with its weights, ready to `restore`; the embedded model where no weights are named.
+
+    Args:
+        weights: a folder, or weight files in any order (see `find_weights`).
+        configs: YAML files, by default the card beside the weights, else the released configuration.
+        preset: a file of configs/presets by name, merged last.
+        flow: dis, raft or spynet in place of the configuration's estimator.
+        overrides: `key.sub=value` words.
+
+    Raises FileNotFoundError, CheckpointError, ConfigError or ValueError, each with one line that says what to do.
+    """
+    files = find_weights(*weights or (EMBEDDED,))
+    settings = read_settings(files, configs=configs, preset=preset, flow=flow, overrides=overrides)
+    return build_method(settings, files, device=device)
+
+
+def find_weights(*words: str | Path) -> dict[str, Path]:
+    """`{stage_one, stage_two[, card, folder, raft, spynet]: path}` from one folder, or from files by what they hold.
+
+    Raises FileNotFoundError or CheckpointError naming what is missing.
+    """
+    paths = [Path(word) for word in words]
+    if len(paths) == 1 and not paths[0].is_file():
+        folder = paths[0]
+        files = {slot: checkpoint.find(folder, name) for slot, name in STAGES.items()} | {"folder": folder}
+        return files | ({"card": folder / CARD} if (folder / CARD).is_file() else {})
+    kinds, files = STAGES | FLOW_FILES, {}
+    for path in paths:
+        looks_like = checkpoint.recognise(checkpoint.read(path))
+        slot = next((slot for slot, name in kinds.items() if looks_like.startswith(name)), None)
+        if slot is None or slot in files:
+            raise checkpoint.CheckpointError(f"{path}: looks like {looks_like or 'nothing known'}, expected {EXPECTED}")
+        files[slot] = path
+    if missing := [name for slot, name in STAGES.items() if slot not in files]:
+        raise checkpoint.CheckpointError(f"got {', '.join(map(str, paths))} without {missing[0]}, expected {EXPECTED}")
+    return files
+
+
+def read_settings(
+    files: Mapping[str, Path],
+    *,
+    configs: Iterable[str | Path] = (),
+    preset: str | None = None,
+    flow: str | None = None,
+    overrides: Iterable[str] = (),
+):
+    """The configuration to restore with; arguments as for `load_method`."""
+    paths = [*configs] or [files.get("card", RELEASED_CONFIG)]
+    settings = config.load(*paths)
+    for key in ("networks", "method", "flows", "flow"):
+        if key not in settings:
+            raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
+    if preset is not None:
+        settings = config.merge(settings, _preset(preset))
+    if flow is not None and flow not in settings.flows:
+        raise ValueError(f"got flow {flow!r}, expected one of {', '.join(settings.flows)}")
+    return config.override(settings, ([f"flow={flow}"] if flow else []) + list(overrides))
+
+
+def _preset(name: str) -> Path:
+    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+    if name not in known:
+        raise ValueError(f"got preset {name!r}, expected one of {', '.join(known)}")
+    return PRESETS / f"{name}.yaml"
+
+
+def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") -> nn.Module:
+    """The method of `settings` with the weights of `files`. Raises CheckpointError or ConfigError."""
+    one = checkpoint.read(files["stage_one"])
+    flow_state = _flow_weights(settings, files, one)
+    filled = {*checkpoint.slots_held(one, checkpoint.STAGE_ONE), "sequence_decoder"}
+    networks = {}
+    for name, node in settings.networks.items():
+        # all its weights come from a file: the meta device spares their initialisation
+        with torch.device("meta" if name in filled and name != "flow" else "cpu"):
+            networks[name] = config.instantiate(node)
+    slots = {name: net for name, net in networks.items() if name in checkpoint.STAGE_ONE.slots and net.state_dict()}
+    if flow_state is not None:
+        constant = tuple(getattr(networks["flow"], "constant_buffers", ()))
+        checkpoint.load(slots.pop("flow"), flow_state, tolerated_missing=constant)
+    absent = [slot for slot in ("flow", "text") if slot not in slots]
+    checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
+    two = {"sequence_autoencoder": networks["sequence_decoder"]}
+    checkpoint.load_slots(two, checkpoint.read(files["stage_two"]), checkpoint.STAGE_TWO)
+    return config.instantiate(settings.method, networks=networks).to(device)
+
+
+def _flow_weights(settings, files: Mapping[str, Path], stage_one: Mapping) -> dict | None:
+    """The flow estimator's own weight file, None where it needs none or the stage-1 file holds them."""
+    name = FLOW_FILES.get(settings.flow)
+    if name is None:
+        return None
+    if settings.flow in files:
+        return checkpoint.read(files[settings.flow])
+    if settings.flow == "raft" and "flow" in checkpoint.slots_held(stage_one, checkpoint.STAGE_ONE):
+        return None
+    if "folder" not in files:
+        raise checkpoint.CheckpointError(f"flow {settings.flow} needs {name}.pth; name it too, or choose flow dis")
+    return checkpoint.read(checkpoint.find(files["folder"], name))

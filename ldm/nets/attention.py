@@ -1,0 +1,182 @@
+"""Attention over pixels, over a text and over time; every product goes through torch's scaled_dot_product_attention.
+
+Its kernels keep the softmax in float32 also for half-precision inputs.
+"""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ldm.nets.layers import LayerNorm, group_norm, zero_init
+from ldm.nets.temporal import blend, blend_parameter, check_clips
+
+
+def split_heads(width: int, *, num_heads: int, num_head_channels: int) -> dict[str, int]:
+    """Heads of an attention over `width` channels: {"heads", "dim_head"}, from their size or, where -1, their number.
+
+    Raises:
+        ValueError: neither is given, or the heads do not divide the channels.
+    """
+    given, name = (num_heads, "num_heads") if num_head_channels == -1 else (num_head_channels, "num_head_channels")
+    if given < 1 or width % given:
+        raise ValueError(f"got {name}={given} for {width} channels, expected a divisor")
+    other = width // given
+    return {"heads": given, "dim_head": other} if num_head_channels == -1 else {"heads": other, "dim_head": given}
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of tokens to a context, or to themselves where none is given; scale 1/sqrt(dim_head).
+
+    Args:
+        channels: of the tokens, in and out.
+        heads, dim_head: the inner width is heads * dim_head.
+        context_dim: channels of the context (default: those of the tokens).
+    """
+
+    def __init__(self, channels: int, *, heads: int, dim_head: int, context_dim: int | None = None):
+        super().__init__()
+        inner = heads * dim_head
+        self.heads = heads
+        self.to_q = nn.Linear(channels, inner, bias=False)
+        self.to_k = nn.Linear(context_dim or channels, inner, bias=False)
+        self.to_v = nn.Linear(context_dim or channels, inner, bias=False)
+        self.to_out = nn.Sequential(nn.Linear(inner, channels))
+
+    def _split(self, tokens: Tensor) -> Tensor:
+        return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (n, heads, tokens, dim_head)
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+        """x (n, tokens, channels), context (1 | r | n, keys, context_dim) with r dividing n -> (n, tokens, channels).
+
+        Row k of a context of r rows serves the rows k*n/r .. (k+1)*n/r-1 of x; it is projected once.
+        """
+        source = x if context is None else context
+        repeats = x.shape[0] // source.shape[0]
+        q, k, v = self._split(self.to_q(x)), self._split(self.to_k(source)), self._split(self.to_v(source))
+        if source.shape[0] == 1:
+            k, v = k.expand(repeats, -1, -1, -1), v.expand(repeats, -1, -1, -1)
+        elif repeats > 1:
+            k, v = k.repeat_interleave(repeats, dim=0), v.repeat_interleave(repeats, dim=0)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.to_out(out.transpose(1, 2).flatten(2))
+
+
+class GEGLU(nn.Module):
+    """Gated linear unit: Linear to 2*out_channels, split in value | gate, value * gelu(gate) with the exact gelu."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__()
+        self.proj = nn.Linear(channels, 2 * out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        value, gate = self.proj(x).chunk(2, dim=-1)
+        return value * F.gelu(gate)
+
+
+class FeedForward(nn.Module):
+    """GEGLU to `mult` times the channels, then Linear back: (n, tokens, channels) -> the same shape."""
+
+    def __init__(self, channels: int, *, mult: int = 4):
+        super().__init__()
+        # the identity holds the place of dropout in the released numbering
+        self.net = nn.Sequential(GEGLU(channels, mult * channels), nn.Identity(), nn.Linear(mult * channels, channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+class TransformerBlock(nn.Module):
+    """Self-attention, attention to the context and feed-forward, each after a LayerNorm (1e-5) and with a residual."""
+
+    def __init__(self, channels: int, *, heads: int, dim_head: int, context_dim: int):
+        super().__init__()
+        self.attn1 = CrossAttention(channels, heads=heads, dim_head=dim_head)
+        self.ff = FeedForward(channels)
+        self.attn2 = CrossAttention(channels, heads=heads, dim_head=dim_head, context_dim=context_dim)
+        self.norm1 = LayerNorm(channels)
+        self.norm2 = LayerNorm(channels)
+        self.norm3 = LayerNorm(channels)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class SpatialTransformer(nn.Module):
+    """Transformer over the pixels of each frame with a text as context; starts as the identity (proj_out is zero).
+
+    Args:
+        channels: in and out.
+        heads, dim_head: of the attention.
+        context_dim: channels of the text tokens.
+        depth: number of transformer blocks.
+    """
+
+    def __init__(self, channels: int, *, heads: int, dim_head: int, context_dim: int, depth: int = 1):
+        super().__init__()
+        inner = heads * dim_head
+        self.norm = group_norm(channels, eps=1e-6)  # the only 1e-6 of the denoiser
+        self.proj_in = nn.Linear(channels, inner)
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(inner, heads=heads, dim_head=dim_head, context_dim=context_dim) for _ in range(depth)
+        )
+        self.proj_out = zero_init(nn.Linear(inner, channels))
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """x (n, c, h, w), context (1 | r | n, tokens, context_dim) as in `CrossAttention` -> (n, c, h, w)."""
+        tokens = self.proj_in(self.norm(x).flatten(2).transpose(1, 2))  # (n, h*w, inner)
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens).transpose(1, 2).unflatten(2, x.shape[2:])
+
+
+class TemporalAttention(nn.Module):
+    """Self-attention over the frames at each pixel, blended with its input: `a*attn(LN(x)) + (1-a)*x`.
+
+    No positional code and no inner residual, as released.
+
+    Args:
+        channels: in and out.
+        heads, dim_head: of the attention.
+        temporal_alpha: start of the learned blend `a`, which the released code leaves uninitialised; for the
+            default 0.1 see `ldm.nets.temporal.TemporalConv`.
+    """
+
+    def __init__(self, channels: int, *, heads: int, dim_head: int, temporal_alpha: float = 0.1):
+        super().__init__()
+        self.temporal_alpha = blend_parameter(temporal_alpha)
+        self.temporal_attn = CrossAttention(channels, heads=heads, dim_head=dim_head)
+        self.norm = LayerNorm(channels)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """x (b*t, c, h, w), clip after clip, with t = num_frames -> the same shape; ValueError for broken clips."""
+        check_clips(x, num_frames=num_frames)
+        h, w = x.shape[2:]
+        tokens = x.unflatten(0, (-1, num_frames)).permute(0, 3, 4, 1, 2).flatten(0, 2)  # (b*h*w, t, c)
+        y = self.temporal_attn(self.norm(tokens))
+        y = y.unflatten(0, (-1, h, w)).permute(0, 3, 4, 1, 2).flatten(0, 1)  # (b*t, c, h, w)
+        return blend(x, y, self.temporal_alpha)
+
+
+class AttentionBlock(nn.Module):
+    """Self-attention over the pixels as the condition encoder has it; scale 1/sqrt(channels/heads), residual.
+
+    `qkv` and `proj_out` are stored as Conv1d of kernel 1; the channels of `qkv` run head -> q, k, v. Starts as the
+    identity (proj_out is zero).
+    """
+
+    def __init__(self, channels: int, *, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.norm = group_norm(channels)
+        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.proj_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> (n, c, h, w)."""
+        tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, h*w, c)
+        qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each (n, heads, h*w, c/heads)
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        out = F.linear(out, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        return x + out.transpose(1, 2).unflatten(2, x.shape[2:])

@@ -1,0 +1,217 @@
+"""Building blocks of the denoiser and of the condition encoder: norms, time embedding, residual blocks, SPADE."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+HALF = (torch.float16, torch.bfloat16)
+
+
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm computed in float32 when the input is half precision; the result has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # not F.group_norm, which refuses a group of one value: maps of one pixel are allowed here
+        if x.dtype not in HALF:
+            return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+        weight, bias = self.weight.float(), self.bias.float()
+        return torch.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+class LayerNorm(nn.LayerNorm):
+    """LayerNorm computed in float32 when the input is half precision; the result has the input's dtype."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype not in HALF:
+            return super().forward(x)
+        weight, bias = self.weight.float(), self.bias.float()
+        return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def group_norm(channels: int, *, groups: int = 32, eps: float = 1e-5) -> GroupNorm:
+    """Affine GroupNorm as the denoiser and the condition encoder use it: 32 groups, eps 1e-5.
+
+    Raises:
+        ValueError: `channels` is not a multiple of `groups`.
+    """
+    if channels % groups:
+        raise ValueError(f"got {channels} channels, expected a multiple of {groups}; change the width")
+    return GroupNorm(groups, channels, eps=eps)
+
+
+def timestep_embedding(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
+    """Sinusoidal embedding [cos(t*f) | sin(t*f)] with f_k = max_period**(-k/half), half = dim // 2.
+
+    Args:
+        t: time steps (n,), any number type.
+        dim: channels; an odd number gets one zero column at the end.
+
+    Returns:
+        (n, dim), always float32, since half precision cannot hold the phase of t = 999.
+    """
+    half = dim // 2
+    k = torch.arange(half, dtype=torch.float32, device=t.device)
+    phase = t.float()[:, None] * torch.exp(-math.log(max_period) * k / half)
+    return F.pad(torch.cat([phase.cos(), phase.sin()], dim=1), (0, dim % 2))
+
+
+class TimeEmbedding(nn.Sequential):
+    """Sinusoid of the time step, Linear, SiLU, Linear: time steps (n,) -> (n, out_channels), in the weights' dtype."""
+
+    def __init__(self, channels: int, out_channels: int):
+        super().__init__(nn.Linear(channels, out_channels), nn.SiLU(), nn.Linear(out_channels, out_channels))
+
+    def forward(self, t: Tensor) -> Tensor:
+        first = self[0]
+        return super().forward(timestep_embedding(t, first.in_features).to(first.weight.dtype))
+
+
+def per_frame(rows: Tensor, frames: int, *, num_frames: int, name: str) -> Tensor:
+    """Give every frame its row: 1 row (for all), one row per clip or one per frame.
+
+    Args:
+        rows: (1 | b | b*t, ...).
+        frames: b*t.
+        num_frames: t.
+        name: of the argument, for the error.
+
+    Returns:
+        `rows` itself where it has 1 or b*t rows (1 broadcasts), otherwise (b*t, ...) with row k for the frames
+        k*t .. k*t+t-1.
+
+    Raises:
+        ValueError: any other number of rows.
+    """
+    clips, given = frames // num_frames, rows.shape[0]
+    if given in (1, frames):
+        return rows
+    if given == clips:
+        return rows.repeat_interleave(num_frames, dim=0)
+    raise ValueError(f"got {given} rows of {name}, expected 1, {clips} (one per clip) or {frames} (one per frame)")
+
+
+def zero_init(layer: nn.Module) -> nn.Module:
+    """Set every parameter of `layer` to zero and return it: a residual branch that starts as nothing."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)
+    return layer
+
+
+class SPADE(nn.Module):
+    """Spatially adaptive normalisation: `GN(x) * (1 + gamma(cond)) + beta(cond)` (Park et al. 2019).
+
+    `param_free_norm` is affine in the released model, despite its name; 32 groups, eps 1e-5. `hidden` channels lie
+    between the condition map and gamma and beta.
+    """
+
+    def __init__(self, channels: int, cond_channels: int, *, hidden: int = 128):
+        super().__init__()
+        self.param_free_norm = group_norm(channels)
+        self.mlp_shared = nn.Sequential(nn.Conv2d(cond_channels, hidden, 3, padding=1), nn.ReLU())
+        self.mlp_gamma = nn.Conv2d(hidden, channels, 3, padding=1)
+        self.mlp_beta = nn.Conv2d(hidden, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, cond: Tensor) -> Tensor:
+        """Modulate x (n, c, h, w) by the condition map (n, cond_channels, h, w) -> (n, c, h, w)."""
+        shared = self.mlp_shared(cond)
+        return self.param_free_norm(x) * (1 + self.mlp_gamma(shared)) + self.mlp_beta(shared)
+
+
+class ResBlock(nn.Module):
+    """Residual block with a time embedding and, where `cond_channels` is given, SPADE before the skip is added.
+
+    Args:
+        channels: channels in.
+        emb_channels: width of the time embedding.
+        out_channels: channels out (default: as in); a 1x1 convolution adapts the skip where they differ.
+        cond_channels: channels of the condition map; None for a block without SPADE.
+        out_groups: groups of the second norm.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        emb_channels: int,
+        *,
+        out_channels: int | None = None,
+        cond_channels: int | None = None,
+        out_groups: int = 32,
+    ):
+        super().__init__()
+        width = out_channels or channels
+        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
+        self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
+        if cond_channels:  # created here because optimiser states list parameters in this order
+            self.spade = SPADE(width, cond_channels)
+        self.out_layers = nn.Sequential(
+            group_norm(width, groups=out_groups),
+            nn.SiLU(),
+            nn.Identity(),  # the place of dropout in the released numbering
+            zero_init(nn.Conv2d(width, width, 3, padding=1)),
+        )
+        self.skip_connection = nn.Identity() if width == channels else nn.Conv2d(channels, width, 1)
+
+    def forward(self, x: Tensor, emb: Tensor, cond: Tensor | None = None) -> Tensor:
+        """x (n, c, h, w), emb (1 | n, emb_channels), cond (n, cond_channels, h, w) or None -> (n, c', h, w)."""
+        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        h = self.out_layers(h)
+        if cond is not None:
+            h = self.spade(h, cond)
+        return self.skip_connection(x) + h
+
+
+class Downsample(nn.Module):
+    """Convolution 3x3 of stride 2 and padding 1: (n, c, h, w) -> (n, c, ceil(h/2), ceil(w/2))."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.op = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.op(x)
+
+
+class Upsample(nn.Module):
+    """Nearest neighbour x2, then convolution 3x3: (n, c, h, w) -> (n, c, 2h, 2w)."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+def down_path(
+    stem: nn.Conv2d, block: Callable[..., nn.ModuleList], widths: Sequence[int], *, num_res_blocks: int
+) -> tuple[nn.ModuleList, list[int], list[int]]:
+    """The first half of a U-Net: (blocks, the level of each block, the channels after each block).
+
+    Args:
+        stem: the first block.
+        block: block(width, out, level) makes the layers of one block.
+        widths: channels of each level, finest first; between levels stands a Downsample.
+        num_res_blocks: blocks per level.
+    """
+    blocks, levels, channels = [nn.ModuleList([stem])], [0], [stem.out_channels]
+    for level, width in enumerate(widths):
+        if level > 0:
+            blocks.append(nn.ModuleList([Downsample(channels[-1])]))
+            levels.append(level)
+            channels.append(channels[-1])
+        for _ in range(num_res_blocks):
+            blocks.append(block(channels[-1], width, level))
+            levels.append(level)
+            channels.append(width)
+    return nn.ModuleList(blocks), levels, channels
+
+
+def channels_last(module: nn.Module) -> nn.Module:
+    """`module` with its 2-D convolutions stored channels last: the same numbers, up to seven times faster on CPUs."""
+    for parameter in module.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    return module

@@ -1,0 +1,111 @@
+"""Layers that mix the frames of a clip at each pixel: the temporal convolutions of MGLD-VSR."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def conv_over_time(x: Tensor, conv: nn.Conv3d, *, num_frames: int) -> Tensor:
+    """Apply a Conv3d of kernel (3, 1, 1) along time, with zeros before the first and after the last frame.
+
+    Args:
+        x: frames (b*t, c, h, w), clip after clip.
+        conv: holds the weight (c', c, 3, 1, 1), the bias and the dilation; the padding equals the dilation.
+        num_frames: frames per clip, t >= 1.
+
+    Returns:
+        (b*t, c', h, w).
+
+    Computed as one 1x1 convolution per tap: frames stay where they are in memory (a Conv3d needs every clip
+    transposed to c before t) and nothing is multiplied with the padding.
+    """
+    before, here, after = conv.weight.squeeze(-1).unbind(2)  # each (c', c, 1)
+    step = conv.dilation[0]
+    y = F.conv2d(x, here.unsqueeze(-1), conv.bias)
+    if num_frames <= step:
+        return y
+    clips = x.unflatten(0, (-1, num_frames))  # (b, t, c, h, w)
+    past = F.conv2d(clips[:, :-step].flatten(0, 1), before.unsqueeze(-1))
+    future = F.conv2d(clips[:, step:].flatten(0, 1), after.unsqueeze(-1))
+    out = y.unflatten(0, (-1, num_frames))
+    out[:, step:] += past.unflatten(0, (-1, num_frames - step))
+    out[:, :-step] += future.unflatten(0, (-1, num_frames - step))
+    return out.flatten(0, 1)
+
+
+def blend(x: Tensor, y: Tensor, alpha: Tensor) -> Tensor:
+    """`alpha * y + (1 - alpha) * x` with `alpha` of shape (1,); exact at 0 and 1."""
+    return torch.lerp(x, y.to(x.dtype), alpha.to(x.dtype))
+
+
+def blend_parameter(start: float) -> nn.Parameter:
+    """The learned scalar of a temporal layer, shape (1,)."""
+    return nn.Parameter(torch.full((1,), float(start)))
+
+
+def _temporal_kernel(channels: int, *, dilation: int = 1) -> nn.Conv3d:
+    return nn.Conv3d(channels, channels, (3, 1, 1), padding=(dilation, 0, 0), dilation=(dilation, 1, 1))
+
+
+class TemporalConv(nn.Module):
+    """Convolution over three neighbouring frames, blended with its input: `a*conv(x) + (1-a)*x`.
+
+    Args:
+        channels: channels in and out.
+        temporal_alpha: start of the learned blend `a` (no sigmoid). The default 0.1 keeps an image model nearly
+            as it was, while the convolution, whose gradient is proportional to `a`, learns from the first step;
+            0 would stop that gradient. The released code leaves `a` uninitialised.
+
+    Origin: `SpatialTemporalConv` of the released MGLD-VSR; the state-dict names are the same.
+    """
+
+    def __init__(self, channels: int, *, temporal_alpha: float = 0.1):
+        super().__init__()
+        self.temporal_alpha = blend_parameter(temporal_alpha)
+        self.temporal_conv = _temporal_kernel(channels)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """Mix the frames of each clip.
+
+        Args:
+            x: (b*t, c, h, w), clip after clip.
+            num_frames: t, any number from 1 that divides the rows of `x`.
+
+        Returns:
+            (b*t, c, h, w).
+
+        Raises:
+            ValueError: the rows of `x` are not a whole number of clips.
+        """
+        check_clips(x, num_frames=num_frames)
+        return blend(x, conv_over_time(x, self.temporal_conv, num_frames=num_frames), self.temporal_alpha)
+
+
+class DilatedTemporalConv(nn.Module):
+    """Two convolutions over time, dilation 1 and 2, blended with the input: `s*(y1+y2) + (1-s)*x`, `s = sigmoid(a)`.
+
+    Args:
+        channels: channels in and out.
+        temporal_alpha: start of `a`, before the sigmoid; the default -2.2 is a blend of 0.1 (see `TemporalConv`).
+
+    Origin: `MultiDimTemporalConv` of the released MGLD-VSR (version 2 of its video decoder); same state-dict names.
+    """
+
+    def __init__(self, channels: int, *, temporal_alpha: float = -2.2):
+        super().__init__()
+        self.temporal_alpha = blend_parameter(temporal_alpha)
+        self.temporal_conv1 = _temporal_kernel(channels)
+        self.temporal_conv2 = _temporal_kernel(channels, dilation=2)
+
+    def forward(self, x: Tensor, num_frames: int) -> Tensor:
+        """Mix the frames of each clip: (b*t, c, h, w) -> the same shape; ValueError as in `TemporalConv`."""
+        check_clips(x, num_frames=num_frames)
+        y = conv_over_time(x, self.temporal_conv1, num_frames=num_frames)
+        y = y + conv_over_time(x, self.temporal_conv2, num_frames=num_frames)
+        return blend(x, y, torch.sigmoid(self.temporal_alpha))
+
+
+def check_clips(x: Tensor, *, num_frames: int) -> None:
+    """Raise ValueError unless the rows of `x` (b*t, ...) are a whole number of clips of `num_frames` frames."""
+    if num_frames < 1 or x.shape[0] % num_frames:
+        raise ValueError(f"got {x.shape[0]} frames, expected clips of num_frames={num_frames}; pass whole clips")

@@ -1,0 +1,137 @@
+"""The text tower of OpenCLIP ViT-H-14 (Ilharco et al. 2021; weights laion2b_s32b_b79k)."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ldm.nets.layers import LayerNorm
+
+
+class CausalSelfAttention(nn.Module):
+    """Self-attention where a token sees itself and earlier ones; parameters named as in `nn.MultiheadAttention`."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
+        self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
+        self.out_proj = nn.Linear(width, width)
+        nn.init.xavier_uniform_(self.in_proj_weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, tokens, width) -> (n, tokens, width)."""
+        qkv = F.linear(x, self.in_proj_weight, self.in_proj_bias)
+        q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (n, heads, tokens, d)
+        h = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.out_proj(h.transpose(1, 2).flatten(2))
+
+
+class TextMLP(nn.Module):
+    """Linear to four times the width, exact GELU, Linear back."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c_proj(F.gelu(self.c_fc(x)))
+
+
+class TextBlock(nn.Module):
+    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.ln_1 = LayerNorm(width)
+        self.attn = CausalSelfAttention(width, heads)
+        self.ln_2 = LayerNorm(width)
+        self.mlp = TextMLP(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.ln_1(x))
+        return x + self.mlp(self.ln_2(x))
+
+
+class TextTransformer(nn.Module):
+    """The stack of blocks, `resblocks`; all but the last `skip_last` are run."""
+
+    def __init__(self, width: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.resblocks = nn.ModuleList(TextBlock(width, heads) for _ in range(layers))
+
+    def forward(self, x: Tensor, *, skip_last: int) -> Tensor:
+        for block in self.resblocks[: len(self.resblocks) - skip_last]:
+            x = block(x)
+        return x
+
+
+class OpenCLIPText(nn.Module):
+    """Token ids -> text embedding of the last but one layer ("penultimate", as Stable Diffusion 2 uses it).
+
+    The last block, `text_projection` and `logit_scale` hold weights of the released files but are not run.
+
+    Args:
+        width, layers, heads, vocab_size, context_length: of ViT-H-14 by default.
+        embed_dim: columns of the unused `text_projection`; the width by default.
+    Raises:
+        ValueError: where the heads do not divide the width.
+    """
+
+    def __init__(
+        self,
+        *,
+        width: int = 1024,
+        layers: int = 24,
+        heads: int = 16,
+        vocab_size: int = 49408,
+        context_length: int = 77,
+        embed_dim: int | None = None,
+    ) -> None:
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"got width={width} and heads={heads}, expected heads that divide the width")
+        self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, width))
+        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim or width))
+        self.logit_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))
+        self.transformer = TextTransformer(width, layers, heads)
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.ln_final = LayerNorm(width)
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+
+    def empty_prompt(self) -> Tensor:
+        """Token ids (1, context_length) of '': start, end, then zeros.
+
+        Start and end are the last two of the vocabulary: 49406, 49407 in the released one.
+        """
+        vocab_size, length = self.token_embedding.num_embeddings, self.positional_embedding.shape[0]
+        tokens = torch.zeros(1, length, dtype=torch.int64, device=self.token_embedding.weight.device)
+        tokens[0, 0], tokens[0, 1] = vocab_size - 2, vocab_size - 1
+        return tokens
+
+    def forward(self, tokens: Tensor | None = None) -> Tensor:
+        """Token ids (n, context_length), by default the empty prompt -> embedding (n, context_length, width).
+
+        Raises:
+            ValueError: for any other number of tokens.
+        """
+        tokens = self.empty_prompt() if tokens is None else tokens
+        length = self.positional_embedding.shape[0]
+        if tokens.ndim != 2 or tokens.shape[1] != length:
+            raise ValueError(f"got tokens of shape {tuple(tokens.shape)}, expected (n, {length}); pad with zeros")
+        x = self.token_embedding(tokens) + self.positional_embedding
+        return self.ln_final(self.transformer(x, skip_last=1))
+
+
+class FixedContext(nn.Module):
+    """A constant context of zeros (1, tokens, width) in place of a text tower: for models trained without text."""
+
+    def __init__(self, *, tokens: int = 1, width: int) -> None:
+        super().__init__()
+        self.shape = (1, tokens, width)
+
+    def forward(self) -> Tensor:
+        """(1, tokens, width), all zeros, on the CPU."""
+        return torch.zeros(self.shape)

@@ -1,0 +1,60 @@
+"""Colour correction: the colours of the low-quality picture for a restored one. Always computed in float32."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_VARIANCE_FLOOR = 1e-5
+
+
+def _check_images(content: Tensor, style: Tensor) -> None:
+    """Raise ValueError unless both are (n, c, h, w) with the same n and c."""
+    if content.ndim != 4 or style.ndim != 4 or content.shape[:2] != style.shape[:2]:
+        shapes = f"{tuple(content.shape)} and {tuple(style.shape)}"
+        raise ValueError(f"got images {shapes}, expected (n, c, h, w) with the same n and c")
+
+
+def _channel_moments(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of each channel, (n, c, 1, 1); the unbiased variance plus 1e-5."""
+    variance, mean = torch.var_mean(image, dim=(2, 3), keepdim=True, correction=1)
+    return mean, (variance + _VARIANCE_FLOOR).sqrt()
+
+
+def adain_color_fix(content: Tensor, style: Tensor) -> Tensor:
+    """`content` (n, c, h, w) with the mean and deviation of each channel of `style`, frame by frame (AdaIN).
+
+    Any range of values; the two may differ in h and w. Raises ValueError for other shapes.
+    """
+    _check_images(content, style)
+    mean, deviation = _channel_moments(content.float())
+    wanted_mean, wanted_deviation = _channel_moments(style.float())
+    return ((content.float() - mean) / deviation * wanted_deviation + wanted_mean).to(content.dtype)
+
+
+def wavelet_blur(image: Tensor, radius: int) -> Tensor:
+    """(n, c, h, w) blurred by [1 2 1] x [1 2 1] / 16 with its taps `radius` pixels apart, edges repeated."""
+    padded = F.pad(image.float(), (radius,) * 4, mode="replicate")
+    h, w = image.shape[-2:]
+    # sums of shifted views rather than a convolution, which would drop to half precision under autocast
+    rows = 0.25 * (padded[..., :h, :] + padded[..., 2 * radius :, :]) + 0.5 * padded[..., radius : radius + h, :]
+    return 0.25 * (rows[..., :w] + rows[..., 2 * radius :]) + 0.5 * rows[..., radius : radius + w]
+
+
+def wavelet_decompose(image: Tensor, levels: int = 5) -> tuple[Tensor, Tensor]:
+    """(high, low) float32 bands of (n, c, h, w), which sum to the image; `levels` blurs of radius 1, 2, 4 ..."""
+    low = image.float()
+    high = torch.zeros_like(low)
+    for level in range(levels):
+        blurred = wavelet_blur(low, 2**level)
+        high = high + (low - blurred)
+        low = blurred
+    return high, low
+
+
+def wavelet_color_fix(content: Tensor, style: Tensor) -> Tensor:
+    """The detail of `content` on the low band of `style`, both (n, c, h, w) of one size. ValueError for others."""
+    _check_images(content, style)
+    if content.shape != style.shape:
+        shapes = f"{tuple(content.shape)} and {tuple(style.shape)}"
+        raise ValueError(f"got images {shapes}, expected one size; resize the style")
+    return (wavelet_decompose(content)[0] + wavelet_decompose(style)[1]).to(content.dtype)

@@ -1,0 +1,173 @@
+"""Optical flow as a tensor: warping, resizing, occlusion, and the motion of a clip.
+
+A flow (n, 2, h, w) holds displacements (x, y) in pixels of its own grid: at a pixel of the first image, where that
+pixel lies in the second. Flows are named by what they do, `to_next` and `to_prev`, because "forward" and "backward"
+mean opposite things in the reference codes.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_VALID = 0.9999  # a warp of ones below this has taken some of its value from outside the image
+
+
+def _check_flow(flow: Tensor, name: str = "flow") -> None:
+    if flow.ndim != 4 or flow.shape[1] != 2:
+        raise ValueError(f"got {name} of shape {tuple(flow.shape)}, expected (n, 2, h, w); put x and y in dimension 1")
+
+
+def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:
+    """The positions (x, y) of all pixels, (1, 2, h, w), on the device and in the dtype of `like`."""
+    y, x = torch.meshgrid(
+        torch.arange(h, device=like.device, dtype=like.dtype),
+        torch.arange(w, device=like.device, dtype=like.dtype),
+        indexing="ij",
+    )
+    return torch.stack((x, y))[None]
+
+
+def flow_warp(x: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+    """Fetch for every pixel the value that lies where its flow points: out(p) = x(p + flow(p)).
+
+    x (n, c, h, w) and flow (n, 2, h, w) in pixels -> (n, c, h, w) in the dtype of x; sampled in float32 or better.
+    `mode` "bilinear", "nearest" or "bicubic", `padding` "zeros", "border" or "reflection", as in grid_sample.
+    align_corners is True (SPEC 2.5). Raises ValueError where the shapes do not belong together.
+    """
+    _check_flow(flow)
+    if x.ndim != 4 or x.shape[0] != flow.shape[0] or x.shape[-2:] != flow.shape[-2:]:
+        raise ValueError(f"got image {tuple(x.shape)} and flow {tuple(flow.shape)}, expected one n, h and w; resize")
+    h, w = flow.shape[-2:]
+    dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
+    flow = flow.to(dtype)
+    there = pixel_grid(h, w, flow) + flow
+    span = there.new_tensor([max(w - 1, 1), max(h - 1, 1)]).view(1, 2, 1, 1)
+    grid = (2 * there / span - 1).movedim(1, -1)
+    return F.grid_sample(x.to(dtype), grid, mode=mode, padding_mode=padding, align_corners=True).to(x.dtype)
+
+
+def warp_validity(flow: Tensor) -> Tensor:
+    """1 where `flow_warp` stays inside the image, 0 elsewhere: flow (n, 2, h, w) -> (n, 1, h, w), binary.
+
+    The released mask: a warp of ones that is at least 0.9999.
+    """
+    return (flow_warp(torch.ones_like(flow[:, :1]), flow) >= _VALID).to(flow.dtype)
+
+
+def resize_flow(flow: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """A flow (n, 2, h, w) on another grid (released form 'shape'): resized bilinearly (align_corners False), and its
+    components scaled by the ratio of the sides, so that they count pixels of the new grid. Raises ValueError for an
+    empty size.
+    """
+    _check_flow(flow)
+    h, w = flow.shape[-2:]
+    if min(size) < 1:
+        raise ValueError(f"got flow size {tuple(size)}, expected at least one pixel a side; flow is {h}x{w}")
+    if tuple(size) == (h, w):
+        return flow
+    ratio = flow.new_tensor([size[1] / w, size[0] / h]).view(1, 2, 1, 1)
+    if not flow.numel():  # interpolate refuses an empty batch on some devices
+        return flow.new_zeros(*flow.shape[:2], *size)
+    return F.interpolate(flow * ratio, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+def resize_flow_by(flow: Tensor, *, ratio: tuple[float, float]) -> Tensor:
+    """A flow (n, 2, h, w) on a grid smaller or larger by `ratio` (y, x); sides truncated (released form 'ratio')."""
+    _check_flow(flow)
+    return resize_flow(flow, size=(int(flow.shape[-2] * ratio[0]), int(flow.shape[-1] * ratio[1])))
+
+
+def forward_backward_occlusion(
+    flow_a: Tensor, flow_b: Tensor, *, alpha: float = 0.01, beta: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """Pixels without a match: where going with one flow and coming back with the other misses the start.
+
+    flow_a (image 1 -> 2) and flow_b (2 -> 1), both (n, 2, h, w), -> (occluded_a, occluded_b), (n, 1, h, w) with 1 where
+    |a + b warped by a| > alpha (|a| + |b|) + beta, in pixels; one threshold for both, and no flow outside the image
+    (SPEC 2.5, the released consistency check). Computed in float32.
+    """
+    _check_flow(flow_a, "flow_a")
+    flow_a, flow_b = flow_a.float(), flow_b.float()
+    limit = alpha * (flow_a.norm(dim=1, keepdim=True) + flow_b.norm(dim=1, keepdim=True)) + beta
+    miss_a = (flow_a + flow_warp(flow_b, flow_a)).norm(dim=1, keepdim=True)
+    miss_b = (flow_b + flow_warp(flow_a, flow_b)).norm(dim=1, keepdim=True)
+    return (miss_a > limit).float(), (miss_b > limit).float()
+
+
+class Motion(NamedTuple):
+    """How the pixels of a clip move between neighbouring frames; pair i is frames i and i+1.
+
+    to_next (B, T-1, 2, h, w): at frame i, the displacement to where that pixel lies in frame i+1 (SPEC's F_i).
+    to_prev (B, T-1, 2, h, w): at frame i+1, the displacement to where that pixel lies in frame i (SPEC's B_i).
+    occluded_next (B, T-1, 1, h, w): 1 at pixels of frame i without a match in frame i+1 (O_i).
+    occluded_prev (B, T-1, 1, h, w): 1 at pixels of frame i+1 without a match in frame i (P_i).
+    """
+
+    to_next: Tensor
+    to_prev: Tensor
+    occluded_next: Tensor
+    occluded_prev: Tensor
+
+    def crop(self, top: int, left: int, h: int, w: int) -> "Motion":
+        """The motion inside a window of the grid; flows may point out of it. ValueError where it leaves the grid."""
+        height, width = self.to_next.shape[-2:]
+        if min(top, left) < 0 or min(h, w) < 1 or top + h > height or left + w > width:
+            raise ValueError(f"got a {h}x{w} window at ({top}, {left}), expected it inside the {height}x{width} motion")
+        return Motion(*(x[..., top : top + h, left : left + w] for x in self))
+
+    def frames(self, start: int, stop: int) -> "Motion":
+        """The motion of frames start..stop-1, that is of the pairs between them (none for a single frame)."""
+        count = self.to_next.shape[1] + 1
+        if not 0 <= start < stop <= count:
+            raise ValueError(f"got frames {start} to {stop}, expected 0 <= start < stop <= {count}")
+        return Motion(*(x[:, start : stop - 1] for x in self))
+
+    def resized(self, size: tuple[int, int], *, alpha: float = 0.01, beta: float = 0.5) -> "Motion":
+        """The motion on a grid of `size` (h, w): flows resized and scaled, occlusion found anew on them."""
+        clip = self.to_next.shape[:2]
+        flows = [resize_flow(x.flatten(0, 1), size=size) for x in (self.to_next, self.to_prev)]
+        masks = forward_backward_occlusion(*flows, alpha=alpha, beta=beta)
+        return Motion(*(x.unflatten(0, clip) for x in (*flows, *masks)))
+
+
+def estimate_motion(
+    flow_net: Callable[[Tensor, Tensor], Tensor],
+    frames: Tensor,
+    *,
+    size: tuple[int, int],
+    alpha: float = 0.01,
+    beta: float = 0.5,
+    batch: int = 4,
+) -> Motion:
+    """The motion of clips: each pair of neighbouring frames once in each direction, then resized (SPEC 4.4).
+
+    frames (B, T, 3, H, W) in [0, 1]. `flow_net(img1, img2)` (n, 3, H, W) -> (n, 2, H, W) is called at the frames' own
+    resolution with at most `batch` pairs; flows are resized to `size` (h, w), and occlusion is found on the resized
+    flows. One frame gives an empty motion (B, 0, ...). Gradients follow the caller's mode: wrap in no_grad to sample.
+    Raises ValueError for frames of another form, FloatingPointError where a flow is not finite (naming the pairs).
+    """
+    if frames.ndim != 5 or frames.shape[2] != 3:
+        raise ValueError(f"got frames of shape {tuple(frames.shape)}, expected (B, T, 3, H, W); stack frames in dim 1")
+    if batch < 1 or min(size) < 1:
+        raise ValueError(f"got batch {batch} and size {tuple(size)}, expected at least 1 each")
+    clip = (frames.shape[0], frames.shape[1] - 1)
+    first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
+
+    def flow(x: Tensor, y: Tensor, what: str) -> Tensor:
+        out = flow_net(x, y)
+        if not torch.isfinite(out).all():
+            raise FloatingPointError(f"the flow {what} is not finite; check the frames and the flow network's weights")
+        return resize_flow(out, size=size)
+
+    to_next, to_prev = [], []
+    for i in range(0, len(first), batch):
+        x, y, what = first[i : i + batch], second[i : i + batch], f"of pairs {i} to {min(i + batch, len(first)) - 1}"
+        to_next.append(flow(x, y, f"to the next frame {what}"))
+        to_prev.append(flow(y, x, f"to the previous frame {what}"))
+    none = frames.new_zeros(0, 2, *size, dtype=torch.float32)
+    flows = [torch.cat(x) if x else none for x in (to_next, to_prev)]
+    masks = forward_backward_occlusion(*flows, alpha=alpha, beta=beta)
+    return Motion(*(x.unflatten(0, clip) for x in (*flows, *masks)))

@@ -1,0 +1,215 @@
+"""The one tiler over time, height and width, for the denoiser and the decoder. Nothing else loops over tiles."""
+
+import itertools
+import logging
+from collections.abc import Callable, Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_log = logging.getLogger(__name__)
+
+_Window = Callable[[int, int, int], Tensor]
+
+
+class Tile(NamedTuple):
+    """Where a tile lies: slices of the first tensor's frames, rows and columns."""
+
+    t: slice
+    y: slice
+    x: slice
+
+    def __str__(self) -> str:
+        parts = zip(("frames", "rows", "columns"), self, strict=True)
+        return ", ".join(f"{name} {part.start}..{part.stop - 1}" for name, part in parts)
+
+
+def starts(size: int, tile: int, overlap: int) -> list[int]:
+    """First elements of the tiles that cover [0, size); the last is flush with the end. The released canvas' grid too.
+
+    Raises ValueError unless 0 <= overlap < tile.
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"got overlap {overlap} for a tile of {tile}, expected 0 to {tile - 1}")
+    if tile >= size:
+        return [0]
+    return [*range(0, size - tile, tile - overlap), size - tile]
+
+
+def splitter_starts(size: int, patch: int, stride: int) -> list[int]:
+    """First elements of the released image splitter (ImageSpliterTh): every `stride`, the last ones moved in to fit.
+
+    Unlike `starts` it goes on until a patch starts beyond the end, so that the last two may be almost equal.
+    """
+    if patch >= size:
+        return [0]
+    return sorted({min(first, size - patch) for first in range(0, size, stride)})
+
+
+def _hat(count: int) -> Tensor:
+    """(count,) float64 rising to the middle and falling again, so that overlapping windows of frames cross-fade."""
+    up = torch.arange(1, count + 1, dtype=torch.float64)
+    return torch.minimum(up, up.flip(0))
+
+
+def _bell(count: int, centre: float) -> Tensor:
+    """(count,) float64 Gaussian of deviation count / 10 around `centre`, scaled as the released tile weights are."""
+    distance = (torch.arange(count, dtype=torch.float64) - centre) / count
+    return torch.exp(-(distance**2) / 0.02) / (2 * torch.pi * 0.01) ** 0.5
+
+
+def flat_window(t: int, h: int, w: int) -> Tensor:
+    """(t, h, w) float64 weights: a hat over frames, equal within a frame."""
+    return _hat(t)[:, None, None].expand(t, h, w)
+
+
+def gaussian_window(t: int, h: int, w: int) -> Tensor:
+    """(t, h, w) float64 weights: a hat over frames, a Gaussian within a frame, the same seen from every side."""
+    return _hat(t)[:, None, None] * _bell(h, (h - 1) / 2)[:, None] * _bell(w, (w - 1) / 2)
+
+
+def released_gaussian_window(t: int, h: int, w: int) -> Tensor:
+    """As `gaussian_window`, but centred at h/2 in y as released (bug B21); at most 15.9 for one frame."""
+    return _hat(t)[:, None, None] * _bell(h, h / 2)[:, None] * _bell(w, (w - 1) / 2)
+
+
+def _scaled(tile: Tile, scale: tuple[Fraction, ...]) -> tuple[slice, ...]:
+    """The tile's slices on a grid `scale` times as fine. Raises ValueError where they fall between two elements."""
+    cut = []
+    for part, factor in zip(tile, scale, strict=True):
+        first, last = part.start * factor, part.stop * factor
+        if first.denominator > 1 or last.denominator > 1:
+            raise ValueError(f"got a tile at {tile}, not cuttable in a tensor {factor} as large; align tiles")
+        cut.append(slice(int(first), int(last)))
+    return tuple(cut)
+
+
+def _grid_of(x: Tensor) -> tuple[int, int, int]:
+    """Frames, rows and columns of (B, T, C, H, W)."""
+    return x.shape[1], x.shape[3], x.shape[4]
+
+
+def _cut(x: Tensor, tile: Tile, scale: tuple[Fraction, ...]) -> Tensor:
+    """A view of the tile in (B, T, C, H, W)."""
+    t, rows, columns = _scaled(tile, scale)
+    return x[:, t, :, rows, columns]
+
+
+def _relative_scale(x: Tensor, first: Tensor) -> tuple[Fraction, ...]:
+    """Size of x's grid over that of the first tensor. Raises ValueError where clips or frames differ."""
+    if x.ndim != 5 or x.shape[:2] != first.shape[:2]:
+        shapes = f"{tuple(first.shape)} and {tuple(x.shape)}"
+        raise ValueError(f"got tensors {shapes}, expected (B, T, C, H, W) with the same B and T")
+    return tuple(Fraction(a, b) for a, b in zip(_grid_of(x), _grid_of(first), strict=True))
+
+
+def _overlap_of(a: Tile, b: Tile) -> Tile | None:
+    """The part two tiles have in common."""
+    parts = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True)]
+    return Tile(*parts) if all(p.start < p.stop for p in parts) else None
+
+
+def _share(tile: Tile, tiles: list[Tile], scale: tuple[Fraction, ...], weights: Tensor) -> Tensor:
+    """(t, 1, h, w) float64 part a tile has in the result, at the result's scale; the parts of all tiles sum to 1.
+
+    `weights` is the window all tiles have, at that scale. Found anew for each tile, so that no map of the sum is kept.
+    """
+    total = torch.zeros_like(weights)
+    for other in tiles:
+        common = _overlap_of(tile, other)
+        if common is None:
+            continue
+        inside, there, origins = _scaled(common, scale), _scaled(other, scale), _scaled(tile, scale)
+        into = tuple(slice(c.start - o.start, c.stop - o.start) for c, o in zip(inside, origins, strict=True))
+        out_of = tuple(slice(c.start - o.start, c.stop - o.start) for c, o in zip(inside, there, strict=True))
+        total[into] += weights[out_of]
+    return (weights / total)[:, None]
+
+
+def _assert_tile_finite(out: Tensor, tile: Tile) -> None:
+    """Raise FloatingPointError naming the tile unless all of `out` are numbers."""
+    if not torch.isfinite(out).all():
+        raise FloatingPointError(f"the tile at {tile} is not finite; use float32, or check the input there")
+
+
+def tiled(
+    fn: Callable[..., Tensor],
+    *,
+    tile: tuple[int, int, int],
+    overlap: tuple[int, int, int],
+    window: _Window = gaussian_window,
+    batch: int = 1,
+    starts: Callable[[int, int, int], list[int]] = starts,
+) -> Callable[..., Tensor]:
+    """`fn` on overlapping tiles of (frames, rows, columns), blended by `window`: a function of whole tensors.
+
+    It is called as run(*tensors, **whole). Tensors (B, T, C, H, W) are cut together, in proportion to the first where
+    they are finer or coarser; `whole` passes through. It calls fn(*cut, tiles=[...], **whole) with up to `batch` tiles
+    stacked along dimension 0 (the B rows of the first tile, then of the second ...), expects (n B, t, C', h s, w s)
+    for any scale s, and returns (B, T, C', H s, W s) in the first tensor's dtype. Tiles advance along rows, then
+    columns, then frames. A tile as large as the tensor is fn itself, without blending; larger ones are clipped to it.
+
+    Raises ValueError for shapes that do not fit, FloatingPointError for a tile that is not finite, which it names.
+    """
+    if batch < 1 or min(tile) < 1:
+        raise ValueError(f"got tile {tile} and batch {batch}, expected at least 1 each")
+
+    def grid(size: tuple[int, int, int]) -> list[Tile]:
+        slices = []
+        for length, side, shared in zip(size, tile, overlap, strict=True):
+            side_here = min(side, length)
+            slices.append([slice(k, k + side_here) for k in starts(length, side, shared)])
+        return [Tile(t, y, x) for t, x, y in itertools.product(slices[0], slices[2], slices[1])]
+
+    def run(*tensors: Tensor, **whole) -> Tensor:
+        first = tensors[0]
+        tiles, out = grid(_grid_of(first)), None
+        for group, values in _evaluate(fn, tensors, tiles=tiles, batch=batch, whole=whole):
+            if len(tiles) == 1:
+                return values.to(first.dtype)
+            for place, value in zip(group, values.split(len(first)), strict=True):
+                if out is None:
+                    scale = _value_scale(value, place)
+                    out = _empty_result(value, first, scale)
+                    weights = window(*_grid_of(value)).double()
+                    if not (weights > 0).all():
+                        raise ValueError("got a window with a weight of 0 or less, expected all above 0")
+                _cut(out, place, scale).add_(value * _share(place, tiles, scale, weights).to(out))
+        return out.to(first.dtype)
+
+    return run
+
+
+def _value_scale(value: Tensor, place: Tile) -> tuple[Fraction, ...]:
+    """Size of a tile's result over that of the tile."""
+    return tuple(Fraction(n, part.stop - part.start) for n, part in zip(_grid_of(value), place, strict=True))
+
+
+def _empty_result(value: Tensor, first: Tensor, scale: tuple[Fraction, ...]) -> Tensor:
+    """Zeros (B, T, C', H s, W s) of at least float32 for the tiles to be added into."""
+    frames, h, w = (int(n * s) for n, s in zip(_grid_of(first), scale, strict=True))
+    dtype = torch.promote_types(first.dtype, torch.float32)
+    return torch.zeros(len(first), frames, value.shape[2], h, w, dtype=dtype, device=value.device)
+
+
+def _evaluate(
+    fn: Callable[..., Tensor], tensors: tuple[Tensor, ...], *, tiles: list[Tile], batch: int, whole: dict
+) -> Iterator[tuple[list[Tile], Tensor]]:
+    """fn's finite results for groups of up to `batch` tiles."""
+    scales = [_relative_scale(x, tensors[0]) for x in tensors]
+    for k in range(0, len(tiles), batch):
+        group = tiles[k : k + batch]
+        pieces = [[_cut(x, tile, scale) for tile in group] for x, scale in zip(tensors, scales, strict=True)]
+        try:
+            values = fn(*(torch.cat(p) if len(p) > 1 else p[0] for p in pieces), tiles=group, **whole)
+        except Exception:
+            _log.error("failed in the tile at %s", "; ".join(map(str, group)))
+            raise
+        rows, frames = len(tensors[0]) * len(group), group[0].t.stop - group[0].t.start
+        if values.ndim != 5 or tuple(values.shape[:2]) != (rows, frames):
+            raise ValueError(f"got a result {tuple(values.shape)} for the tile, expected ({rows}, {frames}, C, h, w)")
+        for tile, value in zip(group, values.split(len(tensors[0])), strict=True):
+            _assert_tile_finite(value, tile)
+        yield group, values

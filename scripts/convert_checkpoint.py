@@ -1,0 +1,66 @@
+"""Convert a .ckpt, .pth, .pt or .bin to safetensors: weights only, without running anything the file brings along.
+
+python scripts/convert_checkpoint.py mgldvsr_unet.ckpt [mgldvsr_unet.safetensors] [--half]
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+import torch
+from torch import Tensor
+
+from ldm import __version__, checkpoint
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, help="file to read; optimizer states in it are left out")
+    parser.add_argument("target", type=Path, nargs="?", help="file to write (default: the source's name, .safetensors)")
+    parser.add_argument("--half", action="store_true", help="store float16 (not schedules and running statistics)")
+    parser.add_argument("--force", action="store_true", help="overwrite the target")
+    args = parser.parse_args(words)
+    args.target = args.target or args.source.with_suffix(".safetensors")
+    return args
+
+
+def to_half(name: str, value: Tensor) -> Tensor:
+    """float16, but for what needs more digits or range than that."""
+    exact = name in checkpoint.SCHEDULE_BUFFERS or name.endswith(("running_mean", "running_var"))
+    return value if exact or not value.is_floating_point() else value.to(torch.float16)
+
+
+def convert(source: Path, target: Path, *, half: bool = False, force: bool = False) -> str:
+    """Write `target` and return one line that says what was done; raises ValueError and OSError."""
+    if target.exists() and not force:
+        raise FileExistsError(f"{target} exists; give another name or --force")
+    state = checkpoint.read(source)
+    if half:
+        state = {name: to_half(name, value) for name, value in state.items()}
+    for name, value in state.items():
+        checkpoint.require_finite(name, value)
+    metadata = {
+        "source_name": source.name,
+        "source_sha256": checkpoint.sha256(source),
+        "tool": f"mgld-vsr {__version__} convert_checkpoint{' --half' if half else ''}",
+    }
+    checkpoint.save(target, state, metadata)
+    kind = checkpoint.recognise(state) or "no file known by name"
+    size = target.stat().st_size / 1e6
+    return f"{target}: {len(state)} entries, {sum(v.numel() for v in state.values())} numbers, {size:.1f} MB ({kind})"
+
+
+def main(words: list[str] | None = None) -> int:
+    args = arguments(words)
+    try:
+        print(convert(args.source, args.target, half=args.half, force=args.force))
+    except (ValueError, OSError) as error:
+        print(f"convert_checkpoint: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,276 @@
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import config
+from ldm.config import ConfigError
+
+ROOT = Path(__file__).parents[1]
+CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))
+RELEASED = ROOT / "configs/mgldvsr/mgldvsr_512_realbasicvsr_deg.yaml"
+BUILT = ("networks", "flows", "model", "data", "lightning", "method")
+
+BASE = """
+width: 4
+rate: 1e-3
+list: [1, {deep: 2}]
+networks:
+  linear:
+    target: torch.nn.Linear
+    params: {in_features: "${width}", out_features: 3}
+model:
+  target: torch.nn.TransformerEncoder
+  params:
+    num_layers: 2
+    enable_nested_tensor: false
+    encoder_layer:
+      target: torch.nn.TransformerEncoderLayer
+      params: {d_model: "${width}", nhead: 2}
+"""
+
+
+@pytest.fixture
+def write(tmp_path):
+    def to(name, text):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+        return tmp_path / name
+
+    return to
+
+
+@pytest.fixture
+def base(write):
+    return write("base.yaml", BASE)
+
+
+def message(function, *args, kind=ConfigError, **kwargs) -> str:
+    with pytest.raises(kind) as error:
+        function(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- the repository's own files
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_config_builds(path):
+    loaded = config.load(path)
+    if path.parent.name == "presets":  # a preset holds only what it changes
+        loaded = config.merge(config.load(RELEASED), path)
+    parts = [name for name in BUILT if name in loaded]
+    assert parts, f"{path} has none of {BUILT}"
+    with torch.device("meta"):
+        built = {}
+        for name in parts:
+            built[name] = build(loaded[name], **({"networks": built["networks"]} if name == "method" else {}))
+    for module in (built.get("networks") or {}).values():
+        assert all(p.is_meta for p in module.parameters())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/presets").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_changes_only_what_there_is(path):
+    released = config.load(RELEASED)
+    stray = [key for key in keys(config.load(path)) if not exists(released, key)]
+    assert not stray, f"{path}: {stray} are not in {RELEASED.name}"
+
+
+def build(node, **given):
+    """Build a part; of a DataLoader its dataset only, as the loader asks at once how many files there are."""
+    if not isinstance(node, Mapping) or node.get("target") != "torch.utils.data.DataLoader":
+        return config.instantiate(node, **given)
+    arguments = inspect.signature(torch.utils.data.DataLoader).parameters
+    assert set(node.params) <= set(arguments), f"DataLoader has no {set(node.params) - set(arguments)}"
+    return config.instantiate(node.params.dataset)
+
+
+def keys(node, prefix=""):
+    for key, child in node.items():
+        yield f"{prefix}{key}"
+        if isinstance(child, Mapping):
+            yield from keys(child, f"{prefix}{key}.")
+
+
+def exists(node, key) -> bool:
+    """Whether the key is there, or below something that is null and so may become anything."""
+    for part in key.split("."):
+        if node is None:
+            return True
+        if not isinstance(node, Mapping) or part not in node:
+            return False
+        node = node[part]
+    return True
+
+
+# ---- loading
+
+
+def test_later_files_and_then_overrides_win(base, write):
+    later = write("later.yaml", "width: 8\nextra: yes\n")
+    loaded = config.load(base, later, overrides=["rate=1e-5", "list.1.deep=[7]", "+new.key=text"])
+    assert (loaded.width, loaded.extra, loaded.rate, loaded.new.key) == (8, True, 1e-5, "text")
+    assert loaded.list == [1, {"deep": [7]}] and loaded.networks.linear.params.in_features == 8
+
+
+def test_include_is_merged_before_and_found_beside_the_file(write):
+    write("a/common.yaml", "x: 1\ny: 1\nz: {p: 1, q: 1}\n")
+    write("a/sub/more.yaml", "include: ../common.yaml\ny: 2\n")
+    top = write("b/top.yaml", "include: [../a/common.yaml, ../a/sub/more.yaml]\nz: {q: 3}\n")
+    assert config.load(top) == {"x": 1, "y": 2, "z": {"p": 1, "q": 3}}
+
+
+def test_include_in_a_circle_is_refused(write):
+    first = write("one.yaml", "include: two.yaml\n")
+    write("two.yaml", "include: [one.yaml]\n")
+    text = message(config.load, first)
+    assert "circle" in text and "one.yaml -> " in text and "two.yaml" in text
+    assert "circle" in message(config.load, write("self.yaml", "include: self.yaml\n"))
+
+
+def test_a_missing_file_is_named_with_who_included_it(write, tmp_path):
+    assert str(tmp_path / "no.yaml") in message(config.load, tmp_path / "no.yaml", kind=FileNotFoundError)
+    top = write("top.yaml", "include: gone.yaml\n")
+    text = message(config.load, top, kind=FileNotFoundError)
+    assert "gone.yaml" in text and "included by" in text and "top.yaml" in text
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a: [1\nb: 2", "line 2"),
+        ("a: 1\na: 2", "duplicate key"),
+        ("- 1\n- 2", "not a YAML mapping"),
+        ("hello", "not a YAML mapping"),
+        ("", "not a YAML mapping"),
+        ("a: !!python/object/apply:os.getcwd []", "not valid YAML"),
+        ("a: ${b", "not a YAML mapping"),
+        ("include: [3]", "list of file names"),
+        ("a: \t- x", "line 1"),
+    ],
+)
+def test_bad_yaml_names_the_file(write, text, says):
+    path = write("bad.yaml", text)
+    assert str(path) in message(config.load, path) and says in message(config.load, path)
+
+
+def test_save_keeps_interpolations(base, tmp_path):
+    loaded = config.load(base, overrides=["width=6"])
+    config.save(loaded, tmp_path / "saved.yaml")
+    assert "${width}" in (tmp_path / "saved.yaml").read_text()
+    assert config.load(tmp_path / "saved.yaml") == loaded
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["base.yaml", "saved.yaml"]
+
+
+# ---- overrides
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("widht=3", "nearest known is width"),
+        ("num_layers=3", "nearest known is model.params.num_layers"),
+        ("model.params.encoder_layer.params.nheads=3", "nearest known is model.params.encoder_layer.params.nhead "),
+        ("model={params: {num_layer: 3}}", "model.params.num_layer: no such key; the nearest known is model."),
+        ("list.7=3", "list.7: no such key"),
+        ("width.x=3", "width.x: no such key"),
+        ("+width.x=3", "width.x: no such key"),
+        ("networks.linear.params.in_features.x=3", "is ${width}; override width instead"),
+        ("width", "expected key=value"),
+        ("=3", "expected key=value"),
+        ("+=3", "expected key=value"),
+        ("width=[1", "not a YAML value"),
+    ],
+)
+def test_a_wrong_override_names_the_nearest_key(base, word, says):
+    assert says in message(config.load, base, overrides=[word])
+
+
+def test_a_mapping_as_override_changes_only_what_it_names(base):
+    loaded = config.load(base, overrides=["model.params={num_layers: 5}", "+extra={a: {b: 1}}"])
+    assert loaded.model.params.num_layers == 5 and not loaded.model.params.enable_nested_tensor
+    assert loaded.extra.a.b == 1
+
+
+def test_merge_and_override_leave_the_first_configuration_as_it_was(base, write):
+    first = config.load(base)
+    merged = config.merge(first, write("over.yaml", "width: 8\nmore: {x: 1}\n"))
+    changed = config.override(merged, ["width=16", "more.x=2"])
+    assert (first.width, merged.width, changed.width) == (4, 8, 16)
+    assert merged.more.x == 1 and changed.more.x == 2 and changed.networks.linear.params.in_features == 16
+    assert "nearest known is width" in message(config.override, merged, ["widht=3"])
+
+
+# ---- building
+
+
+def test_children_are_built_first_and_lists_keep_their_form(base):
+    built = config.instantiate(config.load(base))
+    assert built["model"].layers[1].self_attn.embed_dim == 4 and built["networks"]["linear"].in_features == 4
+    assert built["list"] == [1, {"deep": 2}] and built["rate"] == 1e-3
+
+
+def test_two_places_that_name_one_part_get_an_object_each(write):
+    path = write("x.yaml", BASE + 'a: "${networks.linear}"\nb: "${networks.linear}"\n')
+    built = config.instantiate(config.load(path))
+    assert built["a"].in_features == 4 and built["a"] is not built["b"]
+
+
+def test_arguments_that_are_built_already_go_to_the_outermost_target():
+    node = {"target": "torch.nn.ModuleDict", "params": {}}
+    inner = torch.nn.Linear(1, 1)
+    assert config.instantiate(node, modules={"a": inner})["a"] is inner
+    assert "Linear has no argument 'nets'" in message(config.instantiate, {"target": "torch.nn.Linear"}, nets=inner)
+
+
+def test_a_class_method_can_be_a_target():
+    built = config.instantiate({"target": "collections.OrderedDict.fromkeys", "params": {"iterable": "ab", "value": 1}})
+    assert built == {"a": 1, "b": 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "says"),
+    [
+        ("+model.params.num_layer=1", "config.model.params.num_layer: .* the nearest known is num_layers"),
+        ("+model.params.encoder_layer.params.nhaed=1", "config.model.params.encoder_layer.params.nhaed: .* nhead"),
+        ("networks.linear.target=torch.nn.Lniear", r"config\.networks\.linear\.target: .* torch\.nn\.Linear"),
+        ("networks.linear.target=ldm.nest.unet.UNet", r"config\.networks\.linear\.target: ldm has .* ldm\.nets"),
+        ("networks.linear.target=troch.Linear", "config.networks.linear.target: there is no module 'troch'"),
+        ("networks.linear.target=Linear", "expected a dotted name"),
+        ("networks.linear.target=math.pi", "expected a class or a function"),
+        ("+networks.linear.parms=1", "config.networks.linear: unknown key 'parms' .* params"),
+        ("networks.linear.params=[1]", "config.networks.linear.params: got list"),
+        ("networks.linear.params=null", "config.networks.linear.params: Linear needs in_features, out_features"),
+        ("networks.linear.params.in_features=abc", r"config\.networks\.linear -> torch\.nn\.Linear: "),
+        ("networks.linear.params.in_features=${nowhere}", "config.networks.linear.params.in_features: .*nowhere"),
+        ("networks.linear.params.out_features=???", r"config\.networks\.linear\.params\.out_features: "),
+    ],
+)
+def test_a_mistake_names_its_place(base, word, says):
+    loaded = config.load(base, overrides=[word])
+    with pytest.raises(ConfigError, match=says) as error:
+        config.instantiate(loaded)
+    assert "\n" not in str(error.value)
+
+
+def test_the_place_of_a_part_is_its_place_in_the_whole(base):
+    loaded = config.load(base, overrides=["+model.params.num_layer=1"])
+    assert message(config.instantiate, loaded.model).startswith("config.model.params.num_layer:")
+    assert message(config.instantiate, loaded.model, "stage").startswith("stage.params.num_layer:")
+
+
+def test_an_import_that_fails_inside_the_module_is_not_called_a_typo(write, tmp_path, monkeypatch):
+    write("broken_module_of_a_test.py", "import a_package_nobody_has")
+    monkeypatch.syspath_prepend(tmp_path)
+    text = message(config.instantiate, {"target": "broken_module_of_a_test.Thing"})
+    assert "cannot be imported" in text and "a_package_nobody_has" in text
+
+
+def test_instantiate_leaves_the_configuration_as_it_was(base):
+    loaded = config.load(base)
+    before = str(loaded)
+    config.instantiate(loaded)
+    assert str(loaded) == before
