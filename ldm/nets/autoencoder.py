@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.nets.layers import group_norm
+from ldm.nets.layers import group_norm, regroup
 
 NORM_EPS = 1e-6  # 1e-5 in the U-Net and in the condition encoder
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -271,6 +271,7 @@ class AutoencoderKL(nn.Module):
 
     Args:
         embed_dim: channels of the latent that `decode` takes and of the posterior's mean.
+        norm_groups: groups of every norm; 32 as published.
         double_z: must be true; kept because released configurations carry it.
         The others as for `Encoder` and `Decoder`.
     Raises:
@@ -292,6 +293,7 @@ class AutoencoderKL(nn.Module):
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
         double_z: bool = True,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         if not double_z:
@@ -303,6 +305,7 @@ class AutoencoderKL(nn.Module):
         self.decoder = Decoder(out_ch=out_ch, **shared)
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        regroup(self, norm_groups)
 
     def encode(self, x: Tensor) -> Tensor:
         """Image (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f), f = `downsampling`."""

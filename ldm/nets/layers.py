@@ -42,6 +42,21 @@ def group_norm(channels: int, *, groups: int = 32, eps: float = 1e-5) -> GroupNo
     return GroupNorm(groups, channels, eps=eps)
 
 
+def regroup(network: nn.Module, groups: int) -> None:
+    """Give every GroupNorm of 32 groups in `network` this many instead: for widths where 32 leave one channel each.
+
+    A group of one channel forgets the channel's mean, and with it colour. Published weights need 32.
+
+    Raises:
+        ValueError: a width that `groups` does not divide.
+    """
+    for norm in network.modules():
+        if isinstance(norm, nn.GroupNorm) and norm.num_groups == 32:
+            if groups < 1 or norm.num_channels % groups:
+                raise ValueError(f"got norm_groups={groups}, expected a divisor of the width {norm.num_channels}")
+            norm.num_groups = groups
+
+
 def timestep_embedding(t: Tensor, dim: int, *, max_period: float = 10000.0) -> Tensor:
     """Sinusoidal embedding [cos(t*f) | sin(t*f)] with f_k = max_period**(-k/half), half = dim // 2.
 

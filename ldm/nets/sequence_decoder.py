@@ -22,6 +22,7 @@ from ldm.nets.autoencoder import (
     posterior,
     vae_norm,
 )
+from ldm.nets.layers import regroup
 from ldm.nets.temporal import DilatedTemporalConv, TemporalConv, check_clips
 
 FUSED_LEVELS = (1, 2)  # half and quarter size, as released
@@ -152,7 +153,7 @@ class SequenceAutoencoder(nn.Module):
         version: 1, one temporal convolution per place (the released weights); 2, a pair, one of them dilated.
         num_fuse_block: dense blocks per fusion layer.
         temporal_alpha: start value of every temporal layer's mixing parameter; None takes the layer's own.
-        embed_dim, double_z and the others: as for `AutoencoderKL`.
+        embed_dim, norm_groups, double_z and the others: as for `AutoencoderKL`.
     Raises:
         ValueError: for an unknown version or double_z = False.
     """
@@ -175,6 +176,7 @@ class SequenceAutoencoder(nn.Module):
         version: int = 1,
         num_fuse_block: int = 2,
         temporal_alpha: float | None = None,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
         if version not in TEMPORAL_LAYERS:
@@ -191,6 +193,7 @@ class SequenceAutoencoder(nn.Module):
         self.decoder = SequenceDecoder(temporal=temporal, out_ch=out_ch, num_fuse_block=num_fuse_block, **shared)
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        regroup(self, norm_groups)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Frames (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f) and the features `decode` takes.

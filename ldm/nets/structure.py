@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from ldm.nets.attention import AttentionBlock, split_heads
-from ldm.nets.layers import ResBlock, TimeEmbedding, down_path, per_frame
+from ldm.nets.layers import ResBlock, TimeEmbedding, down_path, per_frame, regroup
 
 
 class StructureEncoder(nn.Module):
@@ -22,6 +22,7 @@ class StructureEncoder(nn.Module):
         channel_mult: width of each level in units of `model_channels`; its length is the number of levels.
         num_heads: heads of the attention where `num_head_channels` is -1.
         num_head_channels: channels per head, or -1.
+        norm_groups: groups of every norm of 32 groups; 32 as published.
 
     Origin: `InflatedEncoderUNetModelWT` of the released MGLD-VSR, after the encoder of StableSR (Wang et al. 2023).
     """
@@ -36,6 +37,7 @@ class StructureEncoder(nn.Module):
         channel_mult: Sequence[int] = (1, 1, 2, 2),
         num_heads: int = 4,
         num_head_channels: int = -1,
+        norm_groups: int = 32,
     ):
         super().__init__()
         emb_channels, widths = 4 * model_channels, [mult * model_channels for mult in channel_mult]
@@ -58,6 +60,7 @@ class StructureEncoder(nn.Module):
         self.fea_tran = nn.ModuleList(
             ResBlock(width, emb_channels, out_channels=out_channels, out_groups=groups) for width in widths
         )
+        regroup(self, norm_groups)
 
     def forward(self, x: Tensor, t: Tensor, *, num_frames: int = 1) -> list[Tensor]:
         """Encode each frame at its time step.

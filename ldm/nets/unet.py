@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nets.attention import SpatialTransformer, TemporalAttention, split_heads
-from ldm.nets.layers import ResBlock, TimeEmbedding, Upsample, down_path, group_norm, per_frame, zero_init
+from ldm.nets.layers import ResBlock, TimeEmbedding, Upsample, down_path, group_norm, per_frame, regroup, zero_init
 from ldm.nets.temporal import TemporalConv, check_clips
 
 # For each numbering of the middle block, the index in `middle_block` of its layers in the order they run:
@@ -36,6 +36,7 @@ class UNet(nn.Module):
             match the published weights but an SD-2.1 checkpoint finds no home for its middle transformer and second
             residual block. "repaired" keeps SD-2.1's 0, 1, 2 for Res, transformer, Res and puts temporal conv,
             temporal attention, temporal conv at 3, 4, 5. Both compute the same function, in the released order.
+        norm_groups: groups of every norm; 32 as published.
 
     Raises:
         ValueError: an unknown `middle`, or widths that groups or heads do not divide.
@@ -58,6 +59,7 @@ class UNet(nn.Module):
         semb_channels: int = 256,
         temporal_alpha: float = 0.1,
         middle: str = "released",
+        norm_groups: int = 32,
     ):
         super().__init__()
         if middle not in MIDDLE_ORDER:
@@ -94,6 +96,7 @@ class UNet(nn.Module):
         self.output_blocks, self.output_levels = up_path(skips, block, widths, num_res_blocks=num_res_blocks)
         final = zero_init(nn.Conv2d(widths[0], out_channels, 3, padding=1))
         self.out = nn.Sequential(group_norm(widths[0]), nn.SiLU(), final)
+        regroup(self, norm_groups)
 
     @property
     def downsampling(self) -> int:
