@@ -15,7 +15,7 @@ from ldm import checkpoint, config
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-b", "--base", nargs="+", required=True, metavar="YAML", help="files, merged left to right")
-    parser.add_argument("-t", "--train", action="store_true", help="train; without it the model is built and described only")
+    parser.add_argument("-t", "--train", action="store_true", help="train; without it the model is only described")
     parser.add_argument("-n", "--name", help="name of the run (default: the first YAML's)")
     parser.add_argument("-r", "--resume", metavar="CKPT", help="checkpoint to go on from")
     parser.add_argument("-s", "--seed", type=int, default=23, help="seed of weights and noise (default 23)")
@@ -29,10 +29,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_initial_weights(model, entries: list[dict]) -> None:
-    """Fill parts of the model from files: {file, prefix (of the names in the file), module (of the model), tolerate}."""
+    """Fill parts of the model from files: {file, modules (of the model), prefix (of their names there), tolerate}."""
     for entry in entries:
         state = checkpoint.read(entry["file"])
-        part = {k.removeprefix(entry["prefix"]): v for k, v in state.items() if k.startswith(entry["prefix"])}
+        prefix = entry.get("prefix", "")
+        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
         for name in entry["modules"]:
             own = {k.removeprefix(f"{name}."): v for k, v in part.items() if k.startswith(f"{name}.")}
             checkpoint.load(model.get_submodule(name), own, tolerated_missing=tuple(entry.get("tolerate", ())))
@@ -42,7 +43,8 @@ def build_trainer(settings: dict, run: Path, gpus: str) -> Trainer:
     devices = [int(g) for g in gpus.split(",") if g.strip()]
     hardware = {"accelerator": "gpu", "devices": devices} if devices else {"accelerator": "cpu", "devices": 1}
     saving = ModelCheckpoint(run / "checkpoints", save_last=True, every_n_train_steps=500, save_top_k=0)
-    return Trainer(**hardware, logger=CSVLogger(run, name="", version="", flush_logs_every_n_steps=20), callbacks=[saving], **settings)
+    logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=20)
+    return Trainer(**hardware, logger=logger, callbacks=[saving], **settings)
 
 
 def main(words: list[str] | None = None) -> int:

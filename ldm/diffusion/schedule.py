@@ -19,14 +19,15 @@ def make_betas(name: str, steps: int, *, start: float = 0.00085, end: float = 0.
     """
     if steps < 1:
         raise ValueError(f"got {steps} steps, expected at least 1")
+    exact = {"dtype": torch.float64, "device": "cpu"}  # real numbers also where networks are built on the meta device
     if name == "linear":
-        return torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
+        return torch.linspace(start**0.5, end**0.5, steps, **exact) ** 2
     if name == "sqrt_linear":
-        return torch.linspace(start, end, steps, dtype=torch.float64)
+        return torch.linspace(start, end, steps, **exact)
     if name == "sqrt":
-        return torch.linspace(start, end, steps, dtype=torch.float64) ** 0.5
+        return torch.linspace(start, end, steps, **exact) ** 0.5
     if name == "cosine":
-        angle = (torch.arange(steps + 1, dtype=torch.float64) / steps + shift) / (1 + shift) * (torch.pi / 2)
+        angle = (torch.arange(steps + 1, **exact) / steps + shift) / (1 + shift) * (torch.pi / 2)
         signal = torch.cos(angle) ** 2
         return (1 - signal[1:] / signal[:-1]).clamp(0, 0.999)
     raise ValueError(f"got beta schedule {name!r}, expected linear, sqrt_linear, sqrt or cosine")
@@ -109,7 +110,7 @@ class Schedule:
         if single:
             arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
         tensors = {name: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()}
-        steps = torch.arange(len(beta)) if t is None else t.long().cpu()
+        steps = torch.arange(len(beta), device="cpu") if t is None else t.long().cpu()
         return cls(**tensors, t=steps, arithmetic=arithmetic)
 
     @classmethod

@@ -1,10 +1,10 @@
-"""MGLD-VSR: motion-guided latent diffusion for real-world video super-resolution (Yang et al., ECCV 2024). Frames in, frames out."""
+"""MGLD-VSR: motion-guided latent diffusion for video super-resolution (Yang et al., ECCV 2024). Frames to frames."""
 
 import contextlib
 import itertools
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -56,9 +56,10 @@ class Windows:
 
     def __post_init__(self):
         choose(WEIGHTS, self.weight, "window weight")
-        for name, overlap, whole in (("frame", self.frame_overlap, self.n_frames), ("tile", self.tile_overlap, self.tile)):
-            if not 0 <= overlap < whole:
-                raise ValueError(f"got {name}_overlap={overlap} for windows of {whole}, expected 0 to {whole - 1}")
+        sizes = ("frame", self.frame_overlap, self.n_frames), ("tile", self.tile_overlap, self.tile)
+        for name, overlap, size in sizes:
+            if not 0 <= overlap < size:
+                raise ValueError(f"got {name}_overlap={overlap} for windows of {size}, expected 0 to {size - 1}")
 
     def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`fn` on these windows; see `ldm.ops.tiling.tiled`."""
@@ -124,7 +125,8 @@ class Sampling:
     def __post_init__(self):
         choose({"ddpm": 1, "ddim": 1}, self.sampler, "sampler")
         choose({"paper": 1, "released": 1, "none": 1}, self.guidance, "guidance")
-        self.full.respaced(self.steps)  # a wrong number of steps shows here
+        choose({"eps": 1, "v": 1, "x0": 1}, self.prediction, "prediction")
+        self.full.respaced(self.steps, arithmetic=self.arithmetic)  # a wrong number of steps shows here
 
     def start(self, z: Tensor, noise: Tensor) -> Tensor:
         """x_T from the LR latents z: noised to the last step of the full schedule."""
@@ -193,7 +195,7 @@ class MGLD(nn.Module):
     def restore(
         self, lq: Tensor, *, upscale: float = 4.0, seed: int = 42, progress: Progress = lambda stage, done, total: None
     ) -> Tensor:
-        """Low-quality frames (T, 3, h, w) or clips (B, T, 3, h, w) in [0, 1] -> float32 in [0, 1], `upscale` times the size.
+        """Low-quality frames (T, 3, h, w) or clips (B, T, 3, h, w) -> the same `upscale` times as large; in [0, 1].
 
         Any number of frames, any sides from 16 pixels. The same seed gives every clip of a batch the same noise.
 
@@ -255,10 +257,10 @@ class MGLD(nn.Module):
             with self.autocast():
                 return self.autoencoder.encode(frames.flatten(0, 1) * 2 - 1).float().unflatten(0, frames.shape[:2])
 
-        blend = self.decoding.windows
-        single = Windows(n_frames=1, frame_overlap=0, tile=blend.tile, tile_overlap=blend.tile_overlap, weight=blend.weight)
-        posterior = self.autoencoder.posterior(single.over(moments)(grid, work).flatten(0, 1))
-        return posterior.sample(eps.expand(len(work), -1, -1, -1, -1).flatten(0, 1)).unflatten(0, work.shape[:2]) * self.scale_factor
+        frame_by_frame = replace(self.decoding.windows, n_frames=1, frame_overlap=0, batch=1)
+        posterior = self.autoencoder.posterior(frame_by_frame.over(moments)(grid, work).flatten(0, 1))
+        z = posterior.sample(eps.expand(len(work), -1, -1, -1, -1).flatten(0, 1))
+        return z.unflatten(0, work.shape[:2]) * self.scale_factor
 
     def sample(self, z: Tensor, motion: Motion, *, noise: Callable, progress: Progress) -> Tensor:
         """Restored latents from LR latents z, both (B, T, c, h, w): noised, then denoised under motion guidance."""
@@ -321,9 +323,10 @@ def whole(length: float) -> int:
 def check_frames(lq: Tensor, upscale: float) -> None:
     """Raise ValueError unless `restore` can take these frames."""
     if lq.ndim not in (4, 5) or lq.shape[-3] != 3 or 0 in lq.shape:
-        raise ValueError(f"got frames {tuple(lq.shape)}, expected (T, 3, h, w) or (B, T, 3, h, w) with at least one frame")
+        raise ValueError(f"got frames {tuple(lq.shape)}, expected (T, 3, h, w) or (B, T, 3, h, w), at least one frame")
     if min(lq.shape[-2:]) < SMALLEST_SIDE:
-        raise ValueError(f"got frames of {lq.shape[-1]}x{lq.shape[-2]}, expected at least {SMALLEST_SIDE} pixels a side")
+        width, height = lq.shape[-1], lq.shape[-2]
+        raise ValueError(f"got frames of {width}x{height}, expected at least {SMALLEST_SIDE} pixels a side")
     if not upscale > 0 or whole(min(lq.shape[-2:]) * upscale) < 1:
         raise ValueError(f"got upscale {upscale}, expected a positive number that leaves at least one pixel")
     if not torch.isfinite(lq).all():
@@ -339,9 +342,10 @@ def cut_motion(motion: Motion, tile: tiling.Tile, f: int) -> Motion:
         return part.crop(int(top), int(left), h, w)
 
     def shifted(x: Tensor) -> Tensor:
-        grid = x.new_zeros(x[:, :, 0].numel() // x[0, 0, 0].numel(), 2, *x.shape[-2:])
-        grid[:, 0], grid[:, 1] = left - int(left), top - int(top)
-        return flow_warp(x.flatten(0, 1), grid, padding="border").unflatten(0, x.shape[:2])
+        pairs = x.flatten(0, 1)
+        offset = pairs.new_tensor([left - int(left), top - int(top)]).view(1, 2, 1, 1)
+        moved = flow_warp(pairs, offset.expand(len(pairs), -1, *x.shape[-2:]), padding="border")
+        return moved.unflatten(0, x.shape[:2])
 
     flows = Motion(*(shifted(x) for x in part[:2]), *(shifted(x).round() for x in part[2:]))
     return flows.crop(int(top), int(left), h, w)

@@ -1,4 +1,4 @@
-"""Clips to train on: rendered scenes over a folder of pictures, and clips with sampled latents made by scripts/make_latents.py."""
+"""Clips to train on: rendered scenes, over a folder of pictures or none, and clips with sampled latents from files."""
 
 from pathlib import Path
 
@@ -26,7 +26,9 @@ class SceneClips(Dataset):
     `pictures` is a folder of photographs (RGB); without one every picture is procedural. Read at the first item.
     """
 
-    def __init__(self, *, length: int, frames: int, size: int, scale: int = 4, seed: int = 0, pictures: str | None = None):
+    def __init__(
+        self, *, length: int, frames: int, size: int, scale: int = 4, seed: int = 0, pictures: str | None = None
+    ):
         self.length, self.frames, self.size, self.scale, self.seed = length, frames, size, scale, seed
         self.pictures = pictures
         self._loaded: list[np.ndarray] | None = None
@@ -78,5 +80,5 @@ class SampledClips(Dataset):
         if self._files is None:
             self._files = sorted(Path(self.folder).glob("*.safetensors"))
             if not self._files:
-                raise ValueError(f"got {self.folder} without *.safetensors, expected what scripts/make_latents.py writes")
+                raise ValueError(f"got {self.folder} without *.safetensors, expected what make_latents.py writes")
         return self._files

@@ -14,8 +14,8 @@ from ldm.training.losses import check_finite
 class StageOne(LightningModule):
     """Noise (or velocity) regression on clips. Submodules carry the names of the released stage-1 file.
 
-    Batch: `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1]. `timestep_per` is "clip", or "frame" as released (B22).
-    The autoencoder stays frozen; everything else trains.
+    Batch: `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1]. `timestep_per` is "clip", or "frame" as released
+    (B22). The autoencoder stays frozen; everything else trains.
     """
 
     def __init__(self, networks: dict[str, nn.Module], *, scale_factor: float, prediction: str, timestep_per: str,

@@ -47,5 +47,5 @@ def adversarial(fake: Tensor) -> Tensor:
 def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
     """`loss` itself; FloatingPointError naming the term and the step if it is NaN or infinite."""
     if not torch.isfinite(loss):
-        raise FloatingPointError(f"got a {name} loss of {loss.item()} at step {step}, expected a finite number; lower the rate")
+        raise FloatingPointError(f"got a {name} loss of {loss.item()} at step {step}, expected a number; lower lr")
     return loss

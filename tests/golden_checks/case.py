@@ -17,7 +17,7 @@ FOLDER = Path(os.environ.get("GOLDEN") or Path(__file__).parents[1] / "golden")
 
 
 def recipe_value(name: str, shape: tuple[int, ...], seed: int, gain: float = 1.0) -> Tensor:
-    """The reproducible weight of one state-dict entry (golden/CASES.md, "Weights"): drawn from its name, shape and seed."""
+    """The weight of one state-dict entry by recipe (golden/CASES.md, "Weights"): drawn from name, shape and seed."""
     state = np.random.RandomState((zlib.crc32(name.encode()) + 1000003 * int(seed)) % 2**32)
     z, leaf = state.standard_normal(tuple(shape)), name.rsplit(".", 1)[-1]
     if leaf == "num_batches_tracked":
@@ -66,7 +66,7 @@ class Case(NamedTuple):
         return {k.removeprefix("weights."): self[k] for k in self.tensors if k.startswith("weights.")}
 
     def recipe_weights(self, shapes: Mapping[str, list[int]] | None = None, prefix: str = "") -> dict[str, Tensor]:
-        """Weights by recipe for `shapes` (the case's own `state_dict` by default); names under `prefix`, which is cut off.
+        """Weights by recipe for `shapes` (by default the case's `state_dict`) under `prefix`, which is cut off.
 
         The weight of a name is drawn from its *full* name, prefix included.
         """
@@ -90,9 +90,12 @@ def names(folder: Path = FOLDER) -> list[str]:
     return sorted(found)
 
 
-def assert_near(actual: Tensor, expected: Tensor, *, limit: float, relative_to: float | None = None, what: str = "") -> None:
+def assert_near(
+    actual: Tensor, expected: Tensor, *, limit: float, relative_to: float | None = None, what: str = ""
+) -> None:
     """Largest absolute difference at most `limit`, or `limit` times `relative_to` where that is given."""
-    assert tuple(actual.shape) == tuple(expected.shape), f"{what}: shape {tuple(actual.shape)}, expected {tuple(expected.shape)}"
+    shapes = tuple(actual.shape), tuple(expected.shape)
+    assert shapes[0] == shapes[1], f"{what}: shape {shapes[0]}, expected {shapes[1]}"
     bound = limit if relative_to is None else limit * relative_to
     worst = (actual.detach().double() - expected.double()).abs().max().item() if expected.numel() else 0.0
     assert worst <= bound, f"{what}: largest difference {worst:.3e}, limit {bound:.3e}"

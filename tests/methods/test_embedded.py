@@ -1,0 +1,65 @@
+"""The embedded model, if its weights are there: it loads, and guidance does what it promises."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm import video
+from ldm.diffusion.guidance import motion_loss
+from ldm.diffusion.noise import FrameNoise
+from ldm.engine.assemble import EMBEDDED, load_method
+from ldm.ops.resize import resize
+
+pytestmark = pytest.mark.skipif(
+    not (EMBEDDED / "mgldvsr_unet.safetensors").is_file(), reason=f"no embedded weights in {EMBEDDED.name}"
+)
+CLIP = Path(__file__).parents[2] / "assets" / "demo" / "clip.mp4"
+
+
+@pytest.fixture(scope="module")
+def method():
+    return load_method()
+
+
+@pytest.fixture(scope="module")
+def work():
+    """Five frames of the moving demo clip, enlarged: (1, 5, 3, 256, 320) in [0, 1]."""
+    lq = video.read_clip(CLIP, stop=5)[:, :, 10:74, 20:100]
+    return resize(lq[None], (256, 320)).clamp(0, 1)
+
+
+def final_loss(method, work, guidance: str) -> float:
+    """The intended motion loss of the latents drawn with a form of guidance; noise and flow are the same for all."""
+    f = method.autoencoder.downsampling
+    size = (work.shape[-2] // f, work.shape[-1] // f)
+    noise = method._noise(FrameNoise(42), range(work.shape[1]), size)
+    motion = method.motion(work, size=size)
+    kept, method.sampling = method.sampling, replace(method.sampling, guidance=guidance, guidance_scale=None)
+    try:
+        with torch.no_grad():
+            z = method.encode(work, noise("posterior"))
+            x = method.sample(z, motion, noise=noise, progress=lambda *_: None)
+    finally:
+        method.sampling = kept
+    return motion_loss(x, motion, form="paper").item()
+
+
+def test_paper_guidance_lowers_the_motion_loss(method, work, record_property):
+    losses = {form: final_loss(method, work, form) for form in ("none", "released", "paper")}
+    for form, loss in losses.items():
+        record_property(form, loss)
+    assert losses["paper"] < 0.95 * losses["none"], losses
+
+
+def test_it_keeps_the_picture(method, work):
+    lq = resize(work, (64, 80), antialias=True)[0]
+    sr = method.restore(lq[:2])
+    back = resize(sr, (64, 80), antialias=True)
+    assert tuple(sr.shape) == (2, 3, 256, 320)
+    assert (back - lq[:2]).abs().mean() < 0.05
+
+
+def test_weights_are_small():
+    assert sum(file.stat().st_size for file in EMBEDDED.iterdir()) <= 25e6

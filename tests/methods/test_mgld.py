@@ -1,0 +1,407 @@
+"""The method over toy networks: any clip, the same result however it is cut, and every refusal."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from ldm import config
+from ldm.diffusion.guidance import motion_loss
+from ldm.diffusion.noise import FrameNoise
+from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, cut_motion, whole
+from ldm.nets.autoencoder import posterior
+from ldm.nets.raft import RAFT
+from ldm.nets.spynet import SpyNet
+from ldm.ops import tiling
+from ldm.ops.flow import Motion
+from tests.methods.toy import clip, method, randomise
+
+SMALL = ("patches.size=64", "patches.stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
+
+
+def difference(a, b) -> float:
+    assert a.shape == b.shape
+    return (a - b).abs().max().item()
+
+
+# ---- any clip
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "upscale"),
+    [
+        (1, (16, 16), 4),
+        (2, (17, 23), 2.5),
+        (5, (16, 31), 2),
+        (7, (19, 16), 1),
+        (3, (33, 18), 4),
+        (4, (21, 16), 0.5),
+        (1, (50, 41), 1),
+    ],
+)
+def test_any_number_of_frames_any_size_and_scale(frames, size, upscale):
+    out = method().restore(clip(frames, *size), upscale=upscale)
+    assert out.shape == (frames, 3, int(size[0] * upscale), int(size[1] * upscale))
+    assert out.dtype == torch.float32 and torch.isfinite(out).all()
+    assert out.min() >= 0 and out.max() <= 1 and out.std() > 0.02
+
+
+@pytest.mark.parametrize(("size", "upscale"), [((16, 20), 1), ((20, 17), 2)])
+def test_small_frames_are_enlarged_for_the_networks_only(size, upscale):
+    small = method("min_size=48")
+    seen = []
+    hook = small.sequence_decoder.quant_conv.register_forward_hook(lambda m, args, out: seen.append(out.shape[-2:]))
+    out = small.restore(clip(2, *size), upscale=upscale)
+    hook.remove()
+    assert out.shape[-2:] == (size[0] * upscale, size[1] * upscale)
+    assert all(4 * min(shape) >= 48 for shape in seen) and seen
+
+
+@pytest.mark.parametrize("flow", ["dis", "raft", "spynet"])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_every_flow_estimator_takes_any_clip(flow, frames):
+    nets = {"dis": {}, "raft": {"flow": RAFT("small", iterations=1)}, "spynet": {"flow": SpyNet()}}
+    out = method("sampling.steps=1", **nets[flow]).restore(clip(frames, 16, 20))
+    assert out.shape == (frames, 3, 64, 80) and torch.isfinite(out).all()
+
+
+@pytest.mark.parametrize("words", [
+    ["sampling.sampler=ddim"],
+    ["sampling.steps=1"],
+    ["sampling.steps=7", "sampling.guidance=none"],
+    ["sampling.prediction=eps", "sampling.guidance=released"],
+    ["sampling.prediction=x0", "sampling.arithmetic=released"],
+    ["decoding.color_fix=wavelet"],
+    ["decoding.color_fix=nofix", "decoding.dec_w=0"],
+    ["windows.weight=flat", "decoding.windows.weight=released"],
+], ids=" ".join)
+def test_every_option_runs_and_matters(words):
+    lq = clip(4, 18, 36)
+    out = method(*words).restore(lq, upscale=2)
+    assert torch.isfinite(out).all() and difference(out, method().restore(lq, upscale=2)) > 1e-5
+
+
+def test_the_seed_decides_the_noise():
+    lq = clip(2)
+    first, again, other = (method().restore(lq, upscale=2, seed=seed) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert difference(first, other) > 1e-3
+
+
+def test_progress_reaches_its_total():
+    calls = []
+    method("windows.batch=2").restore(clip(4, 24, 24), progress=lambda *call: calls.append(call))
+    for stage in ("sampling", "decoding"):
+        done = [(k, total) for s, k, total in calls if s == stage]
+        assert done == [(k + 1, len(done)) for k in range(len(done))] and len(done) > 1
+    assert [stage for stage, _, _ in calls] == sorted((stage for stage, _, _ in calls), reverse=True)
+
+
+# ---- however it is cut
+
+
+class PixelUNet(nn.Module):
+    """A denoiser that acts pixel by pixel, and whose answer depends on everything it is given but the neighbours."""
+
+    downsampling = 1
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x, t, context, maps, *, num_frames):
+        assert len(x) % num_frames == 0
+        return torch.tanh(self.gain * x + maps[0] * t / 1000)
+
+
+class PixelStructure(nn.Module):
+    def forward(self, x, t):
+        return [x.flip(1)]
+
+
+class BlockAutoencoder(nn.Module):
+    """Latents that see only their own 2x2 pixels; the decoder puts them back and adds the LQ features."""
+
+    downsampling = 2
+
+    def __init__(self):
+        super().__init__()
+        self.post_quant_conv = nn.Conv2d(4, 4, 1)
+
+    posterior = staticmethod(posterior)
+
+    def moments(self, x):
+        small = F.avg_pool2d(x, 2)
+        return torch.cat([small, small.mean(1, keepdim=True), torch.full_like(small, -4), -4 + small[:, :1]], 1)
+
+
+class ImageBlocks(BlockAutoencoder):
+    def encode(self, x):
+        return self.moments(x)
+
+
+class ClipBlocks(BlockAutoencoder):
+    def encode(self, x):
+        return self.moments(x), [x]
+
+    def decode(self, z, features, *, num_frames, fusion_w):
+        return F.interpolate(z[:, :3], scale_factor=2, mode="nearest") + fusion_w * features[0]
+
+
+def pixelwise(*words):
+    nets = {
+        "unet": PixelUNet(),
+        "structure": PixelStructure(),
+        "autoencoder": ImageBlocks(),
+        "sequence_decoder": ClipBlocks(),
+    }
+    return method(*words, **nets)
+
+
+CUTS = [
+    ["windows.tile=7", "windows.tile_overlap=0", "windows.n_frames=2", "windows.frame_overlap=0"],
+    ["windows.tile=9", "windows.tile_overlap=5", "windows.n_frames=1", "windows.frame_overlap=0", "windows.batch=5"],
+    ["windows.tile=16", "windows.tile_overlap=3", "windows.n_frames=4", "windows.frame_overlap=3", "windows.batch=64"],
+    ["windows.weight=released", "windows.n_frames=100", "windows.frame_overlap=2"],
+    ["windows.weight=flat", "decoding.windows.tile=10", "decoding.windows.n_frames=2", "decoding.windows.batch=3"],
+    ["decoding.windows.weight=flat", "decoding.windows.tile=15", "decoding.windows.frame_overlap=0"],
+]
+
+
+@pytest.mark.parametrize("guidance", ["paper", "none"])
+@pytest.mark.parametrize("words", CUTS, ids=" ".join)
+def test_the_cut_changes_no_noise(words, guidance):
+    """With networks that act pixel by pixel the result agrees to 1e-5 whatever the tiles, windows and batches."""
+    whole_words = ["windows.tile=1000", "windows.n_frames=1000", "decoding.windows.tile=1000"]
+    whole_words += ["decoding.windows.n_frames=1000"]
+    lq = clip(5, 16, 21)
+    together = pixelwise(*whole_words, f"sampling.guidance={guidance}").restore(lq, upscale=2)
+    cut = pixelwise(*words, f"sampling.guidance={guidance}").restore(lq, upscale=2)
+    assert together.std() > 0.05 and difference(cut, together) < 1e-5
+
+
+def test_the_noise_of_a_frame_is_its_own():
+    """The first frames of a longer clip get the noise they get alone."""
+    lq = clip(6, 16, 16)
+    pixels = pixelwise("sampling.guidance=none", "decoding.color_fix=nofix")
+    assert difference(pixels.restore(lq)[:4], pixels.restore(lq[:4])) < 1e-5
+
+
+def test_clips_of_a_batch_equal_clips_alone():
+    clips = torch.stack([clip(4, 18, 22, seed=1), clip(4, 18, 22, seed=2, step=2)])
+    toy = method()
+    together = toy.restore(clips, upscale=2)
+    alone = torch.stack([toy.restore(one, upscale=2) for one in clips])
+    assert together.shape == (2, 4, 3, 36, 44) and difference(together, alone) < 1e-5
+
+
+def test_several_windows_and_tiles_in_one_call_equal_one_at_a_time():
+    lq = clip(5, 20, 24)
+    one = method().restore(lq)
+    assert method().windows.calls(5, 20, 24) == 8
+    for batch in (3, 100):
+        many = method(f"windows.batch={batch}", f"decoding.windows.batch={batch}").restore(lq)
+        assert difference(many, one) < 1e-5
+
+
+# ---- guidance
+
+
+def latents_of(toy, lq, **kwargs):
+    """The final latents of a clip whose sides need no padding, and its motion."""
+    size = (lq.shape[-2] // 4, lq.shape[-1] // 4)
+    motion = toy.motion(lq[None], size=size)
+    noise = toy._noise(FrameNoise(3), range(len(lq)), size)
+    z = toy.encode(lq[None], noise("posterior"))
+    return toy.sample(z, motion, noise=noise, progress=lambda *_: None), motion
+
+
+def test_paper_guidance_steadies_the_latents_of_a_moving_clip():
+    lq = clip(5, 64, 96, step=8)
+    losses = {}
+    for guidance in ("none", "paper"):
+        x, motion = latents_of(method(f"sampling.guidance={guidance}", "sampling.steps=6"), lq)
+        losses[guidance] = motion_loss(x, motion).item()
+    assert motion.to_next[..., 4:-4, 8:-8].abs().mean() > 0.2  # the estimator sees the clip move
+    assert losses["paper"] < 0.8 * losses["none"]
+
+
+def test_the_scale_of_the_guidance_is_passed_on():
+    lq = clip(3)
+    off = method("sampling.guidance_scale=0").restore(lq)
+    assert torch.equal(off, method("sampling.guidance=none").restore(lq))
+    assert difference(off, method("sampling.guidance_scale=3").restore(lq)) > 1e-5
+
+
+# ---- the released preset
+
+
+@pytest.mark.parametrize(
+    ("frames", "size", "upscale"),
+    [
+        (2, (16, 16), 4),  # one patch: the released script crashes (B5)
+        (1, (16, 15 + 2), 4),  # sides that are no multiples of 32: padding stays in the released result (B9)
+        (6, (24, 31), 4),  # patches, two segments
+        (3, (40, 16), 1),  # enlarged to min_size and brought back
+    ],
+)
+def test_the_released_preset_gives_the_right_size(frames, size, upscale):
+    toy = method(*SMALL, preset="released")
+    assert toy.patches == Patches(n_frames=5, size=64, stride=48) and toy.sampling.guidance == "released"
+    out = toy.restore(clip(frames, *size), upscale=upscale)
+    assert out.shape == (frames, 3, size[0] * upscale, size[1] * upscale)
+    assert torch.isfinite(out).all() and 0 <= out.min() and out.max() <= 1
+
+
+def test_no_padding_is_left_in_the_released_result():
+    """A white clip with mirrored padding stays white everywhere; the right border is where it should be."""
+    toy = method(*SMALL, "decoding.color_fix=nofix", preset="released")
+    toy._restore_piece = lambda work, motion, *, noise, progress: work * 2 - 1  # patches and padding alone
+    lq = clip(2, 24, 31)
+    out = toy.restore(lq, upscale=4)
+    expected = F.interpolate(lq, size=(96, 124), mode="bicubic", align_corners=False).clamp(0, 1)
+    assert difference(out, expected) < 1e-5
+
+
+def test_patches_may_start_off_the_latent_grid():
+    out = method(*SMALL, "patches.stride=46", preset="released").restore(clip(5, 24, 24), upscale=4)
+    assert out.shape == (5, 3, 96, 96) and torch.isfinite(out).all()
+    single = method(*SMALL, "patches.stride=46", "patches.n_frames=1", preset="released")
+    assert single.restore(clip(2, 24, 24), upscale=4).shape == (2, 3, 96, 96)
+
+
+def test_motion_is_cut_where_the_patch_lies():
+    """A motion that is linear in the position is interpolated exactly (B8: the released cut is off by up to 30 px)."""
+    y, x = torch.meshgrid(torch.arange(12.0), torch.arange(16.0), indexing="ij")
+    flow = torch.stack([0.5 * x - y, x + 0.25 * y]).expand(1, 4, 2, 12, 16)
+    none = torch.zeros(1, 4, 1, 12, 16)
+    motion = Motion(flow, -flow, none, none)
+    for top, left in ((0, 0), (8, 16), (18, 6), (3, 25)):
+        tile = tiling.Tile(slice(1, 4), slice(top, top + 24), slice(left, left + 32))
+        cut = cut_motion(motion, tile, 4)
+        y_cut, x_cut = y[:6, :8] + top / 4, x[:6, :8] + left / 4
+        assert cut.to_next.shape == (1, 2, 2, 6, 8)
+        assert difference(cut.to_next[0, 0], torch.stack([0.5 * x_cut - y_cut, x_cut + 0.25 * y_cut])) < 1e-5
+        assert difference(cut.to_prev, -cut.to_next) < 1e-6
+    single = tiling.Tile(slice(1, 2), slice(3, 27), slice(6, 38))
+    assert cut_motion(motion, single, 4).to_next.shape == (1, 0, 2, 6, 8)
+
+
+def test_occlusion_stays_a_mask_when_cut_between_latents():
+    torch.manual_seed(0)
+    masks = (torch.rand(1, 2, 1, 9, 9) > 0.5).float()
+    cut = cut_motion(Motion(*[torch.zeros(1, 2, 2, 9, 9)] * 2, masks, masks), tiling.Tile(*[slice(0, 3)], slice(2, 26), slice(3, 27)), 4)
+    assert set(cut.occluded_next.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_the_last_duplicate_is_kept():
+    """The list of frames repeats its last one up to whole segments, and the file keeps the last one's result (B25)."""
+    assert Patches(n_frames=5).frame_order(7) == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
+    assert Patches(n_frames=5).frame_order(5) == [0, 1, 2, 3, 4]
+    toy = method(*SMALL, "patches.n_frames=3", preset="released")
+    lq = clip(4)
+    out, filled = toy.restore(lq), toy.restore(lq[[0, 1, 2, 3, 3, 3]])
+    assert difference(out[:3], filled[:3]) < 1e-6
+    assert difference(out[3], filled[5]) < 1e-6 and difference(out[3], filled[3]) > 1e-3
+
+
+def test_every_segment_and_patch_gets_the_same_noise():
+    """As released (B27): a still clip comes out the same in every segment, a tiled picture in every patch."""
+    toy = method(*SMALL, "patches.n_frames=2", "patches.stride=64", preset="released")
+    frame = clip(1, 16, 16)
+    still = toy.restore(frame.expand(6, -1, -1, -1), upscale=4)
+    assert difference(still[:2], still[4:]) < 1e-6 and difference(still[0], still[1]) > 1e-3
+    free = method().restore(frame.expand(6, -1, -1, -1), upscale=4)
+    assert difference(free[:2], free[4:]) > 1e-3
+
+
+# ---- refusals
+
+
+@pytest.mark.parametrize("broken", ["unet", "structure", "autoencoder", "sequence_decoder", "text", "flow"])
+def test_weights_that_are_not_numbers_stop_the_run(broken):
+    builders = {"flow": SpyNet}
+    if broken in builders:
+        net = builders[broken]()
+    else:
+        net = randomise(config.instantiate(settings_of(broken)), 0)
+    with torch.no_grad():
+        next(p for p in net.parameters() if p.ndim > 1).fill_(float("nan"))
+    with pytest.raises(FloatingPointError, match="not finite") as error:
+        method(**{broken: net}).restore(clip(2))
+    assert "tile at frames" in str(error.value) or "flow" in str(error.value)
+
+
+def settings_of(name):
+    from tests.methods.toy import settings
+
+    return settings().networks[name]
+
+
+@pytest.mark.parametrize(
+    ("lq", "upscale", "says"),
+    [
+        (torch.zeros(3, 16, 16), 4, "at least one frame"),
+        (torch.zeros(2, 1, 16, 16), 4, "at least one frame"),
+        (torch.zeros(0, 3, 16, 16), 4, "at least one frame"),
+        (torch.zeros(1, 0, 3, 16, 16), 4, "at least one frame"),
+        (torch.zeros(2, 3, 16, 15), 4, "15x16, expected at least 16"),
+        (torch.zeros(2, 3, 16, 16), 0, "upscale 0"),
+        (torch.zeros(2, 3, 16, 16), -2, "upscale -2"),
+        (torch.zeros(2, 3, 16, 16), float("nan"), "upscale nan"),
+        (torch.zeros(2, 3, 16, 16), 0.01, "upscale 0.01"),
+        (torch.full((2, 3, 16, 16), float("nan")), 4, "NaN"),
+        (torch.full((2, 3, 16, 16), float("inf")), 4, "infinite"),
+    ],
+)
+def test_wrong_frames_are_refused(lq, upscale, says):
+    with pytest.raises(ValueError, match=says) as error:
+        method().restore(lq, upscale=upscale)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Windows(weight="gauss"), "'gauss', expected one of gaussian"),
+        (lambda: Windows(n_frames=3, frame_overlap=3), "frame_overlap=3"),
+        (lambda: Windows(tile=16, tile_overlap=-1), "tile_overlap=-1"),
+        (lambda: Patches(size=64, stride=65), "stride"),
+        (lambda: Patches(size=64, stride=0), "stride"),
+        (lambda: Sampling(sampler="dpm"), "sampler 'dpm'"),
+        (lambda: Sampling(guidance="on"), "guidance 'on'"),
+        (lambda: Sampling(prediction="noise"), "prediction 'noise'"),
+        (lambda: Sampling(arithmetic="float16"), "arithmetic 'float16'"),
+        (lambda: Sampling(steps=0), "0 steps"),
+        (lambda: Sampling(steps=1001), "1001 steps"),
+        (lambda: Decoding(color_fix="none"), "color_fix 'none'"),
+        (lambda: method("precision=half"), "precision 'half'"),
+        (lambda: method("windows.tile=15"), "tile 15"),
+        (lambda: method(*SMALL, "patches.size=68", preset="released"), "68"),
+        (lambda: MGLD({}, sampling=Sampling(), windows=Windows(), decoding=Decoding()), "unet"),
+    ],
+)
+def test_wrong_words_and_numbers_show_at_once(make, says):
+    with pytest.raises(ValueError, match=says):
+        make()
+
+
+# ---- numbers
+
+
+def test_half_precision_is_near_single():
+    lq = clip(3, 20, 20)
+    single, half = method().restore(lq, upscale=2), method("precision=bf16").restore(lq, upscale=2)
+    assert half.dtype == torch.float32
+    assert 0 < (half - single).abs().mean() < 0.02
+
+
+def test_nothing_is_left_to_train_and_nothing_records_gradients():
+    toy = method()
+    assert not toy.training and not any(p.requires_grad for p in toy.parameters())
+    assert not toy.restore(clip(2).requires_grad_()).requires_grad
+
+
+@pytest.mark.parametrize(("length", "pixels"), [(512 / 49 * 49, 512), (3.9, 3), (24 * 2.5, 60), (4.9999999, 5)])
+def test_lengths_in_pixels_are_cut_but_not_for_rounding(length, pixels):
+    assert whole(length) == pixels
