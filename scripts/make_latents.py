@@ -49,7 +49,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--stage_one", type=Path, default=EMBEDDED / "mgldvsr_unet.safetensors", help="trained weights")
     parser.add_argument("--data", nargs="+", required=True, metavar="YAML", help="configuration whose dataset is used")
     parser.add_argument("-o", "--output", type=Path, default=Path("logs/tiny/latents"), help="folder to write")
-    parser.add_argument("--count", type=int, default=600, help="clips (default 600)")
+    parser.add_argument("--count", type=int, help="clips (default: all of the dataset)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes the data configuration")
     args = parser.parse_intermixed_args(words)
     args.overrides += [word for word in args.data if "=" in word]
@@ -58,7 +58,7 @@ def main(words: list[str] | None = None) -> int:
         method = load_stage_one(args.card, args.stage_one)
         dataset = config.instantiate(config.load(*args.data, overrides=args.overrides).data.params.dataset)
         args.output.mkdir(parents=True, exist_ok=True)
-        for i in track(range(args.count), description="latents"):
+        for i in track(range(args.count or len(dataset)), description="latents"):
             path = args.output / f"{i:06d}.safetensors"
             if path.exists():
                 continue

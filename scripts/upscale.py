@@ -25,15 +25,18 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 
 from ldm import config, video
 from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
-from ldm.methods.mgld import COLOR_FIXES, PRECISIONS, SMALLEST_SIDE, whole
+from ldm.methods.mgld import COLOR_FIXES, PRECISIONS, SMALLEST_SIDE, Patches, Windows, choose, whole
 from ldm.picture import comparison
 from ldm.video.source import files_in, is_visible, natural_order
 from ldm.video.writing import CONTAINERS
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
-COPIES = 6  # float32 copies of the enlarged clip that exist at the same time
-ROUNDING = ("nearest", "truncate")
+COPIES = 8  # float32 copies of the enlarged clip that exist at the same time, the float64 sums of tiles included
+ROUNDING = {
+    "nearest": lambda frame: frame,  # the writer's own way
+    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # as released (B28)
+}
 SAMPLING, WINDOWS, DECODING, PATCHES = (
     f"+method.params.{part}.params" for part in ("sampling", "windows", "decoding", "patches")
 )
@@ -89,7 +92,7 @@ def add_files(group) -> None:
     add = group.add_argument
     add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
     add("-o", "--output", type=Path, required=True, help=".mp4 .mkv .mov .png; no suffix: a folder (of PNGs, of clips)")
-    add("--weights", nargs="+", default=[], metavar="PATH", help=f"folder or weight files (default: {EMBEDDED.name})")
+    add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
     add("--preset", help="a file of configs/presets merged last, such as released (default: none)")
     add("--crf", type=natural, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)")
@@ -125,14 +128,12 @@ def add_running(group) -> None:
 def choose_settings(files: Mapping[str, Path], args: argparse.Namespace):
     """The configuration with preset, flags and overrides applied, in this order."""
     settings = read_settings(files, configs=args.config, preset=args.preset, flow=args.flow, overrides=args.overrides)
-    settings = config.override(settings, [*flag_words(args, settings), *args.overrides])
-    if (rounding := rounding_of(settings)) not in ROUNDING:
-        raise config.ConfigError(f"config.output.rounding: got {rounding!r}, expected one of {', '.join(ROUNDING)}")
-    return settings
+    return config.override(settings, [*flag_words(args, settings), *args.overrides])
 
 
-def rounding_of(settings) -> str:
-    return (settings.get("output") or {}).get("rounding", ROUNDING[0])
+def rounding_of(settings) -> Callable:
+    """How frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
+    return choose(ROUNDING, (settings.get("output") or {}).get("rounding", "nearest"), "output.rounding")
 
 
 def flag_words(args: argparse.Namespace, settings) -> list[str]:
@@ -146,39 +147,35 @@ def flag_words(args: argparse.Namespace, settings) -> list[str]:
         "+method.params.precision": args.precision,
     }
     words = [f"{key}={value}" for key, value in direct.items() if value is not None]
-    params = settings.method.params
-    if args.guidance not in (None, params.sampling.params.get("guidance", "paper")):
+    parts = {name: config.instantiate(settings.method.params[name]) for name in ("sampling", "windows", "decoding")}
+    patches = config.instantiate(settings.method.params.get("patches"))
+    if args.guidance not in (None, parts["sampling"].guidance):
         words.append(f"{SAMPLING}.guidance_scale=null")  # each form has its own
-    return words + frame_words(args.n_frames, params) + tile_words(args, settings)
-
-
-def frame_words(n_frames: int | None, params) -> list[str]:
-    """Windows of `n_frames`, with the overlap they had as far as it fits."""
-    if n_frames is None:
-        return []
-    words = [f"{PATCHES}.n_frames={n_frames}"] if params.patches else []
-    for key, windows in ((WINDOWS, params.windows), (f"{DECODING}.windows.params", params.decoding.params.windows)):
-        overlap = min(windows.params.get("frame_overlap", 2), n_frames - 1)
-        words += [f"{key}.n_frames={n_frames}", f"{key}.frame_overlap={overlap}"]
+    if args.n_frames:
+        words += frame_words(args.n_frames, parts["windows"], parts["decoding"].windows)
+        words += [f"{PATCHES}.n_frames={args.n_frames}"] if patches else []
+    if args.vqgantile_size or args.vqgantile_stride:
+        words += tile_words(args, patches or parts["decoding"].windows, settings)
     return words
 
 
-def tile_words(args: argparse.Namespace, settings) -> list[str]:
-    """Tiles of the decoder, or the outer patches where the configuration has them."""
-    if args.vqgantile_size is None and args.vqgantile_stride is None:
-        return []
-    params = settings.method.params
-    f = 2 ** (len((settings.networks.autoencoder.get("params") or {}).get("ch_mult", (1, 2, 4, 4))) - 1)
-    if params.patches:
-        old_size, old_stride = params.patches.params.size, params.patches.params.stride
-    else:
-        windows = params.decoding.params.windows.params
-        old_size, old_stride = windows.tile * f, (windows.tile - windows.tile_overlap) * f
-    size = args.vqgantile_size or old_size
-    stride = args.vqgantile_stride or (old_stride if old_stride <= size else size * old_stride // old_size)
+def frame_words(n_frames: int, windows: Windows, decoding: Windows) -> list[str]:
+    """Windows of `n_frames`, with the overlap they had as far as it fits."""
+    both = {WINDOWS: windows, f"{DECODING}.windows.params": decoding}
+    overlaps = [f"{key}.frame_overlap={min(old.frame_overlap, n_frames - 1)}" for key, old in both.items()]
+    return [f"{key}.n_frames={n_frames}" for key in both] + overlaps
+
+
+def tile_words(args: argparse.Namespace, old: Patches | Windows, settings) -> list[str]:
+    """Tiles of the decoder, or the outer patches where the configuration has them; lengths in pixels."""
+    params, whole_cut = settings.networks.autoencoder.get("params") or {}, isinstance(old, Patches)
+    f = 2 ** (len(params.get("ch_mult", (1, 2, 4, 4))) - 1)
+    was, step = (old.size, old.stride) if whole_cut else (old.tile * f, (old.tile - old.tile_overlap) * f)
+    size = args.vqgantile_size or was
+    stride = args.vqgantile_stride or (step if step <= size else size * step // was)
     if not f <= stride <= size:
         raise ValueError(f"got tiles of {size} pixels every {stride}, expected {f} <= stride <= size")
-    if params.patches:
+    if whole_cut:
         return [f"{PATCHES}.size={size}", f"{PATCHES}.stride={stride}"]
     tiles = f"{DECODING}.windows.params"
     return [f"{tiles}.tile={size // f}", f"{tiles}.tile_overlap={(size - stride) // f}"]
@@ -273,7 +270,7 @@ def usable_device(name: str | None) -> str:
     return name
 
 
-def restore_clip(job: Job, args: argparse.Namespace, *, method, rounding: str) -> Job:
+def restore_clip(job: Job, args: argparse.Namespace, *, method, rounding: Callable) -> Job:
     """Read, restore, write; the output appears when it is whole."""
     began, (start, stop) = time.perf_counter(), span(args)
     with open_output(job, args) as writer:
@@ -281,18 +278,13 @@ def restore_clip(job: Job, args: argparse.Namespace, *, method, rounding: str) -
         with progress_bar(job.path.name) as progress:
             sr = method.restore(lq, upscale=args.upscale, seed=args.seed, progress=progress).cpu()
         for frame in sr:
-            writer.write(to_pixels(frame, rounding))
+            writer.write(rounding(frame))
         if args.compare:
             save_picture(comparison(lq, sr), compare_path(job.output))
     seconds, (height, width) = time.perf_counter() - began, sr.shape[-2:]
     took = f"{seconds:.1f} s, {seconds / len(sr):.2f} s per frame"
     print(f"{job.output}: {len(sr)} frames of {width}x{height}, {took}", flush=True)
     return job
-
-
-def to_pixels(frame: torch.Tensor, rounding: str):
-    """A frame (3, h, w) in [0, 1] as the writer takes it; "truncate" cuts grey levels off as released (B28)."""
-    return frame if rounding == "nearest" else (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy()
 
 
 def compare_path(output: Path) -> Path:
@@ -331,13 +323,14 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Mapping[str, Path]], a
     if good:
         files, device = find_files(), usable_device(args.device)
         settings = choose_settings(files, args)
+        rounding = rounding_of(settings)
         room = {
             "min_size": settings.method.params.get("min_size", 512),
             "weights": sum(path.stat().st_size for path in files.values() if path.is_file()),
         }
         good = attempt(good, partial(check_memory, args=args, device=device, **room))
     if good:
-        method, rounding = build_method(settings, files, device=device), rounding_of(settings)
+        method = build_method(settings, files, device=device)
         good = attempt(good, partial(restore_clip, args=args, method=method, rounding=rounding))
     if failed := len(jobs) - len(good):
         say(f"{failed} of {len(jobs)} inputs failed")

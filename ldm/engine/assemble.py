@@ -95,6 +95,9 @@ def _preset(name: str) -> Path:
 def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") -> nn.Module:
     """The method of `settings` with the weights of `files`. Raises CheckpointError or ConfigError."""
     one = checkpoint.read(files["stage_one"])
+    if "unet" not in checkpoint.slots_held(one, checkpoint.STAGE_ONE):  # before anything is missed in a wrong file
+        looks_like = checkpoint.recognise(one) or "nothing known"
+        raise checkpoint.CheckpointError(f"{files['stage_one']}: looks like {looks_like}, expected {STAGES['stage_one']}")
     flow_state = _flow_weights(settings, files, one)
     filled = {*checkpoint.slots_held(one, checkpoint.STAGE_ONE), "sequence_decoder"}
     networks = {}

@@ -187,6 +187,9 @@ class MGLD(nn.Module):
             self.add_module(name, networks[name])
         if windows.tile % self.unet.downsampling:
             raise ValueError(f"got tile {windows.tile}, expected a multiple of {self.unet.downsampling}")
+        f = self.autoencoder.downsampling
+        if patches and (patches.size % f or min(windows.tile, patches.size // f) % self.unet.downsampling):
+            raise ValueError(f"got patch size {patches.size}, expected a multiple of {f * self.unet.downsampling}")
         self.scale_factor, self.sampling, self.windows, self.decoding = scale_factor, sampling, windows, decoding
         self.patches, self.min_size, self.dtype = patches, min_size, choose(PRECISIONS, precision, "precision")
         channels_last(self).eval().requires_grad_(False)
@@ -213,9 +216,8 @@ class MGLD(nn.Module):
             pad, multiple = released_pad, 32
         padded, padding = pad(work, multiple)
         out = unpad(self._restore_padded(padded, seed=seed, progress=progress), padding)
-        out = (out + 1) / 2
         target = (whole(h * upscale), whole(w * upscale))
-        out = resize(out.clamp(0, 1), target).clamp(0, 1)
+        out = resize(out.add_(1).div_(2).clamp_(0, 1), target).clamp_(0, 1)
         last = {frame: place for place, frame in enumerate(order)}  # the released script keeps the last duplicate
         out = out[:, [last[frame] for frame in range(frames)]]
         return out if lq.ndim == 5 else out[0]
@@ -242,7 +244,9 @@ class MGLD(nn.Module):
         x = self.sample(z, motion, noise=noise, progress=progress)
         out = self.decode(x, work, progress=progress)
         fix = COLOR_FIXES[self.decoding.color_fix]
-        return fix(out.flatten(0, 1), (work * 2 - 1).flatten(0, 1)).unflatten(0, work.shape[:2])
+        for i in range(out.shape[1]):  # frame by frame, to hold few copies of the whole clip
+            out[:, i] = fix(out[:, i], work[:, i] * 2 - 1)
+        return out
 
     def motion(self, work: Tensor, *, size: tuple[int, int]) -> Motion:
         """The motion of clips (B, T, 3, H, W) in [0, 1] on the latent grid, found at a quarter of their size."""

@@ -36,5 +36,6 @@ class AutoencoderTraining(LightningModule):
 def cosine_adam(parameters: list[Tensor], lr: float, steps: int, betas: tuple[float, float] = (0.9, 0.99)) -> dict:
     """AdamW with a short warm-up and a cosine to zero over `steps` optimizer steps."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, pct_start=0.05)
+    rise = max(0.05, 2 / (steps + 1))  # a rise of less than one step divides by zero there
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, pct_start=rise)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}

@@ -1,5 +1,8 @@
 """What the tests of scripts share: models with random weights in the released files' names, and small clips."""
 
+import functools
+
+import cv2
 import numpy as np
 import torch
 
@@ -47,7 +50,7 @@ def settings(flow="dis"):
     """A model's configuration like assets/tiny/model.yaml, but as narrow as the networks allow."""
     windows = {"n_frames": 4, "frame_overlap": 2, "tile": 16, "tile_overlap": 4}
     windows = {"target": f"{PLACE}.Windows", "params": windows}
-    networks = {name: {"target": target, "params": params} for name, (target, params) in NETWORKS.items()}
+    networks = {name: {"target": target, "params": dict(params)} for name, (target, params) in NETWORKS.items()}
     method = {
         "scale_factor": 0.5,
         "sampling": {"target": f"{PLACE}.Sampling", "params": {"steps": 2, "guidance_scale": 0.01}},
@@ -66,9 +69,10 @@ def settings(flow="dis"):
     }
 
 
-def states(flow="dis", seed=0):
+@functools.cache
+def states(flow="dis"):
     """Random weights of both files, {name in the file: tensor}: not zero where training starts from zero."""
-    torch.manual_seed(seed)
+    torch.manual_seed(0)
     networks = config.instantiate(settings(flow)["networks"] | {"flow": FLOWS[flow]})
     one = {}
     for slot, prefixes in checkpoint.STAGE_ONE.slots.items():
@@ -104,6 +108,14 @@ def make_clip(path, count=6, rate=25, size=(24, 32)):
     with video.open_writer(path, size=size, rate=rate, names=None if path.suffix else names) as writer:
         for frame in make_frames(count, *size):
             writer.write(frame)
+    return path
+
+
+def make_mixed(path):
+    """A folder of two PNGs of different size."""
+    path.mkdir(parents=True)
+    for width in (32, 36):
+        assert cv2.imwrite(str(path / f"{width}.png"), np.zeros((24, width, 3), np.uint8))
     return path
 
 

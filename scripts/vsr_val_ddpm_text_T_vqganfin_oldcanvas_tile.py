@@ -1,0 +1,94 @@
+"""The released project's test command with its flags and defaults, done by scripts/upscale.py with preset `released`.
+
+Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png; sequence k is done where k % n_gpus == select_idx.
+Differences: --precision autocast means fp16 on cuda and fp32 on the CPU; any number of frames and any size works
+(B5, B8, B9), and the steps of sampling default to 1000 as there. Flags that did nothing there still do nothing.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+from ldm.engine.assemble import RELEASED_CONFIG
+from ldm.methods.mgld import COLOR_FIXES
+from scripts import upscale
+
+PRECISIONS = {"full": {}, "autocast": {"cuda": "fp16"}}
+
+
+def arguments(words: list[str] | None = None, *, description: str = __doc__, steps: int = 1000) -> argparse.Namespace:
+    """The released flags; those that are not known are left in `unknown`."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = upscale.Parser(description=description, formatter_class=form, allow_abbrev=False)
+    add = parser.add_argument
+    add("--seqs-path", "--seqs_path", type=Path, required=True, help="folder of folders of frames")
+    add("--outdir", type=Path, required=True, help="folder to write to")
+    add("--latent-dir", "--latent_dir", type=Path, help="folder for latents (only where latents are made)")
+    add("--config", default=str(RELEASED_CONFIG), help="model configuration (default: the released model's)")
+    add("--ckpt", type=Path, required=True, help="mgldvsr_unet.ckpt: U-Net, condition encoder, autoencoder, text, RAFT")
+    add("--vqgan_ckpt", type=Path, required=True, help="video_vae_cfw.ckpt: the sequence decoder")
+    add("--ddpm_steps", type=upscale.counted, default=steps, help=f"sampling steps (default: {steps})")
+    add("--dec_w", type=float, default=0.5, help="weight of the input's features in the decoder (default: 0.5)")
+    add("--colorfix_type", choices=list(COLOR_FIXES), default="nofix", help="(default: nofix)")
+    add("--precision", choices=list(PRECISIONS), default="autocast", help="autocast: fp16 on cuda (default: autocast)")
+    add("--n_frames", type=upscale.counted, default=5, help="frames per segment (default: 5)")
+    add("--tile_overlap", type=upscale.natural, default=32, help="in latent pixels (default: 32)")
+    add("--vqgantile_size", type=upscale.counted, default=960, help="patch in pixels (default: 960)")
+    add("--vqgantile_stride", type=upscale.counted, default=750, help="in pixels (default: 750)")
+    add("--upscale", type=upscale.positive, default=4.0, help="output size over input size (default: 4)")
+    add("--input_size", type=upscale.counted, default=512, help="short side to restore at, at least (default: 512)")
+    add("--seed", type=upscale.natural, default=42, help="of the noise (default: 42)")
+    add("--n_gpus", type=upscale.counted, default=1, help="in how many parts the work is done (default: 1)")
+    add("--select_idx", type=upscale.natural, default=0, help="which part this is, from 0 (default: 0)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    for name in ("--n_samples", "--n_iter", "--C", "--f"):
+        add(name, help="accepted, without effect")
+    args, args.unknown = parser.parse_known_args(words)
+    return args
+
+
+def translate(args: argparse.Namespace) -> argparse.Namespace:
+    """The same job in the words of scripts/upscale.py."""
+    device = upscale.usable_device(args.device)
+    precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
+    if args.precision == "autocast" and precision == "fp32":
+        upscale.say(f"autocast needs cuda, computing in fp32 on {device}")
+    ignored = [f"--{name}" for name in ("n_samples", "n_iter", "C", "f") if getattr(args, name) is not None]
+    if ignored := [*ignored, *(word for word in args.unknown if word.startswith("-"))]:
+        upscale.say(f"without effect: {' '.join(ignored)}")
+    same = ("config", "ddpm_steps", "dec_w", "colorfix_type", "n_frames", "tile_overlap", "vqgantile_size")
+    same += ("vqgantile_stride", "upscale", "seed")
+    words = [word for name in same for word in (f"--{name}", str(getattr(args, name)))]
+    words += ["--input", str(args.seqs_path), "--output", str(args.outdir), "--overwrite"]
+    words += ["--preset", "released", "--device", device, "--precision", precision]
+    return upscale.arguments([*words, f"+method.params.min_size={args.input_size}"])
+
+
+def find_jobs(args: argparse.Namespace) -> list[upscale.Job]:
+    """This part's sequences, each with its folder in OUTDIR. Raises ValueError."""
+    if args.select_idx >= args.n_gpus:
+        raise ValueError(f"got --select_idx {args.select_idx}, expected less than --n_gpus {args.n_gpus}")
+    jobs = upscale.find_jobs(args.seqs_path, args.outdir)
+    if jobs[0].path == args.seqs_path:  # one sequence itself
+        jobs = [upscale.Job(args.seqs_path, args.outdir / args.seqs_path.resolve().name)]
+    films = {job: job._replace(output=job.output.with_suffix("")) for job in jobs if job.path.is_file()}
+    return [films.get(job, job) for job in jobs][args.select_idx :: args.n_gpus]
+
+
+def find_files(args: argparse.Namespace) -> dict[str, Path]:
+    """The weight files, each in the slot its flag names."""
+    return {"stage_one": args.ckpt, "stage_two": args.vqgan_ckpt}
+
+
+def run(args: argparse.Namespace) -> int:
+    return upscale.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
+
+
+def main(words: list[str] | None = None) -> int:
+    return upscale.exit_status(lambda: run(arguments(words)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The released project's command that makes training data of the sequence decoder: restored frames and latents.
+
+Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png and LATENT_DIR/FOLDER/NAME.npy: float32 (4, h, w),
+scaled, of the centre square of --input_size (512) pixels. The released form of the guidance with scale -1, no tiles.
+Differences: a last chunk that is not full is filled up with its last frame instead of dropped (B25); noise is drawn per
+sequence from --seed plus its number, since the released numbers also depend on how the networks were built (B27); sides
+that are no multiple of 32 are resized by OpenCV's Lanczos kernel, not Pillow's.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+import cv2
+import numpy as np
+import torch
+
+from ldm import video
+from ldm.diffusion.noise import ReleasedNoise
+from ldm.engine.assemble import build_method
+from ldm.methods.mgld import COLOR_FIXES, MGLD
+from ldm.ops.flow import estimate_motion
+from ldm.ops.resize import resize
+from scripts import upscale
+from scripts import vsr_val_ddpm_text_T_vqganfin_oldcanvas_tile as tiles
+
+STEPS, MULTIPLE, GUIDANCE_SCALE = 200, 32, -1.0
+Restored = tuple[torch.Tensor, torch.Tensor]  # latents (T, c, h, w) and frames (T, 3, H, W) in [0, 1], on the CPU
+
+
+def prepare(frame: np.ndarray, size: int) -> torch.Tensor:
+    """(h, w, 3) uint8 -> (3, size, size) in [0, 1]: sides to multiples of 32, short side to `size`, centre square."""
+    h, w = (max(side // MULTIPLE, 1) * MULTIPLE for side in frame.shape[:2])
+    if (h, w) != frame.shape[:2]:
+        frame = cv2.resize(frame, (w, h), interpolation=cv2.INTER_LANCZOS4)
+    x = torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1).float() / 255
+    h, w = (size * side // min(h, w) for side in (h, w))
+    x = resize(x, (h, w), mode="bilinear").clamp(0, 1)
+    top, left = round((h - size) / 2), round((w - size) / 2)
+    return x[:, top : top + size, left : left + size]
+
+
+def restore_chunk(method: MGLD, work: torch.Tensor, source: ReleasedNoise, progress) -> Restored:
+    """Sample and decode frames (1, T, 3, H, W) in [0, 1] that are enlarged already."""
+    with method.autocast():
+        moments, _ = method.sequence_decoder.encode(work[0] * 2 - 1)
+    posterior = method.autoencoder.posterior(moments.float())
+    frames, *shape = posterior.mean.shape
+
+    def noise(step: int | str) -> torch.Tensor:
+        return source(step, range(frames), shape)[None].to(work.device)
+
+    z = posterior.sample(noise("posterior")[0])[None] * method.scale_factor
+    motion = estimate_motion(method.flow, work, size=(shape[1], shape[2]))
+    x = method.sample(z, motion, noise=noise, progress=progress)
+    out = COLOR_FIXES[method.decoding.color_fix](method.decode(x, work, progress=progress)[0], work[0] * 2 - 1)
+    return x[0].cpu(), ((out + 1) / 2).clamp(0, 1).cpu()
+
+
+@torch.no_grad()
+def restore_sequence(method: MGLD, lq: torch.Tensor, *, seed: int, progress) -> Restored:
+    """All frames (T, 3, H, W) in [0, 1], chunk by chunk."""
+    source, length, made = ReleasedNoise(seed), method.windows.n_frames, []
+    for start in range(0, len(lq), length):
+        chunk = lq[start : start + length]
+        chunk = torch.cat([chunk, chunk[-1:].expand(length - len(chunk), -1, -1, -1)])
+        made.append(restore_chunk(method, chunk[None].to(method.device), source, progress))
+    latents, frames = (torch.cat(part)[: len(lq)] for part in zip(*made, strict=True))
+    return latents, frames
+
+
+def save_latents(latents: torch.Tensor, folder: Path, names: list[str]) -> None:
+    """One NAME.npy per frame, each whole or not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for latent, name in zip(latents, names, strict=True):
+        target = folder / f"{Path(name).stem}.npy"
+        partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+        try:
+            with partial.open("wb") as file:
+                np.save(file, latent.float().numpy())
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def settings_of(files: dict[str, Path], words: argparse.Namespace):
+    """The released settings without any cut inside a chunk."""
+    words.overrides += [
+        "method.params.patches=null",
+        f"method.params.sampling.params.guidance_scale={GUIDANCE_SCALE}",
+        "method.params.windows.params.tile=100000",
+    ]
+    words.vqgantile_size = words.vqgantile_stride = None
+    return upscale.choose_settings(files, words)
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.latent_dir is None:
+        raise ValueError("--latent-dir is missing (--help lists the options)")
+    words, files, jobs = tiles.translate(args), tiles.find_files(args), tiles.find_jobs(args)
+    sources = [video.probe(job.path) for job in jobs]
+    settings = settings_of(files, words)
+    method, rounding = build_method(settings, files, device=words.device), upscale.rounding_of(settings)
+    for number, (job, source) in enumerate(zip(jobs, sources, strict=True)):
+        names = list(source.names) or [f"{frame:08d}.png" for frame in range(source.frames)]
+        size = (args.input_size, args.input_size)
+        with video.open_writer(job.output, size=size, names=names, source=source, overwrite=True) as writer:
+            lq = torch.stack([prepare(frame, args.input_size) for frame in video.read(source)])
+            with upscale.progress_bar(job.path.name) as progress:
+                seed = args.seed + args.select_idx + number * args.n_gpus
+                latents, frames = restore_sequence(method, lq, seed=seed, progress=progress)
+            for frame in frames:
+                writer.write(rounding(frame))
+            save_latents(latents, args.latent_dir / job.output.name, names)
+        print(f"{job.output}, {args.latent_dir / job.output.name}: {len(lq)} frames", flush=True)
+    return 0
+
+
+def main(words: list[str] | None = None) -> int:
+    return upscale.exit_status(lambda: run(tiles.arguments(words, description=__doc__, steps=STEPS)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
