@@ -356,6 +356,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         save_file(whole, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
+        temporary.chmod(0o644)  # the library writes for its user alone
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

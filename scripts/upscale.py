@@ -27,7 +27,6 @@ from ldm import config, video
 from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
 from ldm.methods.mgld import COLOR_FIXES, PRECISIONS, SMALLEST_SIDE, Patches, Windows, choose, whole
 from ldm.picture import comparison
-from ldm.video.source import files_in, is_visible, natural_order
 from ldm.video.writing import CONTAINERS
 
 PROGRAM = "upscale.py"
@@ -183,20 +182,16 @@ def tile_words(args: argparse.Namespace, old: Patches | Windows, settings) -> li
 
 def find_jobs(path: Path, output: Path) -> list[Job]:
     """One job for a clip; for a folder of clips one each, to OUTPUT/NAME. Raises ValueError."""
-    if not path.is_dir() or files_in(path, video.IMAGE_SUFFIXES):
+    found = video.clips_in(path)
+    if found == [path]:
         return [Job(path, output)]
-    found = [child for child in path.iterdir() if child.is_dir() and is_visible(child)]
-    found = [child for child in found if files_in(child, video.IMAGE_SUFFIXES)]
-    found += [path / name for name in files_in(path, video.VIDEO_SUFFIXES)]
-    if not found:
-        raise video.VideoError(f"{path}: no images, videos or folders of images in this folder")
     if output.suffix.lower() in (".png", *CONTAINERS):
         raise ValueError(f"{output}: got one file for {len(found)} clips, expected a folder; leave out the suffix")
     names = {child: child.name if child.is_dir() else f"{child.stem}.mp4" for child in found}
     names |= {child: child.name for child in found if child.suffix.lower() in CONTAINERS}
     twice = [name for name in names.values() if list(names.values()).count(name) > 1]
     names |= {child: f"{child.name}.mp4" for child, name in names.items() if name in twice}
-    return [Job(child, output / names[child]) for child in sorted(found, key=lambda child: natural_order(child.name))]
+    return [Job(child, output / names[child]) for child in found]
 
 
 def prepare(job: Job, args: argparse.Namespace) -> Job:

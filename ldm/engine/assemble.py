@@ -1,6 +1,7 @@
 """From weight files and YAML to a method that restores frames."""
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -49,9 +50,8 @@ def find_weights(*words: str | Path) -> dict[str, Path]:
     """
     paths = [Path(word) for word in words]
     if len(paths) == 1 and not paths[0].is_file():
-        folder = paths[0]
-        files = {slot: checkpoint.find(folder, name) for slot, name in STAGES.items()} | {"folder": folder}
-        return files | ({"card": folder / CARD} if (folder / CARD).is_file() else {})
+        files = {slot: checkpoint.find(paths[0], name) for slot, name in STAGES.items()} | {"folder": paths[0]}
+        return files | _card(paths[0])
     kinds, files = STAGES | FLOW_FILES, {}
     for path in paths:
         looks_like = checkpoint.recognise(checkpoint.read(path))
@@ -61,7 +61,11 @@ def find_weights(*words: str | Path) -> dict[str, Path]:
         files[slot] = path
     if missing := [name for slot, name in STAGES.items() if slot not in files]:
         raise checkpoint.CheckpointError(f"got {', '.join(map(str, paths))} without {missing[0]}, expected {EXPECTED}")
-    return files
+    return files | _card(files["stage_one"].parent)
+
+
+def _card(folder: Path) -> dict[str, Path]:
+    return {"card": folder / CARD} if (folder / CARD).is_file() else {}
 
 
 def read_settings(
@@ -97,7 +101,8 @@ def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") ->
     one = checkpoint.read(files["stage_one"])
     if "unet" not in checkpoint.slots_held(one, checkpoint.STAGE_ONE):  # before anything is missed in a wrong file
         looks_like = checkpoint.recognise(one) or "nothing known"
-        raise checkpoint.CheckpointError(f"{files['stage_one']}: looks like {looks_like}, expected {STAGES['stage_one']}")
+        what = f"{files['stage_one']}: looks like {looks_like}"
+        raise checkpoint.CheckpointError(f"{what}, expected {checkpoint.STAGE_ONE.file}")
     flow_state = _flow_weights(settings, files, one)
     filled = {*checkpoint.slots_held(one, checkpoint.STAGE_ONE), "sequence_decoder"}
     networks = {}
@@ -108,12 +113,25 @@ def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") ->
     slots = {name: net for name, net in networks.items() if name in checkpoint.STAGE_ONE.slots and net.state_dict()}
     if flow_state is not None:
         constant = tuple(getattr(networks["flow"], "constant_buffers", ()))
-        checkpoint.load(slots.pop("flow"), flow_state, tolerated_missing=constant)
+        with named(f"the weights of flow {settings.flow}"):
+            checkpoint.load(slots.pop("flow"), flow_state, tolerated_missing=constant)
     absent = [slot for slot in ("flow", "text") if slot not in slots]
-    checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
+    with named(files["stage_one"]):
+        checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
     two = {"sequence_autoencoder": networks["sequence_decoder"]}
-    checkpoint.load_slots(two, checkpoint.read(files["stage_two"]), checkpoint.STAGE_TWO)
+    with named(files["stage_two"]):
+        checkpoint.load_slots(two, checkpoint.read(files["stage_two"]), checkpoint.STAGE_TWO)
     return config.instantiate(settings.method, networks=networks).to(device)
+
+
+@contextlib.contextmanager
+def named(file: Path | str) -> Iterator[None]:
+    """Errors of loading start with the file they are about."""
+    try:
+        yield
+    except checkpoint.CheckpointError as error:
+        line = str(error)
+        raise checkpoint.CheckpointError(line if line.startswith(str(file)) else f"{file}: {line}") from error
 
 
 def _flow_weights(settings, files: Mapping[str, Path], stage_one: Mapping) -> dict | None:

@@ -228,12 +228,12 @@ class MGLD(nn.Module):
         size = (work.shape[-2] // f, work.shape[-1] // f)
         motion = self.motion(work, size=size)
         if self.patches is None:
-            noise = self._noise(FrameNoise(seed), range(work.shape[1]), size)
+            noise = self.addressed(FrameNoise(seed), range(work.shape[1]), size)
             return self._restore_piece(work, motion, noise=noise, progress=progress)
 
         def piece(x: Tensor, *, tiles: list[tiling.Tile]) -> Tensor:
             size = (x.shape[-2] // f, x.shape[-1] // f)
-            noise = self._noise(ReleasedNoise(seed), range(x.shape[1]), size)
+            noise = self.addressed(ReleasedNoise(seed), range(x.shape[1]), size)
             return self._restore_piece(x, cut_motion(motion, tiles[0], f), noise=noise, progress=progress)
 
         return self.patches.over(piece)(work)
@@ -313,7 +313,7 @@ class MGLD(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
-    def _noise(self, source: Callable, frames: range, size: tuple[int, int]) -> Callable[[int | str], Tensor]:
+    def addressed(self, source: Callable, frames: range, size: tuple[int, int]) -> Callable[[int | str], Tensor]:
         """noise(step) -> (1, T, c, h, w) on the device, the same for every clip."""
         channels = self.autoencoder.post_quant_conv.in_channels
         return lambda step: source(step, frames, (channels, *size))[None].to(self.device)

@@ -78,7 +78,8 @@ class SampledClips(Dataset):
 
     def _list(self) -> list[Path]:
         if self._files is None:
-            self._files = sorted(Path(self.folder).glob("*.safetensors"))
-            if not self._files:
+            found = sorted(Path(self.folder).glob("*.safetensors"))
+            if not found:
                 raise ValueError(f"got {self.folder} without *.safetensors, expected what make_latents.py writes")
+            self._files = found
         return self._files

@@ -17,6 +17,7 @@ class StageTwo(LightningModule):
     Batch: `lq` (B, T, 3, h, w), `gt` (B, T, 3, H, W) in [0, 1] and `latent` (B, T, 4, h, w), scaled by `scale_factor`.
     `weights` names the terms: gradient, difference, adversarial. The file written holds the decoder under its released
     names (`encoder.`, `decoder.`, `quant_conv.`, `post_quant_conv.`) and the discriminator under `loss.discriminator.`.
+    It stops by itself after `steps` batches: Lightning's `max_steps` counts the steps of both optimizers.
     """
 
     def __init__(self, decoder: SequenceAutoencoder, discriminator: PatchGAN, *, scale_factor: float,
@@ -66,6 +67,8 @@ class StageTwo(LightningModule):
         for schedule in self.lr_schedulers():
             schedule.step()
         self.log_dict({k: v.detach() for k, v in terms.items()}, prog_bar=True)
+        if step + 1 >= self.steps:
+            self.trainer.should_stop = True
 
     def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)

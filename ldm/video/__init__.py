@@ -5,7 +5,7 @@ cause is a `VideoError` of one line. Outputs are written under a temporary name 
 whole, so that a path that exists is always complete.
 """
 
-from ldm.video.reading import probe, read, read_clip, sequences
+from ldm.video.reading import clips_in, probe, read, read_clip, sequences
 from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source, VideoError, snap_rate
 from ldm.video.writing import Writer, open_writer
 
@@ -16,6 +16,7 @@ __all__ = [
     "Source",
     "VideoError",
     "Writer",
+    "clips_in",
     "open_writer",
     "probe",
     "read",

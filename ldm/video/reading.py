@@ -53,15 +53,20 @@ def probe(path) -> Source:
 
 def sequences(path) -> list[Source]:
     """List what a path holds, in natural order: itself, or each video and folder of images inside a folder."""
+    return [probe(child) for child in clips_in(path)]
+
+
+def clips_in(path) -> list[Path]:
+    """The paths of `sequences`, not yet looked at; raises VideoError for a folder without any."""
     path = Path(path)
     if not path.is_dir() or files_in(path, IMAGE_SUFFIXES):
-        return [probe(path)]
+        return [path]
     found = [path / name for name in files_in(path, VIDEO_SUFFIXES)]
     folders = (child for child in path.iterdir() if child.is_dir() and is_visible(child))
     found += [child for child in folders if files_in(child, IMAGE_SUFFIXES)]
     if not found:
         raise VideoError(f"{path}: no images, videos or folders of images in this folder")
-    return [probe(child) for child in sorted(found, key=lambda child: natural_order(child.name))]
+    return sorted(found, key=lambda child: natural_order(child.name))
 
 
 def read(source, *, start=0, stop=None) -> Iterator[np.ndarray]:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ldm.video.reading import EXACT_SCALING, SCALER_MATRIX, matrix_of_size
-from ldm.video.source import DEFAULT_RATE, Source, VideoError, snap_rate
+from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Source, VideoError, snap_rate
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # FFmpeg's names of what is written
 LIMITED_RANGE = 1  # AVColorRange
@@ -40,7 +40,9 @@ def open_writer(
         raise VideoError(f"{path}: the output is, or holds, the input; choose another name")
     if min(size) < 1:
         raise VideoError(f"got a size of {size[0]}x{size[1]}, expected (height, width) of at least 1 pixel")
-    if path.is_dir() or not path.suffix:
+    known = {*CONTAINERS, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES}
+    dotted = getattr(source, "kind", "") == "folder" and path.suffix.lower() not in known  # a folder such as clip.v1
+    if path.is_dir() or not path.suffix or dotted:
         if path.is_file():
             raise VideoError(f"{path}: is a file, expected a folder to write images into")
         names = names if names is not None else getattr(source, "names", ())

@@ -34,7 +34,7 @@ def final_loss(method, work, guidance: str) -> float:
     """The intended motion loss of the latents drawn with a form of guidance; noise and flow are the same for all."""
     f = method.autoencoder.downsampling
     size = (work.shape[-2] // f, work.shape[-1] // f)
-    noise = method._noise(FrameNoise(42), range(work.shape[1]), size)
+    noise = method.addressed(FrameNoise(42), range(work.shape[1]), size)
     motion = method.motion(work, size=size)
     kept, method.sampling = method.sampling, replace(method.sampling, guidance=guidance, guidance_scale=None)
     try:

@@ -212,7 +212,7 @@ def latents_of(toy, lq, **kwargs):
     """The final latents of a clip whose sides need no padding, and its motion."""
     size = (lq.shape[-2] // 4, lq.shape[-1] // 4)
     motion = toy.motion(lq[None], size=size)
-    noise = toy._noise(FrameNoise(3), range(len(lq)), size)
+    noise = toy.addressed(FrameNoise(3), range(len(lq)), size)
     z = toy.encode(lq[None], noise("posterior"))
     return toy.sample(z, motion, noise=noise, progress=lambda *_: None), motion
 

@@ -138,7 +138,7 @@ def other_widths(folder, state):
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (another_slot, "looks like video_vae_cfw.ckpt, expected mgldvsr_unet"),
+        (another_slot, "looks like video_vae_cfw.ckpt, expected mgldvsr_unet.ckpt"),
         (not_a_number, "model.diffusion_model.out.2.weight holds 1 NaN"),
         (foreign_code, "more than weights; nothing of it was run"),
         (bare_pickle, "mgldvsr_unet.ckpt"),

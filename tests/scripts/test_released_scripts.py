@@ -63,7 +63,7 @@ def test_sequences_are_shared_out(words, index, expected):
 def test_weights_in_the_wrong_slot(tmp_path, words, capfd):
     swapped = [{"--ckpt": "--vqgan_ckpt", "--vqgan_ckpt": "--ckpt"}.get(word, word) for word in words]
     assert tiles.main([*swapped, "--outdir", str(tmp_path / "o")]) == 2
-    assert "looks like video_vae_cfw.ckpt, expected mgldvsr_unet" in capfd.readouterr().err
+    assert "looks like video_vae_cfw.ckpt, expected mgldvsr_unet.ckpt" in capfd.readouterr().err
     assert tiles.main([*words, "--outdir", str(tmp_path / "o"), "--n_gpus", "2", "--select_idx", "2"]) == 2
     assert not toy.left_behind(tmp_path)
 

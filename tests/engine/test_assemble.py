@@ -1,0 +1,231 @@
+"""From weight files and YAML to a method: which files are found and taken, and what is said when they do not fit."""
+
+import itertools
+import shutil
+
+import pytest
+import torch
+
+from ldm import checkpoint, config
+from ldm.checkpoint import CheckpointError
+from ldm.diffusion.schedule import Schedule
+from ldm.engine.assemble import ROOT, find_weights, load_method, read_settings
+from ldm.nets.raft import RAFT
+from ldm.nets.spynet import SpyNet
+from tests.methods.toy import TOY, clip, method, randomise
+
+ONE, TWO = "mgldvsr_unet", "video_vae_cfw"
+ALL = ("unet", "structure", "autoencoder", "text")
+SMALL_RAFT = "flows.raft.params={model: small, iterations: 1}"
+
+
+def stage_one(*slots: str, **extra) -> dict[str, torch.Tensor]:
+    """A stage-1 file of the toy networks: the slots named, and other networks by slot."""
+    toy, state = method(), {}
+    for slot, net in ({slot: getattr(toy, slot) for slot in slots} | extra).items():
+        (prefix,) = checkpoint.STAGE_ONE.slots[slot]
+        state |= {prefix + name: value.clone() for name, value in net.state_dict().items()}
+    return state
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """A folder as the embedded model's: both files and the card beside them."""
+    folder = tmp_path_factory.mktemp("weights")
+    write(stage_one(*ALL), folder / f"{ONE}.safetensors")
+    write(method().sequence_decoder.state_dict(), folder / f"{TWO}.safetensors")
+    (folder / "model.yaml").write_text(TOY.read_text().replace("../../configs", str(ROOT / "configs")))
+    return folder
+
+
+@pytest.fixture
+def folder(weights, tmp_path):
+    """A copy of `weights` to change."""
+    return shutil.copytree(weights, tmp_path / "weights")
+
+
+def write(state, file) -> None:
+    checkpoint.save(file, state)
+
+
+def assert_same_weights(built, *, rounded: bool = False):
+    for name, expected in method().state_dict().items():
+        expected = expected.half().float() if rounded else expected
+        assert torch.equal(built.state_dict()[name], expected), name
+        assert built.state_dict()[name].dtype == expected.dtype and not built.state_dict()[name].is_meta
+
+
+def said(*args, kind=(CheckpointError, config.ConfigError, FileNotFoundError, ValueError), **kwargs) -> str:
+    with pytest.raises(kind) as error:
+        load_method(*args, **kwargs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# ---- what is found and taken
+
+
+def test_a_folder_gives_the_method_of_its_card(weights):
+    built = load_method(weights)
+    assert_same_weights(built)
+    assert torch.equal(built.restore(clip(2), upscale=2), method().restore(clip(2), upscale=2))
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_named_files_come_in_any_order(weights, tmp_path, order):
+    raft = RAFT("small", iterations=1)
+    write(raft.state_dict(), tmp_path / "any name.safetensors")
+    files = [weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors", tmp_path / "any name.safetensors"]
+    found = find_weights(*(files[k] for k in order))
+    assert [found[slot] for slot in ("stage_one", "stage_two", "raft")] == files
+
+
+def test_named_files_keep_the_card_beside_them(weights):
+    assert_same_weights(load_method(weights / f"{TWO}.safetensors", str(weights / f"{ONE}.safetensors")))
+
+
+def test_named_configurations_replace_the_card(folder):
+    (folder / "model.yaml").write_text("networks: {}\n")
+    assert_same_weights(load_method(folder, configs=[TOY]))
+
+
+def test_files_as_released_hold_more_than_is_used(folder):
+    """Every prefix of the published files, the schedule's buffers, and what stage 2 was trained with, in pickles."""
+    raft = randomise(RAFT("small", iterations=1))
+    state = stage_one(*ALL, flow=raft) | Schedule.linear_sd().buffers()
+    torch.save({"state_dict": state, "epoch": 3, "global_step": 7, "optimizer_states": []}, folder / f"{ONE}.ckpt")
+    (folder / f"{ONE}.safetensors").unlink()
+    two = method().sequence_decoder.state_dict() | {"loss.logvar": torch.zeros(()), "loss.flownet.x": torch.ones(2)}
+    torch.save({"state_dict": two}, folder / f"{TWO}.ckpt")
+    (folder / f"{TWO}.safetensors").unlink()
+    assert_same_weights(load_method(folder))
+    built = load_method(folder, flow="raft", overrides=[SMALL_RAFT])
+    assert_same_weights(built)
+    for name, value in raft.state_dict().items():
+        assert torch.equal(built.flow.state_dict()[name], value)
+
+
+def test_half_precision_files_are_upcast(folder):
+    for name in (ONE, TWO):
+        file = folder / f"{name}.safetensors"
+        write({k: v.half() for k, v in checkpoint.read(file).items()}, file)
+    assert_same_weights(load_method(folder), rounded=True)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_a_model_without_text_needs_none_in_the_file(folder, held):
+    write(stage_one(*(ALL if held else ALL[:3])), folder / f"{ONE}.safetensors")
+    settings = config.load(folder / "model.yaml")
+    settings.networks.text = {"target": "ldm.nets.text.FixedContext", "params": {"tokens": 3, "width": 16}}
+    config.save(settings, folder / "model.yaml")
+    built = load_method(folder)
+    assert built.text().shape == (1, 3, 16)
+    assert torch.isfinite(built.restore(clip(1), upscale=1)).all()
+
+
+@pytest.mark.parametrize("place", [".", "flownets"])
+@pytest.mark.parametrize("with_constants", [True, False])
+def test_a_flow_network_is_found_beside_the_weights(folder, place, with_constants):
+    net = randomise(SpyNet(), 3)
+    state = {k: v for k, v in net.state_dict().items() if with_constants or k not in net.constant_buffers}
+    (folder / place).mkdir(exist_ok=True)
+    torch.save(state, folder / place / "spynet_sintel_final-3d2a1287.pth")
+    built = load_method(folder, flow="spynet")
+    for name, value in net.state_dict().items():
+        assert torch.equal(built.flow.state_dict()[name], value)
+    assert built.restore(clip(2), upscale=1).shape == (2, 3, 16, 16)
+
+
+def test_a_flow_network_may_be_named(weights, tmp_path):
+    raft = randomise(RAFT("small", iterations=1))
+    torch.save({f"module.{k}": v for k, v in raft.state_dict().items()}, tmp_path / "mine.pth")
+    files = tmp_path / "mine.pth", weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors"
+    built = load_method(*files, flow="raft", overrides=[SMALL_RAFT])
+    assert torch.equal(built.flow.fnet.conv1.weight, raft.fnet.conv1.weight)
+
+
+def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
+    files = find_weights(weights)
+    params = read_settings(files).method.params
+    assert params.patches is None and params.windows.params.tile == 16
+    params = read_settings(files, preset="released", overrides=["method.params.patches.params.size=64"]).method.params
+    assert (params.patches.params.size, params.patches.params.stride) == (64, 750)
+    assert params.windows.params.tile == 64 and params.sampling.params.guidance == "released"
+    assert params.sampling.params.prediction == "v"  # what the weights were trained for stays
+    assert read_settings(files, flow="spynet").flow == "spynet"
+
+
+# ---- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"preset": "relased"}, "preset 'relased', expected one of released"),
+        ({"flow": "farneback"}, "flow 'farneback', expected one of dis, raft, spynet"),
+        ({"flow": "spynet"}, "has none of spynet_sintel_final-3d2a1287.safetensors"),
+        ({"flow": "raft"}, "has none of raft-things.safetensors"),
+        ({"overrides": ["method.params.sampling.params.stepz=3"]}, "known is method.params.sampling.params.steps"),
+        ({"overrides": ["method.params.sampling.params.steps=0"]}, "got 0 steps"),
+        ({"overrides": ["method.params.windows.params.weight=hat"]}, "weight 'hat', expected one of gaussian"),
+        ({"overrides": ["+method.params.seed=3"]}, "MGLD has no argument 'seed'"),
+        ({"overrides": ["networks.unet.params.model_channels=64"]}, "Same names, other widths"),
+        ({"overrides": ["networks.unet.params.num_res_blocks=2"]}, "other levels or blocks"),
+        ({"configs": ["nowhere.yaml"]}, "no configuration file nowhere.yaml"),
+        ({"configs": [ROOT / "configs" / "flows.yaml"]}, "no 'method' key, expected a model's configuration"),
+    ],
+)
+def test_a_wrong_word_is_refused(weights, options, says):
+    assert says in said(weights, **options)
+
+
+@pytest.mark.parametrize("missing", [ONE, TWO])
+def test_a_missing_file_is_named(folder, missing):
+    (folder / f"{missing}.safetensors").unlink()
+    assert missing in said(folder, kind=FileNotFoundError)
+    (kept,) = folder.glob("*.safetensors")
+    assert f"without {missing}" in said(kept)
+
+
+def test_places_that_are_not_there_are_named(weights, tmp_path):
+    assert "nowhere" in said(tmp_path / "nowhere", kind=FileNotFoundError)
+    assert "nowhere.ckpt" in said(weights / f"{ONE}.safetensors", tmp_path / "nowhere.ckpt", kind=FileNotFoundError)
+    assert ONE in said(tmp_path, kind=FileNotFoundError)
+
+
+def test_a_file_in_the_wrong_slot_says_what_it_is(folder):
+    one, two = folder / f"{ONE}.safetensors", folder / f"{TWO}.safetensors"
+    assert "looks like video_vae_cfw.ckpt" in said(two, two)
+    swap = one.rename(folder / "x")
+    one, two = two.rename(one), swap.rename(two)
+    text = said(folder)
+    assert one.name in text and "looks like video_vae_cfw.ckpt, expected mgldvsr_unet.ckpt" in text
+    shutil.copy(two, one)
+    assert "looks like mgldvsr_unet.ckpt, expected video_vae_cfw.ckpt" in said(folder)
+
+
+def test_files_that_are_no_weights_are_named(folder, tmp_path):
+    write({"a": torch.ones(1)}, tmp_path / "other.safetensors")
+    assert "other.safetensors: looks like nothing known" in said(tmp_path / "other.safetensors", folder)
+    (folder / f"{TWO}.safetensors").write_text("no weights")
+    assert f"{TWO}.safetensors" in said(folder)
+
+
+def test_a_named_flow_needs_its_file(weights):
+    files = weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors"
+    assert "flow raft needs raft-things.pth; name it too, or choose flow dis" in said(*files, flow="raft")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"), [(ONE, "model.diffusion_model.out.2.weight"), (TWO, "decoder.conv_out.bias")]
+)
+def test_weights_that_are_not_numbers_are_named(folder, name, entry):
+    state = checkpoint.read(folder / f"{name}.safetensors")
+    state[entry] = torch.full_like(state[entry], float("nan"))
+    write(state, folder / f"{name}.safetensors")
+    assert entry in said(folder, kind=CheckpointError)
+
+
+def test_a_text_tower_without_weights_is_refused(folder):
+    write(stage_one(*ALL[:3]), folder / f"{ONE}.safetensors")
+    assert "holds nothing for text" in said(folder, kind=CheckpointError)
