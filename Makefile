@@ -11,7 +11,7 @@ help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 12
 
 demo: $(READY)  ## upscale the demo clip on the CPU, with a picture before | after, into results/
-	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --compare
+	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --max_frames 16 --compare
 
 test: $(READY)  ## run the tests
 	$(PY) -m pytest
