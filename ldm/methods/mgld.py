@@ -328,6 +328,8 @@ def check_frames(lq: Tensor, upscale: float) -> None:
     """Raise ValueError unless `restore` can take these frames."""
     if lq.ndim not in (4, 5) or lq.shape[-3] != 3 or 0 in lq.shape:
         raise ValueError(f"got frames {tuple(lq.shape)}, expected (T, 3, h, w) or (B, T, 3, h, w), at least one frame")
+    if not lq.is_floating_point():
+        raise ValueError(f"got frames of type {lq.dtype}, expected floating point in [0, 1]; divide by 255")
     if min(lq.shape[-2:]) < SMALLEST_SIDE:
         width, height = lq.shape[-1], lq.shape[-2]
         raise ValueError(f"got frames of {width}x{height}, expected at least {SMALLEST_SIDE} pixels a side")

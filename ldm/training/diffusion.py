@@ -26,7 +26,7 @@ class StageOne(LightningModule):
         self.model = nn.ModuleDict({"diffusion_model": networks["unet"]})
         self.first_stage_model = networks["autoencoder"].requires_grad_(False)
         self.structcond_stage_model = networks["structure"]
-        self.text = networks["text"]
+        self.cond_stage_model = nn.ModuleDict({"model": networks["text"]})
         self.schedule = Schedule.linear_sd()
         self.scale_factor, self.prediction, self.timestep_per = scale_factor, prediction, timestep_per
         self.lr, self.steps = lr, steps
@@ -51,7 +51,7 @@ class StageOne(LightningModule):
         x = self.schedule.add_noise(z_gt, noise, i)
         t = self.schedule.t.to(self.device)[i]
         struct_cond = self.structcond_stage_model(z_lq, t)
-        prediction = self.model["diffusion_model"](x, t, self.text().to(x), struct_cond, num_frames=frames)
+        prediction = self.model["diffusion_model"](x, t, self.cond_stage_model["model"]().to(x), struct_cond, num_frames=frames)
         wanted = target(self.prediction, z_gt, noise, self.schedule, i)
         loss = (prediction.float() - wanted).square().mean()
         self.log("loss_simple", loss, prog_bar=True)

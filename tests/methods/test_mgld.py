@@ -2,19 +2,17 @@
 
 import pytest
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from ldm import config
 from ldm.diffusion.guidance import motion_loss
 from ldm.diffusion.noise import FrameNoise
 from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, cut_motion, whole
-from ldm.nets.autoencoder import posterior
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
 from ldm.ops.flow import Motion
-from tests.methods.toy import clip, method, settings
+from tests.methods.toy import clip, method, pixelwise, settings
 
 SMALL = ("patches.size=64", "patches.stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
 TINY = (*SMALL, "patches.size=32", "patches.stride=24", "patches.n_frames=2")
@@ -104,64 +102,6 @@ def test_progress_reaches_its_total():
 
 
 # ---- however it is cut
-
-
-class PixelUNet(nn.Module):
-    """A denoiser that acts pixel by pixel, and whose answer depends on everything it is given but the neighbours."""
-
-    downsampling = 1
-
-    def __init__(self):
-        super().__init__()
-        self.gain = nn.Parameter(torch.tensor(0.3))
-
-    def forward(self, x, t, context, maps, *, num_frames):
-        assert len(x) % num_frames == 0
-        return torch.tanh(self.gain * x + maps[0] * t / 1000)
-
-
-class PixelStructure(nn.Module):
-    def forward(self, x, t):
-        return [x.flip(1)]
-
-
-class BlockAutoencoder(nn.Module):
-    """Latents that see only their own 2x2 pixels; the decoder puts them back and adds the LQ features."""
-
-    downsampling = 2
-
-    def __init__(self):
-        super().__init__()
-        self.post_quant_conv = nn.Conv2d(4, 4, 1)
-
-    posterior = staticmethod(posterior)
-
-    def moments(self, x):
-        small = F.avg_pool2d(x, 2)
-        return torch.cat([small, small.mean(1, keepdim=True), torch.full_like(small, -4), -4 + small[:, :1]], 1)
-
-
-class ImageBlocks(BlockAutoencoder):
-    def encode(self, x):
-        return self.moments(x)
-
-
-class ClipBlocks(BlockAutoencoder):
-    def encode(self, x):
-        return self.moments(x), [x]
-
-    def decode(self, z, features, *, num_frames, fusion_w):
-        return F.interpolate(z[:, :3], scale_factor=2, mode="nearest") + fusion_w * features[0]
-
-
-def pixelwise(*words, preset=None):
-    nets = {
-        "unet": PixelUNet(),
-        "structure": PixelStructure(),
-        "autoencoder": ImageBlocks(),
-        "sequence_decoder": ClipBlocks(),
-    }
-    return method(*words, preset=preset, **nets)
 
 
 CUTS = [
@@ -355,6 +295,7 @@ def test_weights_that_are_not_numbers_stop_the_run(broken):
         (torch.zeros(2, 3, 16, 16), float("nan"), "upscale nan"),
         (torch.zeros(2, 3, 16, 16), 0.01, "upscale 0.01"),
         (torch.full((2, 3, 16, 16), float("nan")), 4, "NaN"),
+        (torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 4, "divide by 255"),
         (torch.full((2, 3, 16, 16), float("inf")), 4, "infinite"),
     ],
 )

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from ldm import config
 from ldm.engine.assemble import PRESETS
+from ldm.nets.autoencoder import posterior
 
 TOY = Path(__file__).with_name("toy.yaml")
 
@@ -58,3 +59,62 @@ def clip(frames: int = 5, h: int = 16, w: int = 16, *, seed: int = 0, step: int 
     coarse = torch.rand(1, 3, h // 4 + 2, (w + step * frames) // 4 + 2, generator=torch.Generator().manual_seed(seed))
     wide = F.interpolate(coarse, size=(h, w + step * frames), mode="bicubic", align_corners=False)[0].clamp(0, 1)
     return torch.stack([wide[..., step * i : step * i + w] for i in range(frames)])
+
+
+class PixelUNet(nn.Module):
+    """A denoiser that acts pixel by pixel, and whose answer depends on everything it is given but the neighbours."""
+
+    downsampling = 1
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x, t, context, maps, *, num_frames):
+        assert len(x) % num_frames == 0
+        return torch.tanh(self.gain * x + maps[0] * t / 1000)
+
+
+class PixelStructure(nn.Module):
+    def forward(self, x, t):
+        return [x.flip(1)]
+
+
+class BlockAutoencoder(nn.Module):
+    """Latents that see only their own 2x2 pixels; the decoder puts them back and adds the LQ features."""
+
+    downsampling = 2
+
+    def __init__(self):
+        super().__init__()
+        self.post_quant_conv = nn.Conv2d(4, 4, 1)
+
+    posterior = staticmethod(posterior)
+
+    def moments(self, x):
+        small = F.avg_pool2d(x, 2)
+        return torch.cat([small, small.mean(1, keepdim=True), torch.full_like(small, -4), -4 + small[:, :1]], 1)
+
+
+class ImageBlocks(BlockAutoencoder):
+    def encode(self, x):
+        return self.moments(x)
+
+
+class ClipBlocks(BlockAutoencoder):
+    def encode(self, x):
+        return self.moments(x), [x]
+
+    def decode(self, z, features, *, num_frames, fusion_w):
+        return F.interpolate(z[:, :3], scale_factor=2, mode="nearest") + fusion_w * features[0]
+
+
+def pixelwise(*words, preset=None):
+    """The method over stand-ins that see no neighbours, so that any cut must give the same."""
+    nets = {
+        "unet": PixelUNet(),
+        "structure": PixelStructure(),
+        "autoencoder": ImageBlocks(),
+        "sequence_decoder": ClipBlocks(),
+    }
+    return method(*words, preset=preset, **nets)
