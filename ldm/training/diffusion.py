@@ -51,7 +51,8 @@ class StageOne(LightningModule):
         x = self.schedule.add_noise(z_gt, noise, i)
         t = self.schedule.t.to(self.device)[i]
         struct_cond = self.structcond_stage_model(z_lq, t)
-        prediction = self.model["diffusion_model"](x, t, self.cond_stage_model["model"]().to(x), struct_cond, num_frames=frames)
+        context = self.cond_stage_model["model"]().to(x)
+        prediction = self.model["diffusion_model"](x, t, context, struct_cond, num_frames=frames)
         wanted = target(self.prediction, z_gt, noise, self.schedule, i)
         loss = (prediction.float() - wanted).square().mean()
         self.log("loss_simple", loss, prog_bar=True)
