@@ -22,6 +22,7 @@ from ldm.ops.padding import pad_to_multiple, released_pad, unpad
 from ldm.ops.resize import resize
 
 SMALLEST_SIDE = 16  # pixels; below that there is nothing to restore
+TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
 FLOW_SCALE = 4  # flow is estimated on frames this much smaller than those restored, as released
 COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "nofix": lambda content, style: content}
 WEIGHTS = {
@@ -44,7 +45,8 @@ def choose(table: Mapping, word: str, what: str):
 class Windows:
     """How frames and latent tiles overlap, in frames and latent pixels; `batch` of them are one call of a network.
 
-    `weight` names the blend: "gaussian", "flat", or "released" (not symmetric in y, B21).
+    `weight` names the blend: "gaussian", "flat", or "released" (not symmetric in y, B21). With `fit`, tiles are only as
+    large as it takes to cover the latents with as many of them; without, all are `tile` wide, as released.
     """
 
     n_frames: int = 5
@@ -52,6 +54,7 @@ class Windows:
     tile: int = 64
     tile_overlap: int = 32
     weight: str = "gaussian"
+    fit: bool = True
     batch: int = 1
 
     def __post_init__(self):
@@ -61,11 +64,19 @@ class Windows:
             if not 0 <= overlap < size:
                 raise ValueError(f"got {name}_overlap={overlap} for windows of {size}, expected 0 to {size - 1}")
 
-    def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`fn` on these windows; see `ldm.ops.tiling.tiled`."""
+    def side(self, length: int) -> int:
+        """The side of the tiles along latents of this length."""
+        if not self.fit or length <= self.tile:
+            return self.tile
+        count = len(tiling.starts(length, self.tile, self.tile_overlap))
+        least = math.ceil((length + (count - 1) * self.tile_overlap) / count)
+        return min(self.tile, math.ceil(least / TILE_STEP) * TILE_STEP)
+
+    def over(self, fn: Callable[..., Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
+        """`fn` on these windows of latents of `size`; see `ldm.ops.tiling.tiled`."""
         return tiling.tiled(
             fn,
-            tile=(self.n_frames, self.tile, self.tile),
+            tile=(self.n_frames, self.side(size[0]), self.side(size[1])),
             overlap=(self.frame_overlap, self.tile_overlap, self.tile_overlap),
             window=WEIGHTS[self.weight],
             batch=self.batch,
@@ -74,7 +85,7 @@ class Windows:
     def calls(self, frames: int, h: int, w: int) -> int:
         """How often the network is called for latents of this size."""
         frame_starts = tiling.starts(frames, self.n_frames, self.frame_overlap)
-        sides = [len(tiling.starts(side, self.tile, self.tile_overlap)) for side in (h, w)]
+        sides = [len(tiling.starts(length, self.side(length), self.tile_overlap)) for length in (h, w)]
         return math.ceil(len(frame_starts) * sides[0] * sides[1] / self.batch)
 
 
@@ -262,7 +273,7 @@ class MGLD(nn.Module):
                 return self.autoencoder.encode(frames.flatten(0, 1) * 2 - 1).float().unflatten(0, frames.shape[:2])
 
         frame_by_frame = replace(self.decoding.windows, n_frames=1, frame_overlap=0, batch=1)
-        posterior = self.autoencoder.posterior(frame_by_frame.over(moments)(grid, work).flatten(0, 1))
+        posterior = self.autoencoder.posterior(frame_by_frame.over(moments, eps.shape[-2:])(grid, work).flatten(0, 1))
         z = posterior.sample(eps.expand(len(work), -1, -1, -1, -1).flatten(0, 1))
         return z.unflatten(0, work.shape[:2]) * self.scale_factor
 
@@ -279,7 +290,7 @@ class MGLD(nn.Module):
             progress("sampling", next(done), total)
             return out.float().unflatten(0, x.shape[:2])
 
-        run = self.windows.over(denoise_window)
+        run = self.windows.over(denoise_window, z.shape[-2:])
         return self.sampling.run(
             lambda x, t: run(x, z, t=t),
             self.sampling.start(z, noise("start")),
@@ -300,7 +311,7 @@ class MGLD(nn.Module):
             progress("decoding", next(done), total)
             return out.float().unflatten(0, z.shape[:2])
 
-        return self.decoding.windows.over(decode_window)(x, work)
+        return self.decoding.windows.over(decode_window, x.shape[-2:])(x, work)
 
     @property
     def device(self) -> torch.device:

@@ -350,3 +350,13 @@ def test_nothing_is_left_to_train_and_nothing_records_gradients():
 @pytest.mark.parametrize(("length", "pixels"), [(512 / 49 * 49, 512), (3.9, 3), (24 * 2.5, 60), (4.9999999, 5)])
 def test_lengths_in_pixels_are_cut_but_not_for_rounding(length, pixels):
     assert whole(length) == pixels
+
+
+@pytest.mark.parametrize("length", [8, 24, 90, 97, 128, 160, 256, 1280])
+def test_fitted_tiles_are_no_more_and_no_larger(length):
+    fitted, plain = Windows(tile=96, tile_overlap=16), Windows(tile=96, tile_overlap=16, fit=False)
+    side = fitted.side(length)
+    assert plain.side(length) == 96 >= side > 16 and side % 8 == 0
+    count = len(tiling.starts(length, side, 16))
+    assert count == len(tiling.starts(length, 96, 16))
+    assert count == 1 or count * side - (count - 1) * 16 < length + 8 * count
