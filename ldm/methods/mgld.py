@@ -221,7 +221,7 @@ class MGLD(nn.Module):
         frames, (h, w) = clips.shape[1], clips.shape[-2:]
         order = self.patches.frame_order(frames) if self.patches else list(range(frames))
         scale = max(self.min_size / min(h, w), upscale)
-        work = resize(clips[:, order], (whole(h * scale), whole(w * scale))).clamp(0, 1)
+        work = resize(clips[:, order], (whole(h * scale), whole(w * scale))).clamp_(0, 1)
         pad, multiple = pad_to_multiple, self.autoencoder.downsampling * self.unet.downsampling
         if self.patches:
             pad, multiple = released_pad, 32
@@ -229,8 +229,9 @@ class MGLD(nn.Module):
         out = unpad(self._restore_padded(padded, seed=seed, progress=progress), padding)
         target = (whole(h * upscale), whole(w * upscale))
         out = resize(out.add_(1).div_(2).clamp_(0, 1), target).clamp_(0, 1)
-        last = {frame: place for place, frame in enumerate(order)}  # the released script keeps the last duplicate
-        out = out[:, [last[frame] for frame in range(frames)]]
+        if len(order) > frames:
+            last = {frame: place for place, frame in enumerate(order)}  # the released script keeps the last duplicate
+            out = out[:, [last[frame] for frame in range(frames)]]
         return out if lq.ndim == 5 else out[0]
 
     def _restore_padded(self, work: Tensor, *, seed: int, progress: Progress) -> Tensor:
