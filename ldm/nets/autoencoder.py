@@ -1,6 +1,7 @@
 """The image autoencoder of Stable Diffusion: 8x smaller latents, Gaussian posterior (Rombach et al. 2022, sec. 3.1)."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -160,7 +161,7 @@ class VAELevel(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, blocks: int, *, attention: bool = False) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
         self.attn = nn.ModuleList(VAEAttention(out_channels) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,5 +1,7 @@
 """SpyNet (Ranjan and Black 2017, "Optical flow estimation using a spatial pyramid network")."""
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,7 +19,7 @@ class SpyNetLevel(nn.Module):
     def __init__(self):
         super().__init__()
         widths, layers = (8, 32, 64, 32, 16, 2), []
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             layers += [nn.Conv2d(before, after, 7, padding=3), nn.ReLU()]
         self.basic_module = nn.Sequential(*layers[:-1])
 
