@@ -206,16 +206,24 @@ class Encoder(nn.Module):
         self.norm_out = vae_norm(widths[-1])
         self.conv_out = conv3x3(widths[-1], 2 * z_channels)
 
-    def forward(self, x: Tensor, *, keep: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Also return the maps of the levels in `keep` (before their downsampling), finest first."""
-        kept = []
-        h = self.conv_in(x)
-        for level, stage in enumerate(self.down):
+    def descend(self, x: Tensor, *, keep: Sequence[int], last: int) -> tuple[Tensor, list[Tensor]]:
+        """The map of level `last` and those of the levels in `keep`, before their downsampling, finest first."""
+        kept, h = [], self.conv_in(x)
+        for level, stage in enumerate(self.down[: last + 1]):
             h = stage(h)  # (n, ch * ch_mult[level], H / 2**level, W / 2**level)
             if level in keep:
                 kept.append(h)
-            if level < len(self.down) - 1:
+            if level < last:
                 h = stage.downsample(h)
+        return h, kept
+
+    def features(self, x: Tensor, *, keep: Sequence[int]) -> list[Tensor]:
+        """The maps of the levels in `keep`, as `forward` gives them; nothing coarser than they are is computed."""
+        return self.descend(x, keep=keep, last=max(keep))[1] if keep else []
+
+    def forward(self, x: Tensor, *, keep: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
+        """Also return the maps of the levels in `keep` (before their downsampling), finest first."""
+        h, kept = self.descend(x, keep=keep, last=len(self.down) - 1)
         h = self.mid(h)
         return self.conv_out(norm_silu(self.norm_out, h)), kept
 

@@ -204,12 +204,17 @@ class SequenceAutoencoder(nn.Module):
         h, features = self.encoder(x, keep=self.decoder.fused_levels)
         return self.quant_conv(h), features
 
+    def features(self, x: Tensor) -> list[Tensor]:
+        """The features alone, as `encode` returns them: the encoder stops after the last fused level."""
+        check_image(x, downsampling=self.downsampling)
+        return self.encoder.features(x, keep=self.decoder.fused_levels)
+
     def decode(self, z: Tensor, features: Sequence[Tensor] | None, *, num_frames: int, fusion_w: float = 1.0) -> Tensor:
         """Latents (b*num_frames, embed_dim, h, w), clip-major -> frames around [-1, 1], not clamped.
 
         Args:
             z: not multiplied by the scale factor.
-            features: what `encode` returned for the LQ frames; None is allowed where `fusion_w` is 0.
+            features: what `features` returned for the LQ frames; None is allowed where `fusion_w` is 0.
             num_frames: frames per clip, any number from 1.
             fusion_w: weight of the features, 1 in training; less trades fidelity for realism.
         Raises:
@@ -227,7 +232,7 @@ class SequenceAutoencoder(nn.Module):
         levels = self.decoder.fused_levels
         if len(features or ()) != len(levels):
             got = len(features or ())
-            raise ValueError(f"got {got} feature maps, expected {len(levels)}; take them from encode or set fusion_w=0")
+            raise ValueError(f"got {got} feature maps, expected {len(levels)}; use `features` or set fusion_w=0")
         for level, feature in zip(levels, features or (), strict=True):
             scale = self.downsampling // 2**level
             got, size = tuple(feature.shape), (z.shape[0], z.shape[2] * scale, z.shape[3] * scale)

@@ -58,6 +58,22 @@ def test_features_are_half_and_quarter_size_where_the_levels_exist(ch_mult, fuse
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("ch_mult", [[1], [1, 2], [1, 1, 2], [1, 2, 2, 1]])
+def test_features_alone_are_those_of_encode_and_cost_no_coarser_level(ch_mult):
+    vae = SequenceAutoencoder(ch=32, ch_mult=ch_mult, num_res_blocks=1)
+    x = torch.rand(2, 3, 16, 24) * 2 - 1
+    _, expected = vae.encode(x)
+    last = max(vae.decoder.fused_levels, default=-1)
+    unused = [vae.encoder.mid.block_1.conv1, vae.encoder.conv_out, vae.quant_conv]
+    unused += [stage.block[0].conv1 for stage in vae.encoder.down[last + 1 :]]
+    for layer in unused:
+        layer.forward = None  # calling it would raise
+    actual = vae.features(x)
+    assert len(actual) == len(expected)
+    assert all(torch.equal(a, b) for a, b in zip(actual, expected, strict=True))
+
+
+@torch.no_grad()
 def test_every_feature_reaches_the_image_unless_its_weight_is_zero():
     vae = SequenceAutoencoder(**TINY)
     z, features = latents_and_features(vae, 2)
