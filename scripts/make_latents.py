@@ -14,24 +14,14 @@ import torch
 from rich.progress import track
 
 from ldm import checkpoint, config
-from ldm.diffusion.noise import FrameNoise
 from ldm.engine.assemble import EMBEDDED
 from ldm.ops.resize import resize
+from ldm.ops.stream import together
 
 
 def sampled_latents(method, lq: torch.Tensor, size: tuple[int, int], seed: int) -> torch.Tensor:
     """(T, c, h, w) latents that the method draws for one clip (T, 3, h, w) in [0, 1], enlarged to `size`."""
-    work = resize(lq[None], size).clamp(0, 1)
-    f = method.autoencoder.downsampling
-    shape = (method.autoencoder.post_quant_conv.in_channels, size[0] // f, size[1] // f)
-    source, frames = FrameNoise(seed), range(len(lq))
-
-    def noise(step: int | str) -> torch.Tensor:
-        return source(step, frames, shape)[None]
-
-    motion = method.motion(work, size=shape[1:])
-    z = method.encode(work, noise("posterior"))
-    return method.sample(z, motion, noise=noise, progress=lambda *_: None)[0]
+    return together(method.latents(resize(lq, size).clamp(0, 1), seed=seed), "x")[0]
 
 
 def load_stage_one(card: Path, weights: Path):

@@ -1,4 +1,7 @@
-"""Samplers are functions of `denoise(x, i) -> x0`. They know no network, no condition, no tile."""
+"""Samplers are functions of `denoise(x, i) -> x0`. They know no network, no condition, no tile.
+
+`ddpm_step` and `ddim_step` are one step, for samplers that do not hold the whole clip at once.
+"""
 
 from collections.abc import Callable
 
@@ -20,11 +23,26 @@ def _silent(done: int, total: int) -> None:
     """The progress report that says nothing."""
 
 
-def _assert_finite(x: Tensor, i: int) -> Tensor:
+def assert_finite(x: Tensor, i: int) -> Tensor:
     """x, or FloatingPointError naming the step at which it stopped being numbers."""
     if not torch.isfinite(x).all():
         raise FloatingPointError(f"the sample is not finite after step {i}; use float32, or weaken the guidance")
     return x
+
+
+def ddpm_step(x0: Tensor, x: Tensor, i: int, schedule: Schedule, *, noise: Callable[[int], Tensor]) -> Tensor:
+    """x_{i-1} drawn from the posterior q(x_{i-1} | x_i, x_0) (DDPM, equations 6-7)."""
+    mean, variance, _ = schedule.posterior(x0, x, i)
+    return mean + variance**0.5 * noise(i).to(x)
+
+
+def ddim_step(
+    x0: Tensor, x: Tensor, i: int, schedule: Schedule, *, noise: Callable[[int], Tensor], eta: float = 0.0
+) -> Tensor:
+    """x_{i-1} by the implicit rule (DDIM, equations 12 and 16); `noise` is not called where eta = 0."""
+    prev, variance = schedule.abar_prev[i].item(), eta**2 * schedule.variance[i].item()
+    x = prev**0.5 * x0 + max(1 - prev - variance, 0.0) ** 0.5 * to_eps(x0, x, schedule, i)
+    return x + variance**0.5 * noise(i).to(x) if eta > 0 else x
 
 
 @torch.no_grad()
@@ -46,9 +64,7 @@ def sample_ddpm(
     total = len(schedule)
     for i in reversed(range(total)):
         x0 = refine_x0(denoise(x, i), i)
-        mean, variance, _ = schedule.posterior(x0, x, i)
-        x = guide(mean + variance**0.5 * noise(i).to(x), i)
-        _assert_finite(x, i)
+        x = assert_finite(guide(ddpm_step(x0, x, i, schedule, noise=noise), i), i)
         on_step(total - i, total)
     return x
 
@@ -74,10 +90,6 @@ def sample_ddim(
     total = len(schedule)
     for i in reversed(range(total)):
         x0 = refine_x0(denoise(x, i), i)
-        prev, variance = schedule.abar_prev[i].item(), eta**2 * schedule.variance[i].item()
-        x = prev**0.5 * x0 + max(1 - prev - variance, 0.0) ** 0.5 * to_eps(x0, x, schedule, i)
-        if eta > 0:
-            x = x + variance**0.5 * noise(i).to(x)
-        x = _assert_finite(guide(x, i), i)
+        x = assert_finite(guide(ddim_step(x0, x, i, schedule, noise=noise, eta=eta), i), i)
         on_step(total - i, total)
     return x

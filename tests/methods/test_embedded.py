@@ -4,13 +4,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from ldm import video
 from ldm.diffusion.guidance import motion_loss
-from ldm.diffusion.noise import FrameNoise
 from ldm.engine.assemble import EMBEDDED, load_method
+from ldm.methods.mgld import motion_between
 from ldm.ops.resize import resize
+from ldm.ops.stream import together
 
 pytestmark = pytest.mark.skipif(
     not (EMBEDDED / "mgldvsr_unet.safetensors").is_file(), reason=f"no embedded weights in {EMBEDDED.name}"
@@ -32,18 +32,12 @@ def work():
 
 def final_loss(method, work, guidance: str) -> float:
     """The intended motion loss of the latents drawn with a form of guidance; noise and flow are the same for all."""
-    f = method.autoencoder.downsampling
-    size = (work.shape[-2] // f, work.shape[-1] // f)
-    noise = method.addressed(FrameNoise(42), range(work.shape[1]), size)
-    motion = method.motion(work, size=size)
     kept, method.sampling = method.sampling, replace(method.sampling, guidance=guidance, guidance_scale=None)
     try:
-        with torch.no_grad():
-            z = method.encode(work, noise("posterior"))
-            x = method.sample(z, motion, noise=noise, progress=lambda *_: None)
+        frames = method.latents(work[0], seed=42)
     finally:
         method.sampling = kept
-    return motion_loss(x, motion, form="paper").item()
+    return motion_loss(together(frames, "x"), motion_between(frames), form="paper").item()
 
 
 def test_paper_guidance_lowers_the_motion_loss(method, work, record_property):

@@ -6,12 +6,13 @@ from torch.nn import functional as F
 
 from ldm import config
 from ldm.diffusion.guidance import motion_loss
-from ldm.diffusion.noise import FrameNoise
-from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, cut_motion, whole
+from ldm.methods.geometry import whole
+from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, cut_motion, motion_between
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
 from ldm.ops.flow import Motion
+from ldm.ops.stream import Frame, together
 from tests.methods.toy import clip, method, pixelwise, settings
 
 SMALL = ("patches.size=64", "patches.stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
@@ -70,16 +71,20 @@ def usual():
     return method().restore(clip(2, 16, 36), upscale=2)
 
 
-@pytest.mark.parametrize("words", [
-    ["sampling.sampler=ddim"],
-    ["sampling.steps=1"],
-    ["sampling.steps=7", "sampling.guidance=none"],
-    ["sampling.prediction=eps", "sampling.guidance=released"],
-    ["sampling.prediction=x0", "sampling.arithmetic=released"],
-    ["decoding.color_fix=wavelet"],
-    ["decoding.color_fix=nofix", "decoding.dec_w=0"],
-    ["windows.weight=flat", "decoding.windows.weight=released"],
-], ids=" ".join)
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sampling.sampler=ddim"],
+        ["sampling.steps=1"],
+        ["sampling.steps=7", "sampling.guidance=none"],
+        ["sampling.prediction=eps", "sampling.guidance=released"],
+        ["sampling.prediction=x0", "sampling.arithmetic=released"],
+        ["decoding.color_fix=wavelet"],
+        ["decoding.color_fix=nofix", "decoding.dec_w=0"],
+        ["windows.weight=flat", "decoding.windows.weight=released"],
+    ],
+    ids=" ".join,
+)
 def test_every_option_runs_and_matters(words, usual):
     out = method(*words).restore(clip(2, 16, 36), upscale=2)
     assert torch.isfinite(out).all() and difference(out, usual) > 1e-5
@@ -98,7 +103,6 @@ def test_progress_reaches_its_total():
     for stage in ("sampling", "decoding"):
         done = [(k, total) for s, k, total in calls if s == stage]
         assert done == [(k + 1, len(done)) for k in range(len(done))] and len(done) > 1
-    assert [stage for stage, _, _ in calls] == sorted((stage for stage, _, _ in calls), reverse=True)
 
 
 # ---- however it is cut
@@ -150,16 +154,66 @@ def test_several_windows_and_tiles_in_one_call_equal_one_at_a_time():
         assert difference(many, one) < 1e-5
 
 
+# ---- frame by frame
+
+
+@pytest.mark.parametrize("words", [["sampling.guidance=released"], ["windows.n_frames=3", "windows.frame_overlap=1"]])
+def test_a_stream_that_is_stopped_and_taken_up_again_gives_the_same_bits(words):
+    lq, toy = clip(9, 16, 20), method(*words)
+    whole_clip = toy.restore(lq)
+    run, restored = toy.stream((16, 20)), []
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None]}))
+        restored += run.pull()
+        state, run = run.state(), toy.stream((16, 20))
+        run.resume(state)
+    restored += run.pull(finish=True)
+    assert [frame.number for frame in restored] == list(range(9))
+    assert torch.equal(torch.cat([frame["sr"] for frame in restored]), whole_clip)
+
+
+def test_what_is_held_does_not_grow_with_the_clip():
+    toy = pixelwise("sampling.steps=3")
+    run, held = toy.stream((16, 16)), []
+    for number, frame in enumerate(clip(1, 16, 16).expand(80, -1, -1, -1)):
+        run.push(Frame(number, {"lq": frame[None]}))
+        list(run.pull())
+        held.append(run.on_the_way)
+    assert max(held[40:]) <= max(held[:40]) < 40
+
+
+def test_nothing_crosses_a_scene_cut():
+    """Two scenes in a row are what each is by itself, with the frame numbers it has."""
+    generator = torch.Generator().manual_seed(0)
+    dark, bright = (torch.rand(1, 3, 32, 32, generator=generator).expand(n, -1, -1, -1) for n in (6, 5))
+    toy = method("windows.n_frames=4")
+    both = toy.restore(torch.cat([dark, bright]))
+    assert torch.equal(both[:6], toy.restore(dark))
+    run = toy.stream((32, 32))
+    for number, frame in enumerate(bright, start=6):
+        run.push(Frame(number, {"lq": frame[None]}))
+    assert torch.equal(both[6:], torch.cat([frame["sr"] for frame in run.pull(finish=True)]))
+    blended = method("windows.n_frames=4", "windows.scene_cut=null").restore(torch.cat([dark, bright]))
+    assert difference(blended[:6], both[:6]) > 1e-3
+
+
+def test_frames_of_8_and_16_bits_are_taken_as_they_are():
+    toy, lq = method(), (clip(2, 16, 16) * 255).round()
+    for dtype, factor in ((torch.uint8, 1), (torch.uint16, 257)):
+        run = toy.stream((16, 16))
+        for number, frame in enumerate(lq):
+            run.push(Frame(number, {"lq": (frame[None] * factor).to(dtype)}))
+        out = torch.cat([frame["sr"] for frame in run.pull(finish=True)])
+        assert difference(out, toy.restore(lq / 255)) < 1e-5
+
+
 # ---- guidance
 
 
 def latents_of(toy, lq, **kwargs):
     """The final latents of a clip whose sides need no padding, and its motion."""
-    size = (lq.shape[-2] // 4, lq.shape[-1] // 4)
-    motion = toy.motion(lq[None], size=size)
-    noise = toy.addressed(FrameNoise(3), range(len(lq)), size)
-    z = toy.encode(lq[None], noise("posterior"))
-    return toy.sample(z, motion, noise=noise, progress=lambda *_: None), motion
+    frames = toy.latents(lq, seed=3)
+    return together(frames, "x"), motion_between(frames)
 
 
 def test_paper_guidance_steadies_the_latents_of_a_moving_clip():
@@ -208,7 +262,7 @@ def test_the_released_preset_runs_the_networks():
 def test_no_padding_is_left_in_the_released_result():
     """Cut, padded, averaged and cropped without anything else, the clip comes out enlarged."""
     toy = pixelwise(*SMALL, preset="released")
-    toy._restore_piece = lambda work, motion, *, noise, progress: work * 2 - 1  # patches and padding alone
+    toy._restore_piece = lambda work, motion, *, noise, tally: work * 2 - 1  # patches and padding alone
     lq = clip(2, 24, 31)
     out = toy.restore(lq, upscale=4)
     expected = F.interpolate(lq, size=(96, 124), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -250,8 +304,9 @@ def test_occlusion_stays_a_mask_when_cut_between_latents():
 
 def test_the_last_duplicate_is_kept():
     """The list of frames repeats its last one up to whole segments, and the file keeps the last one's result (B25)."""
-    assert Patches(n_frames=5).frame_order(7) == [0, 1, 2, 3, 4, 5, 6, 6, 6, 6]
-    assert Patches(n_frames=5).frame_order(5) == [0, 1, 2, 3, 4]
+    frames = torch.arange(3.0).view(1, 3, 1, 1, 1)
+    assert Patches(n_frames=5).whole_segment(frames).flatten().tolist() == [0, 1, 2, 2, 2]
+    assert Patches(n_frames=3).whole_segment(frames).flatten().tolist() == [0, 1, 2]
     toy = pixelwise(*SMALL, "patches.n_frames=3", preset="released")
     lq = clip(4)
     out, filled = toy.restore(lq), toy.restore(lq[[0, 1, 2, 3, 3, 3]])
@@ -311,6 +366,7 @@ def test_wrong_frames_are_refused(lq, upscale, says):
         (lambda: Windows(weight="gauss"), "'gauss', expected one of gaussian"),
         (lambda: Windows(n_frames=3, frame_overlap=3), "frame_overlap=3"),
         (lambda: Windows(tile=16, tile_overlap=-1), "tile_overlap=-1"),
+        (lambda: Windows(scene_cut=1.5), "scene_cut 1.5"),
         (lambda: Patches(size=64, stride=65), "stride"),
         (lambda: Patches(size=64, stride=0), "stride"),
         (lambda: Sampling(sampler="dpm"), "sampler 'dpm'"),

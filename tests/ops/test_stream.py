@@ -1,0 +1,135 @@
+"""Stages against the whole clip at once, cut and uncut, stopped and taken up again."""
+
+import pytest
+import torch
+
+from ldm.ops import tiling
+from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, together
+
+
+def values(frames: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(1, frames, 2, 3, 4, generator=torch.Generator().manual_seed(seed))
+
+
+def frames_of(x: torch.Tensor, start: int = 0) -> list[Frame]:
+    last = x.shape[1] - 1
+    return [Frame(start + k, {"x": x[:, k]}, last=k == last) for k in range(x.shape[1])]
+
+
+def through(stages, frames) -> list[Frame]:
+    run = Pipeline(stages)
+    for frame in frames:
+        run.push(frame)
+    return list(run.pull(finish=True))
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    """Something in which every frame of a window sees every other and its own place."""
+    place = torch.arange(1.0, x.shape[1] + 1).view(1, -1, 1, 1, 1)
+    return x.cumsum(1) * place + x.mean(1, keepdim=True)
+
+
+@pytest.mark.parametrize("count", range(1, 17))
+@pytest.mark.parametrize(("size", "overlap"), [(5, 2), (5, 0), (4, 3), (1, 0), (3, 1)])
+def test_windows_of_a_stream_are_the_tilers(count, size, overlap):
+    x = values(count)
+    whole = tiling.tiled(lambda x, *, tiles: mixed(x), tile=(size, 3, 4), overlap=(overlap, 0, 0),
+                         window=tiling.flat_window)(x)  # fmt: skip
+    stage = Windowed(lambda frames: mixed(together(frames, "x")), size=size, overlap=overlap, name="y")
+    out = through([stage], frames_of(x))
+    assert [frame.number for frame in out] == list(range(count))
+    torch.testing.assert_close(together(out, "y"), whole, atol=1e-5, rtol=1e-5)
+    assert not stage.held and not stage.parts
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (5, [5]), (7, [5, 2]), (10, [5, 5]), (11, [5, 5, 1])])
+def test_without_flush_the_last_window_is_short(count, sizes):
+    seen = []
+
+    def fn(frames):
+        seen.append(len(frames))
+        return together(frames, "x")
+
+    out = through([Windowed(fn, size=5, overlap=0, name="x", flush=False)], frames_of(values(count)))
+    assert seen == sizes and torch.equal(together(out, "x"), values(count))
+
+
+@pytest.mark.parametrize("count", range(1, 12))
+@pytest.mark.parametrize(("reach", "block"), [(1, 3), (2, 1), (2, 4), (0, 2)])
+def test_neighbours_see_exactly_as_far_as_they_must(count, reach, block):
+    x = values(count)
+
+    def around(x: torch.Tensor) -> torch.Tensor:
+        """Each frame times 10 plus the sum of those within reach."""
+        rows = [x[:, max(k - reach, 0) : k + reach + 1].sum(1) for k in range(x.shape[1])]
+        return 10 * x + torch.stack(rows, 1)
+
+    stage = Neighbours(lambda frames, start, stop: around(together(frames, "x"))[:, start:stop],
+                       reach=reach, name="x", block=block)  # fmt: skip
+    out = through([stage], frames_of(x))
+    torch.testing.assert_close(together(out, "x"), around(x))
+
+
+def two_scenes():
+    return [Frame(k, {"x": torch.full((1, 1), float(k >= 4))}) for k in range(9)]
+
+
+def stages_with_scenes(seen):
+    def fn(frames):
+        seen.append([frame.number for frame in frames])
+        return together(frames, "x") + 1
+
+    cut = Scenes(lambda a, b: (bool((a["x"] != b["x"]).all()), b.put(pair=a["x"])), spent=("pair",))
+    near = Neighbours(lambda frames, start, stop: fn(frames)[:, start:stop], reach=1, name="x")
+    return [cut, Windowed(fn, size=3, overlap=1, name="x"), near, Each(lambda frame: frame.put(z=frame["x"]))]
+
+
+def test_no_stage_looks_across_the_end_of_a_scene():
+    seen = []
+    out = through(stages_with_scenes(seen), two_scenes())
+    assert [frame.number for frame in out] == list(range(9))
+    assert [frame.last for frame in out] == [k in (3, 8) for k in range(9)]
+    assert all(max(window) < 4 or min(window) >= 4 for window in seen) and len(seen) > 4
+    assert all("pair" not in frame.values for frame in out)
+
+
+@pytest.mark.parametrize("stop", range(10))
+def test_a_run_taken_up_after_any_frame_goes_on_as_if_never_stopped(stop, tmp_path):
+    whole = through(stages_with_scenes([]), two_scenes())
+    run, out = Pipeline(stages_with_scenes([])), []
+    for frame in two_scenes()[:stop]:
+        run.push(frame)
+        out += run.pull()
+    torch.save(run.state(), tmp_path / "state.pt")
+    run = Pipeline(stages_with_scenes([]))
+    run.resume(torch.load(tmp_path / "state.pt", weights_only=True))
+    for frame in two_scenes()[stop:]:
+        run.push(frame)
+    left = run.pull(finish=True)
+    out += [next(left)]
+    other = Pipeline(stages_with_scenes([]))  # stopped once more, while the rest comes out
+    other.resume(run.state())
+    out += other.pull(finish=True)
+    assert [(f.number, f.last, f["z"].item()) for f in out] == [(f.number, f.last, f["z"].item()) for f in whole]
+
+
+def test_what_waits_does_not_grow():
+    run, held = Pipeline([Scenes(lambda a, b: (False, b)), *stages_with_scenes([])[1:]]), []
+    for number in range(60):
+        run.push(Frame(number, {"x": torch.zeros(1, 1)}))
+        list(run.pull())
+        held.append(run.on_the_way)
+    assert max(held[20:]) <= max(held[:20]) <= 12
+
+
+def test_refusals():
+    with pytest.raises(ValueError, match="overlap 3 for windows of 3"):
+        Windowed(lambda frames: None, size=3, overlap=3, name="x")
+    with pytest.raises(ValueError, match="1 stages, expected 2"):
+        Pipeline([Each(None), Each(None)]).resume(Pipeline([Each(None)]).state())
+
+    def broken(frames):
+        raise FloatingPointError("the tile at rows 1..2 is not finite")
+
+    with pytest.raises(FloatingPointError, match="frames 0 to 2: the tile at rows"):
+        through([Windowed(broken, size=5, overlap=0, name="x")], frames_of(values(3)))
