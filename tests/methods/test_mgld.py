@@ -12,7 +12,7 @@ from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
 from ldm.ops.flow import Motion
-from ldm.ops.stream import Frame, together
+from ldm.ops.stream import together
 from tests.methods.toy import clip, method, pixelwise, settings
 
 SMALL = ("patches.size=64", "patches.stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
@@ -152,59 +152,6 @@ def test_several_windows_and_tiles_in_one_call_equal_one_at_a_time():
     for batch in (3, 100):
         many = method(f"windows.batch={batch}", f"decoding.windows.batch={batch}").restore(lq)
         assert difference(many, one) < 1e-5
-
-
-# ---- frame by frame
-
-
-@pytest.mark.parametrize("words", [["sampling.guidance=released"], ["windows.n_frames=3", "windows.frame_overlap=1"]])
-def test_a_stream_that_is_stopped_and_taken_up_again_gives_the_same_bits(words):
-    lq, toy = clip(9, 16, 20), method(*words)
-    whole_clip = toy.restore(lq)
-    run, restored = toy.stream((16, 20)), []
-    for number, frame in enumerate(lq):
-        run.push(Frame(number, {"lq": frame[None]}))
-        restored += run.pull()
-        state, run = run.state(), toy.stream((16, 20))
-        run.resume(state)
-    restored += run.pull(finish=True)
-    assert [frame.number for frame in restored] == list(range(9))
-    assert torch.equal(torch.cat([frame["sr"] for frame in restored]), whole_clip)
-
-
-def test_what_is_held_does_not_grow_with_the_clip():
-    toy = pixelwise("sampling.steps=3")
-    run, held = toy.stream((16, 16)), []
-    for number, frame in enumerate(clip(1, 16, 16).expand(80, -1, -1, -1)):
-        run.push(Frame(number, {"lq": frame[None]}))
-        list(run.pull())
-        held.append(run.on_the_way)
-    assert max(held[40:]) <= max(held[:40]) < 40
-
-
-def test_nothing_crosses_a_scene_cut():
-    """Two scenes in a row are what each is by itself, with the frame numbers it has."""
-    generator = torch.Generator().manual_seed(0)
-    dark, bright = (torch.rand(1, 3, 32, 32, generator=generator).expand(n, -1, -1, -1) for n in (6, 5))
-    toy = method("windows.n_frames=4")
-    both = toy.restore(torch.cat([dark, bright]))
-    assert torch.equal(both[:6], toy.restore(dark))
-    run = toy.stream((32, 32))
-    for number, frame in enumerate(bright, start=6):
-        run.push(Frame(number, {"lq": frame[None]}))
-    assert torch.equal(both[6:], torch.cat([frame["sr"] for frame in run.pull(finish=True)]))
-    blended = method("windows.n_frames=4", "windows.scene_cut=null").restore(torch.cat([dark, bright]))
-    assert difference(blended[:6], both[:6]) > 1e-3
-
-
-def test_frames_of_8_and_16_bits_are_taken_as_they_are():
-    toy, lq = method(), (clip(2, 16, 16) * 255).round()
-    for dtype, factor in ((torch.uint8, 1), (torch.uint16, 257)):
-        run = toy.stream((16, 16))
-        for number, frame in enumerate(lq):
-            run.push(Frame(number, {"lq": (frame[None] * factor).to(dtype)}))
-        out = torch.cat([frame["sr"] for frame in run.pull(finish=True)])
-        assert difference(out, toy.restore(lq / 255)) < 1e-5
 
 
 # ---- guidance
