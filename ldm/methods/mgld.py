@@ -18,6 +18,7 @@ from ldm.ops import tiling
 from ldm.ops.flow import Motion, estimate_motion, flow_warp
 from ldm.ops.padding import pad_to_multiple, released_pad
 from ldm.ops.resize import resize
+from ldm.ops.scenes import scene_ends
 from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, together
 
 FLOW_SCALE = 4  # flow is estimated on frames this much smaller than those restored, as released
@@ -154,8 +155,8 @@ class MGLD(nn.Module):
         """Whether a scene ends between two frames, and the second with its motion where none does."""
         pair = torch.stack([before["small"], frame["small"]], dim=1).to(self.device)
         motion = estimate_motion(self.flow, pair, size=frame["z"].shape[-2:])
-        lost = min(motion.occluded_next.mean().item(), motion.occluded_prev.mean().item())
-        if self.windows.scene_cut is not None and lost > self.windows.scene_cut:
+        unmatched = self.windows.scene_cut
+        if unmatched is not None and scene_ends(pair[:, 0], pair[:, 1], motion, unmatched=unmatched):
             return True, frame
         return False, frame.put(**{name: field[:, 0].cpu() for name, field in motion._asdict().items()})
 
