@@ -1,0 +1,84 @@
+"""What an output was made of: a JSON beside it, and the check that it still is."""
+
+import hashlib
+import importlib.metadata
+import json
+import platform
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+
+from ldm import checkpoint
+from ldm.engine.resume import write_whole
+
+PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safetensors")
+NAME = "mgld-vsr"
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that decides a result."""
+    found = {"python": platform.python_version()}
+    for name in (NAME, *PACKAGES):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+def hardware(device: str) -> dict[str, str | int]:
+    """The device a result was computed on, and how many threads took part."""
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
+    return {"device": device.split(":")[0], "name": name, "threads": torch.get_num_threads()}
+
+
+def digest(path: Path, names: Iterable[str] = ()) -> str:
+    """The SHA-256 of a file, or over the names and contents of the files of a folder (by default all of them)."""
+    if not path.is_dir():
+        return checkpoint.sha256(path)
+    total = hashlib.sha256()
+    for name in names or sorted(child.name for child in path.iterdir() if child.is_file()):
+        total.update(f"{name}\n{checkpoint.sha256(path / name)}\n".encode())
+    return total.hexdigest()
+
+
+def beside(output: Path) -> Path:
+    """Where the JSON of an output lies."""
+    return output.with_name(f"{output.name}.json")
+
+
+def record(output: Path, manifest: Mapping, **more) -> Path:
+    """Write the JSON of a finished output: the manifest, the output's own hash, and `more`."""
+    path = beside(output)
+    content = {**manifest, "output": {"path": output.name, "sha256": digest(output)}, **more}
+    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    return path
+
+
+def verify(path: Path) -> list[tuple[str, str]]:
+    """(what, "as recorded" | "differs" | "not found") for the output, the input and the weights that a JSON names.
+
+    The output is looked for beside the JSON, the others where they were named. Raises ValueError for a file that is not
+    such a JSON.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        entries = {"output": content["output"], "input": content["input"], **content["weights"]}
+        named = {what: (entry["path"], entry["sha256"], entry.get("names", ())) for what, entry in entries.items()}
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path}: not a record of an output; expected the JSON that lies beside one") from None
+    results = []
+    for what, (name, expected, names) in named.items():
+        file = path.parent / name if what == "output" else Path(name)
+        results.append((f"{what} {file}", _compared(file, expected, names)))
+    return results
+
+
+def _compared(file: Path, expected: str, names: Iterable[str]) -> str:
+    try:
+        return "as recorded" if digest(file, names) == expected else "differs"
+    except OSError:
+        return "not found"
