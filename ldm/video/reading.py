@@ -1,16 +1,16 @@
 """Reading: look at a path, list what it holds, stream its frames."""
 
-import logging
-import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-import av
 import numpy as np
 import torch
+from av.video.reformatter import VideoReformatter
 
-from ldm.video.images import common_size, has_alpha, mixed_sizes, read_image
+from ldm.video.images import common_form, mixed_sizes, read_image
+from ldm.video.pixels import frame_pixels, frame_tensor, to_bytes
+from ldm.video.probing import decode, probe_video
 from ldm.video.source import (
     DEFAULT_RATE,
     IMAGE_SUFFIXES,
@@ -20,16 +20,7 @@ from ldm.video.source import (
     files_in,
     is_visible,
     natural_order,
-    snap_rate,
 )
-
-log = logging.getLogger(__name__)
-
-# FFmpeg's swscale flags: bicubic | full chroma interpolation | full chroma input | accurate rounding
-EXACT_SCALING = 0x4 | 0x2000 | 0x4000 | 0x40000
-BT709, BT601 = 1, 6  # AVColorSpace; also the numbers of their primaries and transfer curves
-# AVColorSpace -> swscale's number of the same matrix: BT.709, FCC, BT.470BG, SMPTE 170M, SMPTE 240M, BT.2020
-SCALER_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
 
 
 def probe(path) -> Source:
@@ -39,16 +30,23 @@ def probe(path) -> Source:
         names = files_in(path, IMAGE_SUFFIXES)
         if not names:
             raise VideoError(f"{path}: no images in this folder; expected {' '.join(sorted(IMAGE_SUFFIXES))}")
-        width, height = common_size(path, names)
-        return Source("folder", path, len(names), width, height, DEFAULT_RATE, names)
+        return _source_of_images("folder", path, names)
     if not path.is_file():
         raise VideoError(f"{path}: no such file or folder")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty")
     if path.suffix.lower() in IMAGE_SUFFIXES:
-        height, width = read_image(path).shape[:2]
-        return Source("image", path, 1, width, height, DEFAULT_RATE, (path.name,))
-    return _probe_video(path)
+        read_image(path)  # whole, which its first bytes do not tell
+        return _source_of_images("image", path, (path.name,))
+    return probe_video(path)
+
+
+def _source_of_images(kind, path, names):
+    form, notes = common_form(path if kind == "folder" else path.parent, names)
+    return Source(
+        kind, path, len(names), form.width, form.height, DEFAULT_RATE, names,
+        depth=form.depth, alpha=form.alpha, notes=notes,
+    )  # fmt: skip
 
 
 def sequences(path) -> list[Source]:
@@ -69,10 +67,12 @@ def clips_in(path) -> list[Path]:
     return sorted(found, key=lambda child: natural_order(child.name))
 
 
-def read(source, *, start=0, stop=None) -> Iterator[np.ndarray]:
-    """Stream frames `start` to `stop` (exclusive; None: all) as (h, w, 3) uint8 RGB in presentation order.
+def read(source, start=0, stop=None, *, as_rgb8=False) -> Iterator[np.ndarray]:
+    """Stream frames `start` to `stop` (exclusive; None: all) in presentation order, upright.
 
-    `source` is a Source or a path. A video read to its end is checked for completeness.
+    `source` is a Source or a path. Frames are (h, w, 3) RGB, or (h, w, 4) with straight alpha where the source has it;
+    uint8, or uint16 of full scale (65535 is one) where its depth is more than 8. With `as_rgb8` they are always
+    (h, w, 3) uint8. A video read to its end is checked for completeness.
 
     Raises:
         VideoError: as `probe`; a damaged frame; a file that ends early; images of different sizes.
@@ -80,30 +80,60 @@ def read(source, *, start=0, stop=None) -> Iterator[np.ndarray]:
     if start < 0 or (stop is not None and stop < start):
         raise VideoError(f"got frames {start} to {stop}, expected 0 <= start <= stop")
     source = source if isinstance(source, Source) else probe(source)
-    if source.kind == "video":
-        return _read_video(source.path, start, stop)
-    return _read_images(source, start, stop)
+    frames = _read_video if source.kind == "video" else _read_images
+    return _as_rgb8(frames(source, start, stop)) if as_rgb8 else frames(source, start, stop)
 
 
-def _read_video(path, start, stop):
-    reformatter, size = av.video.reformatter.VideoReformatter(), None
-    for number, frame in enumerate(islice(_decode(path), stop)):
-        if number == 0 and any(component.is_alpha for component in frame.format.components):
-            log.warning("%s: transparency is dropped", path)
+def _as_rgb8(frames):
+    for frame in frames:
+        yield np.ascontiguousarray((frame if frame.dtype == np.uint8 else to_bytes(frame))[..., :3])
+
+
+def _read_video(source, start, stop):
+    reformatter, size = VideoReformatter(), None
+    for number, frame in enumerate(_frames_between(source, start, stop), start):
         size = size or (frame.width, frame.height)
         if size != (frame.width, frame.height):
             now, before = f"{frame.width}x{frame.height}", "{}x{}".format(*size)
-            raise VideoError(f"{path}: frame {number} is {now}, those before {before}; expected one size")
-        if number >= start:
-            yield _to_rgb(frame, reformatter)
+            raise VideoError(f"{source.path}: frame {number} is {now}, those before {before}; expected one size")
+        yield frame_pixels(frame, source.alpha, source.color, reformatter)
+
+
+def _frames_between(source, start, stop):
+    """Decoded frames `start` to `stop`: from the key frame before them where the file tells which that is."""
+    if start >= source.frames or start == stop:
+        return
+    number = start
+    for frame in (
+        _from_key_frame(source, start) if start and source.seekable else islice(decode(source.path), start, None)
+    ):
+        if number == source.frames:
+            raise VideoError(f"{source.path}: holds more frames than the {number} it promised")
+        yield frame
+        number += 1
+        if number == stop:
+            return
+    if number < source.frames:
+        raise VideoError(f"{source.path}: damaged, {number} of {source.frames} frames decoded")
+
+
+def _from_key_frame(source, start):
+    """Frames from `start` on, told by their times; decoded from the beginning if seeking comes out behind it."""
+    wanted, found = source.times[start], False
+    for frame in decode(source.path, seek=wanted):
+        found = found or frame.pts == wanted
+        if not found and frame.pts > wanted:
+            break
+        if found:
+            yield frame
+    if not found:
+        yield from islice(decode(source.path), start, None)
 
 
 def _read_images(source, start, stop):
     folder = source.path if source.kind == "folder" else source.path.parent
-    for number, name in enumerate(source.names[start:stop]):
-        if number == 0 and has_alpha(folder / name):
-            log.warning("%s: transparency is dropped", source.path)
-        image = read_image(folder / name)
+    for name in source.names[start:stop]:
+        image = read_image(folder / name, source.depth, source.alpha)
         size = image.shape[1::-1]
         if size != (source.width, source.height):
             raise VideoError(mixed_sizes(folder, source.names[0], (source.width, source.height), name, size))
@@ -111,107 +141,12 @@ def _read_images(source, start, stop):
 
 
 def read_clip(source, *, start=0, stop=None) -> torch.Tensor:
-    """Read frames into memory, (T, 3, H, W) float32 in [0, 1]; raises VideoError as `read`, or if none is there."""
-    frames = list(read(source, start=start, stop=stop))
+    """Read frames into memory, (T, 3, H, W) float32 in [0, 1], without alpha.
+
+    Raises:
+        VideoError: as `read`; no frame there.
+    """
+    frames = [frame_tensor(frame[..., :3]) for frame in read(source, start, stop)]
     if not frames:
         raise VideoError(f"{getattr(source, 'path', source)}: no frames from {start} to {stop}")
-    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2).float().div(255).contiguous()
-
-
-# --------------------------------------------------------------------------------------------------------- videos
-
-
-def _open(path):
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video, or cut short ({_reason(error)})") from None
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{path}: holds no video stream")
-    return container
-
-
-def _reason(error):
-    return getattr(error, "strerror", None) or "unknown format"
-
-
-def _probe_video(path):
-    packets = 0
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        promised = _promised(container)
-        rate = snap_rate(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-        hidden = stream.codec_context.name == "vp8"  # holds packets that are never shown
-        try:
-            for packet in container.demux(stream):
-                packets += packet.size > 0 and not packet.is_discard
-                promised -= packet.size > 0 and packet.is_discard
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{path}: damaged after {packets} frames ({_reason(error)})") from None
-    if packets == 0:
-        raise VideoError(f"{path}: the video holds no frames")
-    if packets < promised:
-        raise VideoError(f"{path}: cut short, {packets} of {promised} frames are there")
-    first = next(_read_video(path, 0, 1), None)
-    if first is None:
-        raise VideoError(f"{path}: no frame can be decoded")
-    height, width = first.shape[:2]
-    return Source("video", path, None if hidden else packets, width, height, rate)
-
-
-def _promised(container):
-    """How many frames the container says it holds; 0 where that is no exact promise (only the MP4 family lists all)."""
-    return container.streams.video[0].frames if "mp4" in container.format.name else 0
-
-
-def _promised_end(stream):
-    """Seconds at which a Matroska file says its stream ends (its tag DURATION, "00:00:02.500"), else 0."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else 0.0
-
-
-def _decode(path):
-    """All frames of a video in presentation order, then a check that none is missing."""
-    decoded, time = 0, 0.0
-    with _open(path) as container:
-        stream = container.streams.video[0]
-        stream.thread_type = "AUTO"
-        promised, end = _promised(container), _promised_end(stream)
-        try:
-            for packet in container.demux(stream):
-                promised -= packet.size > 0 and packet.is_discard
-                for frame in packet.decode():
-                    if frame.is_corrupt:
-                        raise VideoError(f"{path}: frame {decoded}{_of(promised)} is damaged")
-                    decoded, time = decoded + 1, frame.time or 0.0
-                    yield frame
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{path}: damaged, {decoded}{_of(promised)} frames decoded ({_reason(error)})") from None
-        if decoded < promised:
-            raise VideoError(f"{path}: damaged, {decoded}{_of(promised)} frames decoded")
-        rate = stream.average_rate or DEFAULT_RATE
-        if time + 3 / rate < end:
-            raise VideoError(f"{path}: cut short, {decoded} of about {round(end * rate)} frames decoded")
-    if decoded == 0:
-        raise VideoError(f"{path}: the video holds no frames")
-
-
-def _of(promised):
-    return f" of {promised}" if promised > 0 else ""
-
-
-def _to_rgb(frame, reformatter):
-    """A decoded frame as (h, w, 3) uint8 RGB, upright.
-
-    Frames that do not name their matrix are taken as players do: BT.709 if high definition, otherwise BT.601.
-    """
-    matrix = SCALER_MATRIX.get(int(frame.colorspace)) or SCALER_MATRIX[matrix_of_size(frame.height, frame.width)]
-    rgb = reformatter.reformat(frame, format="rgb24", src_colorspace=matrix, interpolation=EXACT_SCALING)
-    turns = round(getattr(frame, "rotation", 0) / 90) % 4  # counter-clockwise, as np.rot90 counts
-    return np.ascontiguousarray(np.rot90(rgb.to_ndarray(), turns))
-
-
-def matrix_of_size(height, width):
-    """The colour matrix that players assume for a picture of this size: BT709 or BT601."""
-    return BT709 if width >= 1280 or height > 576 else BT601
+    return torch.stack(frames)

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
+from typing import NamedTuple
 
 IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
 VIDEO_SUFFIXES = frozenset(
@@ -16,12 +17,31 @@ class VideoError(ValueError):
     """A file or folder that cannot be read or written as moving pictures; the message is one line for a person."""
 
 
+class Color(NamedTuple):
+    """How sample values mean colours, as FFmpeg numbers it (ITU-T H.273); 0 and 2 say that nobody knows.
+
+    `range` is 1 (limited: black at 16 of 255) or 2 (full); `matrix` 0 is RGB.
+    """
+
+    range: int = 0
+    matrix: int = 2
+    primaries: int = 2
+    transfer: int = 2
+
+
 @dataclass(frozen=True)
 class Source:
     """What can be read at `path`: kind "video", "folder" or "image"; sizes as shown (rotation applied).
 
-    `frames` is the number of frames the source holds (None where only decoding can tell), `names` the file names in
-    order (empty for a video). `rate` is in frames per second; images get `DEFAULT_RATE`.
+    `frames` is the number of frames the source holds, `names` the file names in order (empty for a video). `rate` is in
+    frames per second, of a variable rate the mean; images get `DEFAULT_RATE`.
+
+    `depth` is the number of bits per sample (8, 10, 12 or 16), `alpha` whether pixels carry transparency, and
+    `sample_aspect` the width of a pixel over its height as shown. `times` are the presentation times of all frames in
+    units of `time_base` seconds, strictly rising, and `end` is when the last one ends; None where the file tells none.
+
+    `audio` and `subtitles` name the codec of each such stream, `others` whatever else the file holds, and `notes` says
+    in a line each what reading it loses already.
     """
 
     kind: str
@@ -31,6 +51,24 @@ class Source:
     height: int
     rate: Fraction
     names: tuple[str, ...] = ()
+    depth: int = 8
+    alpha: bool = False
+    color: Color = Color()
+    sample_aspect: Fraction = Fraction(1)
+    times: tuple[int, ...] | None = None
+    end: int | None = None
+    time_base: Fraction | None = None
+    audio: tuple[str, ...] = ()
+    subtitles: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    seekable: bool = False
+
+    def seconds(self, number) -> Fraction:
+        """When frame `number` is shown; for the number of frames, when the last one ends."""
+        if self.times is None:
+            return number / self.rate
+        return (self.times[number] if number < len(self.times) else self.end) * self.time_base
 
 
 def snap_rate(rate) -> Fraction:

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ldm.video import VideoError, probe, read, sequences
+from ldm.video import VideoError, probe, read, read_clip, sequences
 from tests.video.clips import frames_of, save, write
 
 
@@ -50,18 +50,38 @@ def test_image_formats(tmp_path, suffix):
     assert np.abs(next(read(path)).astype(int) - frame).mean() <= (3 if suffix == ".jpg" else 0)
 
 
-def test_grey_alpha_palette_and_16_bit_become_rgb(tmp_path, caplog):
+def test_grey_and_16_bit_become_rgb(tmp_path):
     grey = np.arange(12, dtype=np.uint8).reshape(3, 4) * 20
     three = np.repeat(grey[..., None], 3, axis=2)
     np.testing.assert_array_equal(next(read(save(tmp_path / "grey.png", grey))), three)
-    deep = grey.astype(np.uint16) * 257 + np.uint16(128)
-    np.testing.assert_array_equal(next(read(save(tmp_path / "deep.png", deep))), three)
-    deep[:] = np.minimum(grey.astype(int) * 257 + 129, 65535)
-    np.testing.assert_array_equal(next(read(save(tmp_path / "up.png", deep))), three + 1)
-    assert "transparency" not in caplog.text
-    rgba = np.dstack([three, 255 - grey])
-    np.testing.assert_array_equal(next(read(save(tmp_path / "alpha.png", rgba))), three)
-    assert caplog.text.count("transparency is dropped") == 1
+    for offset, rounded in ((128, 0), (129, 1)):
+        deep = np.minimum(grey.astype(int) * 257 + offset, 65535).astype(np.uint16)
+        source = probe(save(tmp_path / "deep.png", deep))
+        assert (source.depth, source.alpha) == (16, False)
+        np.testing.assert_array_equal(next(read(source)), np.repeat(deep[..., None], 3, axis=2))
+        np.testing.assert_array_equal(next(read(source, as_rgb8=True)), three + rounded)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif", ".webp"])
+def test_transparency_is_read_and_left_out_on_request(tmp_path, suffix):
+    rgba = np.random.default_rng(0).integers(0, 256, (3, 4, 4), dtype=np.uint8)
+    rgba[..., 3] |= 1  # WebP forgets the colours of what cannot be seen
+    path = tmp_path / f"alpha{suffix}"
+    assert cv2.imwrite(str(path), rgba[..., [2, 1, 0, 3]], [cv2.IMWRITE_WEBP_QUALITY, 101] * (suffix == ".webp"))
+    assert (probe(path).depth, probe(path).alpha) == (8, True)
+    np.testing.assert_array_equal(next(read(path)), rgba)
+    np.testing.assert_array_equal(next(read(path, as_rgb8=True)), rgba[..., :3])
+    assert read_clip(path).shape == (1, 3, 3, 4)
+
+
+def test_a_folder_of_mixed_kinds_is_read_as_the_richest(tmp_path):
+    save(tmp_path / "1.png", np.full((3, 4), 7, np.uint8))
+    save(tmp_path / "2.png", np.full((3, 4, 4), 1000, np.uint16))
+    source = probe(tmp_path)
+    assert (source.depth, source.alpha) == (16, True)
+    first, second = read(source)
+    assert first[0, 0].tolist() == [7 * 257] * 3 + [65535]
+    assert second[0, 0].tolist() == [1000] * 4
 
 
 def test_a_palette_image_shows_its_colours(tmp_path):

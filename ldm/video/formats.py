@@ -1,0 +1,286 @@
+"""What an output is: container, codec, pixel format, colours, times; and what of a source it cannot keep."""
+
+import io
+from dataclasses import dataclass
+from fractions import Fraction
+from math import lcm
+from pathlib import Path
+
+import av
+
+from ldm.video.pixels import FULL, LIMITED, LUMA, matrix_of_size
+from ldm.video.probing import ATTACHED_PICTURE, codec_name, main_stream, open_container
+from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
+
+CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # FFmpeg's names of what is written
+SUFFIXES = {container: suffix for suffix, container in CONTAINERS.items()}
+# the bits per sample that each codec is written with, and the containers it goes into
+DEPTHS = {"h264": (8,), "hevc": (8, 10, 12), "prores": (10,), "ffv1": (8, 10, 12, 16), "png": (8, 16)}
+HOMES = {
+    "h264": ("mp4", "matroska", "mov"),
+    "hevc": ("mp4", "matroska", "mov"),
+    "prores": ("mov",),
+    "ffv1": ("matroska",),
+}
+WITH_ALPHA = ("prores", "ffv1", "png")
+MOST_TICKS = 2**31 - 1  # a second of MP4 holds no more
+
+
+@dataclass(frozen=True)
+class Format:
+    """What an output is. `container` is FFmpeg's name, or "folder" or "image" for PNG; `size` is (height, width).
+
+    `crf` is None where nothing is lost (and for ProRes, which has no such scale). `time_base` is the unit of the
+    output's times; frames are shown at `rate`, or at the times of the source.
+    """
+
+    container: str
+    codec: str
+    pixel_format: str
+    size: tuple[int, int]
+    depth: int = 8
+    alpha: bool = False
+    crf: float | None = 18
+    color: Color = Color()
+    sample_aspect: Fraction = Fraction(1)
+    rate: Fraction = DEFAULT_RATE
+    time_base: Fraction = 1 / DEFAULT_RATE
+
+    @property
+    def is_video(self) -> bool:
+        """Whether frames become one stream, and not a PNG each."""
+        return self.codec != "png"
+
+    @property
+    def lossless(self) -> bool:
+        """Whether the pixels come back exactly."""
+        return self.crf is None and self.codec != "prores"
+
+
+def choose_format(source: Source, output, *, size, codec=None, depth=None, crf=18, lossless=False) -> Format:
+    """The format in which frames made from `source` are best written to `output`.
+
+    Args:
+        output: its suffix says the container: .mp4, .mkv, .mov, .png; none: a folder of PNGs.
+        size: (height, width) of the frames.
+        codec: h264, hevc, prores or ffv1. By default H.264; HEVC for more than 8 bits; ProRes in .mov and FFV1 in .mkv
+            for transparency; FFV1 in .mkv for lossless frames of more than 8 bits.
+        depth: bits per sample; by default those of the source, as far as the codec goes.
+        crf: quality of H.264 and HEVC, 0 (best) to 51.
+        lossless: keep RGB exactly.
+
+    Raises:
+        VideoError: an unknown suffix, codec or depth; two that do not go together; a bad size or crf.
+    """
+    if min(size) < 1:
+        raise VideoError(f"got a size of {size[0]}x{size[1]}, expected (height, width) of at least 1 pixel")
+    container = container_of(output, source)
+    if container in ("folder", "image"):
+        return _png(source, container, tuple(size), codec, depth)
+    if not 0 <= crf <= 51:
+        raise VideoError(f"got crf {crf}, expected 0 (best) to 51")
+    codec = _codec(source, container, codec, depth, lossless)
+    depth = _depth(source, codec, depth, lossless, container)
+    alpha = source.alpha and codec in WITH_ALPHA
+    keeps_rgb = lossless or codec == "ffv1"
+    return Format(
+        container, codec, _pixel_format(codec, depth, alpha, keeps_rgb, size), tuple(size), depth, alpha,
+        crf=None if keeps_rgb or codec == "prores" else crf, color=_color(source, size, keeps_rgb),
+        sample_aspect=source.sample_aspect, rate=snap_rate(source.rate), time_base=_time_base(source, container),
+    )  # fmt: skip
+
+
+def container_of(output, source=None) -> str:
+    """The container an output's name asks for: a value of CONTAINERS, "image" or "folder"; raises VideoError.
+
+    `source`: what is read; a folder may lend its name to the output, dots and all.
+    """
+    path, suffix = Path(output), Path(output).suffix.lower()
+    known = {*CONTAINERS, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES}
+    dotted = getattr(source, "kind", "") == "folder" and suffix not in known  # a folder such as clip.v1
+    if path.is_dir() or not suffix or dotted:
+        if path.is_file():
+            raise VideoError(f"{path}: is a file, expected a folder to write images into")
+        return "folder"
+    if suffix == ".png":
+        return "image"
+    if suffix not in CONTAINERS:
+        names = ", ".join([*CONTAINERS, ".png"])
+        raise VideoError(f"{path}: cannot write {suffix}; expected {names} or a folder name without a suffix")
+    return CONTAINERS[suffix]
+
+
+def _png(source, container, size, codec, depth):
+    if codec is not None:
+        raise VideoError(f"got codec {codec} for images, which are always PNG; leave it out or name a video")
+    if depth not in (None, 8, 16):
+        raise VideoError(f"got {depth} bits per sample for PNG, expected 8 or 16")
+    depth = depth or (8 if source.depth == 8 else 16)
+    color = Color(FULL, 0, source.color.primaries, source.color.transfer)
+    name = f"rgb{'a' if source.alpha else ''}{'' if depth == 8 else 64 if source.alpha else 48}"
+    return Format(container, "png", name, size, depth, source.alpha, None, color, rate=snap_rate(source.rate))
+
+
+def _codec(source, container, codec, depth, lossless):
+    if codec is None:
+        deep = (depth or source.depth) > 8
+        if source.alpha and container != "mp4" and not (lossless and container == "mov"):
+            return "prores" if container == "mov" else "ffv1"
+        if lossless and deep and container == "matroska":
+            return "ffv1"
+        return "hevc" if deep else "h264"
+    if codec not in HOMES:
+        raise VideoError(f"got codec {codec}, expected one of {', '.join(HOMES)}")
+    if container not in HOMES[codec]:
+        homes = " or ".join(SUFFIXES[home] for home in HOMES[codec])
+        raise VideoError(f"got codec {codec} for {SUFFIXES[container]}, expected it for {homes}")
+    if lossless and codec == "prores":
+        raise VideoError("got lossless with codec prores, which is never; expected h264, hevc or ffv1")
+    return codec
+
+
+def _depth(source, codec, depth, lossless, container):
+    known = DEPTHS[codec]
+    if depth is None:
+        fitting = [bits for bits in known if bits >= source.depth]
+        deepest = 10 if codec == "hevc" and source.depth == 16 and not lossless else known[-1]
+        return fitting[0] if fitting else deepest
+    if depth not in known:
+        can = [name for name in HOMES if depth in DEPTHS[name] and container in HOMES[name]]
+        other = f"; choose codec {' or '.join(can)}" if can else ""
+        raise VideoError(f"got {depth} bits for {codec}, expected {' or '.join(map(str, known))}{other}")
+    return depth
+
+
+def _pixel_format(codec, depth, alpha, lossless, size):
+    deep = "" if depth == 8 else f"{depth}le"
+    if codec == "ffv1":
+        return f"gbr{'a' if alpha else ''}p{deep}" if deep else "bgra" if alpha else "bgr0"
+    if lossless:
+        return "rgb24" if codec == "h264" else f"gbrp{deep}"
+    if codec == "prores":
+        return "yuva444p10le" if alpha else "yuv444p10le" if size[1] % 2 else "yuv422p10le"
+    return f"yuv{'444' if size[0] % 2 or size[1] % 2 else '420'}p{deep}"
+
+
+def _color(source, size, rgb):
+    """The colours of the source, with the matrix and range that were assumed in reading where it names none."""
+    range_, matrix, primaries, transfer = source.color
+    if rgb:
+        return Color(FULL, 0, primaries, transfer)
+    if source.kind == "video" and matrix != 0:
+        matrix = matrix if matrix in LUMA else matrix_of_size(source.height, source.width)
+        return Color(range_ or LIMITED, 9 if matrix == 10 else matrix, primaries, transfer)
+    matrix = matrix_of_size(*size)
+    known = primaries != 2, transfer != 2
+    return Color(LIMITED, matrix, primaries if known[0] else matrix, transfer if known[1] else matrix)
+
+
+def _time_base(source, container):
+    """The unit of the output's times: that of the source, or finer if its times are rounded ones of a steady rate."""
+    if source.times is None:
+        return 1 / snap_rate(source.rate)
+    exact = lcm(source.rate.numerator, source.seconds(0).denominator)
+    steady = container != "matroska" and exact <= MOST_TICKS and is_steady(source)
+    return Fraction(1, exact) if steady else source.time_base
+
+
+def is_steady(source) -> bool:
+    """Whether frames follow each other at the rate of the source, but for the rounding of its times."""
+    step = source.time_base * source.rate  # of one tick, in frames
+    p, q, first = step.numerator, step.denominator, source.times[0]
+    return all(abs((time - first) * p - number * q) < p for number, time in enumerate(source.times))
+
+
+def ticks(source, format, start, stop) -> list[int]:
+    """The times, in units of the format's time base, of frames `start` to `stop` and of the end of the last.
+
+    The first frame of a span keeps the time of the source's first frame.
+    """
+    if source.times is None:
+        return list(range(stop - start + 1))
+    steady = format.container != "matroska" and is_steady(source)
+    first, unit = source.seconds(0), format.time_base
+    if steady:
+        return [round((first + number / source.rate) / unit) for number in range(stop - start + 1)]
+    shift = source.seconds(start) - first
+    return [round((source.seconds(number) - shift) / unit) for number in range(start, stop + 1)]
+
+
+# --------------------------------------------------------------------------------------------------------- losses
+
+
+def losses(source: Source, format: Format) -> list[str]:
+    """What of a source this format cannot keep: one line each, naming it and, where there is one, a way out."""
+    lines = [*source.notes]
+    lines += _lost_pixels(source, format)
+    if format.is_video:
+        lines += _lost_times(source, format)
+    if source.kind == "video":
+        lines += _lost_streams(source, format) if format.is_video else _lost_by_images(source)
+    return lines
+
+
+def _lost_pixels(source, format):
+    where = SUFFIXES.get(format.container, "PNG")
+    if source.depth > format.depth:
+        lossy = format.codec == "h264" and not format.lossless
+        deeper = "choose --codec hevc" if lossy else "choose .mkv with --codec ffv1, or a folder"
+        yield f"{source.depth} bits per sample become {format.depth} ({format.codec} in {where}; {deeper})"
+    if source.alpha and not format.alpha:
+        name = f"{format.codec} in {where}" if format.codec != "h264" else where
+        yield f"transparency is dropped: {name} cannot hold it; choose .mov, .mkv or a folder"
+    if source.sample_aspect != 1 and (not format.is_video or (format.codec, format.container) == ("ffv1", "matroska")):
+        aspect = f"{source.sample_aspect.numerator}:{source.sample_aspect.denominator}"
+        yield f"the sample aspect ratio {aspect} is dropped: {format.codec} in {where} cannot hold it; choose .mp4"
+
+
+def _lost_times(source, format):
+    if source.times is None:
+        return
+    if format.container == "matroska" and not is_steady(source):
+        rounded = [round(time * source.time_base * 1000) for time in source.times]
+        if any(time * source.time_base * 1000 != near for time, near in zip(source.times, rounded, strict=True)):
+            yield "the times of the frames are rounded to milliseconds in .mkv; choose .mp4 or .mov"
+
+
+def _lost_by_images(source):
+    if source.times is not None and not is_steady(source):
+        yield "the times of the frames are dropped: images have none"
+    for kind, names in (("audio", source.audio), ("subtitles", source.subtitles), ("streams", source.others)):
+        if names:
+            yield f"{kind} ({', '.join(names)}) cannot go into images; choose a video"
+
+
+def _lost_streams(source, format):
+    where = SUFFIXES[format.container]
+    with open_container(source.path) as container:
+        for stream in container.streams:
+            if stream.index == main_stream(container).index or fits(stream, format.container):
+                continue
+            name = codec_name(stream)
+            if stream.type == "audio" and stream.codec_context is not None:
+                yield f"audio ({name}) cannot go into {where} as it is and becomes AAC"
+            elif stream.type == "video":
+                cover = stream.disposition & ATTACHED_PICTURE
+                yield f"the {'cover picture' if cover else 'second video stream'} ({name}) is dropped"
+            else:
+                kinds = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a data stream"}
+                yield f"{kinds.get(stream.type, stream.type)} ({name}) cannot go into {where} and is dropped"
+
+
+def fits(stream, container) -> bool:
+    """Whether FFmpeg writes a stream that is no video into a container as it is: tried, with a header to nowhere."""
+    if stream.type not in ("audio", "subtitle", "attachment") or (stream.codec_context is None) != (
+        stream.type == "attachment"
+    ):
+        return False
+    if stream.type == "attachment" and container != "matroska":
+        return False
+    try:
+        with av.open(io.BytesIO(), "w", format=container) as trial:
+            trial.add_stream_from_template(stream)
+            trial.start_encoding()
+    except (av.FFmpegError, ValueError):
+        return False
+    return True

@@ -1,0 +1,144 @@
+"""Where frames go: an encoder in a container, a folder of PNGs, one PNG. Equal frames give equal bytes."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+from av.video.reformatter import VideoReformatter
+
+from ldm.video.formats import Format
+from ldm.video.pixels import encoder_frame, to_samples, with_channels
+from ldm.video.source import VideoError
+
+ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
+BITEXACT = 1 << 23  # AV_CODEC_FLAG_BITEXACT: nothing of the encoder's version or the day
+THREADS = 4  # fixed, for the bits of x264 depend on their number
+# Everything that would otherwise follow from the machine is fixed: the number of threads, what the processor can do
+X264 = "cpu-independent=1"
+X265 = f"log-level=none:pools={THREADS}:frame-threads=2:open-gop=0:info=0"
+CONTAINER_OPTIONS = {"fflags": "+bitexact"}
+
+
+def add_video(container, format: Format):
+    """Add an encoder for frames of this format to an output container; its time unit is one frame."""
+    name = "libx264rgb" if format.codec == "h264" and format.lossless else ENCODERS[format.codec]
+    stream = container.add_stream(name, rate=format.rate)
+    stream.height, stream.width = format.size
+    stream.pix_fmt, stream.options = format.pixel_format, _options(format)
+    codec = stream.codec_context
+    codec.time_base, codec.thread_count = 1 / format.rate, THREADS
+    codec.flags |= BITEXACT
+    codec.sample_aspect_ratio = format.sample_aspect
+    codec.color_range, codec.colorspace, codec.color_primaries, codec.color_trc = format.color
+    if format.codec == "hevc" and container.format.name in ("mp4", "mov"):
+        codec.codec_tag = "hvc1"  # headers out of band, without which Apple's players refuse the file
+    return stream
+
+
+def _options(format):
+    if format.codec == "h264":
+        quality = {"qp": "0"} if format.lossless else {"crf": str(format.crf), "preset": "medium"}
+        return {**quality, "x264-params": X264}
+    if format.codec == "hevc":
+        quality = {} if format.lossless else {"crf": str(format.crf)}
+        return {**quality, "preset": "medium", "x265-params": X265 + ":lossless=1" * format.lossless}
+    if format.codec == "prores":
+        return {"profile": "4444" if "444" in format.pixel_format else "hq", "vendor": "apl0"}
+    return {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
+
+
+class Film:
+    """A video stream alone in a container."""
+
+    def __init__(self, container, format: Format):
+        self.container, self.format = container, format
+        self.dtype = np.uint8 if format.depth == 8 else np.uint16
+        self.file = None
+
+    def samples(self, frame, what):
+        return with_channels(to_samples(frame, self.dtype, what), 4 if self.format.alpha else 3)
+
+    def open(self, path):
+        path.touch()  # FFmpeg would only complain at the first frame
+        self.file = av.open(str(path), "w", format=self.container, container_options=CONTAINER_OPTIONS)
+        self.stream = add_video(self.file, self.format)
+        try:
+            self.file.start_encoding()
+        except (av.FFmpegError, ValueError):
+            height, width = self.format.size
+            wanted = f"{self.format.codec} of {width}x{height} {self.format.pixel_format}"
+            raise VideoError(f"{path}: the encoder refuses {wanted}; choose another size or codec") from None
+        self.reformatter = VideoReformatter()
+
+    def put(self, pixels, number):
+        frame = encoder_frame(pixels, self.format.pixel_format, self.format.color, self.reformatter)
+        frame.pts, frame.time_base = number, Fraction(1) / self.format.rate
+        self.file.mux(self.stream.encode(frame))
+
+    def close(self):
+        if self.file is None:
+            return
+        try:
+            self.file.mux(self.stream.encode())
+        finally:
+            self.file.close()
+
+
+class Picture:
+    """One PNG."""
+
+    def __init__(self, format=None):
+        self.format = format
+
+    def samples(self, frame, what):
+        """As the format says; without one, arrays as they are and tensors in 8 bits."""
+        if self.format is None:
+            deep = isinstance(frame, np.ndarray) and frame.dtype == np.uint16
+            return to_samples(frame, np.uint16 if deep else np.uint8, what)
+        pixels = to_samples(frame, np.uint8 if self.format.depth == 8 else np.uint16, what)
+        return with_channels(pixels, 4 if self.format.alpha else 3)
+
+    def open(self, path):
+        self.path = path
+        path.touch()
+
+    def put(self, pixels, number):
+        if number:
+            raise VideoError("got a second frame for a single image; name a folder or a video instead")
+        _save_png(self.path, pixels)
+
+    def close(self):
+        pass
+
+
+class Pictures(Picture):
+    """A folder of PNGs, named after `names` where there are any."""
+
+    def __init__(self, names=(), format=None):
+        super().__init__(format)
+        self.names = png_names(names)
+
+    def open(self, path):
+        self.path = path
+        path.mkdir()
+
+    def put(self, pixels, number):
+        if self.names and number >= len(self.names):
+            raise VideoError(f"got frame {number}, but names for {len(self.names)} frames only")
+        _save_png(self.path / (self.names[number] if self.names else f"{number:08d}.png"), pixels)
+
+
+def png_names(names):
+    """Names with the suffix .png, or in full where only suffixes told them apart (a.jpg and a.bmp)."""
+    plain = [f"{Path(name).stem}.png" for name in names]
+    return plain if len(set(plain)) == len(plain) else [f"{Path(name).name}.png" for name in names]
+
+
+def _save_png(path, pixels):
+    order = cv2.COLOR_RGBA2BGRA if pixels.shape[2] == 4 else cv2.COLOR_RGB2BGR
+    done, data = cv2.imencode(".png", cv2.cvtColor(pixels, order))
+    if not done:
+        raise VideoError(f"{path}: an image of {pixels.shape[1]}x{pixels.shape[0]} cannot be stored as PNG")
+    path.write_bytes(data.tobytes())
