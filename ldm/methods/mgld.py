@@ -15,10 +15,10 @@ from ldm.methods.geometry import Geometry, check_frames
 from ldm.methods.settings import COLOR_FIXES, Decoding, Patches, Sampling, Windows, choose
 from ldm.nets.layers import channels_last
 from ldm.ops import tiling
+from ldm.ops.cuts import scene_ends
 from ldm.ops.flow import Motion, estimate_motion, flow_warp
 from ldm.ops.padding import pad_to_multiple, released_pad
 from ldm.ops.resize import resize
-from ldm.ops.scenes import scene_ends
 from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, together
 
 FLOW_SCALE = 4  # flow is estimated on frames this much smaller than those restored, as released

@@ -1,8 +1,13 @@
-"""The one tiler over time, height and width, for the denoiser and the decoder. Nothing else loops over tiles."""
+"""The one tiler over time, height and width, for the denoiser and the autoencoders. Nothing else loops over tiles.
+
+`tiled` blends overlapping tiles. `pasted` puts cores side by side, each computed with a halo round it: for functions
+that reach no further than the halo the result is that of the whole, without a seam.
+"""
 
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -213,3 +218,114 @@ def _evaluate(
         for tile, value in zip(group, values.split(len(tensors[0])), strict=True):
             _assert_tile_finite(value, tile)
         yield group, values
+
+
+class Patch(NamedTuple):
+    """Where a piece lies on a grid of rows and columns: the core it is computed for, inside the cut it is computed from.
+
+    Slices of the grid; a halo lies between them, except where the grid ends.
+    """
+
+    core: tuple[slice, slice]
+    cut: tuple[slice, slice]
+
+    def __str__(self) -> str:
+        names = zip(("rows", "columns"), self.core, strict=True)
+        return ", ".join(f"{name} {part.start}..{part.stop - 1}" for name, part in names)
+
+    def of(self, x: Tensor, size: tuple[int, int]) -> Tensor:
+        """A view of the cut in x (..., H, W), which is as fine as the grid of `size` or a whole number of times finer."""
+        return _at(self.cut, x, size)
+
+    def place_in(self, out: Tensor, size: tuple[int, int]) -> Tensor:
+        """A view of the core in a whole map (..., H, W), as fine or finer."""
+        return _at(self.core, out, size)
+
+    def core_of(self, value: Tensor) -> Tensor:
+        """A view of the core in a map (..., h, w) of the cut alone, as fine or finer."""
+        inside = [slice(a.start - b.start, a.stop - b.start) for a, b in zip(self.core, self.cut, strict=True)]
+        return _at(inside, value, [part.stop - part.start for part in self.cut])
+
+
+def _at(parts: Sequence[slice], x: Tensor, size: Sequence[int]) -> Tensor:
+    """The view of x (..., H, W) that rows and columns of a grid of `size` cover; ValueError unless x is a multiple."""
+    scales = [_ratio(length, of) for length, of in zip(x.shape[-2:], size, strict=True)]
+    rows, columns = (slice(p.start * k, p.stop * k) for p, k in zip(parts, scales, strict=True))
+    return x[..., rows, columns]
+
+
+def _ratio(length: int, of: int) -> int:
+    """length / of, ValueError unless it is a whole number from 1."""
+    if length < of or length % of:
+        raise ValueError(f"got a side of {length} over a grid of {of}, expected a whole multiple")
+    return length // of
+
+
+def _sides(length: int, tile: int, halo: int) -> list[tuple[slice, slice]]:
+    """(core, cut) along one side: as few almost equal cores as keep every cut within `tile`."""
+    if length <= tile:
+        return [(slice(0, length), slice(0, length))]
+    if tile <= 2 * halo:
+        raise ValueError(f"got tile {tile} for a halo of {halo} on each side, expected at least {2 * halo + 1}")
+    count = math.ceil(length / (tile - 2 * halo))
+    edges = [round(k * length / count) for k in range(count + 1)]
+    cores = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    return [(core, slice(max(core.start - halo, 0), min(core.stop + halo, length))) for core in cores]
+
+
+def patches(size: tuple[int, int], *, tile: int, halo: int) -> list[Patch]:
+    """Cores that cover a grid of `size` once, each with a cut of at most `tile` a side that reaches `halo` beyond it.
+
+    At the ends of the grid the cut ends too. Raises ValueError where the halo leaves no core in the tile.
+    """
+    rows, columns = (_sides(length, tile, halo) for length in size)
+    return [Patch((y[0], x[0]), (y[1], x[1])) for y, x in itertools.product(rows, columns)]
+
+
+def pasted(
+    fn: Callable[..., Sequence[Tensor] | None],
+    maps: Sequence[Tensor],
+    *,
+    size: tuple[int, int],
+    grid: Sequence[Patch],
+    out: Sequence[Tensor] | None = None,
+) -> list[Tensor] | None:
+    """fn(*cuts, patch) for every patch of a grid of `size`; its values' cores put together, None where it gives None.
+
+    Args:
+        fn: from cuts of the maps to any number of maps (n, c, h s, w s), each at a whole-numbered scale s of the cut.
+            A value that is one of the cuts unchanged stands for the whole map, which is returned as it is.
+        maps: (n, c, H, W) over the grid of `size`, each at a scale of its own.
+        grid: what `patches` returned.
+        out: maps to write to, for example `maps` themselves where fn does not read beyond a core; None makes new ones.
+
+    Raises FloatingPointError for a value that is not finite; it names the patch.
+    """
+    whole = None
+    for patch in grid:
+        cuts = [patch.of(x, size) for x in maps]
+        values = fn(*cuts, patch)
+        if values is None:
+            continue
+        same = [next((k for k, cut in enumerate(cuts) if value is cut), None) for value in values]
+        if whole is None:
+            whole = [
+                maps[k] if k is not None else _room_for(value, patch, size) if out is None else out[i]
+                for i, (value, k) in enumerate(zip(values, same, strict=True))
+            ]
+        for target, value, k in zip(whole, values, same, strict=True):
+            if k is None:
+                core = patch.core_of(value)
+                if not torch.isfinite(core).all():
+                    raise FloatingPointError(f"the tile at {patch} is not finite; use float32, or check the input there")
+                patch.place_in(target, size).copy_(core)
+    return whole
+
+
+def _room_for(value: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
+    """An empty map (n, c, H s, W s) for values of that kind, channels last as they are."""
+    sides = [_ratio(n, part.stop - part.start) * length
+             for n, part, length in zip(value.shape[-2:], patch.cut, size, strict=True)]  # fmt: skip
+    last = not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)
+    layout = torch.channels_last if last else torch.contiguous_format
+    return torch.empty(*value.shape[:2], *sides, dtype=value.dtype, device=value.device, memory_format=layout)

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from ldm.ops.cuts import scene_ends
 from ldm.ops.dis import DISFlow
 from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
-from ldm.ops.scenes import scene_ends
 
 
 def texture(seed: int, *, grain: int, size=(96, 128)) -> torch.Tensor:
