@@ -21,7 +21,7 @@ import torch
 from ldm import video
 from ldm.diffusion.noise import ReleasedNoise
 from ldm.engine.assemble import build_method
-from ldm.methods.mgld import COLOR_FIXES, MGLD
+from ldm.methods.mgld import MGLD, drawn_together
 from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
 from scripts import upscale
@@ -50,14 +50,11 @@ def restore_chunk(method: MGLD, work: torch.Tensor, source: ReleasedNoise, progr
     posterior = method.autoencoder.posterior(moments.float())
     frames, *shape = posterior.mean.shape
 
-    def noise(step: int | str) -> torch.Tensor:
-        return source(step, range(frames), shape)[None].to(work.device)
-
-    z = posterior.sample(noise("posterior")[0])[None] * method.scale_factor
+    noise = drawn_together(source, frames, shape)
+    z = posterior.sample(noise("posterior", range(frames))[0])[None] * method.scale_factor
     motion = estimate_motion(method.flow, work, size=(shape[1], shape[2]))
-    x = method.sample(z, motion, noise=noise, progress=progress)
-    out = COLOR_FIXES[method.decoding.color_fix](method.decode(x, work, progress=progress)[0], work[0] * 2 - 1)
-    return x[0].cpu(), ((out + 1) / 2).clamp(0, 1).cpu()
+    x, out = method.restore_encoded(z, work, motion, noise=noise, progress=progress)
+    return x[0], ((out[0] + 1) / 2).clamp(0, 1)
 
 
 @torch.no_grad()

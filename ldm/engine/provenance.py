@@ -7,8 +7,6 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import torch
-
 from ldm import checkpoint
 from ldm.engine.resume import write_whole
 
@@ -25,12 +23,6 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
-
-
-def hardware(device: str) -> dict[str, str | int]:
-    """The device a result was computed on, and how many threads took part."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
-    return {"device": device.split(":")[0], "name": name, "threads": torch.get_num_threads()}
 
 
 def digest(path: Path, names: Iterable[str] = ()) -> str:

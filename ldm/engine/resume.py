@@ -39,6 +39,8 @@ class WorkFolder:
         try:
             self.parts.mkdir(parents=True, exist_ok=True)
             self._take()
+            for left in self.path.glob(".*.partial-*"):
+                remove(left)
             begun = self._begun()
             if begun is None:
                 write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
@@ -82,6 +84,11 @@ class WorkFolder:
         with partial(self.path / "state.pt") as path:
             torch.save(state, path)
             sync(path)
+
+    def replan(self, plan: Mapping) -> None:
+        """Another plan from here on."""
+        self.manifest = {**self.manifest, "plan": dict(plan)}
+        write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def remove(self) -> None:
         """The folder goes; its work is done, or worth nothing."""

@@ -34,7 +34,7 @@ class Geometry:
     ) -> None:
         scale = max(min_size / min(size), upscale)
         self.work, self.target = (tuple(whole(side * by) for side in size) for by in (scale, upscale))
-        self.pad = pad
+        self.size, self.pad = tuple(size), pad
         padded, self.padding = pad(torch.empty(1, *self.work, device="meta"))
         self.latent = tuple(side // downsampling for side in padded.shape[-2:])
 

@@ -1,6 +1,7 @@
 """MGLD-VSR: motion-guided latent diffusion for video super-resolution (Yang et al., ECCV 2024). Frames to frames."""
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -111,7 +112,7 @@ class MGLD(nn.Module):
         finish = Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])))
         if self.patches:
             cut = partial(self._segment, geometry=geometry, seed=seed, tally=tally)
-            segments = Windowed(cut, size=self.patches.n_frames, overlap=0, name="sr", flush=False)
+            segments = Windowed(cut, size=self.patches.n_frames, overlap=0, name="sr", flush=False).called("segments")
             return Pipeline([Scenes(lambda before, frame: (False, frame)), segments, finish])
         source = FrameNoise(seed)
         shape = (self.autoencoder.post_quant_conv.in_channels, *geometry.latent)
@@ -120,11 +121,11 @@ class MGLD(nn.Module):
             return geometry.enlarge(frame["lq"])
 
         stages = [
-            Each(partial(self._prepare, work=work, noise=lambda k, n: source(k, n, shape)[None])),
-            Scenes(self._compare, spent=("small",)),
+            Each(partial(self._prepare, work=work, noise=lambda k, n: source(k, n, shape)[None])).called("encoding"),
+            Scenes(self._compare, spent=("small",)).called("flow"),
             *self._sampling(lambda k, n: source(k, n, shape)[None], tally),
             self._decoding(work, tally),
-            Each(partial(self._fix_colors, work=work)),
+            Each(partial(self._fix_colors, work=work)).called("colours"),
             finish,
         ]
         return Pipeline(stages)
@@ -166,9 +167,10 @@ class MGLD(nn.Module):
         for i in reversed(range(len(self.sampling.schedule))):
             denoise = partial(self._denoise, i=i, noise=noise, tally=tally)
             overlap = self.windows.frame_overlap
-            stages.append(Windowed(denoise, size=self.windows.n_frames, overlap=overlap, name="x"))
+            stages.append(Windowed(denoise, size=self.windows.n_frames, overlap=overlap, name="x").called("sampling"))
             if self.sampling.reach:
-                stages.append(Neighbours(partial(self._guide, i=i), reach=self.sampling.reach, name="x"))
+                guide = Neighbours(partial(self._guide, i=i), reach=self.sampling.reach, name="x")
+                stages.append(guide.called("guidance"))
         return stages
 
     @torch.no_grad()
@@ -210,11 +212,11 @@ class MGLD(nn.Module):
             x = together(frames, "x").to(self.device)
             return self.decode(x, pictures, report=lambda: tally("decoding")).cpu()
 
-        return Windowed(decode, size=windows.n_frames, overlap=windows.frame_overlap, name="sr")
+        return Windowed(decode, size=windows.n_frames, overlap=windows.frame_overlap, name="sr").called("decoding")
 
     def _fix_colors(self, frame: Frame, *, work: Callable[[Frame], Tensor]) -> Frame:
         fix = COLOR_FIXES[self.decoding.color_fix]
-        return frame.put(sr=fix(frame["sr"], work(frame) * 2 - 1)).without("x", "z", *Motion._fields)
+        return frame.put(sr=fix(frame["sr"], work(frame) * 2 - 1))
 
     def _segment(self, frames: list[Frame], *, geometry: Geometry, seed: int, tally: "Tally") -> Tensor:
         """A segment of the released cut, (1, T, 3, H, W): every image patch on its own, with the same noise."""
@@ -230,20 +232,36 @@ class MGLD(nn.Module):
         out = self.patches.over(piece)(work)
         return torch.cat([out[:, : count - 1], out[:, -1:]], dim=1)  # of a repeated frame the last one is kept
 
+    @torch.no_grad()
     def _restore_piece(self, work: Tensor, motion: Motion, *, noise: Noise, tally: "Tally") -> Tensor:
         """A clip (1, T, 3, H, W) in [0, 1] whose motion is known -> about [-1, 1]."""
-        frames = [Frame(k, {"work": work[:, k]}, last=k == work.shape[1] - 1) for k in range(work.shape[1])]
-        fields = motion._asdict().items()
-        frames[1:] = [
-            frame.put(**{name: field[:, k].cpu() for name, field in fields}) for k, frame in enumerate(frames[1:])
-        ]
+        z = self.encode(work.to(self.device), noise("posterior", range(work.shape[1])).to(self.device))
+        return self.restore_encoded(z, work, motion, noise=noise, progress=tally.progress)[1]
+
+    @torch.no_grad()
+    def restore_encoded(
+        self, z: Tensor, work: Tensor, motion: Motion, *, noise: Noise, progress: Progress = silent
+    ) -> tuple[Tensor, Tensor]:
+        """A clip (1, T, 3, H, W) in [0, 1] whose latents z (1, T, c, h, w) and motion are known: the sampled latents
+        and the frames, about [-1, 1]."""
+        tally, count = Tally(progress, self._calls(z.shape[1], z.shape[-2:])), z.shape[1]
+        x = self.sampling.start(z, noise("start", range(count)).to(z))
+        values = [{"work": work[:, k], "z": z[:, k].cpu(), "x": x[:, k].cpu()} for k in range(count)]
+        for name, field in motion._asdict().items():
+            for k in range(1, count):
+                values[k][name] = field[:, k - 1].cpu()
+        frames = [Frame(k, value, last=k == count - 1) for k, value in enumerate(values)]
 
         def given(frame: Frame) -> Tensor:
             return frame["work"]
 
-        stages = [Each(partial(self._prepare, work=given, noise=noise)), *self._sampling(noise, tally)]
-        stages += [self._decoding(given, tally), Each(partial(self._fix_colors, work=given))]
-        return together(run_through(stages, frames), "sr")
+        stages = [
+            *self._sampling(noise, tally),
+            self._decoding(given, tally),
+            Each(partial(self._fix_colors, work=given)),
+        ]
+        restored = run_through(stages, frames)
+        return together(restored, "x"), together(restored, "sr")
 
     # ---- what the stages use
 
@@ -281,6 +299,24 @@ class MGLD(nn.Module):
             return out.float().unflatten(0, z.shape[:2])
 
         return self.decoding.windows.over(decode_tile, x.shape[-2:])(x, work)
+
+    def denoise_window(self, frames: list[Frame]) -> Tensor:
+        """The last step for a window of frames with values "x" and "z", without noise: what one costs."""
+        return self._denoise(frames, i=0, noise=lambda k, numbers: torch.zeros(()), tally=Tally(silent, {}))
+
+    @property
+    def held_frames(self) -> int:
+        """Frames that a stream has on the way at most."""
+        if self.patches:
+            return self.patches.n_frames + 1
+        guided = self.sampling.reach + 3 if self.sampling.reach else 0
+        steps = len(self.sampling.schedule) * (self.windows.n_frames + 1 + guided)
+        return 1 + steps + self.decoding.windows.n_frames + 1
+
+    def frame_bytes(self, geometry: Geometry) -> int:
+        """What a frame on the way takes: "x", "z" and its motion in float32, and itself in 8 or 16 bits."""
+        latents = 2 * self.autoencoder.post_quant_conv.in_channels + 2 * (2 + 1)
+        return math.prod(geometry.latent) * latents * 4 + math.prod(geometry.size) * 3 * 2
 
     def geometry(self, size: tuple[int, int], upscale: float) -> Geometry:
         """The sizes that frames of `size` (h, w) go through."""

@@ -6,7 +6,8 @@ into another in bounded memory, and the result is the one that the whole clip at
 can be saved after any frame and taken up again (`state`, `resume`).
 """
 
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
@@ -41,6 +42,13 @@ def together(frames: Iterable[Frame], name: str) -> Tensor:
 
 class Stage:
     """What every stage has: frames held between two calls. Its subclasses say what `push` gives for a frame."""
+
+    label = "other"
+
+    def called(self, label: str) -> "Stage":
+        """This stage, under a name that says where time goes."""
+        self.label = label
+        return self
 
     def __init__(self) -> None:
         self.held: list[Frame] = []
@@ -219,6 +227,7 @@ class Pipeline:
         self.stages = list(stages)
         self.waiting = [deque() for _ in range(len(self.stages) + 1)]  # before each stage, and behind the last
         self.ended = 0  # stages that know that no frame follows
+        self.seconds = Counter()  # by the stages' labels
 
     def push(self, frame: Frame) -> None:
         self.waiting[0].append(frame)
@@ -235,7 +244,9 @@ class Pipeline:
             return True
         for k in reversed(range(len(self.stages))):
             if self.waiting[k]:
+                began = time.perf_counter()
                 self.waiting[k + 1].extend(self.stages[k].push(self.waiting[k].popleft()))
+                self.seconds[self.stages[k].label] += time.perf_counter() - began
                 return True
         if finish and self.ended < len(self.stages):
             self.waiting[self.ended + 1].extend(self.stages[self.ended].finish())
