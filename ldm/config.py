@@ -54,6 +54,11 @@ def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
     return OmegaConf.create(plain)
 
 
+def plain(config: Any) -> dict:
+    """A configuration as dictionaries, lists, numbers and words, references resolved."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
 def save(config: Any, path: str | Path) -> None:
     """Write a configuration as YAML, interpolations kept, so that `load(path)` gives it back; never half a file."""
     path = Path(path)

@@ -14,24 +14,27 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-import av
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from ldm import config, video
+from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
-from ldm.methods.mgld import COLOR_FIXES, PRECISIONS, SMALLEST_SIDE, Patches, Windows, choose, whole
+from ldm.engine.device import is_out_of_memory, usable_device
+from ldm.engine.jobs import Job, Model, Wishes, find_jobs, prepare, restore_job
+from ldm.engine.plan import parse_bytes
+from ldm.methods.mgld import PRECISIONS
+from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
-from ldm.video.writing import CONTAINERS
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
-COPIES = 4  # float32 copies of the enlarged clip that exist at the same time (2.4 measured, and the result of reading)
+COMPARED = 64  # frames in the picture of --compare at most, and bytes of them
+COMPARED_BYTES = 10**9
 ROUNDING = {
     "nearest": lambda frame: frame,  # the writer's own way
     "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # as released (B28)
@@ -39,14 +42,6 @@ ROUNDING = {
 SAMPLING, WINDOWS, DECODING, PATCHES = (
     f"+method.params.{part}.params" for part in ("sampling", "windows", "decoding", "patches")
 )
-
-
-class Job(NamedTuple):
-    """One clip: where it comes from, the file or folder it goes to, and (once it was looked at) what it holds."""
-
-    path: Path
-    output: Path
-    source: video.Source | None = None
 
 
 class Parser(argparse.ArgumentParser):
@@ -71,6 +66,17 @@ def positive(text: str) -> float:
 counted = partial(natural, least=1)
 
 
+def seconds(text: str) -> float:
+    return positive(text.removesuffix("s"))
+
+
+def part_of(text: str) -> tuple[int, int]:
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected i/n with i from 1 to n, such as 1/4")
+    return int(index), int(count)
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; what the configuration decides is None where no flag was given."""
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,16 +95,19 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def add_files(group) -> None:
     add = group.add_argument
-    add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
-    add("-o", "--output", type=Path, required=True, help=".mp4 .mkv .mov .png; no suffix: a folder (of PNGs, of clips)")
+    add("-i", "--input", type=Path, help="video, image, folder of images, or folder of such clips")
+    add("-o", "--output", type=Path, help=".mp4 .mkv .mov .png; no suffix: a folder (of PNGs, of clips)")
     add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
     add("--preset", help="a file of configs/presets merged last, such as released (default: none)")
     add("--crf", type=natural, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)")
-    add("--lossless", action="store_true", help="store every pixel of a video exactly, as H.264 RGB (default: no)")
+    add("--lossless", action="store_true", help="store every pixel of a video exactly, as RGB (default: no)")
+    add("--codec", help="h264, hevc, prores or ffv1 (default: what keeps the most of the input)")
+    add("--depth", type=counted, help="bits per sample: 8, 10, 12 or 16 (default: those of the input)")
     add("--start", type=natural, default=0, help="frames to leave out at the beginning (default: 0)")
     add("--max_frames", type=counted, help="frames to restore at most (default: all)")
     add("--compare", action="store_true", help="also draw input and output into OUTPUT.compare.png (default: no)")
+    add("--verify", type=Path, metavar="JSON", help="check the hashes in the JSON beside an output, do nothing else")
     add("--overwrite", action="store_true", help="replace a folder that holds PNGs; files always are (default: no)")
 
 
@@ -121,6 +130,12 @@ def add_running(group) -> None:
     add("--upscale", type=positive, default=4.0, help="output size over input size (default: 4)")
     add("--seed", type=natural, default=42, help="of the noise (default: 42)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
+    add("--compile", action="store_true", help="compile the networks with torch.compile (default: no)")
+    add("--preview", type=seconds, metavar="2s", help="do only so much, to OUTPUT.preview, and estimate the rest")
+    add("--shard", type=part_of, default=(1, 1), metavar="i/n", help="of several clips, do every n-th from the i-th")
+    add("--save_every", type=counted, default=16, metavar="N", help="frames between savings (default: 16)")
+    add("--keep-work", action="store_true", help="keep the work folder OUTPUT.work when all is done (default: no)")
     add("--verbose", action="store_true", help="say more, and where in the code an error arose (default: no)")
 
 
@@ -180,106 +195,47 @@ def tile_words(args: argparse.Namespace, old: Patches | Windows, settings) -> li
     return [f"{tiles}.tile={size // f}", f"{tiles}.tile_overlap={(size - stride) // f}"]
 
 
-def find_jobs(path: Path, output: Path) -> list[Job]:
-    """One job for a clip; for a folder of clips one each, to OUTPUT/NAME. Raises ValueError."""
-    found = video.clips_in(path)
-    if found == [path]:
-        return [Job(path, output)]
-    if output.suffix.lower() in (".png", *CONTAINERS):
-        raise ValueError(f"{output}: got one file for {len(found)} clips, expected a folder; leave out the suffix")
-    names = {child: child.name if child.is_dir() else f"{child.stem}.mp4" for child in found}
-    names |= {child: child.name for child in found if child.suffix.lower() in CONTAINERS}
-    twice = [name for name in names.values() if list(names.values()).count(name) > 1]
-    names |= {child: f"{child.name}.mp4" for child, name in names.items() if name in twice}
-    return [Job(child, output / names[child]) for child in found]
+def wishes_of(args: argparse.Namespace) -> Wishes:
+    """What the command line asks for every clip."""
+    names = ("upscale", "seed", "start", "max_frames", "crf", "lossless", "codec", "depth", "overwrite", "keep_work")
+    return Wishes(
+        **{name: getattr(args, name) for name in (*names, "save_every")},
+        memory=parse_bytes(args.memory) if args.memory else None,
+        preview=args.preview,
+    )
 
 
-def prepare(job: Job, args: argparse.Namespace) -> Job:
-    """Look at the input and try the output, so that nothing is computed in vain. Raises ValueError."""
-    source = video.probe(job.path)
-    if min(source.width, source.height) < SMALLEST_SIDE:
-        got = f"{source.width}x{source.height}"
-        raise ValueError(f"{job.path}: got {got}, expected at least {SMALLEST_SIDE} pixels a side")
-    if source.frames is not None and args.start >= source.frames:
-        raise ValueError(f"{job.path}: got --start {args.start}, expected less than its {source.frames} frames")
-    job = job._replace(source=source)
-    with contextlib.suppress(DryRun), open_output(job, args):
-        raise DryRun
-    if source.kind == "video" and has_sound(job.path):
-        say(f"{job.path}: its sound is not carried over")
+def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
+    """Read, restore, write; the output appears when it is whole. Says how long it took and what it took."""
+    began = time.perf_counter()
+    with progress_bar(job.path.name) as report:
+        done = restore_job(job, model, report=report, say=say, tell=tell)
+    if args.compare:
+        save_picture(compared(job), compare_path(job.output))
+    seconds, frames = time.perf_counter() - began, done["frames"]
+    height, width = job.task.format.size
+    took = f"{seconds:.1f} s, {seconds / frames:.2f} s per frame, peak memory {done['memory']['peak'] / 1e9:.2f} GB"
+    tell(f"{job.output}: {frames} frames of {width}x{height}, {took}")
+    if job.wishes.preview is not None:
+        tell(estimate(job, seconds / frames))
     return job
 
 
-class DryRun(Exception):
-    """Ends the attempt to open an output, so that what was made for it is removed again."""
+def estimate(job: Job, each: float) -> str:
+    """What the whole clip would take, going by its preview. Memory does not depend on the number of frames."""
+    minutes = job.whole_clip * each / 60
+    return (
+        f"{job.path}: all {job.whole_clip} frames would take about {minutes:.0f} min at this rate, and the same memory"
+    )
 
 
-def open_output(job: Job, args: argparse.Namespace) -> video.Writer:
-    source, keep = job.source, slice(*span(args))
-    size = (whole(source.height * args.upscale), whole(source.width * args.upscale))
-    options = {"rate": source.rate, "names": source.names[keep], "source": source, "overwrite": args.overwrite}
-    return video.open_writer(job.output, size=size, crf=args.crf, lossless=args.lossless, **options)
-
-
-def span(args: argparse.Namespace) -> tuple[int, int | None]:
-    """First frame, and the one after the last (None: to the end)."""
-    return args.start, args.start + args.max_frames if args.max_frames else None
-
-
-def has_sound(path: Path) -> bool:
-    with av.open(str(path)) as container:
-        return bool(container.streams.audio)
-
-
-def check_memory(job: Job, args: argparse.Namespace, *, min_size: int, weights: int, device: str) -> Job:
-    """The job, or ValueError saying how many of its frames fit into memory beside `weights` bytes."""
-    source, free = job.source, free_memory(device)
-    if free is None or source.frames is None:
-        return job
-    scale = max(min_size / min(source.height, source.width), args.upscale)
-    each = source.height * source.width * scale**2 * 3 * 4 * COPIES
-    frames, fit = len(range(source.frames)[slice(*span(args))]), max(int((free - weights) / each), 0)
-    if frames > fit:
-        need = f"{frames} frames need about {(weights + frames * each) / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
-        raise ValueError(f"{job.path}: {need}; " + (f"--max_frames {fit} fits" if fit else "lower --upscale"))
-    return job
-
-
-def free_memory(device: str) -> int | None:
-    """Bytes that can be taken on a device, None where nobody says."""
-    if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024
-    return None
-
-
-def usable_device(name: str | None) -> str:
-    """A device that works; by default the graphics card where there is one. Raises ValueError."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"got device {name!r}, expected cpu or one that works here ({first_line(error)})") from None
-    return name
-
-
-def restore_clip(job: Job, args: argparse.Namespace, *, method, rounding: Callable) -> Job:
-    """Read, restore, write; the output appears when it is whole."""
-    began, (start, stop) = time.perf_counter(), span(args)
-    with open_output(job, args) as writer:
-        lq = video.read_clip(job.source, start=start, stop=stop)
-        with progress_bar(job.path.name) as progress:
-            sr = method.restore(lq, upscale=args.upscale, seed=args.seed, progress=progress).cpu()
-        for frame in sr:
-            writer.write(rounding(frame))
-        if args.compare:
-            save_picture(comparison(lq, sr), compare_path(job.output))
-    seconds, (height, width) = time.perf_counter() - began, sr.shape[-2:]
-    took = f"{seconds:.1f} s, {seconds / len(sr):.2f} s per frame"
-    print(f"{job.output}: {len(sr)} frames of {width}x{height}, {took}", flush=True)
-    return job
+def compared(job: Job):
+    """The picture of --compare, from the finished files: a stretch in the middle where the clip is long."""
+    task, (height, width) = job.task, job.task.format.size
+    count = max(min(task.frames, COMPARED, COMPARED_BYTES // (height * width * 12)), 1)
+    first = (task.frames - count) // 2
+    lq = video.read_clip(task.source, start=task.start + first, stop=task.start + first + count)
+    return comparison(lq, video.read_clip(job.output, start=first, stop=first + count))
 
 
 def compare_path(output: Path) -> Path:
@@ -313,23 +269,28 @@ def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
 
 def restore_all(jobs: list[Job], find_files: Callable[[], Mapping[str, Path]], args: argparse.Namespace) -> int:
     """Restore every job, with weights that are looked for once the inputs are known to be good; the exit status."""
-    attempt = partial(keep_going, alone=len(jobs) == 1)
-    good = attempt(jobs, partial(prepare, args=args))
+    attempt, wishes = partial(keep_going, alone=len(jobs) == 1), wishes_of(args)
+    good = attempt(jobs, partial(prepare, wishes=wishes, say=say))
     if good:
         files, device = find_files(), usable_device(args.device)
         settings = choose_settings(files, args)
         rounding = rounding_of(settings)
-        room = {
-            "min_size": settings.method.params.get("min_size", 512),
-            "weights": sum(path.stat().st_size for path in files.values() if path.is_file()),
-        }
-        good = attempt(good, partial(check_memory, args=args, device=device, **room))
-    if good:
         method = build_method(settings, files, device=device)
-        good = attempt(good, partial(restore_clip, args=args, method=method, rounding=rounding))
+        if args.compile:
+            method.compile_networks()
+        model = Model.of(method, files, settings, device, rounding=rounding)
+        good = attempt(good, partial(restore_clip, model=model, args=args))
     if failed := len(jobs) - len(good):
         say(f"{failed} of {len(jobs)} inputs failed")
     return 2 if failed else 0
+
+
+def verify(path: Path) -> int:
+    """Say of every file that a record names whether it is as recorded; the exit status."""
+    results = provenance.verify(path)
+    for what, result in results:
+        tell(f"{what}: {result}")
+    return 0 if all(result == "as recorded" for _, result in results) else 2
 
 
 def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) -> list[Job]:
@@ -349,6 +310,10 @@ def say(line: str) -> None:
     print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
 
 
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
 def first_line(error: BaseException) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
@@ -357,8 +322,8 @@ def explain(error: Exception) -> str | None:
     """One line for what a person or a machine can cause; None for a mistake in the code, whose traceback is wanted."""
     log.debug("where the error arose", exc_info=error)
     text = first_line(error)
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "allocate memory" in text:
-        return "out of memory; try fewer frames (--max_frames), smaller tiles (--vqgantile_size) or --precision bf16"
+    if is_out_of_memory(error):
+        return "out of memory with the smallest tiles; try --n_frames 3, --precision bf16 or a lower --upscale"
     return text if isinstance(error, (ValueError, OSError, FloatingPointError)) else None
 
 
@@ -380,7 +345,11 @@ def exit_status(work: Callable[[], int]) -> int:
 def run(args: argparse.Namespace) -> int:
     if args.verbose:
         log.setLevel(logging.DEBUG)
-    jobs = find_jobs(args.input, args.output)
+    if args.verify:
+        return verify(args.verify)
+    if args.input is None or args.output is None:
+        raise ValueError("got no -i/--input and -o/--output, expected both (--help lists the options)")
+    jobs = find_jobs(args.input, args.output, shard=args.shard)
     return restore_all(jobs, lambda: find_weights(*args.weights or (EMBEDDED,)), args)
 
 

@@ -7,12 +7,15 @@ Differences: --precision autocast means fp16 on cuda and fp32 on the CPU; any nu
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm.engine.assemble import RELEASED_CONFIG
-from ldm.methods.mgld import COLOR_FIXES
+from ldm.engine.device import usable_device
+from ldm.engine.jobs import Job
+from ldm.methods.settings import COLOR_FIXES
 from scripts import upscale
 
 PRECISIONS = {"full": {}, "autocast": {"cuda": "fp16"}}
@@ -51,7 +54,7 @@ def arguments(words: list[str] | None = None, *, description: str = __doc__, ste
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:
     """The same job in the words of scripts/upscale.py."""
-    device = upscale.usable_device(args.device)
+    device = usable_device(args.device)
     precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
     if args.precision == "autocast" and precision == "fp32":
         upscale.say(f"autocast needs cuda, computing in fp32 on {device}")
@@ -66,15 +69,15 @@ def translate(args: argparse.Namespace) -> argparse.Namespace:
     return upscale.arguments([*words, f"+method.params.min_size={args.input_size}"])
 
 
-def find_jobs(args: argparse.Namespace) -> list[upscale.Job]:
+def find_jobs(args: argparse.Namespace) -> list[Job]:
     """This part's sequences, each with its folder in OUTDIR. Raises ValueError."""
     if args.select_idx >= args.n_gpus:
         raise ValueError(f"got --select_idx {args.select_idx}, expected less than --n_gpus {args.n_gpus}")
     jobs = upscale.find_jobs(args.seqs_path, args.outdir)
     if jobs[0].path == args.seqs_path:  # one sequence itself
-        jobs = [upscale.Job(args.seqs_path, args.outdir / args.seqs_path.resolve().name)]
-    films = {job: job._replace(output=job.output.with_suffix("")) for job in jobs if job.path.is_file()}
-    return [films.get(job, job) for job in jobs][args.select_idx :: args.n_gpus]
+        jobs = [Job(args.seqs_path, args.outdir / args.seqs_path.resolve().name)]
+    films = {job.path: replace(job, output=job.output.with_suffix("")) for job in jobs if job.path.is_file()}
+    return [films.get(job.path, job) for job in jobs][args.select_idx :: args.n_gpus]
 
 
 def find_files(args: argparse.Namespace) -> dict[str, Path]:

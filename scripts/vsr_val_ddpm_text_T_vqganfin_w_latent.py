@@ -19,9 +19,9 @@ import numpy as np
 import torch
 
 from ldm import video
-from ldm.diffusion.noise import ReleasedNoise
+from ldm.diffusion.noise import ReleasedNoise, drawn_together
 from ldm.engine.assemble import build_method
-from ldm.methods.mgld import MGLD, drawn_together
+from ldm.methods.mgld import MGLD
 from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
 from scripts import upscale

@@ -5,7 +5,7 @@ sample of the low-quality latent and "start" for the noise of x_T.
 """
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -56,3 +56,15 @@ class ReleasedNoise:
         if step == "start":  # the released latent is channels_last there, which changes order and use of the stream
             out = out.contiguous(memory_format=torch.channels_last)
         return out.normal_(generator=self.generator).contiguous()
+
+
+def drawn_together(source: Callable, frames: int, shape: Sequence[int]) -> Callable[[int | str, Sequence[int]], Tensor]:
+    """noise(step, frame numbers) -> (1, T, *shape) from a sequential source; a step is drawn for all frames at once."""
+    drawn: dict[int | str, Tensor] = {}
+
+    def noise(step: int | str, numbers: Sequence[int]) -> Tensor:
+        if step not in drawn:
+            drawn[step] = source(step, range(frames), shape)
+        return drawn[step][list(numbers)][None]
+
+    return noise

@@ -33,10 +33,11 @@ class WorkFolder:
     def __init__(self, output: Path, manifest: Mapping) -> None:
         self.path = folder_beside(output)
         self.manifest = manifest
-        self._lock = None
+        self._lock, self._made = None, []
 
     def __enter__(self) -> "WorkFolder":
         try:
+            self._made = [parent for parent in self.path.parents if not parent.exists()]
             self.parts.mkdir(parents=True, exist_ok=True)
             self._take()
             for left in self.path.glob(".*.partial-*"):
@@ -91,9 +92,12 @@ class WorkFolder:
         write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def remove(self) -> None:
-        """The folder goes; its work is done, or worth nothing."""
+        """The folder goes, and those made for it if they are empty; its work is done, or worth nothing."""
         self._release()
         shutil.rmtree(self.path, ignore_errors=True)
+        for parent in self._made:
+            with contextlib.suppress(OSError):
+                parent.rmdir()
 
     def _begun(self) -> dict | None:
         path = self.path / "manifest.json"

@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.noise import FrameNoise, ReleasedNoise
+from ldm.diffusion.noise import FrameNoise, ReleasedNoise, drawn_together
 from ldm.diffusion.samplers import assert_finite
 from ldm.methods.geometry import Geometry, check_frames
 from ldm.methods.settings import COLOR_FIXES, Decoding, Patches, Sampling, Windows, choose
@@ -20,7 +20,7 @@ from ldm.ops.cuts import scene_ends
 from ldm.ops.flow import Motion, estimate_motion, flow_warp
 from ldm.ops.padding import pad_to_multiple, released_pad
 from ldm.ops.resize import resize
-from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, together
+from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_through, together
 
 FLOW_SCALE = 4  # flow is estimated on frames this much smaller than those restored, as released
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -331,6 +331,11 @@ class MGLD(nn.Module):
         sampling = self.windows.calls(frames, *latent) * len(self.sampling.schedule)
         return {"sampling": sampling, "decoding": self.decoding.windows.calls(frames, *latent)}
 
+    def compile_networks(self) -> None:
+        """Have torch.compile work on what takes the time."""
+        for network in (self.unet, self.structure, self.autoencoder.encoder, self.sequence_decoder.decoder):
+            network.compile()
+
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
@@ -355,29 +360,9 @@ class Tally:
         self.progress(stage, self.done[stage], total and max(total, self.done[stage]))
 
 
-def run_through(stages: list[Stage], frames: list[Frame]) -> list[Frame]:
-    """All frames through all stages."""
-    run = Pipeline(stages)
-    for frame in frames:
-        run.push(frame)
-    return list(run.pull(finish=True))
-
-
 def motion_between(frames: Sequence[Frame]) -> Motion:
     """The motion of frames that belong to one scene; each but the first carries that from the one before."""
     return Motion(*(together(frames[1:], name) for name in Motion._fields))
-
-
-def drawn_together(source: Callable, frames: int, shape: Sequence[int]) -> Noise:
-    """Noise of a sequential source: for each step that of all frames is drawn at once, when it is first asked for."""
-    drawn: dict[int | str, Tensor] = {}
-
-    def noise(step: int | str, numbers: Sequence[int]) -> Tensor:
-        if step not in drawn:
-            drawn[step] = source(step, range(frames), shape)
-        return drawn[step][list(numbers)][None]
-
-    return noise
 
 
 def cut_motion(motion: Motion, tile: tiling.Tile, f: int) -> Motion:

@@ -275,3 +275,11 @@ class Pipeline:
     def on_the_way(self) -> int:
         """Frames that were pushed and not yet pulled."""
         return sum(len(stage.held) for stage in self.stages) + sum(map(len, self.waiting))
+
+
+def run_through(stages: list[Stage], frames: list[Frame]) -> list[Frame]:
+    """All frames through all stages."""
+    run = Pipeline(stages)
+    for frame in frames:
+        run.push(frame)
+    return list(run.pull(finish=True))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.ops import tiling
-from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, together
+from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, run_through, together
 
 
 def values(frames: int, seed: int = 0) -> torch.Tensor:
@@ -14,13 +14,6 @@ def values(frames: int, seed: int = 0) -> torch.Tensor:
 def frames_of(x: torch.Tensor, start: int = 0) -> list[Frame]:
     last = x.shape[1] - 1
     return [Frame(start + k, {"x": x[:, k]}, last=k == last) for k in range(x.shape[1])]
-
-
-def through(stages, frames) -> list[Frame]:
-    run = Pipeline(stages)
-    for frame in frames:
-        run.push(frame)
-    return list(run.pull(finish=True))
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:
@@ -36,7 +29,7 @@ def test_windows_of_a_stream_are_the_tilers(count, size, overlap):
     whole = tiling.tiled(lambda x, *, tiles: mixed(x), tile=(size, 3, 4), overlap=(overlap, 0, 0),
                          window=tiling.flat_window)(x)  # fmt: skip
     stage = Windowed(lambda frames: mixed(together(frames, "x")), size=size, overlap=overlap, name="y")
-    out = through([stage], frames_of(x))
+    out = run_through([stage], frames_of(x))
     assert [frame.number for frame in out] == list(range(count))
     torch.testing.assert_close(together(out, "y"), whole, atol=1e-5, rtol=1e-5)
     assert not stage.held and not stage.parts
@@ -50,7 +43,7 @@ def test_without_flush_the_last_window_is_short(count, sizes):
         seen.append(len(frames))
         return together(frames, "x")
 
-    out = through([Windowed(fn, size=5, overlap=0, name="x", flush=False)], frames_of(values(count)))
+    out = run_through([Windowed(fn, size=5, overlap=0, name="x", flush=False)], frames_of(values(count)))
     assert seen == sizes and torch.equal(together(out, "x"), values(count))
 
 
@@ -66,7 +59,7 @@ def test_neighbours_see_exactly_as_far_as_they_must(count, reach, block):
 
     stage = Neighbours(lambda frames, start, stop: around(together(frames, "x"))[:, start:stop],
                        reach=reach, name="x", block=block)  # fmt: skip
-    out = through([stage], frames_of(x))
+    out = run_through([stage], frames_of(x))
     torch.testing.assert_close(together(out, "x"), around(x))
 
 
@@ -86,7 +79,7 @@ def stages_with_scenes(seen):
 
 def test_no_stage_looks_across_the_end_of_a_scene():
     seen = []
-    out = through(stages_with_scenes(seen), two_scenes())
+    out = run_through(stages_with_scenes(seen), two_scenes())
     assert [frame.number for frame in out] == list(range(9))
     assert [frame.last for frame in out] == [k in (3, 8) for k in range(9)]
     assert all(max(window) < 4 or min(window) >= 4 for window in seen) and len(seen) > 4
@@ -95,7 +88,7 @@ def test_no_stage_looks_across_the_end_of_a_scene():
 
 @pytest.mark.parametrize("stop", range(10))
 def test_a_run_taken_up_after_any_frame_goes_on_as_if_never_stopped(stop, tmp_path):
-    whole = through(stages_with_scenes([]), two_scenes())
+    whole = run_through(stages_with_scenes([]), two_scenes())
     run, out = Pipeline(stages_with_scenes([])), []
     for frame in two_scenes()[:stop]:
         run.push(frame)
@@ -132,4 +125,4 @@ def test_refusals():
         raise FloatingPointError("the tile at rows 1..2 is not finite")
 
     with pytest.raises(FloatingPointError, match="frames 0 to 2: the tile at rows"):
-        through([Windowed(broken, size=5, overlap=0, name="x")], frames_of(values(3)))
+        run_through([Windowed(broken, size=5, overlap=0, name="x")], frames_of(values(3)))

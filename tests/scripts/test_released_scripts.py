@@ -33,7 +33,7 @@ def outputs(folder):
 def test_the_test_command(tmp_path, words, capfd):
     part = ["--select_idx", "0", "--n_gpus", "2", "--vqgantile_size", "96", "--vqgantile_stride", "64", "--C", "4"]
     assert tiles.main([*words, "--outdir", str(tmp_path), *part, "--new_flag", "1"]) == 0
-    assert outputs(tmp_path) == [f"000/{number}.png" for number in range(3, 9)]
+    assert outputs(tmp_path) == ["000.json", *(f"000/{number}.png" for number in range(3, 9))]
     made = video.read_clip(tmp_path / "000")
     assert made.shape == (6, 3, 64, 80) and made.std() > 0.02
     assert capfd.readouterr().err == "upscale.py: without effect: --C --new_flag\n"
