@@ -10,6 +10,7 @@ source, `write_part` encodes some frames, and `join` puts the parts together wit
 """
 
 from ldm.video.formats import Format, choose_format, losses
+from ldm.video.joining import join
 from ldm.video.pixels import frame_tensor
 from ldm.video.reading import clips_in, probe, read, read_clip, sequences
 from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
@@ -27,6 +28,7 @@ __all__ = [
     "choose_format",
     "clips_in",
     "frame_tensor",
+    "join",
     "losses",
     "open_writer",
     "probe",

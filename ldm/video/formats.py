@@ -9,7 +9,7 @@ from pathlib import Path
 import av
 
 from ldm.video.pixels import FULL, LIMITED, LUMA, matrix_of_size
-from ldm.video.probing import ATTACHED_PICTURE, codec_name, main_stream, open_container
+from ldm.video.probing import ATTACHED_PICTURE, codec_name, is_chapter_track, main_stream, open_container
 from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # FFmpeg's names of what is written
@@ -256,7 +256,8 @@ def _lost_streams(source, format):
     where = SUFFIXES[format.container]
     with open_container(source.path) as container:
         for stream in container.streams:
-            if stream.index == main_stream(container).index or fits(stream, format.container):
+            known = stream.index == main_stream(container).index or is_chapter_track(stream, container)
+            if known or fits(stream, format.container):
                 continue
             name = codec_name(stream)
             if stream.type == "audio" and stream.codec_context is not None:
@@ -266,7 +267,7 @@ def _lost_streams(source, format):
                 yield f"the {'cover picture' if cover else 'second video stream'} ({name}) is dropped"
             else:
                 kinds = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a data stream"}
-                yield f"{kinds.get(stream.type, stream.type)} ({name}) cannot go into {where} and is dropped"
+                yield f"{kinds.get(stream.type, stream.type)} ({name}) cannot go into {where}: dropped"
 
 
 def fits(stream, container) -> bool:

@@ -52,7 +52,7 @@ def probe_video(path) -> Source:
         stream = main_stream(container)
         rate = snap_rate(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
         tick, aspect = stream.time_base, stream.sample_aspect_ratio
-        codec = codec_name(stream)
+        codec, counts_frames = codec_name(stream), container.format.name == "avi"  # which knows no other times
         indexed = any(name in container.format.name for name in INDEXED) and codec != "vp8"  # which has hidden frames
         held = _held_beside(container, stream)
         track = _track_of_packets(path, container, stream)
@@ -67,13 +67,21 @@ def probe_video(path) -> Source:
     turned = display_matrix(first)[0] == 0
     size = (first.height, first.width) if turned else (first.width, first.height)
     aspect = Fraction(1) if not aspect else 1 / aspect if turned else aspect
-    color, notes = _color_of(path, first), [*_notes_of(first), *filter(None, [track.note])]
+    notes = [*_notes_of(first), *([track.note] if track.note and not counts_frames else [])]
     frames, times, end = track[:3]
     return Source(
-        "video", path, frames, *size, rate,
-        depth=depth_of(first.format), alpha=alpha, color=color, sample_aspect=aspect,
+        "video", path, frames, *size, _plausible(rate, times, tick),
+        depth=depth_of(first.format), alpha=alpha, color=_color_of(path, first), sample_aspect=aspect,
         times=times, end=end, time_base=tick if times else None, notes=tuple(notes), seekable=indexed, **held,
     )  # fmt: skip
+
+
+def _plausible(rate, times, tick):
+    """The rate a file states, or that of its times where the two are far apart."""
+    if times is None or len(times) < 2:
+        return rate
+    mean = (len(times) - 1) / ((times[-1] - times[0]) * tick)
+    return rate if 0.5 < rate / mean < 2 else snap_rate(mean)
 
 
 def open_container(path):
@@ -104,8 +112,13 @@ def _held_beside(container, main):
     audio = tuple(codec_name(stream) for stream in container.streams.audio)
     subtitles = tuple(codec_name(stream) for stream in container.streams.subtitles)
     known = {main.index, *(stream.index for stream in (*container.streams.audio, *container.streams.subtitles))}
-    others = (stream for stream in container.streams if stream.index not in known)
+    others = [s for s in container.streams if s.index not in known and not is_chapter_track(s, container)]
     return {"audio": audio, "subtitles": subtitles, "others": tuple(f"{s.type} {codec_name(s)}" for s in others)}
+
+
+def is_chapter_track(stream, container) -> bool:
+    """Whether a stream only holds the names of chapters, as in MP4; a writer of chapters makes it anew."""
+    return stream.type == "data" and codec_name(stream) in ("bin_data", "text") and bool(container.chapters())
 
 
 def codec_name(stream):

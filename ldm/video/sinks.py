@@ -15,6 +15,8 @@ from ldm.video.source import VideoError
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
 BITEXACT = 1 << 23  # AV_CODEC_FLAG_BITEXACT: nothing of the encoder's version or the day
 THREADS = 4  # fixed, for the bits of x264 depend on their number
+# By how many frames decoding runs ahead of showing at most, for the B-frames of preset medium
+LEAD = {"h264": 2, "hevc": 2}
 # Everything that would otherwise follow from the machine is fixed: the number of threads, what the processor can do
 X264 = "cpu-independent=1"
 X265 = f"log-level=none:pools={THREADS}:frame-threads=2:open-gop=0:info=0"
@@ -55,7 +57,7 @@ class Film:
     def __init__(self, container, format: Format):
         self.container, self.format = container, format
         self.dtype = np.uint8 if format.depth == 8 else np.uint16
-        self.file = None
+        self.file, self.packets = None, 0
 
     def samples(self, frame, what):
         return with_channels(to_samples(frame, self.dtype, what), 4 if self.format.alpha else 3)
@@ -74,16 +76,26 @@ class Film:
 
     def put(self, pixels, number):
         frame = encoder_frame(pixels, self.format.pixel_format, self.format.color, self.reformatter)
+        # ProRes takes what it states from its frames
+        frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = self.format.color
         frame.pts, frame.time_base = number, Fraction(1) / self.format.rate
-        self.file.mux(self.stream.encode(frame))
+        self._mux(self.stream.encode(frame))
 
     def close(self):
         if self.file is None:
             return
         try:
-            self.file.mux(self.stream.encode())
+            self._mux(self.stream.encode())
         finally:
             self.file.close()
+
+    def _mux(self, packets):
+        """Write packets, with decoding times of our own: x265 reads unset memory for those of one or two frames."""
+        for packet in packets:
+            packet.dts = round((self.packets - LEAD.get(self.format.codec, 0)) / self.format.rate / packet.time_base)
+            assert packet.dts <= packet.pts, f"packet {self.packets} is decoded after it is shown"
+            self.file.mux(packet)
+            self.packets += 1
 
 
 class Picture:
@@ -114,11 +126,11 @@ class Picture:
 
 
 class Pictures(Picture):
-    """A folder of PNGs, named after `names` where there are any."""
+    """A folder of PNGs, named after `names`, or where there are none counted from `first` on."""
 
-    def __init__(self, names=(), format=None):
+    def __init__(self, names=(), format=None, first=0):
         super().__init__(format)
-        self.names = png_names(names)
+        self.names, self.first = png_names(names), first
 
     def open(self, path):
         self.path = path
@@ -127,7 +139,7 @@ class Pictures(Picture):
     def put(self, pixels, number):
         if self.names and number >= len(self.names):
             raise VideoError(f"got frame {number}, but names for {len(self.names)} frames only")
-        _save_png(self.path / (self.names[number] if self.names else f"{number:08d}.png"), pixels)
+        _save_png(self.path / (self.names[number] if self.names else f"{self.first + number:08d}.png"), pixels)
 
 
 def png_names(names):

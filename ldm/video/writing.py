@@ -50,19 +50,26 @@ def open_writer(
     return Writer(path, tuple(size), sink, overwrite=overwrite)
 
 
-def write_part(path, frames, format: Format, *, names=()) -> int:
+def write_part(path, frames, format: Format, *, names=(), first=0) -> int:
     """Encode frames into one part of an output, to be put together with others by `join`; returns their number.
 
-    The part, a file of one stream whose times count frames (or a folder of PNGs called `names`), appears under its
-    name when it is whole and on the disk. Its bytes depend on nothing but its frames and the format.
+    The part appears under its name when it is whole and on the disk: a file of one stream whose times count frames, or
+    a folder of PNGs. Its bytes depend on nothing but its frames and the format.
+
+    Args:
+        names: file names of a folder's images, one per frame; the suffix becomes .png.
+        first: the number of the first frame, by which images are called that have no names.
 
     Raises:
         VideoError: no frames; frames of another size; what `Writer` raises.
     """
     path = Path(path)
-    sink = {"folder": lambda: Pictures(names, format), "image": lambda: Picture(format)}.get(
-        format.container, lambda: Film(PART_CONTAINERS.get(format.codec, "mp4"), format)
-    )()
+    if format.container == "folder":
+        sink = Pictures(names, format, first)
+    elif format.container == "image":
+        sink = Picture(format)
+    else:
+        sink = Film(PART_CONTAINERS.get(format.codec, "mp4"), format)
     with Writer(path, format.size, sink, overwrite=True) as writer:
         for frame in frames:
             writer.write(frame)

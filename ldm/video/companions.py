@@ -1,0 +1,194 @@
+"""What goes along with the pictures of a source: sound, subtitles, attachments, chapters, titles; cut to a span."""
+
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+
+from ldm.video.formats import fits
+from ldm.video.probing import codec_name, open_container
+from ldm.video.sinks import BITEXACT
+from ldm.video.source import Source, VideoError
+
+MOST_AAC_RATE = 48000
+# what containers say of themselves, or of the file they were written to
+TECHNICAL_TAGS = {
+    "major_brand",
+    "minor_version",
+    "compatible_brands",
+    "encoder",
+    "duration",
+    "vendor_id",
+    "handler_name",
+}
+
+
+class Span(NamedTuple):
+    """The stretch of a source that is written, in seconds, and by how much it moves forward; None: no bound."""
+
+    begin: Fraction | None
+    finish: Fraction | None
+    shift: Fraction
+
+    @classmethod
+    def of(cls, source: Source, start, stop) -> "Span":
+        """Of frames `start` to `stop`: the first of them comes when the first of the source did."""
+        last = source.frames is None or stop >= source.frames
+        shift = source.seconds(start) - source.seconds(0)
+        return cls(source.seconds(start) if start else None, None if last else source.seconds(stop), shift)
+
+
+class Companion(NamedTuple):
+    """A stream of the source beside its pictures, and the one it becomes in the output."""
+
+    path: object
+    index: int
+    target: av.stream.Stream
+    kind: str
+    copied: bool
+
+    def packets(self, span: Span) -> Iterator[tuple[Fraction, av.Packet]]:
+        """(seconds, packet) for the output, in order of time; read anew from the source.
+
+        Raises:
+            VideoError: the source is damaged in this stream.
+        """
+        with open_container(self.path) as container:
+            stream = container.streams[self.index]
+            try:
+                if not self.copied:
+                    yield from _encoded(stream, self.target, span)
+                else:
+                    yield from (_cut if self.kind == "subtitle" else _kept)(container.demux(stream), self.target, span)
+            except av.FFmpegError as error:
+                name = codec_name(stream)
+                raise VideoError(f"{self.path}: its {self.kind} ({name}) is damaged ({error.strerror})") from None
+
+
+def add_companions(output, source: Source, container) -> list[Companion]:
+    """Add to an output container every stream of the source that fits; audio that does not fit is added as AAC.
+
+    `output` is the opened container, `container` FFmpeg's name of it. What is left out `losses` has named. Attachments
+    travel in the header and are not among the returned.
+    """
+    if source.kind != "video":
+        return []
+    found = []
+    with open_container(source.path) as old:
+        for stream in old.streams:
+            copied = fits(stream, container)
+            if stream.type == "audio" and stream.codec_context is not None and not copied:
+                target = _add_aac(output, stream)
+            elif copied:
+                target = output.add_stream_from_template(stream)
+            else:
+                continue
+            target.metadata.update(_tags(stream.metadata))
+            target.disposition = int(stream.disposition)
+            if stream.type != "attachment":
+                found.append(Companion(source.path, stream.index, target, stream.type, copied))
+    return found
+
+
+def add_titles(output, source: Source, span: Span, metadata):
+    """Give an output the tags and chapters of the source, and the tags in `metadata`."""
+    if source.kind == "video":
+        with open_container(source.path) as old:
+            output.metadata.update(_tags(old.metadata))
+            output.set_chapters([moved for chapter in old.chapters() if (moved := _moved(chapter, span))])
+    output.metadata.update(metadata)
+
+
+def _tags(metadata):
+    return {key: value for key, value in metadata.items() if key.lower() not in TECHNICAL_TAGS and key[:1] != "_"}
+
+
+def _moved(chapter, span):
+    """A chapter in the time of the output, cut to the span; None if nothing is left."""
+    unit = chapter["time_base"]
+    start, end = max(chapter["start"] * unit, span.begin or 0), chapter["end"] * unit
+    end = end if span.finish is None else min(end, span.finish)
+    if end <= start:
+        return None
+    times = {"start": round((start - span.shift) / unit), "end": round((end - span.shift) / unit)}
+    return chapter | times
+
+
+# ---------------------------------------------------------------------------------------------------- as they are
+
+
+def _kept(packets, target, span):
+    """Packets that begin within the span."""
+    for packet in packets:
+        begins = packet.dts if packet.pts is None else packet.pts
+        if packet.size == 0 or begins is None:
+            continue
+        time = begins * packet.time_base
+        if span.finish is not None and time >= span.finish:
+            return
+        if span.begin is None or time >= span.begin:
+            yield _placed(packet, target, span)
+
+
+def _placed(packet, target, span):
+    shift = round(span.shift / packet.time_base)
+    packet.pts = None if packet.pts is None else packet.pts - shift
+    packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+    packet.stream = target
+    return packet.dts * packet.time_base, packet
+
+
+def _cut(packets, target, span):
+    """Subtitles that are shown within the span, shown for no longer than it lasts."""
+    for packet in packets:
+        if packet.pts is None or bytes(packet) in (b"", b"\0\0"):  # nothing, as MP4 says between two of its subtitles
+            continue
+        unit, end = packet.time_base, packet.pts + (packet.duration or 0)
+        low = 0 if span.begin is None else round(span.begin / unit)
+        if span.finish is not None and packet.pts * unit >= span.finish:
+            return
+        if span.begin is not None and end <= low:
+            continue
+        if span.begin is not None and packet.pts < low:
+            packet.pts = packet.dts = low
+        if packet.duration:
+            high = end if span.finish is None else min(end, round(span.finish / unit))
+            packet.duration = high - packet.pts
+        yield _placed(packet, target, span)
+
+
+# ---------------------------------------------------------------------------------------------------- as AAC
+
+
+def _add_aac(output, stream):
+    old = stream.codec_context
+    target = output.add_stream("aac", rate=min(old.sample_rate, MOST_AAC_RATE))
+    target.codec_context.layout = old.layout.name
+    target.codec_context.flags |= BITEXACT
+    target.codec_context.time_base = Fraction(1, target.codec_context.sample_rate)
+    return target
+
+
+def _encoded(stream, target, span):
+    """Sound decoded and encoded anew; whole frames of it that begin within the span."""
+    encoder = target.codec_context
+    options = {"format": encoder.format.name, "layout": encoder.layout.name, "rate": encoder.sample_rate}
+    resampler = av.AudioResampler(**options, frame_size=encoder.frame_size)
+    for frame in _sounding(stream, span):
+        for piece in resampler.resample(frame):
+            yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
+    for piece in resampler.resample(None):
+        yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
+    yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(None))
+
+
+def _sounding(stream, span):
+    for packet in stream.container.demux(stream):
+        for frame in packet.decode():
+            time = frame.pts * frame.time_base
+            if span.finish is not None and time >= span.finish:
+                return
+            if span.begin is None or time >= span.begin:
+                frame.pts -= round(span.shift / frame.time_base)
+                yield frame
