@@ -1,0 +1,175 @@
+"""Runs that are killed at any moment and started again end in the bytes of one that was not.
+
+KILLS says how often (default 4; the figure in docs/PERFORMANCE.md is for 30).
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from ldm import video
+from ldm.engine.resume import folder_beside
+from scripts import upscale
+from tests.scripts import toy
+
+KILLS = int(os.environ.get("KILLS", "4"))
+FRAMES, WORDS = 12, ["--upscale", "2", "--device", "cpu", "--save_every", "2"]
+
+
+def start(words) -> subprocess.Popen:
+    script = Path(upscale.__file__).resolve()
+    return subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The words of a command without its output, what it makes when nobody disturbs it, and how long that takes."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    toy.make_clip(folder / "clip.mp4", FRAMES, size=(48, 64))
+    words = ["-i", str(folder / "clip.mp4"), "--weights", str(toy.make_model(folder / "model")), *WORDS]
+    began = time.perf_counter()
+    run = start([*words, "-o", str(folder / "out.mp4")])
+    assert run.communicate() and run.returncode == 0
+    return words, (folder / "out.mp4").read_bytes(), time.perf_counter() - began
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
+@pytest.mark.parametrize("number", range(KILLS))
+def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(undisturbed, tmp_path, number):
+    words, expected, seconds = undisturbed
+    output = tmp_path / "out.mp4"
+    moments, kills = random.Random(number), 0
+    while not output.exists():
+        run = start([*words, "-o", str(output)])
+        try:
+            run.wait(timeout=moments.uniform(0.3, 1.1) * seconds if kills < 5 else None)
+            assert run.returncode == 0, run.stderr.read().decode()
+        except subprocess.TimeoutExpired:
+            run.kill()
+            run.wait()
+            kills += 1
+            assert not output.exists() or output.read_bytes() == expected
+    final = start([*words, "-o", str(output)])  # a run that was killed after its output was there tidies up
+    assert final.wait() == 0
+    assert output.read_bytes() == expected
+    assert toy.left_behind(tmp_path) == ["out.mp4", "out.mp4.json"]
+
+
+def stop_after(monkeypatch, parts: int) -> None:
+    """Have the run end, as by Ctrl-C, when so many parts are written."""
+    written, write_part = [], video.write_part
+
+    def write(path, *args, **options):
+        if len(written) == parts:
+            raise KeyboardInterrupt
+        written.append(path)
+        return write_part(path, *args, **options)
+
+    monkeypatch.setattr(video, "write_part", write)
+
+
+@pytest.fixture
+def stopped(undisturbed, tmp_path, monkeypatch):
+    """(words, output) of a run that was interrupted after two parts."""
+    words = [*undisturbed[0], "-o", str(tmp_path / "out.mp4")]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        assert upscale.main(words) == 130
+    return words, tmp_path / "out.mp4"
+
+
+def test_an_interrupted_run_says_what_is_kept(undisturbed, stopped, capfd):
+    words, output = stopped
+    assert f"finished parts are kept in {folder_beside(output)}" in capfd.readouterr().err
+    assert upscale.main(words) == 0
+    assert output.read_bytes() == undisturbed[1] and not folder_beside(output).exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (["--seed", "43"], "arguments.seed=42, now 43"),
+        (["--ddpm_steps", "1"], "settings.method.params.sampling.params.steps=2, now 1"),
+        (["--crf", "20"], "format.crf=18, now 20"),
+    ],
+)
+def test_other_settings_do_not_mix(stopped, change, says, capfd):
+    words, output = stopped
+    capfd.readouterr()
+    assert upscale.main([*words, *change]) == 2
+    said = capfd.readouterr().err
+    assert says in said and "repeat that, or remove the folder" in said and said.count("\n") == 1
+    assert folder_beside(output).exists() and not output.exists()
+
+
+def test_another_input_under_the_same_name_does_not_mix(stopped, undisturbed, capfd, tmp_path):
+    words, output = stopped
+    other = toy.make_clip(tmp_path / "other.mp4", FRAMES, size=(48, 64), rate=24)
+    capfd.readouterr()
+    assert upscale.main([*words, "-i", str(other)]) == 2
+    assert "input.path" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("broken", ["state.pt", "manifest.json"])
+def test_a_damaged_work_folder_is_named(stopped, broken, capfd):
+    words, output = stopped
+    (folder_beside(output) / broken).write_bytes(b"\x80 nothing of use")
+    capfd.readouterr()
+    assert upscale.main(words) == 2
+    said = capfd.readouterr().err
+    assert f"{broken}: not readable" in said and "remove" in said
+
+
+def test_a_missing_part_is_named(stopped, capfd):
+    words, output = stopped
+    next(iter(sorted((folder_beside(output) / "parts").iterdir()))).unlink()
+    assert upscale.main(words) == 2
+    assert "000000 is missing" in capfd.readouterr().err
+
+
+def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
+    from ldm.engine.resume import WorkFolder, plan_begun_with
+
+    words, output = stopped
+    assert plan_begun_with(output)["part_frames"] == 2
+    manifest = __import__("json").loads((folder_beside(output) / "manifest.json").read_text())
+    with WorkFolder(output, manifest):
+        assert upscale.main(words) == 2
+    assert "another process is working on it" in capfd.readouterr().err
+    assert upscale.main([*words, "--keep-work"]) == 0
+    assert sorted(path.name for path in folder_beside(output).iterdir()) == [
+        "lock",
+        "manifest.json",
+        "parts",
+        "state.pt",
+    ]
+
+
+def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeypatch, capfd):
+    from ldm.methods.mgld import MGLD
+
+    decode, calls = MGLD.decode, []
+
+    def scarce(self, x, work, **options):
+        calls.append(self.decoding.windows.tile)
+        if self.decoding.windows.tile > 16:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+        return decode(self, x, work, **options)
+
+    monkeypatch.setattr(
+        "ldm.engine.jobs.measured_costs",
+        lambda *args, **options: dict.fromkeys(("sampling", "encoding", "decoding"), (0, 0)),
+    )
+    monkeypatch.setattr(MGLD, "decode", scarce)
+    tiles = ["method.params.decoding.params.windows.params.tile=64"]
+    assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), *tiles]) == 0
+    said = capfd.readouterr().err
+    assert said.count("out of memory; going on from the last saved frame with tiles of") == 2
+    assert calls[:2] == [64, 32] and set(calls[2:]) == {16}
+    assert video.probe(tmp_path / "out.mp4").frames == FRAMES
