@@ -158,11 +158,13 @@ def _options(source, format, metadata):
 
 def _add_copy(file, stream, format):
     """A stream for packets that are encoded already, like `stream`."""
-    if format.codec == "ffv1":  # Matroska alone states the rate of this codec, and learns it from encoders only
+    if format.container == "matroska":  # states the rate of frames, which it learns from encoders only
         copy = add_video(file, format)
+        copy.codec_context.open()
+        copy.codec_context.extradata = stream.codec_context.extradata
     else:
         copy = file.add_stream_from_template(stream, opaque=True)
-        if format.codec == "hevc" and format.container != "matroska":
+        if format.codec == "hevc":
             copy.codec_context.codec_tag = "hvc1"
     copy.time_base = format.time_base
     return copy
