@@ -7,6 +7,8 @@ from torch.nn import functional as F
 
 from ldm.nets import layers
 
+CHANNELS_LAST = torch.channels_last
+
 
 def randomised(module: nn.Module) -> nn.Module:
     generator = torch.Generator().manual_seed(0)
@@ -52,6 +54,42 @@ def test_norms_of_half_precision_are_computed_in_float32(dtype):
     assert torch.equal(group(x), expected)
     expected = F.layer_norm(x.float(), (4,), layer.weight.float(), layer.bias.float(), 1e-5).to(dtype)
     assert torch.equal(layer(x), expected)
+
+
+SHAPES = [(2, 64, 4, 4), (1, 96, 7, 1), (2, 32, 1, 3), (1, 64, 70, 70), (3, 32, 61, 67), (1, 32, 2, 2048)]
+
+
+@pytest.mark.parametrize("mean", [0, 3, 100])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_group_norm_of_channels_last_maps_is_exact_and_keeps_their_layout(shape, mean):
+    x = (mean + torch.randn(shape, generator=torch.Generator().manual_seed(1))).contiguous(memory_format=CHANNELS_LAST)
+    norm = randomised(layers.group_norm(shape[1]))
+    norm.num_groups = 8
+    expected = torch.group_norm(x.double(), 8, norm.weight.double(), norm.bias.double(), norm.eps)
+    with torch.no_grad():
+        assert torch.allclose(norm(x).double(), expected, rtol=0, atol=1e-5 + 1e-6 * mean)
+        assert norm(x).is_contiguous(memory_format=CHANNELS_LAST)
+        assert norm(x.contiguous()).is_contiguous()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_group_norm_of_channels_last_half_precision_rounds_the_float32_result(dtype):
+    x = (300 + torch.randn(2, 64, 50, 50, generator=torch.Generator().manual_seed(1))).to(dtype)
+    x, norm = x.contiguous(memory_format=CHANNELS_LAST), randomised(layers.group_norm(64))
+    exact = torch.group_norm(x.double(), 32, norm.weight.double(), norm.bias.double(), norm.eps)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        out = norm(x)
+    assert out.dtype == dtype and out.is_contiguous(memory_format=CHANNELS_LAST)
+    assert ((out.double() - exact).abs() <= exact.abs() * torch.finfo(dtype).eps / 2 + 1e-3).all()
+
+
+def test_group_norm_of_channels_last_maps_has_the_gradients_of_the_others():
+    norm, x = randomised(layers.group_norm(64)), torch.randn(2, 64, 5, 6)
+    grads = []
+    for layout in (torch.contiguous_format, CHANNELS_LAST):
+        leaf = x.clone(memory_format=layout).requires_grad_()
+        grads.append(torch.autograd.grad(norm(leaf).pow(3).sum(), [leaf, norm.weight, norm.bias]))
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-4) for a, b in zip(*grads, strict=True))
 
 
 def test_group_norm_of_a_single_value_is_its_bias():
