@@ -255,14 +255,12 @@ def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     options = {"console": console, "transient": True, "disable": not console.is_terminal}
     with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        tasks, ends = {"sampling": bar.add_task(f"{name}: sampling", total=None)}, {}
+        tasks = {"sampling": bar.add_task(f"{name}: sampling", total=None)}
 
-        def report(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int | None) -> None:
             if stage not in tasks:
                 tasks[stage] = bar.add_task(f"{name}: {stage}", total=None)
-            if done == 1:  # of the first, or of another patch: its steps come on top
-                ends[stage] = ends.get(stage, 0) + total
-            bar.update(tasks[stage], completed=ends[stage] - total + done, total=ends[stage])
+            bar.update(tasks[stage], completed=done, total=total)
 
         yield report
 

@@ -108,7 +108,7 @@ class MGLD(nn.Module):
         and the noise follows the frames' numbers. `frames`, where it is known, gives the progress report its total.
         """
         geometry = self.geometry(size, upscale)
-        tally = Tally(progress, self._calls(frames, geometry.latent) if frames and not self.patches else {})
+        tally = Tally(progress, self._calls(frames, geometry) if frames else {})
         finish = Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])))
         if self.patches:
             cut = partial(self._segment, geometry=geometry, seed=seed, tally=tally)
@@ -236,7 +236,7 @@ class MGLD(nn.Module):
     def _restore_piece(self, work: Tensor, motion: Motion, *, noise: Noise, tally: "Tally") -> Tensor:
         """A clip (1, T, 3, H, W) in [0, 1] whose motion is known -> about [-1, 1]."""
         z = self.encode(work.to(self.device), noise("posterior", range(work.shape[1])).to(self.device))
-        return self.restore_encoded(z, work, motion, noise=noise, progress=tally.progress)[1]
+        return self.restore_encoded(z, work, motion, noise=noise, progress=lambda stage, *_: tally(stage))[1]
 
     @torch.no_grad()
     def restore_encoded(
@@ -244,7 +244,7 @@ class MGLD(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """A clip (1, T, 3, H, W) in [0, 1] whose latents z (1, T, c, h, w) and motion are known: the sampled latents
         and the frames, about [-1, 1]."""
-        tally, count = Tally(progress, self._calls(z.shape[1], z.shape[-2:])), z.shape[1]
+        tally, count = Tally(progress, {}), z.shape[1]
         x = self.sampling.start(z, noise("start", range(count)).to(z))
         values = [{"work": work[:, k], "z": z[:, k].cpu(), "x": x[:, k].cpu()} for k in range(count)]
         for name, field in motion._asdict().items():
@@ -326,10 +326,15 @@ class MGLD(nn.Module):
             pad = partial(released_pad, multiple=32)
         return Geometry(size, upscale=upscale, min_size=self.min_size, pad=pad, downsampling=f)
 
-    def _calls(self, frames: int, latent: tuple[int, int]) -> dict[str, int]:
+    def _calls(self, frames: int, geometry: Geometry) -> dict[str, int]:
         """How often the networks are called for one scene of so many frames."""
-        sampling = self.windows.calls(frames, *latent) * len(self.sampling.schedule)
-        return {"sampling": sampling, "decoding": self.decoding.windows.calls(frames, *latent)}
+        pieces, size = 1, geometry.latent
+        if self.patches:
+            f, segments = self.autoencoder.downsampling, math.ceil(frames / self.patches.n_frames)
+            pieces, side = segments * self.patches.count(size[0] * f, size[1] * f), self.patches.size // f
+            frames, size = self.patches.n_frames, (min(size[0], side), min(size[1], side))
+        sampling = self.windows.calls(frames, *size) * len(self.sampling.schedule)
+        return {"sampling": pieces * sampling, "decoding": pieces * self.decoding.windows.calls(frames, *size)}
 
     def compile_networks(self) -> None:
         """Have torch.compile work on what takes the time."""

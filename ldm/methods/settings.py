@@ -104,6 +104,10 @@ class Patches:
         repeated = frames[:, -1:].expand(-1, self.n_frames - frames.shape[1], *frames.shape[2:])
         return torch.cat([frames, repeated], dim=1)
 
+    def count(self, h: int, w: int) -> int:
+        """How many patches a frame of this size has."""
+        return math.prod(len(tiling.splitter_starts(side, self.size, self.stride)) for side in (h, w))
+
     def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
         """`fn` on each segment and patch."""
 

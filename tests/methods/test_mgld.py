@@ -97,9 +97,10 @@ def test_the_seed_decides_the_noise():
     assert difference(first, other) > 1e-3
 
 
-def test_progress_reaches_its_total():
+@pytest.mark.parametrize("toy", [lambda: method("windows.batch=2"), lambda: pixelwise(*TINY, preset="released")])
+def test_progress_reaches_its_total(toy):
     calls = []
-    method("windows.batch=2").restore(clip(4, 24, 24), progress=lambda *call: calls.append(call))
+    toy().restore(clip(4, 24, 24), progress=lambda *call: calls.append(call))
     for stage in ("sampling", "decoding"):
         done = [(k, total) for s, k, total in calls if s == stage]
         assert done == [(k + 1, len(done)) for k in range(len(done))] and len(done) > 1

@@ -165,13 +165,13 @@ def test_a_mistake_in_the_code_keeps_its_traceback(tmp_path, model, monkeypatch)
     assert toy.left_behind(tmp_path) == ["clip.mp4"]
 
 
-def test_the_bar_adds_up_patches(monkeypatch):
+def test_the_bar_goes_on_where_an_earlier_run_stopped(monkeypatch):
     seen = []
     monkeypatch.setattr(upscale.Progress, "update", lambda self, task, **known: seen.append((task, *known.values())))
     with upscale.progress_bar("clip") as report:
-        for stage, done, total in [("sampling", 1, 2), ("sampling", 2, 2), ("decoding", 1, 1), ("sampling", 1, 3)]:
-            report(stage, done, total)
-    assert seen == [(0, 1, 2), (0, 2, 2), (1, 1, 1), (0, 3, 5)]
+        for call in [("sampling", 5, 9), ("decoding", 3, 7), ("sampling", 6, 9), ("decoding", 4, None)]:
+            report(*call)
+    assert seen == [(0, 5, 9), (1, 3, 7), (0, 6, 9), (1, 4, None)]
 
 
 def test_it_runs_from_anywhere_as_a_script(tmp_path):
