@@ -164,6 +164,7 @@ def _add_copy(file, stream, format):
         copy.codec_context.extradata = stream.codec_context.extradata
     else:
         copy = file.add_stream_from_template(stream, opaque=True)
+        copy.codec_context.sample_aspect_ratio = format.sample_aspect
         if format.codec == "hevc":
             copy.codec_context.codec_tag = "hvc1"
     copy.time_base = format.time_base

@@ -16,6 +16,7 @@ from ldm.video.source import Color, VideoError
 # FFmpeg's swscale flags: bicubic | full chroma interpolation | full chroma input | accurate rounding
 EXACT_SCALING = 0x4 | 0x2000 | 0x4000 | 0x40000
 BT709, BT601 = 1, 6  # AVColorSpace; also the numbers of their primaries and transfer curves
+BT2020 = (9, 10)
 LIMITED, FULL = 1, 2  # AVColorRange
 # AVColorSpace -> swscale's number of the same matrix: BT.709, FCC, BT.470BG, SMPTE 170M, SMPTE 240M, BT.2020
 SCALER_MATRIX = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
@@ -215,7 +216,9 @@ def _gathered(plane, halved_rows, halved_columns):
 
 def encoder_frame(pixels, pixel_format, color: Color, reformatter: VideoReformatter):
     """An array (h, w, 3|4) as a frame of `pixel_format`: 8-bit RGB or YUV from uint8, deeper ones from uint16."""
-    if pixels.dtype == np.uint8:
+    if pixels.dtype == np.uint8 and color.matrix in BT2020:  # which the scaler of older PyAV does not know
+        pixels = pixels.astype(np.uint16) * np.uint16(257)
+    elif pixels.dtype == np.uint8:
         frame = av.VideoFrame.from_ndarray(pixels, format="rgba" if pixels.shape[2] == 4 else "rgb24")
         if pixel_format.startswith("yuv"):
             options = {"dst_colorspace": SCALER_MATRIX[color.matrix], "dst_color_range": color.range}
@@ -241,7 +244,8 @@ def _yuv_frame(pixels, pixel_format, color):
         planes.append(pixels[..., 3] * ((2**bits - 1) / 65535))
     frame = av.VideoFrame(pixels.shape[1], pixels.shape[0], pixel_format)
     for plane, codes in zip(frame.planes, planes, strict=True):
-        words = np.zeros((plane.height, plane.line_size // 2), "<u2")
+        width = plane.line_size if bits == 8 else plane.line_size // 2
+        words = np.zeros((plane.height, width), "u1" if bits == 8 else "<u2")
         words[:, : plane.width] = np.clip(np.rint(codes), 0, 2**bits - 1)
         plane.update(words.tobytes())
     return frame
