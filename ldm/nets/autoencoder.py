@@ -62,11 +62,21 @@ class ResnetBlock(nn.Module):
         if self.shortcut:
             self.add_module(self.shortcut, nn.Conv2d(in_channels, out_channels, 1))
 
+    def first(self, x: Tensor) -> Tensor:
+        """The first half of the branch: (n, in, h, w) -> (n, out, h, w)."""
+        return self.conv1(norm_silu(self.norm1, x))
+
+    def second(self, h: Tensor) -> Tensor:
+        """The second half: (n, out, h, w) -> the same shape."""
+        return self.conv2(norm_silu(self.norm2, h))
+
+    def skip(self, x: Tensor) -> Tensor:
+        """The input as it is added to the branch: (n, in, h, w) -> (n, out, h, w)."""
+        return getattr(self, self.shortcut)(x) if self.shortcut else x
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, in, h, w) -> (n, out, h, w)."""
-        h = self.conv1(norm_silu(self.norm1, x))
-        h = self.conv2(norm_silu(self.norm2, h))
-        return h.add_(getattr(self, self.shortcut)(x) if self.shortcut else x)
+        return self.second(self.first(x)).add_(self.skip(x))
 
 
 class VAEAttention(nn.Module):

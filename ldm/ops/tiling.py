@@ -133,7 +133,7 @@ def _share(tile: Tile, tiles: list[Tile], scale: tuple[Fraction, ...], weights: 
     return (weights / total)[:, None]
 
 
-def _assert_tile_finite(out: Tensor, tile: Tile) -> None:
+def _assert_tile_finite(out: Tensor, tile: "Tile | Patch") -> None:
     """Raise FloatingPointError naming the tile unless all of `out` are numbers."""
     if not torch.isfinite(out).all():
         raise FloatingPointError(f"the tile at {tile} is not finite; use float32, or check the input there")
@@ -221,7 +221,7 @@ def _evaluate(
 
 
 class Patch(NamedTuple):
-    """Where a piece lies on a grid of rows and columns: the core it is computed for, inside the cut it is computed from.
+    """Where a piece lies on a grid of rows and columns: the core it is computed for, in the cut it is computed from.
 
     Slices of the grid; a halo lies between them, except where the grid ends.
     """
@@ -234,7 +234,7 @@ class Patch(NamedTuple):
         return ", ".join(f"{name} {part.start}..{part.stop - 1}" for name, part in names)
 
     def of(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """A view of the cut in x (..., H, W), which is as fine as the grid of `size` or a whole number of times finer."""
+        """A view of the cut in x (..., H, W), as fine as the grid of `size` or a multiple."""
         return _at(self.cut, x, size)
 
     def place_in(self, out: Tensor, size: tuple[int, int]) -> Tensor:
@@ -262,13 +262,18 @@ def _ratio(length: int, of: int) -> int:
 
 
 def _sides(length: int, tile: int, halo: int) -> list[tuple[slice, slice]]:
-    """(core, cut) along one side: as few almost equal cores as keep every cut within `tile`."""
+    """(core, cut) along one side: as few almost equal cuts as there can be within `tile`.
+
+    The first and the last have one halo, those between two: n cuts of t cover n t - 2 (n - 1) halo.
+    """
     if length <= tile:
         return [(slice(0, length), slice(0, length))]
-    if tile <= 2 * halo:
+    if length > 2 * (tile - halo) and tile <= 2 * halo:
         raise ValueError(f"got tile {tile} for a halo of {halo} on each side, expected at least {2 * halo + 1}")
-    count = math.ceil(length / (tile - 2 * halo))
-    edges = [round(k * length / count) for k in range(count + 1)]
+    between = max(length - 2 * (tile - halo), 0)
+    count = 2 + (math.ceil(between / (tile - 2 * halo)) if between else 0)
+    side = math.ceil((length + 2 * halo * (count - 1)) / count)
+    edges = [0, *(k * (side - 2 * halo) + halo for k in range(1, count)), length]
     cores = [slice(a, b) for a, b in itertools.pairwise(edges)]
     return [(core, slice(max(core.start - halo, 0), min(core.stop + halo, length))) for core in cores]
 
@@ -317,7 +322,9 @@ def pasted(
             if k is None:
                 core = patch.core_of(value)
                 if not torch.isfinite(core).all():
-                    raise FloatingPointError(f"the tile at {patch} is not finite; use float32, or check the input there")
+                    raise FloatingPointError(
+                        f"the tile at {patch} is not finite; use float32, or check the input there"
+                    )
                 patch.place_in(target, size).copy_(core)
     return whole
 

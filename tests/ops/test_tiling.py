@@ -7,6 +7,8 @@ from ldm.ops.tiling import (
     Tile,
     flat_window,
     gaussian_window,
+    pasted,
+    patches,
     released_gaussian_window,
     splitter_starts,
     starts,
@@ -165,3 +167,47 @@ def test_what_does_not_fit_is_refused():
         tiled(lambda x, *, tiles: x[:, :1], tile=(2, 16, 16), overlap=(0, 0, 4))(x)
     with pytest.raises(ValueError, match="window"):
         tiled(lambda x, *, tiles: x, tile=(2, 16, 16), overlap=(0, 0, 4), window=torch.zeros)(x)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (12, 12), (13, 12), (37, 90), (100, 25)])
+@pytest.mark.parametrize("halo", [0, 3, 5])
+def test_cores_cover_once_and_cuts_reach_the_halo_or_the_end(size, halo):
+    count = torch.zeros(size)
+    for patch in patches(size, tile=12, halo=halo):
+        count[patch.core] += 1
+        for core, cut, length in zip(patch.core, patch.cut, size, strict=True):
+            assert cut.stop - cut.start <= 12
+            assert cut.start == max(core.start - halo, 0) or length <= 12
+            assert cut.stop == min(core.stop + halo, length) or length <= 12
+    assert (count == 1).all()
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_pieces_of_a_convolution_put_together_are_the_convolution(scale):
+    x, weight = clip(1, 20, 31)[:, 0], torch.randn(3, 3, 5, 5, generator=torch.Generator().manual_seed(1))
+    fine = x.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+    conv = torch.nn.functional.conv2d
+    grid = patches((20, 31), tile=11, halo=3)
+
+    def fn(x, fine, patch):
+        enlarged = conv(x, weight, padding=2).repeat_interleave(scale, -1).repeat_interleave(scale, -2)
+        return enlarged + conv(fine, weight, padding=2), fine, x
+
+    out = pasted(fn, [x, fine], size=(20, 31), grid=grid)
+    torch.testing.assert_close(out[0], fn(x, fine, None)[0])
+    assert out[1] is fine and out[2] is x  # what passes through is not copied
+    y = x.clone()
+    (same,) = pasted(lambda x, patch: [2 * x], [y], size=(20, 31), grid=patches((20, 31), tile=7, halo=0), out=[y])
+    assert same is y and torch.equal(y, 2 * x)
+    assert pasted(lambda x, patch: None, [x], size=(20, 31), grid=grid) is None
+
+
+def test_pieces_that_do_not_fit_are_refused():
+    x = clip(1, 20, 30)[:, 0]
+    with pytest.raises(ValueError, match="tile 6 for a halo of 3"):
+        patches((20, 30), tile=6, halo=3)
+    with pytest.raises(ValueError, match="whole multiple"):
+        pasted(lambda x, patch: [x], [x], size=(20, 20), grid=patches((20, 20), tile=10, halo=0))
+    x[0, 0, 3, 25] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"rows 0..9, columns 21..29"):
+        pasted(lambda x, patch: [x + 1], [x], size=(20, 30), grid=patches((20, 30), tile=12, halo=1))

@@ -1,0 +1,111 @@
+"""GroupNorm with the statistics of the whole frame in a network that sees the frame in pieces."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ldm.ops.tiling import Patch
+
+
+class StatisticsMissing(Exception):
+    """A norm has counted this piece, but cannot go on before it has counted the others."""
+
+
+class FrameNorms:
+    """Means and deviations of whole frames, per norm, frame and group, gathered piece by piece.
+
+    Within `installed` the network's norms ask here. In `gather` a norm whose statistics are not known yet adds up
+    those of the piece's core; `settle` turns the sums into statistics, which `use` and later calls normalise with.
+    Sums are float64, so that they do not depend on the order of the pieces.
+
+    Args:
+        net: the network whose GroupNorms these are.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        self._norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
+        self._known: dict[tuple[nn.Module, int], Tensor] = {}  # (2, groups): mean, 1 / deviation
+        self._sums: dict[tuple[nn.Module, int], Tensor] = {}  # (3, groups) float64: count, sum, sum of squares
+        self._frames: Sequence[int] = ()
+        self._patch: Patch | None = None
+        self._wait = False
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Let the network's norms ask here; outside any call below they normalise as ever."""
+        for norm in self._norms:
+            norm.forward = partial(self._normalise, norm)
+        try:
+            yield
+        finally:
+            for norm in self._norms:
+                del norm.forward
+
+    def piecewise(self, fn: Callable, frames: Sequence[int], *, wait: bool) -> Callable:
+        """fn(*maps) as a function (*maps, patch): norms take known statistics and count where they are not known.
+
+        Args:
+            fn: calls the network with these frames of the clip, one row each.
+            frames: their numbers.
+            wait: stop at a norm that is not known, and return None; otherwise it takes the piece's own statistics.
+        """
+
+        def run(*maps_and_patch):
+            *maps, self._patch = maps_and_patch
+            self._frames, self._wait = frames, wait
+            try:
+                return fn(*maps)
+            except StatisticsMissing:
+                return None
+            finally:
+                self._patch = None
+
+        return run
+
+    def settle(self) -> bool:
+        """Turn what was counted into statistics; False where nothing was.
+
+        Raises FloatingPointError where they are not finite.
+        """
+        for (norm, frame), sums in self._sums.items():
+            count, total, squares = sums
+            mean = total / count
+            deviation = (squares / count - mean**2).clamp_min(0).add(norm.eps).sqrt()
+            if not torch.isfinite(deviation).all():
+                raise FloatingPointError(f"the maps of frame {frame} are not finite; use float32, or check the input")
+            self._known[norm, frame] = torch.stack([mean, 1 / deviation])
+        counted = bool(self._sums)
+        self._sums.clear()
+        return counted
+
+    def _normalise(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
+        """In place of the norm's own forward."""
+        if self._patch is None:
+            return type(norm).forward(norm, x)
+        known = [self._known.get((norm, frame)) for frame in self._frames]
+        if all(statistics is not None for statistics in known):
+            return _affine(norm, x, torch.stack(known))
+        for frame, row in zip(self._frames, self._patch.core_of(x), strict=True):
+            self._sums[norm, frame] = self._sums.get((norm, frame), 0) + _moments(row, norm.num_groups)
+        if self._wait:
+            raise StatisticsMissing
+        return type(norm).forward(norm, x)
+
+
+def _moments(row: Tensor, groups: int) -> Tensor:
+    """Values, their sum and the sum of their squares in each group of a map (c, h, w): (3, groups) float64."""
+    variance, mean = (x.double() for x in torch.var_mean(row.float(), dim=(1, 2), correction=0))  # (c,)
+    count = torch.full_like(mean, row[0].numel())
+    return torch.stack([count, mean * count, (variance + mean**2) * count]).unflatten(1, (groups, -1)).sum(-1)
+
+
+def _affine(norm: nn.GroupNorm, x: Tensor, statistics: Tensor) -> Tensor:
+    """x (n, c, h, w) normalised by statistics (n, 2, groups) in float32; the result has x's dtype."""
+    mean, inverse = (s.repeat_interleave(x.shape[1] // norm.num_groups, 1) for s in statistics.unbind(1))  # (n, c)
+    scale = norm.weight.double() * inverse
+    shift = norm.bias.double() - mean * scale
+    scale, shift = (s.float()[:, :, None, None] for s in (scale, shift))
+    return torch.addcmul(shift, x.float(), scale).to(x.dtype)

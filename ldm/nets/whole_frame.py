@@ -1,0 +1,276 @@
+"""The autoencoders on frames too large for them: tile by tile, with the result of the whole frame.
+
+A network is cut into steps. Maps of levels small enough to `hold` are kept whole between steps; a step then reads one
+pixel beyond a tile and its norm the whole map, so that nothing is computed twice. The steps of larger levels run one
+after another on a tile with a halo of all they reach; norms in between get the statistics of the whole frame by running
+the tiles once per norm, each time one norm further.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
+
+import torch
+from torch import Tensor, nn
+
+from ldm.nets.autoencoder import AutoencoderKL, check_image
+from ldm.nets.frame_norms import FrameNorms
+from ldm.nets.sequence_decoder import SequenceAutoencoder
+from ldm.nets.steps import State, Step, decoder_steps, down_steps, encoder_steps, reach_of
+from ldm.nets.temporal import check_clips
+from ldm.ops.tiling import Patch, pasted, patches
+
+HOLD = 3 * 2**30
+STATISTICS = ("frame", "shared", "tile")
+REGIONS = ("frame", "tile")
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How frames are cut.
+
+    Args:
+        tile: side of a tile with its halo in latent pixels; what a level computes at once is bounded by it.
+        norms: what norms of levels that are not held normalise with: "frame", the statistics of the whole frame, exact;
+            "shared", those that one pass over tiles, each normalised by itself, finds for the whole frame, approximate
+            but without seams; "tile", those of each tile.
+        attention: over the whole "frame", or within each "tile" (of which the half in the middle is used).
+        hold: bytes that the maps of a clip may take at a level to be held whole (two to three such maps are); 0 holds
+            the latent level alone.
+    Raises:
+        ValueError: for an unknown word or a tile below 1.
+    """
+
+    tile: int
+    norms: str = "frame"
+    attention: str = "frame"
+    hold: int = HOLD
+
+    def __post_init__(self):
+        if self.tile < 1 or self.hold < 0:
+            raise ValueError(f"got tile={self.tile} and hold={self.hold}, expected at least 1 and 0")
+        for name, word, words in ("norms", self.norms, STATISTICS), ("attention", self.attention, REGIONS):
+            if word not in words:
+                raise ValueError(f"got {name} {word!r}, expected one of {', '.join(words)}")
+
+
+class Piecewise:
+    """A network over the frames of one clip, in pieces; it remembers the statistics of the norms.
+
+    Args:
+        net: AutoencoderKL or SequenceAutoencoder.
+        cut: how to cut.
+        frames: of the clip.
+        size: rows and columns of a frame.
+        itemsize: bytes of a value in a map.
+    """
+
+    def __init__(self, net: nn.Module, cut: Cut, *, frames: int, size: tuple[int, int], itemsize: int) -> None:
+        self.net, self.cut, self.frames, self.size, self.itemsize = net, cut, frames, size, itemsize
+        self.norms = FrameNorms(net)
+        self.last = len(net.encoder.down) - 1
+
+    def holds(self, level: int, *, frames: int) -> bool:
+        """Whether the level's maps of so many frames may be kept whole."""
+        width = self.net.encoder.down[level].block[-1].conv2.out_channels
+        values = frames * width * math.prod(self.size) // 4**level
+        return level == self.last or values * self.itemsize <= self.cut.hold
+
+    def segments(self, steps: Iterable[Step], *, frames: int) -> list[list[Step]]:
+        """The steps between maps held whole; attention stands by itself.
+
+        Raises ValueError where a segment reaches too far for the tile.
+        """
+        segments = [[]]
+        for step in steps:
+            if step.attends and segments[-1]:
+                segments.append([])
+            segments[-1].append(step)
+            if step.attends or self.holds(step.level, frames=frames):
+                segments.append([])
+        segments = [segment for segment in segments if segment]
+        for segment in segments:
+            self.grid(segment)
+        return segments
+
+    def grid(self, segment: list[Step]) -> tuple[tuple[int, int], list[Patch]]:
+        """Rows and columns of the segment's coarsest maps, and the tiles on them."""
+        coarsest = max(max(step.source, step.level) for step in segment)
+        size = tuple(side >> coarsest for side in self.size)
+        scale = 2 ** (self.last - coarsest)
+        tile, halo = self.cut.tile * scale, math.ceil(reach_of(segment) / 2 ** (coarsest - segment[0].source))
+        if segment[0].attends:
+            tile, halo = (max(size), 0) if self.cut.attention == "frame" else (tile, tile // 4)
+        if tile <= 2 * halo and max(size) > max(tile, 2 * (tile - halo)):
+            least, pixels = 2 * halo // scale + 1, f"{halo / scale:g} latent pixels a side"
+            raise ValueError(f"got tile={self.cut.tile} for a halo of {pixels}, expected at least {least} or more hold")
+        return size, patches(size, tile=tile, halo=halo)
+
+    def run(self, steps: Iterable[Step], states: list[State], *, frames: int = 1) -> list[State]:
+        """The states of all frames after the steps; `frames` of them must be held at a time."""
+        segments = self.segments(steps, frames=frames)
+        for alone, chain in groupby(segments, lambda segment: all(step.alone for step in segment)):
+            if alone:
+                self._advance_each(list(chain), states)
+                continue
+            for segment in chain:
+                states[:] = self._advance(segment, states, range(self.frames))
+        return states
+
+    def _advance_each(self, segments: list[list[Step]], states: list[State]) -> None:
+        """Frame by frame through all segments, so that maps in between are held for one frame."""
+        for frame in range(self.frames):
+            state, states[frame] = [states[frame]], ()  # taken out, so that its maps are freed on the way
+            for segment in segments:
+                state = self._advance(segment, state, [frame])
+            states[frame] = state[0]
+
+    def _advance(self, segment: list[Step], states: list[State], frames: Sequence[int]) -> list[State]:
+        """The states of some frames after the segment."""
+        maps = [x for state in states for x in state]
+        fn = _on_stacks(segment, len(states))
+        size, grid = self.grid(segment)
+        if len(grid) == 1:
+            results = fn(*maps)
+        else:
+            in_place = maps if len(segment) == 1 and not segment[0].alone else None  # mixing reads no neighbour
+            run = partial(pasted, maps=maps, size=size, grid=grid, out=in_place)
+            results = self._settled(run, fn, frames, exact=self.cut.norms == "frame" or len(segment) == 1)
+        count = len(results) // len(states)
+        return [tuple(results[k * count : (k + 1) * count]) for k in range(len(states))]
+
+    def _settled(self, run: Callable, fn: Callable, frames: Sequence[int], *, exact: bool) -> list[Tensor]:
+        """run(fn) with norms that have the statistics asked for."""
+        if self.cut.norms == "tile" and not exact:
+            return run(lambda *maps_and_patch: fn(*maps_and_patch[:-1]))
+        if not exact:
+            count = self.norms.piecewise(lambda *maps: fn(*maps) and None, frames, wait=False)
+            run(count)
+            self.norms.settle()
+        piece = self.norms.piecewise(fn, frames, wait=True)
+        while True:  # once per norm, and once to the end
+            results = run(piece)
+            if not self.norms.settle():
+                return results
+
+
+def _on_stacks(segment: list[Step], frames: int) -> Callable[..., list[Tensor]]:
+    """The segment as a function of the frames' maps, those of the first frame, then of the second ..."""
+
+    def fn(*maps: Tensor) -> list[Tensor]:
+        entries = len(maps) // frames
+        rows = [maps[k::entries] for k in range(entries)]
+        stacks = state = [row[0] if frames == 1 else torch.cat(row) for row in rows]
+        for step in segment:
+            state = step.run(*state)
+        ways = [next((k for k, stack in enumerate(stacks) if x is stack), None) for x in state]
+        results = [x.split(1) if k is None else rows[k] for x, k in zip(state, ways, strict=True)]
+        return [result[frame] for frame in range(frames) for result in results]
+
+    return fn
+
+
+def _itemsize(x: Tensor) -> int:
+    """Bytes of a value in the network's maps."""
+    half = torch.is_autocast_enabled(x.device.type)
+    return 2 if half else x.element_size()
+
+
+@torch.no_grad()
+def encode_frames(net: AutoencoderKL | SequenceAutoencoder, frames: Tensor, cut: Cut) -> Tensor:
+    """Frames (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f), as `net.encode` gives them.
+
+    Raises ValueError for sides that are no multiples of f, or a halo that does not fit the tile.
+    """
+    check_image(frames, downsampling=net.downsampling)
+    pieces = Piecewise(net, cut, frames=len(frames), size=frames.shape[-2:], itemsize=_itemsize(frames))
+    with pieces.norms.installed():
+        states = pieces.run(encoder_steps(net), [(x,) for x in frames.split(1)])
+    return torch.cat([state[-1] for state in states])
+
+
+@torch.no_grad()
+def decode_frames(
+    net: AutoencoderKL | SequenceAutoencoder,
+    z: Tensor,
+    lq: Tensor | None = None,
+    *,
+    cut: Cut,
+    num_frames: int = 1,
+    fusion_w: float = 1.0,
+) -> Tensor:
+    """Latents (b*num_frames, embed_dim, h, w) -> frames around [-1, 1] (b*num_frames, 3, H, W), as `net.decode`.
+
+    Args:
+        net: an image autoencoder takes the frames one by one, whatever `num_frames` is.
+        z: clip after clip, not multiplied by the scale factor.
+        lq: the frames (b*num_frames, 3, H, W) in [-1, 1] whose features a sequence decoder fuses; None without fusion.
+        cut: how to cut.
+        num_frames: frames per clip.
+        fusion_w: weight of the features; 0 does not compute them.
+    Raises:
+        ValueError: frames that do not fill clips or fit the latents, or a halo that does not fit the tile.
+    """
+    check_clips(z, num_frames=num_frames)
+    fused = getattr(net.decoder, "fused_levels", ()) if fusion_w != 0 else ()
+    size = tuple(side * net.downsampling for side in z.shape[-2:])
+    if fused and (lq is None or (len(lq), *lq.shape[-2:]) != (len(z), *size)):
+        got = None if lq is None else tuple(lq.shape)
+        raise ValueError(f"got lq {got}, expected ({len(z)}, 3, {size[0]}, {size[1]}) for these latents, or fusion_w=0")
+    clips = []
+    for k in range(0, len(z), num_frames):
+        pieces = Piecewise(net, cut, frames=num_frames, size=size, itemsize=_itemsize(z))
+        clip = lq[k : k + num_frames] if fused else None
+        with pieces.norms.installed():
+            clips.append(_decode_clip(pieces, z[k : k + num_frames], clip, fused=fused, fusion_w=fusion_w))
+    return torch.cat(clips)
+
+
+def _decode_clip(pieces: Piecewise, z: Tensor, lq: Tensor | None, *, fused: tuple[int, ...], fusion_w: float) -> Tensor:
+    """The frames of one clip."""
+    held = [level for level in fused if _must_hold(pieces, level)]
+    sources = {level: _held_features() if level in held else _features_of(pieces.net, level) for level in fused}
+    steps = list(decoder_steps(pieces.net, sources, fusion_w))
+    pieces.segments(steps, frames=pieces.frames)  # a tile too small shows here
+    states = [()] * pieces.frames
+    if lq is not None:
+        states = _with_features(pieces, lq, fused=fused, held=held)
+    states = [(*state, x) for state, x in zip(states, z.split(1), strict=True)]
+    return torch.cat([state[-1] for state in pieces.run(steps, states, frames=pieces.frames)])
+
+
+def _must_hold(pieces: Piecewise, level: int) -> bool:
+    """Whether features are computed for whole frames: where they may be held, or attention comes before them."""
+    attention = any(len(stage.attn) for stage in pieces.net.encoder.down[: level + 1])
+    return attention or pieces.holds(level, frames=pieces.frames)
+
+
+def _held_features() -> tuple[Callable, int]:
+    """The features that stand before the current map in the state."""
+    return lambda *state: ((*state[:-2], state[-1]), state[-2]), 0
+
+
+def _features_of(net: nn.Module, level: int) -> tuple[Callable, int]:
+    """Features computed anew from the piece of the frame that stands first in the state."""
+    reach = reach_of(list(down_steps(net.encoder, range(level + 1))))
+    return lambda *state: (state, net.encoder.features(state[0], keep=(level,))[0]), math.ceil(reach / 2**level)
+
+
+def _with_features(pieces: Piecewise, lq: Tensor, *, fused: tuple[int, ...], held: list[int]) -> list[State]:
+    """(lq where features are left to compute, features of the levels in `held`, finest first) of each frame.
+
+    The encoder's norms know their statistics afterwards.
+    """
+    encoder, frames = pieces.net.encoder, lq.split(1)
+    fronts = [(x,) if len(held) < len(fused) else () for x in frames]
+    states, start = [(x,) for x in frames], 0
+    for level in held:
+        pieces.run(down_steps(encoder, range(start, level + 1)), states)
+        fronts = [(*front, state[-1]) for front, state in zip(fronts, states, strict=True)]
+        start = level + 1
+    if not held:
+        forget = Step(lambda *state: (), fused[-1], fused[-1])
+        pieces.run([*down_steps(encoder, range(fused[-1] + 1)), forget], states)
+    return fronts
