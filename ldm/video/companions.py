@@ -25,7 +25,10 @@ TECHNICAL_TAGS = {
 
 
 class Span(NamedTuple):
-    """The stretch of a source that is written, in seconds, and by how much it moves forward; None: no bound."""
+    """The stretch of a file that is written, in seconds of its own clock, and by how much it moves forward.
+
+    None: no bound.
+    """
 
     begin: Fraction | None
     finish: Fraction | None
@@ -35,8 +38,10 @@ class Span(NamedTuple):
     def of(cls, source: Source, start, stop) -> "Span":
         """Of frames `start` to `stop`: the first of them comes when the first of the source did."""
         last = source.frames is None or stop >= source.frames
-        shift = source.seconds(start) - source.seconds(0)
-        return cls(source.seconds(start) if start else None, None if last else source.seconds(stop), shift)
+        begin, shift = source.origin + source.seconds(start), source.seconds(start) - source.seconds(0)
+        return cls(
+            begin if start else None, None if last else source.origin + source.seconds(stop), source.origin + shift
+        )
 
 
 class Companion(NamedTuple):
@@ -120,6 +125,7 @@ def _moved(chapter, span):
 
 def _kept(packets, target, span):
     """Packets that begin within the span."""
+    last = None
     for packet in packets:
         begins = packet.dts if packet.pts is None else packet.pts
         if packet.size == 0 or begins is None:
@@ -128,13 +134,18 @@ def _kept(packets, target, span):
         if span.finish is not None and time >= span.finish:
             return
         if span.begin is None or time >= span.begin:
-            yield _placed(packet, target, span)
+            placed = _placed(packet, target, span, last)
+            last = packet.dts  # now, for the muxer changes its unit
+            yield placed
 
 
-def _placed(packet, target, span):
+def _placed(packet, target, span, last=None):
+    """(seconds, packet) in the output; a damaged clock that stands still, or goes back, is moved on by one tick."""
     shift = round(span.shift / packet.time_base)
-    packet.pts = None if packet.pts is None else packet.pts - shift
-    packet.dts = packet.pts if packet.dts is None else packet.dts - shift
+    packet.dts = (packet.pts if packet.dts is None else packet.dts) - shift
+    packet.pts = packet.dts if packet.pts is None else packet.pts - shift
+    if last is not None and packet.dts <= last:
+        packet.dts, packet.pts = last + 1, max(packet.pts, last + 1)
     packet.stream = target
     return packet.dts * packet.time_base, packet
 

@@ -11,6 +11,7 @@ from ldm.video.source import DEFAULT_RATE, Color, Source, VideoError, snap_rate
 
 ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC: a cover, no moving picture
 INDEXED = ("mp4", "matroska")  # containers whose packets say exactly which frames there are, and when
+BROADCAST = ("mpegts", "mpeg")
 TRANSPARENT_VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know of the alpha that WebM keeps beside
 UNREADABLE_MATRICES = {
     8: "YCgCo",
@@ -51,7 +52,7 @@ def probe_video(path) -> Source:
     with open_container(path) as container:
         stream = main_stream(container)
         rate = snap_rate(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
-        tick, aspect = stream.time_base, stream.sample_aspect_ratio
+        tick, aspect, origin = stream.time_base, stream.sample_aspect_ratio, _origin(container)
         codec, counts_frames = codec_name(stream), container.format.name == "avi"  # which knows no other times
         indexed = any(name in container.format.name for name in INDEXED) and codec != "vp8"  # which has hidden frames
         held = _held_beside(container, stream)
@@ -68,12 +69,27 @@ def probe_video(path) -> Source:
     size = (first.height, first.width) if turned else (first.width, first.height)
     aspect = Fraction(1) if not aspect else 1 / aspect if turned else aspect
     notes = [*_notes_of(first), *([track.note] if track.note and not counts_frames else [])]
-    frames, times, end = track[:3]
+    frames, times, end = _counted_from(origin, track, tick)
     return Source(
         "video", path, frames, *size, _plausible(rate, times, tick),
         depth=depth_of(first.format), alpha=alpha, color=_color_of(path, first), sample_aspect=aspect,
-        times=times, end=end, time_base=tick if times else None, notes=tuple(notes), seekable=indexed, **held,
+        times=times, end=end, time_base=tick if times else None, origin=origin,
+        notes=tuple(notes), seekable=indexed, **held,
     )  # fmt: skip
+
+
+def _origin(container):
+    """Where the clock of a file stands at its beginning, in seconds: it means something in broadcasts only."""
+    broadcast = any(name in container.format.name for name in BROADCAST) and container.start_time is not None
+    return Fraction(container.start_time, av.time_base) if broadcast else Fraction(0)
+
+
+def _counted_from(origin, track, tick):
+    """The number of frames, their times and end, from a track in ticks of the file's clock."""
+    if track.times is None:
+        return track.frames, None, None
+    begin = round(origin / tick)
+    return track.frames, tuple(time - begin for time in track.times), track.end - begin
 
 
 def _plausible(rate, times, tick):

@@ -39,6 +39,7 @@ class Source:
     `depth` is the number of bits per sample (8, 10, 12 or 16), `alpha` whether pixels carry transparency, and
     `sample_aspect` the width of a pixel over its height as shown. `times` are the presentation times of all frames in
     units of `time_base` seconds, strictly rising, and `end` is when the last one ends; None where the file tells none.
+    They count from `origin`, in seconds of the file's own clock: 0, but for broadcasts, whose clocks start anywhere.
 
     `audio` and `subtitles` name the codec of each such stream, `others` whatever else the file holds, and `notes` says
     in a line each what reading it loses already.
@@ -58,6 +59,7 @@ class Source:
     times: tuple[int, ...] | None = None
     end: int | None = None
     time_base: Fraction | None = None
+    origin: Fraction = Fraction(0)
     audio: tuple[str, ...] = ()
     subtitles: tuple[str, ...] = ()
     others: tuple[str, ...] = ()

@@ -17,8 +17,9 @@ def film(path, count=12, *, codec="libx264", pix_fmt="yuv420p", size=(48, 64), t
     """A video; `times` in units of TICK, by default even. Further options:
 
     `encoder`: options of the encoder. `context`: attributes of its context. `turn`: degrees. `sound`, `words`: the
-    codec of a sound or subtitle stream. `tags`: of the container. `chapters`: (start, end, title) in seconds.
-    `attachment`: the bytes of one. `frames`: av.VideoFrames instead of made-up ones. `format`: FFmpeg's name.
+    codec of a sound or subtitle stream. `sound_delay`: seconds. `tags`: of the container. `chapters`: (start, end,
+    title) in seconds. `attachment`: the bytes of one. `frames`: av.VideoFrames instead of made-up ones. `format`:
+    FFmpeg's name.
     """
     times = [round(number / Fraction(rate) / TICK) for number in range(count)] if times is None else times
     with av.open(str(path), "w", format=options.get("format")) as container:
@@ -38,7 +39,7 @@ def film(path, count=12, *, codec="libx264", pix_fmt="yuv420p", size=(48, 64), t
         container.set_chapters([_chapter(number, *entry) for number, entry in enumerate(options.get("chapters", ()))])
         packets = list(_encoded(stream, options.get("frames") or _made_up(count, size, pix_fmt), times))
         seconds = float(times[-1] * TICK) + 0.1
-        packets += list(_hummed(sound, seconds)) if sound else []
+        packets += list(_hummed(sound, seconds, options.get("sound_delay", 0))) if sound else []
         packets += list(_spoken(words)) if words else []
         for packet in sorted(packets, key=lambda packet: packet.dts * packet.time_base):
             container.mux(packet)
@@ -71,10 +72,10 @@ def _add_sound(container, codec):
     return stream
 
 
-def _hummed(stream, seconds):
-    wave = (np.sin(np.arange(int(48000 * seconds)) / 20) * 8000).astype(np.int16)
+def _hummed(stream, seconds, delay):
+    wave = (np.sin(np.arange(int(48000 * (seconds - delay))) / 20) * 8000).astype(np.int16)
     frame = av.AudioFrame.from_ndarray(np.repeat(wave, 2)[None], format="s16", layout="stereo")
-    frame.sample_rate, frame.pts, frame.time_base = 48000, 0, Fraction(1, 48000)
+    frame.sample_rate, frame.pts, frame.time_base = 48000, 48000 * delay, Fraction(1, 48000)
     context = stream.codec_context
     resampler = av.AudioResampler(context.format, "stereo", 48000, frame_size=context.frame_size or None)
     for piece in [*resampler.resample(frame), *resampler.resample(None)]:

@@ -5,7 +5,8 @@ from fractions import Fraction
 import av
 import pytest
 
-from ldm.video import VideoError, probe
+from ldm.video import companions, probe
+from ldm.video.companions import Span
 from tests.video.films import UNEVEN, film, packets_of, through
 
 SOUNDS = {"mp4": ["aac", "libopus", "mp3"], "mkv": ["libopus", "aac", "pcm_s16le", "flac"], "mov": ["pcm_s16le", "aac"]}
@@ -101,13 +102,51 @@ def test_attachments_stay_in_matroska(tmp_path):
         assert (kept.name, kept.mimetype, kept.data) == ("letters.ttf", "font/ttf", b"letters" * 100)
 
 
-def test_damaged_sound_stops_the_join(tmp_path):
-    path = film(tmp_path / "in.mkv", 25, sound="flac", times=[number * 3600 for number in range(25)])
-    data = bytearray(path.read_bytes())
-    at = data.find(packets_of(path, "audio")[0][2][1])
-    data[at : at + 500] = bytes(500)
-    path.write_bytes(data)
-    source = probe(path)
-    through(source, tmp_path / "out.mkv")  # copied as it is
-    assert packets_of(tmp_path / "out.mkv", "audio") == packets_of(path, "audio")
-    assert VideoError
+def test_every_sound_and_subtitle_arrives_in_order(tmp_path):
+    source = film(tmp_path / "one.mkv", sound="flac", words="srt")
+    with av.open(str(source)) as old, av.open(str(tmp_path / "two.mkv"), "w") as new:
+        pairs = [(s, new.add_stream_from_template(s)) for s in (old.streams[i] for i in (0, 2, 1, 1, 2))]
+        for stream, target in pairs:
+            with av.open(str(source)) as again:
+                for packet in again.demux(again.streams[stream.index]):
+                    if packet.size:
+                        packet.stream = target
+                        new.mux(packet)
+    assert probe(tmp_path / "two.mkv").subtitles == ("subrip",) * 2
+    through(tmp_path / "two.mkv", tmp_path / "out.mkv")
+    with av.open(str(tmp_path / "out.mkv")) as container:
+        assert [stream.type for stream in container.streams] == ["video", "subtitle", "audio", "audio", "subtitle"]
+    for kind in ("audio", "subtitles"):
+        assert packets_of(tmp_path / "out.mkv", kind, 1) == packets_of(source, kind)
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_broadcasts_begin_at_zero_with_their_sound(tmp_path, suffix):
+    """The clock of a transport stream may begin anywhere; its sound stays in step, and is told apart from ADTS."""
+    late = [time + 900_000 for time in UNEVEN]
+    source = film(tmp_path / "in.ts", times=late, sound="aac", sound_delay=10)
+    looked = probe(source)
+    assert (looked.seconds(0), looked.audio) == (pytest.approx(0.021, abs=0.001), ("aac",))
+    through(source, tmp_path / f"out.{suffix}")
+    made = probe(tmp_path / f"out.{suffix}")
+    assert float(made.seconds(0)) == pytest.approx(0.021, abs=0.002)
+    old, new = packets_of(source, "audio")[0], packets_of(tmp_path / f"out.{suffix}", "audio")[0]
+    assert len(old) == len(new)
+    starts = {path: packets_of(path, "audio")[0][0][0] for path in (source, tmp_path / f"out.{suffix}")}
+    pictures = {source: Fraction(10), tmp_path / f"out.{suffix}": made.seconds(0)}
+    assert len({round(float(starts[path] - pictures[path]), 2) for path in starts}) == 1
+    with av.open(str(tmp_path / f"out.{suffix}")) as container:
+        assert sum(frame.samples for frame in container.decode(audio=0)) > 30_000
+
+
+def test_a_clock_that_goes_back_is_moved_on(tmp_path):
+    packets = []
+    for time in (0, 1024, 1000, 3072):
+        packet = av.Packet(b"sound")
+        packet.pts = packet.dts = time
+        packet.time_base = Fraction(1, 48000)
+        packets.append(packet)
+    with av.open(str(tmp_path / "out.mkv"), "w") as container:
+        target = container.add_stream("flac", rate=48000)
+        found = [packet.dts for _, packet in companions._kept(packets, target, Span(None, None, Fraction(0)))]
+    assert found == [0, 1024, 1025, 3072]
