@@ -40,18 +40,25 @@ class WorkFolder:
             self._made = [parent for parent in self.path.parents if not parent.exists()]
             self.parts.mkdir(parents=True, exist_ok=True)
             self._take()
-            for left in self.path.glob(".*.partial-*"):
-                remove(left)
-            begun = self._begun()
-            if begun is None:
-                write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
-            elif differing := differences(begun, self.manifest):
-                self._release()
-                what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
-                raise WorkError(f"{self.path}: begun with {what}; repeat that, or remove the folder to start anew")
+            self._begin()
         except OSError as error:
+            self._release()
             raise WorkError(f"{self.path}: cannot be used ({error.strerror})") from None
+        except WorkError:
+            self._release()
+            raise
         return self
+
+    def _begin(self) -> None:
+        """Write the manifest, or compare it with the one that is there."""
+        for left in self.path.glob(".*.partial-*"):
+            remove(left)
+        begun = self._begun()
+        if begun is None:
+            write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
+        elif differing := differences(begun, json.loads(json.dumps(self.manifest))):
+            what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
+            raise WorkError(f"{self.path}: begun with {what}; repeat that, or remove the folder to start anew")
 
     def __exit__(self, kind, error, trace) -> None:
         self._release()
@@ -115,7 +122,6 @@ class WorkFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            self._release()
             raise WorkError(f"{self.path}: another process is working on it; wait for it, or stop it") from None
 
     def _release(self) -> None:

@@ -3,8 +3,10 @@
 KILLS says how often (default 4; the figure in docs/PERFORMANCE.md is for 30).
 """
 
+import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,28 +16,33 @@ from pathlib import Path
 import pytest
 
 from ldm import video
-from ldm.engine.resume import folder_beside
+from ldm.engine.resume import WorkFolder, folder_beside, plan_begun_with
+from ldm.methods.mgld import MGLD
 from scripts import upscale
 from tests.scripts import toy
 
 KILLS = int(os.environ.get("KILLS", "4"))
-FRAMES, WORDS = 12, ["--upscale", "2", "--device", "cpu", "--save_every", "2"]
+FRAMES, WORDS = 8, ["--upscale", "2", "--device", "cpu", "--save_every", "2"]
 
 
-def start(words) -> subprocess.Popen:
+def run(words, seconds: float | None = None) -> bool:
+    """Whether the command came to its end; after so many seconds it is killed."""
     script = Path(upscale.__file__).resolve()
-    return subprocess.Popen([sys.executable, str(script), *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True, timeout=seconds)
+    except subprocess.TimeoutExpired:  # killed by SIGKILL
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     """The words of a command without its output, what it makes when nobody disturbs it, and how long that takes."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    toy.make_clip(folder / "clip.mp4", FRAMES, size=(48, 64))
+    toy.make_clip(folder / "clip.mp4", FRAMES)
     words = ["-i", str(folder / "clip.mp4"), "--weights", str(toy.make_model(folder / "model")), *WORDS]
     began = time.perf_counter()
-    run = start([*words, "-o", str(folder / "out.mp4")])
-    assert run.communicate() and run.returncode == 0
+    assert run([*words, "-o", str(folder / "out.mp4")])
     return words, (folder / "out.mp4").read_bytes(), time.perf_counter() - began
 
 
@@ -45,18 +52,9 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(undisturbed, tmp_path
     words, expected, seconds = undisturbed
     output = tmp_path / "out.mp4"
     moments, kills = random.Random(number), 0
-    while not output.exists():
-        run = start([*words, "-o", str(output)])
-        try:
-            run.wait(timeout=moments.uniform(0.3, 1.1) * seconds if kills < 5 else None)
-            assert run.returncode == 0, run.stderr.read().decode()
-        except subprocess.TimeoutExpired:
-            run.kill()
-            run.wait()
-            kills += 1
-            assert not output.exists() or output.read_bytes() == expected
-    final = start([*words, "-o", str(output)])  # a run that was killed after its output was there tidies up
-    assert final.wait() == 0
+    while not run([*words, "-o", str(output)], moments.uniform(0.3, 1.1) * seconds if kills < 5 else None):
+        kills += 1
+        assert not output.exists() or output.read_bytes() == expected
     assert output.read_bytes() == expected
     assert toy.left_behind(tmp_path) == ["out.mp4", "out.mp4.json"]
 
@@ -74,19 +72,33 @@ def stop_after(monkeypatch, parts: int) -> None:
     monkeypatch.setattr(video, "write_part", write)
 
 
-@pytest.fixture
-def stopped(undisturbed, tmp_path, monkeypatch):
-    """(words, output) of a run that was interrupted after two parts."""
-    words = [*undisturbed[0], "-o", str(tmp_path / "out.mp4")]
-    with monkeypatch.context() as patch:
+@pytest.fixture(scope="module")
+def interrupted(undisturbed, tmp_path_factory):
+    """The work folder of a run that was interrupted after two parts."""
+    output = tmp_path_factory.mktemp("interrupted") / "out.mp4"
+    with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 2)
-        assert upscale.main(words) == 130
-    return words, tmp_path / "out.mp4"
+        assert upscale.main([*undisturbed[0], "-o", str(output)]) == 130
+    return folder_beside(output)
 
 
-def test_an_interrupted_run_says_what_is_kept(undisturbed, stopped, capfd):
-    words, output = stopped
+@pytest.fixture
+def stopped(undisturbed, interrupted, tmp_path):
+    """(words, output) of such a run."""
+    shutil.copytree(interrupted, tmp_path / interrupted.name)
+    return [*undisturbed[0], "-o", str(tmp_path / "out.mp4")], tmp_path / "out.mp4"
+
+
+def test_an_interrupted_run_says_what_is_kept(undisturbed, tmp_path, monkeypatch, capfd):
+    output = tmp_path / "out.mp4"
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert upscale.main([*undisturbed[0], "-o", str(output)]) == 130
     assert f"finished parts are kept in {folder_beside(output)}" in capfd.readouterr().err
+
+
+def test_an_interrupted_run_is_gone_on_with(undisturbed, stopped):
+    words, output = stopped
     assert upscale.main(words) == 0
     assert output.read_bytes() == undisturbed[1] and not folder_beside(output).exists()
 
@@ -110,7 +122,7 @@ def test_other_settings_do_not_mix(stopped, change, says, capfd):
 
 def test_another_input_under_the_same_name_does_not_mix(stopped, undisturbed, capfd, tmp_path):
     words, output = stopped
-    other = toy.make_clip(tmp_path / "other.mp4", FRAMES, size=(48, 64), rate=24)
+    other = toy.make_clip(tmp_path / "other.mp4", FRAMES, rate=24)
     capfd.readouterr()
     assert upscale.main([*words, "-i", str(other)]) == 2
     assert "input.path" in capfd.readouterr().err
@@ -134,11 +146,9 @@ def test_a_missing_part_is_named(stopped, capfd):
 
 
 def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
-    from ldm.engine.resume import WorkFolder, plan_begun_with
-
     words, output = stopped
     assert plan_begun_with(output)["part_frames"] == 2
-    manifest = __import__("json").loads((folder_beside(output) / "manifest.json").read_text())
+    manifest = json.loads((folder_beside(output) / "manifest.json").read_text())
     with WorkFolder(output, manifest):
         assert upscale.main(words) == 2
     assert "another process is working on it" in capfd.readouterr().err
@@ -152,8 +162,6 @@ def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
 
 
 def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeypatch, capfd):
-    from ldm.methods.mgld import MGLD
-
     decode, calls = MGLD.decode, []
 
     def scarce(self, x, work, **options):
