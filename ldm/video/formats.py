@@ -10,7 +10,7 @@ import av
 
 from ldm.video.pixels import FULL, LIMITED, LUMA, matrix_of_size
 from ldm.video.probing import ATTACHED_PICTURE, codec_name, is_chapter_track, main_stream, open_container
-from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
+from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Light, Source, VideoError, snap_rate
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # FFmpeg's names of what is written
 SUFFIXES = {container: suffix for suffix, container in CONTAINERS.items()}
@@ -42,6 +42,7 @@ class Format:
     alpha: bool = False
     crf: float | None = 18
     color: Color = Color()
+    light: Light = Light()
     sample_aspect: Fraction = Fraction(1)
     rate: Fraction = DEFAULT_RATE
     time_base: Fraction = 1 / DEFAULT_RATE
@@ -86,7 +87,8 @@ def choose_format(source: Source, output, *, size, codec=None, depth=None, crf=1
     return Format(
         container, codec, _pixel_format(codec, depth, alpha, keeps_rgb, size), tuple(size), depth, alpha,
         crf=None if keeps_rgb or codec == "prores" else crf, color=_color(source, size, keeps_rgb),
-        sample_aspect=source.sample_aspect, rate=snap_rate(source.rate), time_base=_time_base(source, container),
+        light=source.light if codec == "hevc" else Light(), sample_aspect=source.sample_aspect,
+        rate=snap_rate(source.rate), time_base=_time_base(source, container),
     )  # fmt: skip
 
 
@@ -230,6 +232,8 @@ def _lost_pixels(source, format):
     if source.alpha and not format.alpha:
         name = f"{format.codec} in {where}" if format.codec != "h264" else where
         yield f"transparency is dropped: {name} cannot hold it; choose .mov, .mkv or a folder"
+    if source.light != format.light:
+        yield f"HDR10's display and light level metadata are dropped: {format.codec} has no place; choose --codec hevc"
     if source.sample_aspect != 1 and (not format.is_video or (format.codec, format.container) == ("ffv1", "matroska")):
         aspect = f"{source.sample_aspect.numerator}:{source.sample_aspect.denominator}"
         yield f"the sample aspect ratio {aspect} is dropped: {format.codec} in {where} cannot hold it; choose .mp4"

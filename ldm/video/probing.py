@@ -5,9 +5,10 @@ from fractions import Fraction
 from typing import NamedTuple
 
 import av
+import numpy as np
 
 from ldm.video.pixels import depth_of, display_matrix, has_transparency
-from ldm.video.source import DEFAULT_RATE, Color, Source, VideoError, snap_rate
+from ldm.video.source import DEFAULT_RATE, Color, Light, Source, VideoError, snap_rate
 
 ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC: a cover, no moving picture
 INDEXED = ("mp4", "matroska")  # containers whose packets say exactly which frames there are, and when
@@ -26,8 +27,6 @@ UNKEPT_SIDE_DATA = {
     "A53_CC": "closed captions in the pictures",
     "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
     "DOVI_METADATA": "Dolby Vision metadata",
-    "MASTERING_DISPLAY_METADATA": "mastering display metadata",
-    "CONTENT_LIGHT_LEVEL": "content light level",
     "ICC_PROFILE": "the ICC profile",
     "STEREO3D": "the arrangement of two eyes' pictures",
     "SPHERICAL": "the spherical projection",
@@ -72,7 +71,8 @@ def probe_video(path) -> Source:
     frames, times, end = _counted_from(origin, track, tick)
     return Source(
         "video", path, frames, *size, _plausible(rate, times, tick),
-        depth=depth_of(first.format), alpha=alpha, color=_color_of(path, first), sample_aspect=aspect,
+        depth=depth_of(first.format), alpha=alpha, color=_color_of(path, first), light=_light_of(first),
+        sample_aspect=aspect,
         times=times, end=end, time_base=tick if times else None, origin=origin,
         notes=tuple(notes), seekable=indexed, **held,
     )  # fmt: skip
@@ -266,6 +266,20 @@ def _color_of(path, frame):
     if frame.format.name.startswith("yuvj"):
         color = color._replace(range=2)
     return color
+
+
+def _light_of(frame):
+    """HDR10's static metadata, from FFmpeg's structures AVMasteringDisplayMetadata and AVContentLightMetadata."""
+    display, content = (), ()
+    if data := frame.side_data.get("MASTERING_DISPLAY_METADATA"):
+        numbers = np.frombuffer(bytes(data), "=i4")
+        ratios = [Fraction(int(a), int(b) or 1) for a, b in numbers[:20].reshape(-1, 2)]
+        if numbers[20] and numbers[21]:  # it has primaries (red, green, blue, white), and luminances (least, greatest)
+            points = [ratios[i] * 50000 for i in (2, 3, 4, 5, 0, 1, 6, 7)]
+            display = tuple(map(round, [*points, ratios[9] * 10000, ratios[8] * 10000]))
+    if data := frame.side_data.get("CONTENT_LIGHT_LEVEL"):
+        content = tuple(int(level) for level in np.frombuffer(bytes(data), "=u4")[:2])
+    return Light(display, content)
 
 
 def _notes_of(frame):

@@ -45,10 +45,17 @@ def _options(format):
         return {**quality, "x264-params": X264}
     if format.codec == "hevc":
         quality = {} if format.lossless else {"crf": str(format.crf)}
-        return {**quality, "preset": "medium", "x265-params": X265 + ":lossless=1" * format.lossless}
+        return {**quality, "preset": "medium", "x265-params": X265 + ":lossless=1" * format.lossless + _light(format)}
     if format.codec == "prores":
         return {"profile": "4444" if "444" in format.pixel_format else "hq", "vendor": "apl0"}
     return {"level": "3", "g": "1", "slices": "4", "slicecrc": "1"}
+
+
+def _light(format):
+    """HDR10's static metadata in x265's words."""
+    display, content = format.light
+    words = ":master-display=G({},{})B({},{})R({},{})WP({},{})L({},{})".format(*display) if display else ""
+    return words + (":max-cll={},{}".format(*content) if content else "")
 
 
 class Film:

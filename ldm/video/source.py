@@ -29,6 +29,18 @@ class Color(NamedTuple):
     transfer: int = 2
 
 
+class Light(NamedTuple):
+    """HDR10's static metadata; empty where there is none.
+
+    `display`: the mastering display as x265 writes it: x and y of green, blue, red and white in units of 1/50000, then
+    the greatest and least luminance in units of 1/10000 cd/m2. `content`: the greatest light level of a pixel, and of
+    a frame's mean, in cd/m2.
+    """
+
+    display: tuple[int, ...] = ()
+    content: tuple[int, ...] = ()
+
+
 @dataclass(frozen=True)
 class Source:
     """What can be read at `path`: kind "video", "folder" or "image"; sizes as shown (rotation applied).
@@ -55,6 +67,7 @@ class Source:
     depth: int = 8
     alpha: bool = False
     color: Color = Color()
+    light: Light = Light()
     sample_aspect: Fraction = Fraction(1)
     times: tuple[int, ...] | None = None
     end: int | None = None

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from ldm.video import VideoError, probe, read
+from ldm.video import VideoError, choose_format, losses, probe, read
+from ldm.video.source import Light
 from tests.video.clips import frames_of, write
 from tests.video.films import TICK, UNEVEN, film, through
 
@@ -37,6 +38,20 @@ def test_colours_are_kept(tmp_path, color, suffix, pix_fmt):
     assert distance(source, made) < 3
     through(source, tmp_path / "prores.mov", codec="prores")
     assert probe(tmp_path / "prores.mov").color[1:] == color[1:]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+def test_hdr10_metadata_is_kept(tmp_path, suffix):
+    light = Light((13250, 34500, 7500, 3000, 34000, 16000, 15635, 16450, 10000000, 50), (1000, 400))
+    display = "G({},{})B({},{})R({},{})WP({},{})L({},{})".format(*light.display)
+    encoder = {"x265-params": f"log-level=none:master-display={display}:max-cll=1000,400"}
+    made = {"codec": "libx265", "encoder": encoder, "context": dict(zip(NAMES, (1, 9, 9, 16), strict=True))}
+    source = probe(film(tmp_path / "in.mp4", 3, pix_fmt="yuv420p10le", **made))
+    assert source.light == light and source.notes == ()
+    through(source, tmp_path / f"out.{suffix}", cuts=(1,))
+    assert probe(tmp_path / f"out.{suffix}").light == light
+    chosen = choose_format(source, tmp_path / "o.mov", size=(48, 64), codec="prores")
+    assert [line.split(" are")[0] for line in losses(source, chosen)] == ["HDR10's display and light level metadata"]
 
 
 def test_the_range_of_values_is_respected(tmp_path):
