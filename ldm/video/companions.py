@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain
 from typing import NamedTuple
 
 import av
 
-from ldm.video.formats import fits
+from ldm.video.formats import encoder_of, fits
 from ldm.video.probing import codec_name, open_container
 from ldm.video.sinks import BITEXACT
 from ldm.video.source import Source, VideoError
@@ -51,7 +52,7 @@ class Companion(NamedTuple):
     index: int
     target: av.stream.Stream
     kind: str
-    copied: bool
+    encoder: str | None
 
     def packets(self, span: Span) -> Iterator[tuple[Fraction, av.Packet]]:
         """(seconds, packet) for the output, in order of time; read anew from the source.
@@ -62,8 +63,10 @@ class Companion(NamedTuple):
         with open_container(self.path) as container:
             stream = container.streams[self.index]
             try:
-                if not self.copied:
-                    yield from _encoded(stream, self.target, span)
+                if self.encoder == "aac":
+                    yield from _sound(stream, self.target, span)
+                elif self.encoder:
+                    yield from _words(stream, self.target, span)
                 else:
                     yield from (_cut if self.kind == "subtitle" else _kept)(container.demux(stream), self.target, span)
             except av.FFmpegError as error:
@@ -72,7 +75,7 @@ class Companion(NamedTuple):
 
 
 def add_companions(output, source: Source, container) -> list[Companion]:
-    """Add to an output container every stream of the source that fits; audio that does not fit is added as AAC.
+    """Add to an output container every stream of the source that fits, or can be encoded into one that does.
 
     `output` is the opened container, `container` FFmpeg's name of it. What is left out `losses` has named. Attachments
     travel in the header and are not among the returned.
@@ -82,17 +85,20 @@ def add_companions(output, source: Source, container) -> list[Companion]:
     found = []
     with open_container(source.path) as old:
         for stream in old.streams:
-            copied = fits(stream, container)
-            if stream.type == "audio" and stream.codec_context is not None and not copied:
-                target = _add_aac(output, stream)
-            elif copied:
+            whole = fits(stream, container)
+            encoder = None if whole else encoder_of(stream, container)
+            if encoder == "aac":
+                target = _add_sound(output, stream)
+            elif encoder:
+                target = _add_words(output, stream, encoder)
+            elif whole:
                 target = output.add_stream_from_template(stream)
             else:
                 continue
             target.metadata.update(_tags(stream.metadata))
             target.disposition = int(stream.disposition)
             if stream.type != "attachment":
-                found.append(Companion(source.path, stream.index, target, stream.type, copied))
+                found.append(Companion(source.path, stream.index, target, stream.type, encoder))
     return found
 
 
@@ -169,10 +175,10 @@ def _cut(packets, target, span):
         yield _placed(packet, target, span)
 
 
-# ---------------------------------------------------------------------------------------------------- as AAC
+# ---------------------------------------------------------------------------------------------------- encoded anew
 
 
-def _add_aac(output, stream):
+def _add_sound(output, stream):
     old = stream.codec_context
     target = output.add_stream("aac", rate=min(old.sample_rate, MOST_AAC_RATE))
     target.codec_context.layout = old.layout.name
@@ -181,16 +187,14 @@ def _add_aac(output, stream):
     return target
 
 
-def _encoded(stream, target, span):
+def _sound(stream, target, span):
     """Sound decoded and encoded anew; whole frames of it that begin within the span."""
     encoder = target.codec_context
     options = {"format": encoder.format.name, "layout": encoder.layout.name, "rate": encoder.sample_rate}
     resampler = av.AudioResampler(**options, frame_size=encoder.frame_size)
-    for frame in _sounding(stream, span):
+    for frame in chain(_sounding(stream, span), [None]):
         for piece in resampler.resample(frame):
             yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
-    for piece in resampler.resample(None):
-        yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
     yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(None))
 
 
@@ -203,3 +207,22 @@ def _sounding(stream, span):
             if span.begin is None or time >= span.begin:
                 frame.pts -= round(span.shift / frame.time_base)
                 yield frame
+
+
+def _add_words(output, stream, encoder):
+    target = output.add_stream(encoder)
+    stream.codec_context.open(strict=False)  # which makes the header that the encoder needs
+    target.codec_context.subtitle_header = stream.codec_context.subtitle_header
+    target.time_base = target.codec_context.time_base = stream.time_base
+    return target
+
+
+def _words(stream, target, span):
+    """Subtitles of one kind as another."""
+    for time, packet in _cut(stream.container.demux(stream), target, span):
+        shown = stream.codec_context.decode2(packet)
+        if shown is not None:
+            words = target.codec_context.encode_subtitle(shown)
+            words.pts, words.dts, words.duration = packet.pts, packet.dts, packet.duration
+            words.time_base, words.stream = packet.time_base, target
+            yield time, words

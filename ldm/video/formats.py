@@ -23,6 +23,9 @@ HOMES = {
     "ffv1": ("matroska",),
 }
 WITH_ALPHA = ("prores", "ffv1", "png")
+TEXTS = ("subrip", "ass", "webvtt", "mov_text", "text")  # subtitles that are words, and what they become
+TEXT_CODECS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip"}
+NAMES = {"aac": "AAC", "mov_text": "mov_text", "subrip": "SubRip"}
 MOST_TICKS = 2**31 - 1  # a second of MP4 holds no more
 
 
@@ -263,24 +266,31 @@ def _lost_streams(source, format):
             known = stream.index == main_stream(container).index or is_chapter_track(stream, container)
             if known or fits(stream, format.container):
                 continue
-            name = codec_name(stream)
-            if stream.type == "audio" and stream.codec_context is not None:
-                yield f"audio ({name}) cannot go into {where} as it is and becomes AAC"
-            elif stream.type == "video":
-                cover = stream.disposition & ATTACHED_PICTURE
-                yield f"the {'cover picture' if cover else 'second video stream'} ({name}) is dropped"
+            name, cover = codec_name(stream), stream.disposition & ATTACHED_PICTURE
+            kinds = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a data stream"}
+            kinds["video"] = "the cover picture" if cover else "another video stream"
+            kind, other = kinds.get(stream.type, stream.type), encoder_of(stream, format.container)
+            if other is None:
+                yield f"{kind} ({name}) cannot go into {where}: dropped"
             else:
-                kinds = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a data stream"}
-                yield f"{kinds.get(stream.type, stream.type)} ({name}) cannot go into {where}: dropped"
+                plain = ", without its styles" if stream.type == "subtitle" else ""
+                yield f"{kind} ({name}) cannot go into {where} as it is: becomes {NAMES[other]}{plain}"
+
+
+def encoder_of(stream, container):
+    """The codec by which a stream that does not fit a container goes into it after all; None: by none."""
+    if stream.codec_context is None:
+        return None
+    if stream.type == "audio":
+        return "aac"
+    return TEXT_CODECS[container] if stream.type == "subtitle" and codec_name(stream) in TEXTS else None
 
 
 def fits(stream, container) -> bool:
     """Whether FFmpeg writes a stream that is no video into a container as it is: tried, with a header to nowhere."""
-    if stream.type not in ("audio", "subtitle", "attachment") or (stream.codec_context is None) != (
-        stream.type == "attachment"
-    ):
-        return False
-    if stream.type == "attachment" and container != "matroska":
+    if stream.type == "attachment":
+        return container == "matroska"
+    if stream.type not in ("audio", "subtitle") or stream.codec_context is None:
         return False
     try:
         with av.open(io.BytesIO(), "w", format=container) as trial:

@@ -41,6 +41,18 @@ def test_subtitles_are_copied(tmp_path, suffix, codec):
     assert sum(b"two" in data for _, data in packets_of(output, "subtitles")[0]) == 1
 
 
+@pytest.mark.parametrize("way", [("mkv", "srt", "mp4"), ("mkv", "ass", "mov"), ("mp4", "mov_text", "mkv")])
+@pytest.mark.parametrize("span", [(0, None), (4, 9)])
+def test_words_become_what_the_container_holds(tmp_path, way, span):
+    source, output = film(tmp_path / f"in.{way[0]}", words=way[1]), tmp_path / f"out.{way[2]}"
+    through(source, output, span=span)
+    assert probe(output).subtitles == ("subrip" if way[2] == "mkv" else "mov_text",)
+    shown = [(float(time), data) for time, data in packets_of(output, "subtitles")[0] if data != bytes(2)]
+    expected = [(0, b"one"), (0.12, b"two"), (0.3, b"three")] if span[0] == 0 else [(0, b"two"), (0.14, b"three")]
+    assert [time for time, _ in shown] == pytest.approx([time for time, _ in expected], abs=0.001)
+    assert all(word in data for (_, data), (_, word) in zip(shown, expected, strict=True))
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
 def test_a_span_takes_its_stretch_of_everything(tmp_path, suffix):
     words = {"mp4": "mov_text", "mkv": "srt"}[suffix]
