@@ -59,6 +59,18 @@ def plain(config: Any) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def need(config: DictConfig, key: str) -> DictConfig:
+    """The mapping at a dotted key. Raises ConfigError where there is none."""
+    try:
+        found = OmegaConf.select(config, key)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config.{key}: {_first_line(error)}") from error
+    if not OmegaConf.is_dict(found):
+        got = "nothing" if found is None else type(found).__name__
+        raise ConfigError(f"config.{key}: got {got}, expected a mapping")
+    return found
+
+
 def save(config: Any, path: str | Path) -> None:
     """Write a configuration as YAML, interpolations kept, so that `load(path)` gives it back; never half a file."""
     path = Path(path)
@@ -75,7 +87,7 @@ def instantiate(node: Any, place: str | None = None, **built: Any) -> Any:
     target that exist already.
 
     Raises ConfigError for an unknown target, an unknown or missing argument, a key beside `target` and `params`, an
-    interpolation that leads nowhere, and for the ValueError or TypeError of a constructor.
+    interpolation that leads nowhere, and for what a constructor raises where its arguments make no sense.
     """
     if OmegaConf.is_config(node):
         own = node._get_full_key(None)
@@ -107,8 +119,9 @@ def _build(node: Any, place: str, built: dict | None = None) -> Any:
         return make(**params)
     except ConfigError:
         raise
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{place} -> {node['target']}: {_first_line(error)}") from error
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError, AttributeError) as error:
+        kind = "" if isinstance(error, (TypeError, ValueError)) else f"{type(error).__name__}: "
+        raise ConfigError(f"{place} -> {node['target']}: {kind}{_first_line(error)}") from error
 
 
 def _find_target(target: Any, place: str) -> Callable:

@@ -16,6 +16,9 @@ PRESETS = ROOT / "configs" / "presets"
 CARD = "model.yaml"  # beside weights: the configuration they were trained with
 FLOW_FILES = {"raft": "raft-things", "spynet": "spynet_sintel_final-3d2a1287"}
 STAGES = {"stage_one": "mgldvsr_unet", "stage_two": "video_vae_cfw"}
+NETWORKS = ("unet", "structure", "autoencoder", "sequence_decoder", "text", "flow")
+NEEDED = [f"networks.{name}" for name in NETWORKS]
+NEEDED += [f"method.params.{name}" for name in ("sampling", "windows", "decoding", "decoding.params.windows")]
 EXPECTED = f"a folder with {' and '.join(STAGES.values())}, or these files"
 
 
@@ -80,13 +83,16 @@ def read_settings(
     paths = [*configs] or [files.get("card", RELEASED_CONFIG)]
     settings = config.load(*paths)
     for key in ("networks", "method", "flows", "flow"):
-        if key not in settings:
+        if settings.get(key) is None:
             raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
     if preset is not None:
         settings = config.merge(settings, _preset(preset))
     if flow is not None and flow not in settings.flows:
         raise ValueError(f"got flow {flow!r}, expected one of {', '.join(settings.flows)}")
-    return config.override(settings, ([f"flow={flow}"] if flow else []) + list(overrides))
+    settings = config.override(settings, ([f"flow={flow}"] if flow else []) + list(overrides))
+    for key in NEEDED:
+        config.need(settings, key)
+    return settings
 
 
 def _preset(name: str) -> Path:
@@ -110,6 +116,8 @@ def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") ->
         # all its weights come from a file: the meta device spares their initialisation
         with torch.device("meta" if name in filled and name != "flow" else "cpu"):
             networks[name] = config.instantiate(node)
+        if not isinstance(networks[name], nn.Module):
+            raise config.ConfigError(f"config.networks.{name}: got no network, expected target and params")
     slots = {name: net for name, net in networks.items() if name in checkpoint.STAGE_ONE.slots and net.state_dict()}
     if flow_state is not None:
         constant = tuple(getattr(networks["flow"], "constant_buffers", ()))

@@ -1,12 +1,18 @@
 """Image files as RGB of 8 or 16 bits, with what OpenCV leaves out: cut files are noticed, headers read cheaply."""
 
-from typing import NamedTuple
+import os
+import sys
+import threading
+from typing import contextlib
 
 import cv2
+import NamedTuple
 import numpy as np
 
 from ldm.video.pixels import to_bytes, with_channels
 from ldm.video.source import VideoError
+
+_ONE_AT_A_TIME = threading.Lock()  # the error stream belongs to the whole process
 
 
 class Form(NamedTuple):
@@ -93,9 +99,24 @@ def _decode(path, flags):
     if not _looks_whole(data.tobytes()):
         return None
     try:
-        return cv2.imdecode(data, flags)
+        with _silent():
+            return cv2.imdecode(data, flags)
     except cv2.error:  # OpenCV's way to say so for some formats; for others it returns None
         return None
+
+
+@contextlib.contextmanager
+def _silent():
+    """Keep what the image libraries print about a damaged file, past every setting of OpenCV, off the error stream."""
+    with _ONE_AT_A_TIME, open(os.devnull, "wb") as nowhere:
+        sys.stderr.flush()
+        stream = os.dup(2)
+        try:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+        finally:
+            os.dup2(stream, 2)
+            os.close(stream)
 
 
 def _looks_whole(data):
