@@ -1,12 +1,12 @@
 """Image files as RGB of 8 or 16 bits, with what OpenCV leaves out: cut files are noticed, headers read cheaply."""
 
+import contextlib
 import os
 import sys
 import threading
-from typing import contextlib
+from typing import NamedTuple
 
 import cv2
-import NamedTuple
 import numpy as np
 
 from ldm.video.pixels import to_bytes, with_channels
