@@ -59,16 +59,15 @@ def plain(config: Any) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
-def need(config: DictConfig, key: str) -> DictConfig:
-    """The mapping at a dotted key. Raises ConfigError where there is none."""
+def check_target(config: DictConfig, key: str) -> None:
+    """Raise ConfigError unless a mapping with a `target` stands at a dotted key."""
     try:
         found = OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
         raise ConfigError(f"config.{key}: {_first_line(error)}") from error
-    if not OmegaConf.is_dict(found):
-        got = "nothing" if found is None else type(found).__name__
-        raise ConfigError(f"config.{key}: got {got}, expected a mapping")
-    return found
+    if not OmegaConf.is_dict(found) or "target" not in found:
+        got = "nothing" if found is None else type(found).__name__.removesuffix("Config")
+        raise ConfigError(f"config.{key}: got {got}, expected a mapping with a target")
 
 
 def save(config: Any, path: str | Path) -> None:

@@ -89,9 +89,11 @@ def read_settings(
         settings = config.merge(settings, _preset(preset))
     if flow is not None and flow not in settings.flows:
         raise ValueError(f"got flow {flow!r}, expected one of {', '.join(settings.flows)}")
+    if not isinstance(settings.flow, str):
+        raise config.ConfigError(f"config.flow: got {settings.flow}, expected one of {', '.join(settings.flows)}")
     settings = config.override(settings, ([f"flow={flow}"] if flow else []) + list(overrides))
     for key in NEEDED:
-        config.need(settings, key)
+        config.check_target(settings, key)
     return settings
 
 

@@ -130,7 +130,7 @@ class FixedContext(nn.Module):
 
     def __init__(self, *, tokens: int = 1, width: int) -> None:
         super().__init__()
-        self.shape = (1, tokens, width)
+        self.shape = tuple(torch.empty(1, tokens, width, device="meta").shape)  # a shape that makes none shows here
 
     def forward(self) -> Tensor:
         """(1, tokens, width), all zeros, on the CPU."""
