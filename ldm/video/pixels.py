@@ -105,7 +105,6 @@ def frame_pixels(frame, alpha, color: Color, reformatter: VideoReformatter):
     matrix = color.matrix if color.matrix in LUMA else matrix_of_size(frame.height, frame.width)
     if depth_of(frame.format) == 8:
         options = {"src_colorspace": SCALER_MATRIX[matrix], "interpolation": EXACT_SCALING}
-        options |= {"src_color_range": color.range} if color.range and not frame.format.is_rgb else {}
         return upright(reformatter.reformat(frame, format="rgba" if alpha else "rgb24", **options).to_ndarray(), frame)
     if frame.format.is_rgb or len(frame.format.components) == 2:
         name = "rgba64le" if alpha else "rgb48le"

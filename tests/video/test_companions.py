@@ -84,6 +84,7 @@ def test_sound_that_does_not_fit_becomes_aac(tmp_path):
             samples = sum(frame.samples for frame in container.decode(stream))
             assert (stream.sample_rate, stream.layout.name) == (48000, "stereo")
         assert samples / 48000 == pytest.approx(seconds + 0.06, abs=0.08)
+        assert abs(packets_of(tmp_path / name, "audio")[0][0][0]) < 0.03
     again = tmp_path / "again.mov"
     through(source, again, cuts=(20,))
     assert again.read_bytes() == (tmp_path / "out.mov").read_bytes()

@@ -60,6 +60,12 @@ def test_a_part_has_the_same_bytes_however_often_it_is_made(tmp_path, codec, cou
     assert len(made) == 1
 
 
+def test_the_encoder_does_not_ask_the_machine_for_its_threads(tmp_path):
+    chosen = choose_format(Source("video", tmp_path / "in", 1, 64, 640, Fraction(25)), "o.mp4", size=(640, 64))
+    write_part(tmp_path / "part", frames_of(1, 640, 64), chosen)
+    assert b" threads=4 " in (tmp_path / "part").read_bytes()
+
+
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize("late", [0, 9000])
 @pytest.mark.parametrize("cuts", [(), (1, 5), (4,)])

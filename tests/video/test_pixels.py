@@ -83,6 +83,15 @@ def test_chroma_lies_where_video_has_it(pix_fmt):
     assert np.abs(words(back.planes[1])[:, 1:-1] - chroma[0][:, 1:-1]).max() == 0
 
 
+def test_fine_colour_stripes_become_their_mean_not_one_of_the_two():
+    pixels = np.full((8, 64, 3), 30000, np.uint16)
+    pixels[:, ::2, 2] = 60000
+    color = Color(1, 9)
+    blue, grey = (encoder_frame(pixels[:, i::2], "yuv444p10le", color, VideoReformatter()).planes[1] for i in (0, 1))
+    mixed = words(encoder_frame(pixels, "yuv420p10le", color, VideoReformatter()).planes[1])
+    assert np.abs(mixed[:, 1:-1] - (words(blue)[0, 0] + words(grey)[0, 0]) / 2).max() <= 1
+
+
 @pytest.mark.parametrize("bits", [10, 12, 16])
 def test_deep_rgb_and_alpha_come_back(bits):
     codes = np.random.default_rng(1).integers(0, 2**bits, (6, 8, 4)).astype(np.uint16)
