@@ -12,7 +12,7 @@ import av
 from ldm.video.companions import Span, add_companions, add_titles
 from ldm.video.formats import MOST_TICKS, Format, ticks
 from ldm.video.replacing import Replacement
-from ldm.video.sinks import CONTAINER_OPTIONS, add_video
+from ldm.video.sinks import CONTAINER_OPTIONS, add_video, counted_name
 from ldm.video.source import Source, VideoError
 from ldm.video.writing import refuse_input
 
@@ -33,7 +33,7 @@ def join(parts, output, *, source: Source, format: Format, span=(0, None), metad
 
     Videos: frame `i` of all parts is shown when frame `span[0] + i` of the source was, counted from when its first
     frame was shown; sound, subtitles, attachments, chapters and titles of the span go along. Folders and images: the
-    parts' PNGs, under their names. Equal parts give equal bytes.
+    parts' PNGs, under their names, or counted where the source has none. Equal parts give equal bytes.
 
     Args:
         parts: what `write_part` made of successive frames, in order. They stay.
@@ -56,7 +56,7 @@ def join(parts, output, *, source: Source, format: Format, span=(0, None), metad
         if format.is_video:
             _join_videos(parts, replacement.partial, source, format, span, metadata or {})
         else:
-            _join_images(parts, replacement.partial, format.container, _expected(source, span))
+            _join_images(parts, replacement.partial, source, format.container, span)
         replacement.publish()
     except (OSError, av.FFmpegError) as error:
         raise VideoError(f"{output}: cannot be written ({error.strerror or error})") from None
@@ -79,17 +79,18 @@ def _check_count(parts, frames, expected):
 # --------------------------------------------------------------------------------------------------------- images
 
 
-def _join_images(parts, partial, container, expected):
+def _join_images(parts, partial, source, container, span):
     files = [file for part in parts for file in (sorted(part.iterdir()) if part.is_dir() else [part])]
-    _check_count(parts, len(files), expected)
+    _check_count(parts, len(files), _expected(source, span))
     if container == "image":
         shutil.copyfile(files[0], partial)
         return
     partial.mkdir()
-    for file in files:
-        if (partial / file.name).exists():
+    for number, file in enumerate(files):
+        target = partial / (file.name if source.names else counted_name(number))
+        if target.exists():
             raise VideoError(f"{file}: two parts hold an image of this name; expected each once")
-        _link(file, partial / file.name)
+        _link(file, target)
 
 
 def _link(file, target):

@@ -133,11 +133,11 @@ class Picture:
 
 
 class Pictures(Picture):
-    """A folder of PNGs, named after `names`, or where there are none counted from `first` on."""
+    """A folder of PNGs, named after `names`, or where there are none counted."""
 
-    def __init__(self, names=(), format=None, first=0):
+    def __init__(self, names=(), format=None):
         super().__init__(format)
-        self.names, self.first = png_names(names), first
+        self.names = png_names(names)
 
     def open(self, path):
         self.path = path
@@ -146,7 +146,12 @@ class Pictures(Picture):
     def put(self, pixels, number):
         if self.names and number >= len(self.names):
             raise VideoError(f"got frame {number}, but names for {len(self.names)} frames only")
-        _save_png(self.path / (self.names[number] if self.names else f"{self.first + number:08d}.png"), pixels)
+        _save_png(self.path / (self.names[number] if self.names else counted_name(number)), pixels)
+
+
+def counted_name(number):
+    """The name of an image that has none."""
+    return f"{number:08d}.png"
 
 
 def png_names(names):

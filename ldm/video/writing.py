@@ -50,22 +50,21 @@ def open_writer(
     return Writer(path, tuple(size), sink, overwrite=overwrite)
 
 
-def write_part(path, frames, format: Format, *, names=(), first=0) -> int:
+def write_part(path, frames, format: Format, *, names=()) -> int:
     """Encode frames into one part of an output, to be put together with others by `join`; returns their number.
 
     The part appears under its name when it is whole and on the disk: a file of one stream whose times count frames, or
     a folder of PNGs. Its bytes depend on nothing but its frames and the format.
 
     Args:
-        names: file names of a folder's images, one per frame; the suffix becomes .png.
-        first: the number of the first frame, by which images are called that have no names.
+        names: file names of a folder's images, one per frame; the suffix becomes .png. Without them they are counted.
 
     Raises:
         VideoError: no frames; frames of another size; what `Writer` raises.
     """
     path = Path(path)
     if format.container == "folder":
-        sink = Pictures(names, format, first)
+        sink = Pictures(names, format)
     elif format.container == "image":
         sink = Picture(format)
     else:

@@ -134,6 +134,6 @@ def through(source, output, *, cuts=(), span=(0, None), factor=1, metadata=None,
     for begin, end in zip(edges, edges[1:], strict=False):
         frames = (frame.repeat(factor, 0).repeat(factor, 1) for frame in video.read(source, begin, end))
         parts.append(work / f"{begin:08d}")
-        video.write_part(parts[-1], frames, chosen, names=source.names[begin:end], first=begin)
+        video.write_part(parts[-1], frames, chosen, names=source.names[begin:end])
     video.join(parts, output, source=source, format=chosen, span=span, metadata=metadata)
     return chosen
