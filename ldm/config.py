@@ -6,9 +6,10 @@ import inspect
 import io
 import os
 import pkgutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Union, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -17,6 +18,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the place."""
+
+
+KINDS = {  # of annotations: the types of values that fit, and what to call them
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "a word"),
+    bool: ((bool,), "true or false"),
+}
 
 
 def load(*paths: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
@@ -174,6 +183,24 @@ def _check_arguments(make: Callable, params: dict, place: str) -> None:
     missing = [p.name for p in accepted if p.default is p.empty and p.name not in params]
     if missing:
         raise ConfigError(f"{place}.params: {make.__qualname__} needs {', '.join(missing)}")
+    for parameter in accepted:
+        if parameter.name in params:
+            _check_kind(parameter, params[parameter.name], f"{place}.params.{parameter.name}")
+
+
+def _check_kind(parameter: inspect.Parameter, value: Any, place: str) -> None:
+    """Raise ConfigError where a parameter is annotated as a number, a word or a switch and gets something else."""
+    union = get_origin(parameter.annotation) in (Union, UnionType)
+    allowed = get_args(parameter.annotation) if union else (parameter.annotation,)
+    if value is None and NoneType in allowed:
+        return
+    kinds = [kind for kind in allowed if kind is not NoneType]
+    if not kinds or any(kind not in KINDS for kind in kinds) or isinstance(value, Mapping) and "target" in value:
+        return
+    fitting = isinstance(value, bool) if bool in kinds else not isinstance(value, bool)
+    if not (fitting and isinstance(value, tuple(t for kind in kinds for t in KINDS[kind][0]))):
+        what = " or ".join(KINDS[kind][1] for kind in kinds)
+        raise ConfigError(f"{place}: got {value!r}, expected {what}")
 
 
 def _read(path: Path, chain: tuple[Path, ...]) -> DictConfig:

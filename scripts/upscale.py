@@ -147,7 +147,8 @@ def choose_settings(files: Mapping[str, Path], args: argparse.Namespace):
 
 def rounding_of(settings) -> Callable:
     """How frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
-    return choose(ROUNDING, (settings.get("output") or {}).get("rounding", "nearest"), "output.rounding")
+    word = (settings.get("output") or {}).get("rounding", "nearest")
+    return choose(ROUNDING, str(word), "output.rounding")
 
 
 def flag_words(args: argparse.Namespace, settings) -> list[str]:
