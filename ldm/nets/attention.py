@@ -3,11 +3,14 @@
 Its kernels keep the softmax in float32 also for half-precision inputs.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.nets.layers import LayerNorm, group_norm, zero_init
+from ldm.nets.layers import LayerNorm, Linear, group_norm, linear, no_gradient, zero_init
 from ldm.nets.temporal import blend, blend_parameter, check_clips
+
+TOKENS = 4096  # that a feed-forward layer takes at a time on a CPU: its wide maps stay small
 
 
 def split_heads(width: int, *, num_heads: int, num_head_channels: int) -> dict[str, int]:
@@ -36,10 +39,10 @@ class CrossAttention(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.heads = heads
-        self.to_q = nn.Linear(channels, inner, bias=False)
-        self.to_k = nn.Linear(context_dim or channels, inner, bias=False)
-        self.to_v = nn.Linear(context_dim or channels, inner, bias=False)
-        self.to_out = nn.Sequential(nn.Linear(inner, channels))
+        self.to_q = Linear(channels, inner, bias=False)
+        self.to_k = Linear(context_dim or channels, inner, bias=False)
+        self.to_v = Linear(context_dim or channels, inner, bias=False)
+        self.to_out = nn.Sequential(Linear(inner, channels))
 
     def _split(self, tokens: Tensor) -> Tensor:
         return tokens.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (n, heads, tokens, dim_head)
@@ -68,8 +71,8 @@ class GEGLU(nn.Module):
         self.proj = nn.Linear(channels, 2 * out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        value, gate = self.proj(x).chunk(2, dim=-1)
-        return value * F.gelu(gate)
+        (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
+        return F.gelu(linear(x, gate, gate_bias)) * linear(x, value, value_bias)  # two maps, so that each is dense
 
 
 class FeedForward(nn.Module):
@@ -78,10 +81,13 @@ class FeedForward(nn.Module):
     def __init__(self, channels: int, *, mult: int = 4):
         super().__init__()
         # the identity holds the place of dropout in the released numbering
-        self.net = nn.Sequential(GEGLU(channels, mult * channels), nn.Identity(), nn.Linear(mult * channels, channels))
+        self.net = nn.Sequential(GEGLU(channels, mult * channels), nn.Identity(), Linear(mult * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)
+        rows = x.flatten(0, -2)
+        if x.device.type != "cpu" or len(rows) <= TOKENS or not no_gradient(x, *self.parameters()):
+            return self.net(x)
+        return torch.cat([self.net(part) for part in rows.split(TOKENS)]).view_as(x)
 
 
 class TransformerBlock(nn.Module):
@@ -97,9 +103,9 @@ class TransformerBlock(nn.Module):
         self.norm3 = LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = x + self.attn1(self.norm1(x))
-        x = x + self.attn2(self.norm2(x), context)
-        return x + self.ff(self.norm3(x))
+        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn2(self.norm2(x), context).add_(x)
+        return self.ff(self.norm3(x)).add_(x)
 
 
 class SpatialTransformer(nn.Module):
@@ -116,11 +122,11 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         inner = heads * dim_head
         self.norm = group_norm(channels, eps=1e-6)  # the only 1e-6 of the denoiser
-        self.proj_in = nn.Linear(channels, inner)
+        self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(inner, heads=heads, dim_head=dim_head, context_dim=context_dim) for _ in range(depth)
         )
-        self.proj_out = zero_init(nn.Linear(inner, channels))
+        self.proj_out = zero_init(Linear(inner, channels))
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
         """x (n, c, h, w), context (1 | r | n, tokens, context_dim) as in `CrossAttention` -> (n, c, h, w)."""
@@ -175,8 +181,8 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""
         tokens = self.norm(x).flatten(2).transpose(1, 2)  # (n, h*w, c)
-        qkv = F.linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
+        qkv = linear(tokens, self.qkv.weight.squeeze(-1), self.qkv.bias)
         q, k, v = qkv.unflatten(2, (self.heads, 3, -1)).permute(3, 0, 2, 1, 4)  # each (n, heads, h*w, c/heads)
         out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        out = F.linear(out, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
+        out = linear(out, self.proj_out.weight.squeeze(-1), self.proj_out.bias)
         return x + out.transpose(1, 2).unflatten(2, x.shape[2:])

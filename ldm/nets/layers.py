@@ -21,11 +21,15 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, bias = self.weight.float(), self.bias.float()
-        wanted = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-        if x.device.type == "cpu" and pixel_major(x) and not wanted:
+        if x.device.type == "cpu" and pixel_major(x) and no_gradient(x, weight):
             return group_norm_of_pixels(x, self.num_groups, weight, bias, self.eps)
         # not F.group_norm, which refuses a group of one value: maps of one pixel are allowed here
         return torch.group_norm(x.float(), self.num_groups, weight, bias, self.eps).to(x.dtype)
+
+
+def no_gradient(*tensors: Tensor) -> bool:
+    """Whether what is computed from these will not be differentiated."""
+    return not (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
 
 
 def pixel_major(x: Tensor) -> bool:
@@ -73,6 +77,26 @@ class LayerNorm(nn.LayerNorm):
             return super().forward(x)
         weight, bias = self.weight.float(), self.bias.float()
         return F.layer_norm(x.float(), self.normalized_shape, weight, bias, self.eps).to(x.dtype)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear`: x (..., in), weight (out, in) -> (..., out).
+
+    In float32 on a CPU it runs as a convolution over pixels, which adds the bias as it goes and is up to 1.6 times as
+    fast as the matrix product and the copy of the bias before it.
+    """
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not plain or not x.numel() or not no_gradient(x, weight):
+        return F.linear(x, weight, bias)
+    pixels = x.reshape(1, -1, 1, x.shape[-1]).permute(0, 3, 1, 2)  # (1, in, rows, 1), channels last
+    return F.conv2d(pixels, weight[..., None, None], bias).permute(0, 2, 3, 1).reshape(*x.shape[:-1], -1)
+
+
+class Linear(nn.Linear):
+    """nn.Linear by way of `linear`: for many rows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear(x, self.weight, self.bias)
 
 
 def group_norm(channels: int, *, groups: int = 32, eps: float = 1e-5) -> GroupNorm:
@@ -169,14 +193,15 @@ class SPADE(nn.Module):
     def __init__(self, channels: int, cond_channels: int, *, hidden: int = 128):
         super().__init__()
         self.param_free_norm = group_norm(channels)
-        self.mlp_shared = nn.Sequential(nn.Conv2d(cond_channels, hidden, 3, padding=1), nn.ReLU())
+        self.mlp_shared = nn.Sequential(nn.Conv2d(cond_channels, hidden, 3, padding=1), nn.ReLU(inplace=True))
         self.mlp_gamma = nn.Conv2d(hidden, channels, 3, padding=1)
         self.mlp_beta = nn.Conv2d(hidden, channels, 3, padding=1)
 
     def forward(self, x: Tensor, cond: Tensor) -> Tensor:
         """Modulate x (n, c, h, w) by the condition map (n, cond_channels, h, w) -> (n, c, h, w)."""
-        shared = self.mlp_shared(cond)
-        return self.param_free_norm(x) * (1 + self.mlp_gamma(shared)) + self.mlp_beta(shared)
+        shared, conv = self.mlp_shared(cond), self.mlp_gamma
+        factor = F.conv2d(shared, conv.weight, conv.bias + 1, padding=conv.padding)  # 1 + gamma
+        return self.mlp_beta(shared).addcmul_(self.param_free_norm(x), factor)
 
 
 class ResBlock(nn.Module):
@@ -201,13 +226,15 @@ class ResBlock(nn.Module):
     ):
         super().__init__()
         width = out_channels or channels
-        self.in_layers = nn.Sequential(group_norm(channels), nn.SiLU(), nn.Conv2d(channels, width, 3, padding=1))
+        self.in_layers = nn.Sequential(
+            group_norm(channels), nn.SiLU(inplace=True), nn.Conv2d(channels, width, 3, padding=1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
         if cond_channels:  # created here because optimiser states list parameters in this order
             self.spade = SPADE(width, cond_channels)
         self.out_layers = nn.Sequential(
             group_norm(width, groups=out_groups),
-            nn.SiLU(),
+            nn.SiLU(inplace=True),
             nn.Identity(),  # the place of dropout in the released numbering
             zero_init(nn.Conv2d(width, width, 3, padding=1)),
         )
@@ -215,11 +242,11 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, cond: Tensor | None = None) -> Tensor:
         """x (n, c, h, w), emb (1 | n, emb_channels), cond (n, cond_channels, h, w) or None -> (n, c', h, w)."""
-        h = self.in_layers(x) + self.emb_layers(emb)[:, :, None, None]
+        h = self.in_layers(x).add_(self.emb_layers(emb)[:, :, None, None])
         h = self.out_layers(h)
         if cond is not None:
             h = self.spade(h, cond)
-        return self.skip_connection(x) + h
+        return h.add_(self.skip_connection(x))
 
 
 class Downsample(nn.Module):

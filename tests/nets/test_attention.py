@@ -3,6 +3,7 @@ import torch
 from torch.nn import functional as F
 
 from ldm.nets.attention import (
+    TOKENS,
     AttentionBlock,
     CrossAttention,
     FeedForward,
@@ -40,6 +41,13 @@ def test_feed_forward_gates_the_first_half_with_gelu_of_the_second():
     value, gate = layer.net[0].proj(x).split(16, dim=-1)
     exact_gelu = gate * 0.5 * (1 + torch.erf(gate / 2**0.5))
     assert torch.allclose(layer(x), layer.net[2](value * exact_gelu), atol=1e-6)
+
+
+def test_feed_forward_of_many_tokens_is_that_of_each():
+    layer, x = FeedForward(4), torch.randn(3, TOKENS // 2, 4)
+    with torch.no_grad():
+        assert torch.allclose(layer(x)[:, -7:], layer(x[:, -7:]), atol=1e-6)
+    assert torch.allclose(layer(x).detach(), torch.cat([layer(row[None]) for row in x]).detach(), atol=1e-6)
 
 
 def test_transformer_block_attends_to_itself_then_to_the_text_then_feeds_forward():

@@ -97,6 +97,21 @@ def test_group_norm_of_a_single_value_is_its_bias():
     assert torch.allclose(norm(torch.randn(1, 32, 1, 1)).flatten(), norm.bias, atol=1e-3)
 
 
+@pytest.mark.parametrize("shape", [(7,), (2, 5, 7), (3, 1, 7), (2, 0, 7)])
+def test_linear_is_the_matrix_product_with_and_without_gradient(shape):
+    layer, x = layers.Linear(7, 4), torch.randn(shape)
+    expected = x @ layer.weight.T + layer.bias
+    with torch.no_grad():
+        out = layer(x)
+        assert out.is_contiguous() and torch.allclose(out, expected, atol=1e-6)
+        assert torch.allclose(layers.linear(x, layer.weight), expected - layer.bias, atol=1e-6)
+        assert torch.allclose(layers.linear(x.double(), layer.weight.double()), (expected - layer.bias).double())
+    grad = torch.autograd.grad(layer(x).sum(), layer.weight)[0]
+    assert torch.allclose(grad, x.reshape(-1, 7).sum(0).expand(4, -1), atol=1e-5)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        assert layer(x).dtype == torch.bfloat16
+
+
 def test_per_frame_gives_each_frame_the_row_of_its_clip():
     clips = torch.tensor([10, 20])
     assert layers.per_frame(clips, 6, num_frames=3, name="t").tolist() == [10, 10, 10, 20, 20, 20]
