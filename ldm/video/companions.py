@@ -199,13 +199,17 @@ def _sound(stream, target, span):
 
 
 def _sounding(stream, span):
+    """Frames of sound that begin within the span, at their times in the output."""
+    heard = Fraction(0)  # until when; frames without a time follow the one before
     for packet in stream.container.demux(stream):
         for frame in packet.decode():
-            time = frame.pts * frame.time_base
+            time = heard if frame.pts is None else frame.pts * frame.time_base
+            heard = time + Fraction(frame.samples, frame.sample_rate)
             if span.finish is not None and time >= span.finish:
                 return
             if span.begin is None or time >= span.begin:
-                frame.pts -= round(span.shift / frame.time_base)
+                frame.time_base = Fraction(1, frame.sample_rate)
+                frame.pts = round((time - span.shift) * frame.sample_rate)
                 yield frame
 
 

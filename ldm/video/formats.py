@@ -257,6 +257,9 @@ def _lost_by_images(source):
     for kind, names in (("audio", source.audio), ("subtitles", source.subtitles), ("streams", source.others)):
         if names:
             yield f"{kind} ({', '.join(names)}) cannot go into images; choose a video"
+    with open_container(source.path) as container:
+        if container.chapters():
+            yield "chapters cannot go into images; choose a video"
 
 
 def _lost_streams(source, format):

@@ -103,6 +103,7 @@ def test_nothing_is_said_where_nothing_is_lost(tmp_path):
     ({"sound": "libopus"}, "o.mov", {}, ["audio (opus) cannot go into .mov as it is: becomes AAC"]),
     ({"sound": "aac", "words": "ass"}, "o", {},
      ["audio (aac) cannot go into images", "subtitles (ass) cannot go into images"]),
+    ({"chapters": [(0, 1, "x")]}, "o", {}, ["chapters cannot go into images"]),
     ({"times": UNEVEN}, "o", {}, ["the times of the frames are dropped"]),
     ({"codec": "libx265", "pix_fmt": "yuv420p10le", "encoder": {"x265-params": "log-level=none"}}, "o.mp4",
      {"codec": "h264"}, ["10 bits per sample become 8 (h264 in .mp4; choose --codec hevc)"]),

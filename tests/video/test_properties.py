@@ -224,3 +224,22 @@ def test_frames_that_vanish_between_looking_and_reading_are_missed(tmp_path):
     film(tmp_path / "in.mkv", 8)
     with pytest.raises(VideoError, match="8 of 12 frames"):
         list(read(source))
+
+
+def test_frames_that_cannot_be_decoded_at_the_beginning_are_not_counted(tmp_path):
+    """A recording cut at a key frame of an open group: pictures before it in time lean on what was cut away."""
+    encoder = {"x265-params": "log-level=none:keyint=15:min-keyint=15:open-gop=1:bframes=4:b-adapt=0:scenecut=0"}
+    whole = film(tmp_path / "whole.mkv", 45, codec="libx265", encoder=encoder)
+    with av.open(str(whole)) as old, av.open(str(tmp_path / "cut.mkv"), "w") as new:
+        target, keys, promised = new.add_stream_from_template(old.streams.video[0], opaque=True), 0, 0
+        for packet in old.demux(video=0):
+            keys += packet.is_keyframe
+            if packet.size and keys > 1:
+                packet.stream, promised = target, promised + 1
+                new.mux(packet)
+    source = probe(tmp_path / "cut.mkv")
+    frames = list(read(source))
+    assert source.frames == len(source.times) == len(frames) < promised
+    np.testing.assert_array_equal(frames, list(read(whole))[-len(frames) :])
+    through(source, tmp_path / "out.mp4", cuts=(3,))
+    assert probe(tmp_path / "out.mp4").frames == len(frames)
