@@ -131,13 +131,14 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = None
     for a, rows in enumerate(merge_taps(weight.to(torch.promote_types(weight.dtype, torch.float32)), 2)):
         for b, kernel in enumerate(merge_taps(rows, 3)):
-            part = F.conv2d(F.pad(x, (1 - b, b, 1 - a, a)), kernel.to(weight.dtype), bias)  # (n, c', h, w)
+            # padded on both sides, which needs no copy of x; a row and a column too many are cut off
+            part = F.conv2d(x, kernel.to(weight.dtype), bias, padding=1)  # (n, c', h + 1, w + 1)
             if out is None:
                 last = not part.is_contiguous() and part.is_contiguous(memory_format=torch.channels_last)
                 layout = torch.channels_last if last else torch.contiguous_format
                 size = (n, weight.shape[0], 2 * height, 2 * width)
                 out = torch.empty(size, dtype=part.dtype, device=part.device, memory_format=layout)
-            out[:, :, a::2, b::2] = part
+            out[:, :, a::2, b::2] = part[:, :, a : a + height, b : b + width]
     return out
 
 

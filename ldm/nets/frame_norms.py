@@ -7,6 +7,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ldm.nets.layers import PIXELS, group_moments
 from ldm.ops.tiling import Patch
 
 
@@ -95,11 +96,20 @@ class FrameNorms:
         return type(norm).forward(norm, x)
 
 
-def _moments(row: Tensor, groups: int) -> Tensor:
+def _moments(x: Tensor, groups: int) -> Tensor:
     """Values, their sum and the sum of their squares in each group of a map (c, h, w): (3, groups) float64."""
-    variance, mean = (x.double() for x in torch.var_mean(row.float(), dim=(1, 2), correction=0))  # (c,)
-    count = torch.full_like(mean, row[0].numel())
-    return torch.stack([count, mean * count, (variance + mean**2) * count]).unflatten(1, (groups, -1)).sum(-1)
+    if x.device.type != "cpu" or x.stride(0) != 1:
+        variance, mean = torch.var_mean(x.float().unflatten(0, (groups, -1)), dim=(1, 2, 3), correction=0)
+        return _sums(mean, variance, x.numel() // groups)
+    pieces = x.split(max(1, 8 * PIXELS // x.shape[2]), dim=1)  # channels last: small copies, then a fast kernel
+    parts = ((p, group_moments(p.permute(1, 2, 0).reshape(1, -1, len(p)), groups)) for p in pieces)
+    return sum(_sums(mean[0], variance[0], p.numel() // groups) for p, (mean, variance) in parts)
+
+
+def _sums(mean: Tensor, variance: Tensor, count: int) -> Tensor:
+    """(3, groups) float64: count, sum, sum of squares."""
+    mean, variance = mean.double(), variance.double()
+    return torch.stack([torch.full_like(mean, count), mean * count, (variance + mean**2) * count])
 
 
 def _affine(norm: nn.GroupNorm, x: Tensor, statistics: Tensor) -> Tensor:

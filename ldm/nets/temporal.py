@@ -16,21 +16,28 @@ def conv_over_time(x: Tensor, conv: nn.Conv3d, *, num_frames: int) -> Tensor:
     Returns:
         (b*t, c', h, w).
 
-    Computed as one 1x1 convolution per tap: frames stay where they are in memory (a Conv3d needs every clip
-    transposed to c before t) and nothing is multiplied with the padding.
+    Computed as one product per tap, added up in place: frames stay where they are in memory (a Conv3d needs every clip
+    transposed to c before t), nothing is multiplied with the padding, and no second map is made.
     """
     before, here, after = conv.weight.squeeze(-1).unbind(2)  # each (c', c, 1)
     step = conv.dilation[0]
     y = F.conv2d(x, here.unsqueeze(-1), conv.bias)
     if num_frames <= step:
         return y
-    clips = x.unflatten(0, (-1, num_frames))  # (b, t, c, h, w)
-    past = F.conv2d(clips[:, :-step].flatten(0, 1), before.unsqueeze(-1))
-    future = F.conv2d(clips[:, step:].flatten(0, 1), after.unsqueeze(-1))
-    out = y.unflatten(0, (-1, num_frames))
-    out[:, step:] += past.unflatten(0, (-1, num_frames - step))
-    out[:, :-step] += future.unflatten(0, (-1, num_frames - step))
-    return out.flatten(0, 1)
+    out, frames = (maps.unflatten(0, (-1, num_frames)) for maps in (y, x.to(y.dtype)))  # (b, t, c, h, w)
+    for k in range(len(out)):
+        _add_product(out[k, step:], before.to(y.dtype), frames[k, :-step])
+        _add_product(out[k, :-step], after.to(y.dtype), frames[k, step:])
+    return y
+
+
+def _add_product(out: Tensor, weight: Tensor, x: Tensor) -> None:
+    """out (t, c', h, w) += weight (c', c, 1) times x (t, c, h, w), as one product where channels are stored last."""
+    if out.is_contiguous(memory_format=torch.channels_last):
+        rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # (t*h*w, c)
+        out.permute(0, 2, 3, 1).view(len(rows), -1).addmm_(rows, weight.squeeze(-1).t())
+    else:
+        out.view(*out.shape[:2], -1).baddbmm_(weight.squeeze(-1).expand(len(x), -1, -1), x.flatten(2))
 
 
 def blend(x: Tensor, y: Tensor, alpha: Tensor) -> Tensor:

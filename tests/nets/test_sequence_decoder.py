@@ -5,6 +5,7 @@ from torch.nn import functional as F
 
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.sequence_decoder import FuseBlock, ResidualDenseBlock, SequenceAutoencoder
+from ldm.nets.temporal import conv_over_time
 
 TINY = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1}
 
@@ -130,6 +131,24 @@ def test_all_norms_have_32_groups_and_eps_1e_6():
     norms = [m for m in SequenceAutoencoder(**TINY).modules() if isinstance(m, nn.GroupNorm)]
     assert {(m.num_groups, m.eps) for m in norms} == {(32, 1e-6)}
     assert len(norms) == 12 + 18 + 8
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_mixing_over_time_is_conv3d_in_every_layout_and_type(memory_format, dilation):
+    conv = nn.Conv3d(3, 4, (3, 1, 1), padding=(dilation, 0, 0), dilation=(dilation, 1, 1))
+    x = torch.randn(2 * 4, 3, 2, 5).contiguous(memory_format=memory_format).requires_grad_()
+    y = conv_over_time(x, conv, num_frames=4)
+    expected = conv(x.unflatten(0, (2, 4)).transpose(1, 2)).transpose(1, 2).flatten(0, 1)
+    torch.testing.assert_close(y, expected)
+    weight = torch.randn_like(y)
+    for actual, wanted in zip(*(torch.autograd.grad(v, (x, conv.weight), weight) for v in (y, expected)), strict=True):
+        torch.testing.assert_close(actual, wanted)
+    assert y.is_contiguous(memory_format=memory_format)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = conv_over_time(x, conv, num_frames=4)
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), expected, atol=0.05, rtol=0.05)
 
 
 @torch.no_grad()
