@@ -1,0 +1,300 @@
+"""Time, arithmetic and memory of each stage of restoring one temporal window.
+
+python scripts/profile_upscale.py --size full -o profile.json
+python scripts/profile_upscale.py --size full --device cuda --precision fp16 --stages unet decode
+
+Weights are random: time does not depend on them. Words like flow=dis change a setting of the model's configuration.
+The two bare rates, of a matrix product and of a 3x3 convolution, are measured between the stages: best of all.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from ldm import config
+from ldm.methods.mgld import FLOW_SCALE, PRECISIONS
+from ldm.nets.layers import channels_last
+from ldm.ops.flow import estimate_motion
+
+PROGRAM = "profile_upscale.py"
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {
+    "toy": ROOT / "tests" / "methods" / "toy.yaml",  # the smallest networks of the tests
+    "tiny": ROOT / "assets" / "tiny" / "model.yaml",  # the embedded model
+    "full": ROOT / "configs" / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml",  # the published one
+}
+STAGES = ("flow", "encode", "structure", "unet", "decode")
+OTHER_NAMES = {"encode": "autoencoder", "decode": "sequence_decoder"}  # of the networks that stages run
+TOKENS = 77  # of a prompt
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        raise ValueError(f"{message} (--help lists the options)")
+
+
+def counted(text: str) -> int:
+    if text.isdecimal() and int(text) > 0:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+
+
+def height_and_width(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected HEIGHTxWIDTH like 64x64")
+    return int(parts[0]), int(parts[1])
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
+    add("--size", choices=SIZES, default="tiny", help="of the networks (default: tiny, the embedded model)")
+    add("--latent", type=height_and_width, default=(64, 64), help="of the window, in latent pixels (default: 64x64)")
+    add("--frames", type=counted, default=5, help="of the window (default: 5)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--precision", choices=list(PRECISIONS), default="fp32", help="of the networks (default: fp32)")
+    add("--compile", action="store_true", help="torch.compile the U-Net and the sequence decoder (default: no)")
+    add("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure (default: all)")
+    add("--steps", nargs="+", type=counted, default=[50, 4], help="sampling steps to add up for (default: 50 4)")
+    add("--repeat", type=counted, default=2, help="timed runs of each stage, the best counts (default: 2)")
+    add("-o", "--output", type=Path, help="a JSON file for all figures")
+    args = parser.parse_args(words)
+    if args.output and not args.output.parent.is_dir():
+        raise ValueError(f"{args.output}: no such folder; make it first")
+    return args
+
+
+class Machine:
+    """Where things run: its clock, its memory and its bare rates (FLOP/s, the best seen so far)."""
+
+    def __init__(self, device: str, precision: str):
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:
+            first = str(error).splitlines()[0]
+            raise ValueError(f"got device {device!r}, expected cpu or one that works here ({first})") from None
+        self.device, self.cuda = torch.device(device), device.startswith("cuda")
+        self.rates = {"product": 0.0, "conv": 0.0}
+        draw = partial(torch.randn, device=device, dtype=PRECISIONS[precision] or torch.float32)
+        self.square, self.kernel = draw(2048, 2048), draw(320, 320, 3, 3).to(memory_format=torch.channels_last)
+        self.map = draw(5, 320, 64, 64).to(memory_format=torch.channels_last)
+
+    def seconds(self, work: Callable[[], object]) -> float:
+        self._wait()
+        began = time.perf_counter()
+        work()
+        self._wait()
+        return time.perf_counter() - began
+
+    def measure_rates(self, times: int = 2) -> None:
+        """One more look at the bare rates."""
+        product, conv = 2 * 2048**3, 2 * 9 * 320 * 320 * self.map[:, 0].numel()
+        for _ in range(times):
+            rate = product / self.seconds(lambda: self.square @ self.square)
+            self.rates["product"] = max(self.rates["product"], rate)
+            rate = conv / self.seconds(lambda: F.conv2d(self.map, self.kernel, padding=1))
+            self.rates["conv"] = max(self.rates["conv"], rate)
+
+    def peak(self, work: Callable[[], object]) -> int:
+        """The most bytes held during work(): on the graphics card, else by this process, weights and all included."""
+        if self.cuda:
+            torch.cuda.reset_peak_memory_stats(self.device)
+        else:
+            with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole run
+                Path("/proc/self/clear_refs").write_text("5")
+        work()
+        self._wait()
+        return torch.cuda.max_memory_allocated(self.device) if self.cuda else resident_peak()
+
+    def _wait(self) -> None:
+        if self.cuda:
+            torch.cuda.synchronize(self.device)
+
+    def name(self) -> str:
+        if self.cuda:
+            return torch.cuda.get_device_name(self.device)
+        with contextlib.suppress(OSError, IndexError):
+            return Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].splitlines()[0]
+        return platform.processor() or platform.machine()
+
+
+def resident_peak() -> int:
+    """The most memory this process has held, in bytes."""
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Multiplications and additions in products, convolutions and attention during work()."""
+
+    def attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # which torch does not count
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        work()
+    return counter.get_total_flops()
+
+
+def build(args: argparse.Namespace, device: torch.device) -> dict[str, nn.Module]:
+    """The network of each stage asked for, with random weights. Raises ConfigError or ValueError."""
+    settings = config.load(SIZES[args.size], overrides=args.overrides)
+    built = {stage: config.instantiate(settings.networks[OTHER_NAMES.get(stage, stage)]) for stage in args.stages}
+    return {stage: channels_last(net).to(device).eval().requires_grad_(False) for stage, net in built.items()}
+
+
+def compiled(net: nn.Module, work: Callable[[], object]) -> bool:
+    """Compile `net` in place and try it; where that fails it is as before, and one line says why."""
+    try:
+        net.compile()
+        work()
+    except Exception as error:  # whatever the compiler raises
+        net._compiled_call_impl = None
+        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(f"{PROGRAM}: not compiled: {first}", file=sys.stderr)
+        return False
+    return True
+
+
+def prepare(args: argparse.Namespace, nets: dict[str, nn.Module], device: torch.device) -> dict[str, Callable]:
+    """What each stage does, on random inputs, as functions without arguments."""
+    draw = partial(torch.rand, device=device)
+    (h, w), n, step = args.latent, args.frames, torch.tensor([500], device=device)
+    autoencoder = config.load(SIZES[args.size], overrides=args.overrides).networks.autoencoder
+    scale = 2 ** (len(autoencoder.params.ch_mult) - 1)  # pixels per latent pixel
+    z, frames = draw(n, 4, h, w), draw(n, 3, h * scale, w * scale)
+    small = draw(1, n, 3, h * scale // FLOW_SCALE, w * scale // FLOW_SCALE)
+    maps, context = conditions(nets["unet"], draw, (n, h, w)) if "unet" in nets else (None, None)
+
+    def decode() -> Tensor:
+        return nets["decode"].decode(z, nets["decode"].encode(frames)[1], num_frames=n)
+
+    work = {
+        "flow": lambda: estimate_motion(nets["flow"], small, size=(h, w)),
+        "encode": lambda: [nets["encode"].encode(frame[None]) for frame in frames],  # one by one, as the method
+        "structure": lambda: nets["structure"](z, step),
+        "unet": lambda: nets["unet"](z, step, context, maps, num_frames=n),
+        "decode": decode,
+    }
+    return {stage: work[stage] for stage in args.stages}
+
+
+def conditions(unet: nn.Module, draw: Callable, size: tuple[int, int, int]) -> tuple[list[Tensor], Tensor]:
+    """Condition maps and text tokens as the U-Net takes them, for frames of this size (n, h, w)."""
+    n, h, w = size
+    maps = [draw(n, unet.semb_channels, h >> level, w >> level) for level in range(unet.levels)]
+    width = next((m.in_features for name, m in unet.named_modules() if name.endswith("attn2.to_k")), 1)
+    return [m.to(memory_format=torch.channels_last) for m in maps], draw(1, TOKENS, width)
+
+
+@contextlib.contextmanager
+def inference(device: torch.device, precision: str) -> Iterator[None]:
+    """As the method runs its networks."""
+    dtype = PRECISIONS[precision]
+    with torch.no_grad(), torch.autocast(device.type, dtype) if dtype else contextlib.nullcontext():
+        yield
+
+
+def measure(work: Callable[[], object], machine: Machine, *, repeat: int, to_compile: nn.Module | None = None) -> dict:
+    """Seconds (the best run), FLOPs and peak memory of one stage; the run that counts also warms up.
+
+    FLOPs are those of the network as written: compiled code hides its own.
+    """
+    figures = {"flops": count_flops(work)}
+    if to_compile is not None:
+        figures["compiled"] = compiled(to_compile, work)
+    machine.measure_rates()
+    figures["peak_bytes"] = machine.peak(work)
+    figures["seconds"] = min(machine.seconds(work) for _ in range(repeat))
+    machine.measure_rates()
+    return figures | {"flops_per_second": figures["flops"] / figures["seconds"]}
+
+
+def profile(args: argparse.Namespace) -> dict:
+    """All figures. Raises ValueError for what cannot be run."""
+    machine = Machine(args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.precision)
+    nets, stages = build(args, machine.device), {}
+    compilable = {"unet": nets.get("unet"), "decode": getattr(nets.get("decode"), "decoder", None)}
+    for stage, work in prepare(args, nets, machine.device).items():
+        net = compilable.get(stage) if args.compile else None
+        with inference(machine.device, "fp32" if stage == "flow" else args.precision):  # as the method
+            stages[stage] = measure(work, machine, repeat=args.repeat, to_compile=net)
+    for figures in stages.values():
+        figures |= {f"share_of_{name}": figures["flops_per_second"] / rate for name, rate in machine.rates.items()}
+    totals = {str(steps): seconds_per_frame(stages, args.frames, steps) for steps in args.steps}
+    return describe(args, machine) | {"rates": machine.rates, "stages": stages, "seconds_per_frame": totals}
+
+
+def seconds_per_frame(stages: dict[str, dict], frames: int, steps: int) -> float | None:
+    """Of a clip of one window; None where a stage was not measured. Windows that overlap cost more."""
+    if set(stages) != set(STAGES):
+        return None
+    times = {"structure": steps, "unet": steps}
+    return sum(figures["seconds"] * times.get(stage, 1) for stage, figures in stages.items()) / frames
+
+
+def describe(args: argparse.Namespace, machine: Machine) -> dict:
+    """What was measured, on what."""
+    asked = {name: getattr(args, name) for name in ("size", "overrides", "latent", "frames", "precision", "compile")}
+    on = {"device": str(machine.device), "hardware": machine.name(), "threads": torch.get_num_threads()}
+    return asked | on | {"load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version()}
+
+
+def table(figures: dict) -> str:
+    """The figures for people."""
+    (h, w), rates = figures["latent"], {name: rate / 1e9 for name, rate in figures["rates"].items()}
+    what = f"{figures['size']} networks, {figures['frames']} frames of {h}x{w} latents, {figures['precision']}"
+    on = f"{figures['hardware']} ({figures['device']}, {figures['threads']} threads), torch {figures['torch']}"
+    bare = f"bare rates: matrix product {rates['product']:.0f} GFLOP/s, 3x3 convolution {rates['conv']:.0f} GFLOP/s"
+    row = "{:<10} {:>10} {:>10} {:>10} {:>11} {:>8} {:>9}"
+    lines = [what, on, bare, row.format("stage", "seconds", "GFLOP", "GFLOP/s", "of product", "of conv", "peak MB")]
+    for stage, its in figures["stages"].items():
+        amounts = f"{its['seconds']:.3f}", f"{its['flops'] / 1e9:.1f}", f"{its['flops_per_second'] / 1e9:.1f}"
+        shares = f"{its['share_of_product']:.0%}", f"{its['share_of_conv']:.0%}", f"{its['peak_bytes'] / 1e6:.0f}"
+        lines.append(row.format(stage, *amounts, *shares))
+    for steps, seconds in figures["seconds_per_frame"].items():
+        lines += [] if seconds is None else [f"{seconds:.2f} s per frame with {steps} steps, windows without overlap"]
+    return "\n".join(lines)
+
+
+def run(args: argparse.Namespace) -> int:
+    figures = profile(args)
+    print(table(figures))
+    if args.output:
+        args.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def main(words: list[str] | None = None) -> int:
+    """The exit status: 2 after one line for what a person or the machine can cause; bugs keep their traceback."""
+    try:
+        return run(arguments(words))
+    except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
+        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        print(f"{PROGRAM}: {line}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
