@@ -321,10 +321,8 @@ def pasted(
         for target, value, k in zip(whole, values, same, strict=True):
             if k is None:
                 core = patch.core_of(value)
-                if not torch.isfinite(core).all():
-                    raise FloatingPointError(
-                        f"the tile at {patch} is not finite; use float32, or check the input there"
-                    )
+                # of the sum, which no NaN or infinity leaves finite, and which is found without a second map
+                _assert_tile_finite(core.sum(dtype=torch.promote_types(core.dtype, torch.float32)), patch)
                 patch.place_in(target, size).copy_(core)
     return whole
 
