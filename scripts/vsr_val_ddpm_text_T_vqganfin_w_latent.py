@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         names = list(source.names) or [f"{frame:08d}.png" for frame in range(source.frames)]
         size = (args.input_size, args.input_size)
         with video.open_writer(job.output, size=size, names=names, source=source, overwrite=True) as writer:
-            lq = torch.stack([prepare(frame, args.input_size) for frame in video.read(source)])
+            lq = torch.stack([prepare(frame, args.input_size) for frame in video.read(source, as_rgb8=True)])
             with upscale.progress_bar(job.path.name) as progress:
                 seed = args.seed + args.select_idx + number * args.n_gpus
                 latents, frames = restore_sequence(method, lq, seed=seed, progress=progress)

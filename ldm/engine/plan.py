@@ -15,39 +15,53 @@ from torch import Tensor
 from ldm.engine.device import Peak, hardware
 from ldm.engine.resume import write_whole
 from ldm.methods.mgld import MGLD
+from ldm.methods.settings import HOLD
 from ldm.ops.stream import Frame
 
 LEAST_TILE = 16  # latent pixels; smaller tiles are nearly all overlap
 PROBE = (16, 32)  # sides of the latents on which costs are measured; a cost is a + b * pixels through both
 SPARE = 0.1  # of the budget stays free: allocators do not give back all
+HELD_MAPS = 3  # maps of the size that may be held which exist at the same time
 COPIES = 3.5  # float32 copies of a window of enlarged frames while it is decoded
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Sides of the tiles in latent pixels, and how many frames go by between two savings of the state."""
+    """Sides of the tiles in latent pixels, what the autoencoders' norms see and may hold (see
+    `ldm.methods.settings.Decoding`), and how many frames go by between two savings of the state."""
 
     tile: int
     tile_overlap: int
     decoder_tile: int
     decoder_overlap: int
+    norms: str
+    hold: int
     part_frames: int
 
     @classmethod
     def of(cls, method: MGLD, *, part_frames: int) -> "Plan":
-        """What the configuration says."""
-        first, second = method.windows, method.decoding.windows
-        return cls(first.tile, first.tile_overlap, second.tile, second.tile_overlap, part_frames)
+        """What the configuration says; norms that are to be chosen see the whole frame, held whole."""
+        first, decoding = method.windows, method.decoding
+        second, auto = decoding.windows, decoding.norms == "auto"
+        norms, hold = ("frame", 2**60) if auto else (decoding.norms, decoding.hold)
+        return cls(first.tile, first.tile_overlap, second.tile, second.tile_overlap, norms, hold, part_frames)
 
     def apply(self, method: MGLD) -> None:
         """Give the method these tiles."""
         method.windows = replace(method.windows, tile=self.tile, tile_overlap=self.tile_overlap)
         windows = replace(method.decoding.windows, tile=self.decoder_tile, tile_overlap=self.decoder_overlap)
-        method.decoding = replace(method.decoding, windows=windows)
+        method.decoding = replace(method.decoding, windows=windows, norms=self.norms, hold=self.hold)
 
-    def smaller(self, *, step: int) -> "Plan | None":
-        """The larger of both tiles halved, in multiples of `step`; None where both are as small as can be."""
+    def smaller(self, *, step: int, hold: int = HOLD // 8) -> "Plan | None":
+        """Less memory: norms that see less, then the larger of both tiles halved, in multiples of `step`. None: no way.
+
+        `hold` is what maps may take that are still held.
+        """
+        if self.norms == "frame":
+            return replace(self, norms="shared", hold=hold)
+        if self.norms == "shared":
+            return replace(self, norms="tile")
         if max(self.tile, self.decoder_tile) <= LEAST_TILE:
             return None
         if self.decoder_tile >= self.tile:
@@ -58,8 +72,12 @@ class Plan:
 
     def __str__(self) -> str:
         latent = f"{self.tile} every {self.tile - self.tile_overlap}"
-        decoder = f"{self.decoder_tile} every {self.decoder_tile - self.decoder_overlap}"
-        return f"tiles of {latent} latent pixels, of the decoder {decoder}, saved every {self.part_frames} frames"
+        decoder = f"in tiles of {self.decoder_tile} every {self.decoder_tile - self.decoder_overlap} (approximate)"
+        if self.norms == "shared":
+            decoder = f"in tiles of {self.decoder_tile} with statistics in common (approximate)"
+        if self.norms == "frame":
+            decoder = "exactly" if self.hold >= 2**60 else f"exactly, in tiles of {self.decoder_tile}"
+        return f"sampled in tiles of {latent} latent pixels, decoded {decoder}, saved every {self.part_frames} frames"
 
 
 def _halved(side: int, step: int) -> int:
@@ -164,10 +182,12 @@ def predicted_peak(
         a, b = costs[stage]
         return a + b * min(side, h) * min(side, w) * batch
 
+    side = max(h, w) if plan.norms == "frame" and plan.hold >= 2**60 else plan.decoder_tile
+    held = 0 if plan.norms == "tile" or side > plan.decoder_tile else HELD_MAPS * plan.hold
     work = max(
         tile("sampling", plan.tile, method.windows.batch),
-        tile("encoding", plan.decoder_tile) + picture * COPIES,
-        tile("decoding", plan.decoder_tile, method.decoding.windows.batch) + count * picture * COPIES,
+        tile("encoding", side) + picture * COPIES + held,
+        tile("decoding", side, method.decoding.windows.batch) + count * picture * COPIES + held,
     )
     if method.device.type == "cuda":
         return int(work)  # frames on the way wait in the host's memory
@@ -180,7 +200,7 @@ def fitting_plan(method: MGLD, plan: Plan, budget: int, predict: Callable[[Plan]
     Raises ValueError saying how much the smallest would take.
     """
     while (need := predict(plan)) > budget * (1 - SPARE):
-        smaller = plan.smaller(step=method.unet.downsampling)
+        smaller = plan.smaller(step=method.unet.downsampling, hold=min(HOLD, budget // 10))
         if smaller is None:
             needed = f"{need / (1 - SPARE) / 1e9:.1f} GB with the smallest tiles"
             raise ValueError(f"got {budget / 1e9:.1f} GB of memory, expected {needed}; lower --upscale or --n_frames")

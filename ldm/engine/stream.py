@@ -72,7 +72,7 @@ def restore_parts(
                 raise
         plan = smaller
         work.replan(vars(plan))
-        say(f"out of memory; going on from the last saved frame with {plan}")
+        say(f"out of memory; going on from the last saved frame: {plan}")
 
 
 def _parts(method: MGLD, task: Task, work: WorkFolder, part_frames: int, report: Progress) -> dict:

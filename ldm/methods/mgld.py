@@ -15,9 +15,10 @@ from ldm.diffusion.samplers import assert_finite
 from ldm.methods.geometry import Geometry, check_frames
 from ldm.methods.settings import COLOR_FIXES, Decoding, Patches, Sampling, Windows, choose
 from ldm.nets.layers import channels_last
+from ldm.nets.whole_frame import Cut, decode_frames, encode_frames
 from ldm.ops import tiling
 from ldm.ops.cuts import scene_ends
-from ldm.ops.flow import Motion, estimate_motion, flow_warp
+from ldm.ops.flow import Motion, cut_motion, estimate_motion
 from ldm.ops.padding import pad_to_multiple, released_pad
 from ldm.ops.resize import resize
 from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_through, together
@@ -274,6 +275,11 @@ class MGLD(nn.Module):
     @torch.no_grad()
     def encode(self, work: Tensor, eps: Tensor) -> Tensor:
         """Scaled posterior samples (B, T, c, h, w) of frames in [0, 1]; eps is standard normal of that shape."""
+        if cut := self.cut_of(eps.shape[-2:]):
+            with self.autocast():
+                moments = encode_frames(self.autoencoder, work.flatten(0, 1) * 2 - 1, cut).float()
+            posterior = self.autoencoder.posterior(moments)
+            return posterior.sample(eps.flatten(0, 1)).unflatten(0, work.shape[:2]) * self.scale_factor
         grid = eps.new_empty(*work.shape[:2], 0, *eps.shape[-2:])  # no channels: only for the tiler to cut along
 
         def moments(_grid: Tensor, frames: Tensor, *, tiles: list) -> Tensor:
@@ -287,7 +293,15 @@ class MGLD(nn.Module):
     @torch.no_grad()
     def decode(self, x: Tensor, work: Tensor, *, report: Callable[[], None] = lambda: None) -> Tensor:
         """Frames about [-1, 1] from latents and the frames whose features the decoder fuses in, (B, T, ...) each, T at
-        most a window; `report` is called after every tile."""
+        most a window; `report` is called after every tile, or once where norms see more than tiles."""
+        if cut := self.cut_of(x.shape[-2:]):
+            with self.autocast():
+                out = decode_frames(
+                    self.sequence_decoder, x.flatten(0, 1) / self.scale_factor, work.flatten(0, 1) * 2 - 1,
+                    cut=cut, num_frames=x.shape[1], fusion_w=self.decoding.dec_w,
+                )  # fmt: skip
+            report()
+            return out.float().unflatten(0, x.shape[:2])
 
         def decode_tile(z: Tensor, frames: Tensor, *, tiles: list) -> Tensor:
             with self.autocast():
@@ -326,6 +340,14 @@ class MGLD(nn.Module):
             pad = partial(released_pad, multiple=32)
         return Geometry(size, upscale=upscale, min_size=self.min_size, pad=pad, downsampling=f)
 
+    def cut_of(self, latent: tuple[int, int]) -> Cut | None:
+        """How the autoencoders cut latents of this size; None: into blended tiles."""
+        if self.decoding.norms == "tile":
+            return None
+        width, f = self.autoencoder.encoder.down[0].block[-1].conv2.out_channels, self.autoencoder.downsampling
+        itemsize = 2 if self.dtype else 4
+        return self.decoding.cut(latent, self.decoding.windows.n_frames * width * math.prod(latent) * f * f * itemsize)
+
     def _calls(self, frames: int, geometry: Geometry) -> dict[str, int]:
         """How often the networks are called for one scene of so many frames."""
         pieces, size = 1, geometry.latent
@@ -333,8 +355,9 @@ class MGLD(nn.Module):
             f, segments = self.autoencoder.downsampling, math.ceil(frames / self.patches.n_frames)
             pieces, side = segments * self.patches.count(size[0] * f, size[1] * f), self.patches.size // f
             frames, size = self.patches.n_frames, (min(size[0], side), min(size[1], side))
-        sampling = self.windows.calls(frames, *size) * len(self.sampling.schedule)
-        return {"sampling": pieces * sampling, "decoding": pieces * self.decoding.windows.calls(frames, *size)}
+        sampling, windows = self.windows.calls(frames, *size) * len(self.sampling.schedule), self.decoding.windows
+        decoding = windows.calls(frames, 1, 1) if self.cut_of(size) else windows.calls(frames, *size)
+        return {"sampling": pieces * sampling, "decoding": pieces * decoding}
 
     def compile_networks(self) -> None:
         """Have torch.compile work on what takes the time."""
@@ -368,21 +391,3 @@ class Tally:
 def motion_between(frames: Sequence[Frame]) -> Motion:
     """The motion of frames that belong to one scene; each but the first carries that from the one before."""
     return Motion(*(together(frames[1:], name) for name in Motion._fields))
-
-
-def cut_motion(motion: Motion, tile: tiling.Tile, f: int) -> Motion:
-    """The motion of an image patch (pixels) on its latents; patches need not start on the latent grid (B8 repaired)."""
-    part = motion.frames(tile.t.start, tile.t.stop)
-    h, w = ((side.stop - side.start) // f for side in (tile.y, tile.x))
-    top, left = tile.y.start / f, tile.x.start / f
-    if top.is_integer() and left.is_integer():
-        return part.crop(int(top), int(left), h, w)
-
-    def shifted(x: Tensor) -> Tensor:
-        pairs = x.flatten(0, 1)
-        offset = pairs.new_tensor([left - int(left), top - int(top)]).view(1, 2, 1, 1)
-        moved = flow_warp(pairs, offset.expand(len(pairs), -1, *x.shape[-2:]), padding="border")
-        return moved.unflatten(0, x.shape[:2])
-
-    flows = Motion(*(shifted(x) for x in part[:2]), *(shifted(x).round() for x in part[2:]))
-    return flows.crop(int(top), int(left), h, w)

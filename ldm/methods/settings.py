@@ -12,12 +12,14 @@ from ldm.diffusion.denoiser import make_denoise
 from ldm.diffusion.guidance import MotionGuidance
 from ldm.diffusion.samplers import ddim_step, ddpm_step
 from ldm.diffusion.schedule import Schedule
+from ldm.nets.whole_frame import HOLD, Cut
 from ldm.ops import tiling
 from ldm.ops.color import adain_color_fix, wavelet_color_fix
 from ldm.ops.flow import Motion
 
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
 COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "nofix": lambda content, style: content}
+NORMS = ("auto", "frame", "shared", "tile")
 WEIGHTS = {
     "gaussian": tiling.gaussian_window,
     "released": tiling.released_gaussian_window,
@@ -169,11 +171,34 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Decoding:
-    """How latents become frames: `dec_w` weighs the LR features, `color_fix` is adain, wavelet or nofix."""
+    """How frames become latents and latents frames: `dec_w` weighs the LR features, `color_fix` is adain, wavelet or
+    nofix.
+
+    `norms` says what the autoencoders' norms see of a frame that is cut: "frame", all of it, which is exact;
+    "shared", the same approximate statistics for all tiles; "tile", each its own, blended where tiles overlap; or
+    "auto": "frame" where the maps of a window take at most `hold` bytes, otherwise "shared" (`ldm.nets.whole_frame`).
+    Attention sees the whole frame up to `attention_limit` latent pixels (None: always), beyond that the tile.
+    """
 
     windows: Windows = Windows(tile=120, tile_overlap=24)
     dec_w: float = 1.0
     color_fix: str = "adain"
+    norms: str = "tile"
+    attention_limit: int | None = None
+    hold: int = HOLD
 
     def __post_init__(self):
         choose(COLOR_FIXES, self.color_fix, "color_fix")
+        choose(dict.fromkeys(NORMS), self.norms, "norms")
+        if self.hold < 0:
+            raise ValueError(f"got hold {self.hold}, expected 0 bytes or more")
+
+    def cut(self, size: tuple[int, int], largest: int) -> Cut | None:
+        """How latents of `size` are cut whose largest map takes `largest` bytes a window; None: into blended tiles."""
+        norms = self.norms
+        if norms == "auto":
+            norms = "frame" if largest <= self.hold else "shared"
+        if norms == "tile":
+            return None
+        whole = self.attention_limit is None or math.prod(size) <= self.attention_limit
+        return Cut(self.windows.tile, norms, "frame" if whole else "tile", self.hold)

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.ops.tiling import Tile
+
 _VALID = 0.9999  # a warp of ones below this has taken some of its value from outside the image
 
 
@@ -171,3 +173,21 @@ def estimate_motion(
     flows = [torch.cat(x) if x else none for x in (to_next, to_prev)]
     masks = forward_backward_occlusion(*flows, alpha=alpha, beta=beta)
     return Motion(*(x.unflatten(0, clip) for x in (*flows, *masks)))
+
+
+def cut_motion(motion: Motion, tile: Tile, f: int) -> Motion:
+    """The motion of an image patch (pixels) on its latents; patches need not start on the latent grid (B8 repaired)."""
+    part = motion.frames(tile.t.start, tile.t.stop)
+    h, w = ((side.stop - side.start) // f for side in (tile.y, tile.x))
+    top, left = tile.y.start / f, tile.x.start / f
+    if top.is_integer() and left.is_integer():
+        return part.crop(int(top), int(left), h, w)
+
+    def shifted(x: Tensor) -> Tensor:
+        pairs = x.flatten(0, 1)
+        offset = pairs.new_tensor([left - int(left), top - int(top)]).view(1, 2, 1, 1)
+        moved = flow_warp(pairs, offset.expand(len(pairs), -1, *x.shape[-2:]), padding="border")
+        return moved.unflatten(0, x.shape[:2])
+
+    flows = Motion(*(shifted(x) for x in part[:2]), *(shifted(x).round() for x in part[2:]))
+    return flows.crop(int(top), int(left), h, w)

@@ -7,11 +7,11 @@ from torch.nn import functional as F
 from ldm import config
 from ldm.diffusion.guidance import motion_loss
 from ldm.methods.geometry import whole
-from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, cut_motion, motion_between
+from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, motion_between
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
-from ldm.ops.flow import Motion
+from ldm.ops.flow import Motion, cut_motion
 from ldm.ops.stream import together
 from tests.methods.toy import clip, method, pixelwise, settings
 

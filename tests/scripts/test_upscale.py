@@ -44,7 +44,7 @@ def test_a_clip_keeps_its_count_and_rate(tmp_path, model, capfd):
     assert video.probe(output.parent / "clip.compare.png").width > 64
     assert toy.left_behind(output.parent) == ["clip.compare.png", "clip.mkv", "clip.mkv.json"]
     said = capfd.readouterr()
-    assert "clip.mkv: tiles of 16" in said.out and f"{output}: 6 frames of 64x48, " in said.out
+    assert "clip.mkv: sampled in tiles of 16" in said.out and f"{output}: 6 frames of 64x48, " in said.out
     assert said.err == ""
 
 

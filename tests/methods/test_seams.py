@@ -1,0 +1,112 @@
+"""What a viewer must not see: where tiles meet, where temporal windows meet.
+
+`jump` is the mean absolute difference across a border divided by that inside. Real pictures have edges of their own, so
+that a few figures are averaged; the released way is measured beside ours.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ldm.engine.assemble import EMBEDDED, load_method
+from ldm.methods.settings import Decoding
+from ldm.nets.whole_frame import HOLD
+from ldm.ops.resize import resize
+from tests.methods.toy import clip, method
+
+needs_weights = pytest.mark.skipif(
+    not (EMBEDDED / "mgldvsr_unet.safetensors").is_file(), reason=f"no embedded weights in {EMBEDDED.name}"
+)
+
+
+@pytest.mark.parametrize("frames", [1, 4])
+@pytest.mark.parametrize("norms", ["frame", "shared", "tile"])
+def test_cutting_the_autoencoders_is_exact_or_says_how_far_off_it_is(norms, frames):
+    """Whole frames against tiles of 24 latent pixels, halo included, with nothing held but the coarsest maps."""
+    toy, lq = method(), clip(frames, 40, 48)
+    work, x = resize(lq, (160, 192)).clamp(0, 1)[None], torch.randn(1, frames, 4, 40, 48)
+    results = {}
+    for name, decoding in {
+        "whole": replace(toy.decoding, norms="frame", hold=2**60),
+        "cut": replace(toy.decoding, norms=norms, hold=0, windows=replace(toy.decoding.windows, tile=32)),
+    }.items():
+        toy.decoding = decoding
+        results[name] = toy.encode(work, torch.zeros_like(x)), toy.decode(x, work)
+    off = [(a - b).abs().max().item() for a, b in zip(*results.values(), strict=True)]
+    print(f"norms={norms}: latents off by at most {off[0]:.2e}, pixels by {off[1]:.2e}")
+    assert max(off) < (1e-4 if norms == "frame" else 3)
+    assert norms == "frame" or max(off) > 1e-4  # what is called approximate is
+
+
+def test_what_may_not_be_held_is_shared():
+    decoding = Decoding(norms="auto")
+    assert decoding.cut((64, 64), HOLD).norms == "frame" and decoding.cut((64, 64), HOLD + 1).norms == "shared"
+    assert decoding.cut((640, 640), 0).attention == "frame" and Decoding().cut((64, 64), 0) is None
+    limited = Decoding(norms="auto", attention_limit=100)
+    assert (limited.cut((10, 10), 0).attention, limited.cut((10, 11), 0).attention) == ("frame", "tile")
+
+
+def panning(frames: int, height: int, width: int, step: int) -> torch.Tensor:
+    """A window that moves over one detailed picture: (T, 3, h, w)."""
+    generator = torch.Generator().manual_seed(0)
+    scene = sum(
+        resize(torch.rand(1, 3, height // k, (width + step * frames) // k, generator=generator), (height, 2 * width))
+        / k
+        for k in (2, 4, 8)
+    )
+    scene = (scene - scene.min()) / (scene.max() - scene.min())
+    return torch.stack([scene[0, ..., k * step : k * step + width] for k in range(frames)])
+
+
+def change_over_time(frames: torch.Tensor, step: int) -> torch.Tensor:
+    """(T-1,) mean absolute difference of each frame to the one before, moved along."""
+    there, here = frames[:-1, ..., step:], frames[1:, ..., :-step]
+    inside = (..., slice(8, -8), slice(8, -8))
+    return (there - here)[inside].abs().mean(dim=(1, 2, 3))
+
+
+@needs_weights
+def test_nothing_jumps_where_windows_meet():
+    """On a pan, our windows against the released segments without overlap, whose borders are counted as theirs."""
+    lq, step = panning(17, 32, 48, 2), 2
+    ours = load_method()
+    ours.sampling = replace(ours.sampling, steps=2)
+    released = load_method()
+    released.sampling = ours.sampling
+    released.windows = replace(released.windows, frame_overlap=0)
+    released.decoding = replace(released.decoding, windows=replace(released.decoding.windows, frame_overlap=0))
+    figures = {}
+    for name, model in (("ours", ours), ("released", released)):
+        change = change_over_time(model.restore(lq), 4 * step)
+        stride = model.windows.n_frames - model.windows.frame_overlap
+        border = torch.tensor([(k + 1) % stride == 0 for k in range(len(change))])
+        border[-2:] = border[:2] = False  # the ends of a clip have neighbours on one side only
+        inside = ~border
+        inside[-2:] = inside[:2] = False
+        figures[name] = (change[border].mean() / change[inside].mean()).item()
+    print(f"jump at window borders: ours {figures['ours']:.3f}, without overlap {figures['released']:.3f}")
+    assert 0.95 < figures["ours"] < 1.05 and figures["released"] > 1.1
+
+
+@needs_weights
+def test_nothing_jumps_where_tiles_meet():
+    """Gradients across the borders of small tiles, sampled and decoded, against those elsewhere."""
+    lq = panning(2, 48, 64, 2)
+    model = load_method()
+    model.sampling = replace(model.sampling, steps=1)
+    model.windows = replace(model.windows, tile=32, tile_overlap=16, fit=False)
+    model.decoding = replace(model.decoding, norms="shared", hold=0, windows=replace(model.decoding.windows, tile=48))
+    sr, f = model.restore(lq), model.autoencoder.downsampling
+    whole = load_method()
+    whole.sampling = model.sampling
+    reference = whole.restore(lq)
+    core = [k * f for k in (16, 32, 48)]  # where tiles start and end
+    ratios = []
+    for dim in (2, 3):
+        gradient, usual = (x.diff(dim=dim).abs().mean(dim=[d for d in range(4) if d != dim]) for x in (sr, reference))
+        lines = [k - 1 for k in core if k < gradient.numel()]
+        ratios += [(gradient[line] / gradient.mean()) / (usual[line] / usual.mean()) for line in lines]
+    ratio = torch.stack(ratios).mean().item()
+    print(f"jump at tile borders: {ratio:.3f}")
+    assert 0.95 < ratio < 1.05
