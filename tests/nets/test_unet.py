@@ -3,8 +3,8 @@ import torch
 from torch import nn
 
 from ldm.nets.attention import SpatialTransformer
-from ldm.nets.layers import GroupNorm, LayerNorm
-from ldm.nets.unet import MIDDLE_ORDER, UNet
+from ldm.nets.layers import GroupNorm, LayerNorm, Upsample
+from ldm.nets.unet import MIDDLE_ORDER, MergedUpsample, UNet
 from tests.golden_checks.case import FOLDER, Case
 
 TINY = {
@@ -209,3 +209,12 @@ def test_autocast_stays_near_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = net(**given, num_frames=2)
     assert out.dtype == torch.float32 and (out - exact).norm() < 0.05 * exact.norm()
+
+
+def test_merged_upsample_is_upsample_with_and_without_gradient():
+    merged, x = MergedUpsample(3), torch.randn(2, 3, 4, 5)
+    plain = Upsample(3)
+    plain.load_state_dict(merged.state_dict())
+    with torch.no_grad():
+        assert torch.allclose(merged(x), plain(x), atol=1e-6)
+    assert torch.equal(merged(x), plain(x))
