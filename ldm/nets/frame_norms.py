@@ -101,7 +101,7 @@ def _moments(x: Tensor, groups: int) -> Tensor:
     if x.device.type != "cpu" or x.stride(0) != 1:
         variance, mean = torch.var_mean(x.float().unflatten(0, (groups, -1)), dim=(1, 2, 3), correction=0)
         return _sums(mean, variance, x.numel() // groups)
-    pieces = x.split(max(1, 8 * PIXELS // x.shape[2]), dim=1)  # channels last: small copies, then a fast kernel
+    pieces = x.split(max(1, PIXELS // x.shape[2]), dim=1)  # channels last: small copies, then a fast kernel
     parts = ((p, group_moments(p.permute(1, 2, 0).reshape(1, -1, len(p)), groups)) for p in pieces)
     return sum(_sums(mean[0], variance[0], p.numel() // groups) for p, (mean, variance) in parts)
 
