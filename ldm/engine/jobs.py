@@ -223,7 +223,9 @@ def plan_for(job: Job, model: Model, tell: Say) -> tuple[Plan, int]:
         plan, predicted = fitting_plan(method, plan, budget, predict)
     else:
         predicted = predict(plan)
-    tell(f"{job.output.name}: {plan}; predicted peak {predicted / 1e9:.2f} of {budget / 1e9:.1f} GB")
+    within = method.decoding.attention
+    attending = f", attention within {within} latent pixels (approximate)" if within and plan.norms != "tile" else ""
+    tell(f"{job.output.name}: {plan}{attending}; predicted peak {predicted / 1e9:.2f} of {budget / 1e9:.1f} GB")
     return plan, predicted
 
 

@@ -346,7 +346,7 @@ class MGLD(nn.Module):
             return None
         width, f = self.autoencoder.encoder.down[0].block[-1].conv2.out_channels, self.autoencoder.downsampling
         itemsize = 2 if self.dtype else 4
-        return self.decoding.cut(latent, self.decoding.windows.n_frames * width * math.prod(latent) * f * f * itemsize)
+        return self.decoding.cut(self.decoding.windows.n_frames * width * math.prod(latent) * f * f * itemsize)
 
     def _calls(self, frames: int, geometry: Geometry) -> dict[str, int]:
         """How often the networks are called for one scene of so many frames."""

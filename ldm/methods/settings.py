@@ -177,28 +177,27 @@ class Decoding:
     `norms` says what the autoencoders' norms see of a frame that is cut: "frame", all of it, which is exact;
     "shared", the same approximate statistics for all tiles; "tile", each its own, blended where tiles overlap; or
     "auto": "frame" where the maps of a window take at most `hold` bytes, otherwise "shared" (`ldm.nets.whole_frame`).
-    Attention sees the whole frame up to `attention_limit` latent pixels (None: always), beyond that the tile.
+    Their attention sees the whole frame, or, which is approximate, tiles of `attention` latent pixels.
     """
 
     windows: Windows = Windows(tile=120, tile_overlap=24)
     dec_w: float = 1.0
     color_fix: str = "adain"
     norms: str = "tile"
-    attention_limit: int | None = None
+    attention: int = 0
     hold: int = HOLD
 
     def __post_init__(self):
         choose(COLOR_FIXES, self.color_fix, "color_fix")
         choose(dict.fromkeys(NORMS), self.norms, "norms")
-        if self.hold < 0:
-            raise ValueError(f"got hold {self.hold}, expected 0 bytes or more")
+        if min(self.hold, self.attention) < 0:
+            raise ValueError(f"got hold {self.hold} and attention {self.attention}, expected 0 or more")
 
-    def cut(self, size: tuple[int, int], largest: int) -> Cut | None:
-        """How latents of `size` are cut whose largest map takes `largest` bytes a window; None: into blended tiles."""
+    def cut(self, largest: int) -> Cut | None:
+        """How latents are cut whose largest map takes `largest` bytes a window; None: into blended tiles."""
         norms = self.norms
         if norms == "auto":
             norms = "frame" if largest <= self.hold else "shared"
         if norms == "tile":
             return None
-        whole = self.attention_limit is None or math.prod(size) <= self.attention_limit
-        return Cut(self.windows.tile, norms, "frame" if whole else "tile", self.hold)
+        return Cut(self.windows.tile, norms, self.attention, self.hold)

@@ -24,7 +24,6 @@ from ldm.ops.tiling import Patch, pasted, patches
 
 HOLD = 3 * 2**30
 STATISTICS = ("frame", "shared", "tile")
-REGIONS = ("frame", "tile")
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,8 @@ class Cut:
         norms: what norms of levels that are not held normalise with: "frame", the statistics of the whole frame, exact;
             "shared", those that one pass over tiles, each normalised by itself, finds for the whole frame, approximate
             but without seams; "tile", those of each tile.
-        attention: over the whole "frame", or within each "tile" (of which the half in the middle is used).
+        attention: side of the tiles within which pixels attend to one another (two thirds, in the middle, are used):
+            approximate, for frames whose every pixel cannot attend to all. 0: the whole frame, exact.
         hold: bytes that the maps of a clip may take at a level to be held whole (two to three such maps are); 0 holds
             the latent level alone.
     Raises:
@@ -45,15 +45,15 @@ class Cut:
 
     tile: int
     norms: str = "frame"
-    attention: str = "frame"
+    attention: int = 0
     hold: int = HOLD
 
     def __post_init__(self):
-        if self.tile < 1 or self.hold < 0:
-            raise ValueError(f"got tile={self.tile} and hold={self.hold}, expected at least 1 and 0")
-        for name, word, words in ("norms", self.norms, STATISTICS), ("attention", self.attention, REGIONS):
-            if word not in words:
-                raise ValueError(f"got {name} {word!r}, expected one of {', '.join(words)}")
+        if self.tile < 1 or min(self.hold, self.attention) < 0:
+            got = f"tile={self.tile}, hold={self.hold} and attention={self.attention}"
+            raise ValueError(f"got {got}, expected at least 1, 0 and 0")
+        if self.norms not in STATISTICS:
+            raise ValueError(f"got norms {self.norms!r}, expected one of {', '.join(STATISTICS)}")
 
 
 class Piecewise:
@@ -102,7 +102,7 @@ class Piecewise:
         scale = 2 ** (self.last - coarsest)
         tile, halo = self.cut.tile * scale, math.ceil(reach_of(segment) / 2 ** (coarsest - segment[0].source))
         if segment[0].attends:
-            tile, halo = (max(size), 0) if self.cut.attention == "frame" else (tile, tile // 4)
+            tile, halo = (self.cut.attention, self.cut.attention // 6) if self.cut.attention else (max(size), 0)
         if tile <= 2 * halo and max(size) > max(tile, 2 * (tile - halo)):
             least, pixels = 2 * halo // scale + 1, f"{halo / scale:g} latent pixels a side"
             raise ValueError(f"got tile={self.cut.tile} for a halo of {pixels}, expected at least {least} or more hold")
