@@ -182,8 +182,9 @@ def predicted_peak(
         a, b = costs[stage]
         return a + b * min(side, h) * min(side, w) * batch
 
-    side = max(h, w) if plan.norms == "frame" and plan.hold >= 2**60 else plan.decoder_tile
-    held = 0 if plan.norms == "tile" or side > plan.decoder_tile else HELD_MAPS * plan.hold
+    exact = plan.norms == "frame" and plan.hold >= 2**60  # measured as such: costs grow with the frame, not the tile
+    side = max(h, w) if exact else plan.decoder_tile
+    held = 0 if exact or plan.norms == "tile" else HELD_MAPS * min(plan.hold, method.largest_map(geometry.latent))
     work = max(
         tile("sampling", plan.tile, method.windows.batch),
         tile("encoding", side) + picture * COPIES + held,

@@ -344,9 +344,13 @@ class MGLD(nn.Module):
         """How the autoencoders cut latents of this size; None: into blended tiles."""
         if self.decoding.norms == "tile":
             return None
+        return self.decoding.cut(self.largest_map(latent))
+
+    def largest_map(self, latent: tuple[int, int]) -> int:
+        """Bytes of the largest map of the autoencoders for a window of latents of this size."""
         width, f = self.autoencoder.encoder.down[0].block[-1].conv2.out_channels, self.autoencoder.downsampling
-        itemsize = 2 if self.dtype else 4
-        return self.decoding.cut(self.decoding.windows.n_frames * width * math.prod(latent) * f * f * itemsize)
+        values = self.decoding.windows.n_frames * width * math.prod(latent) * f * f
+        return values * (2 if self.dtype else 4)
 
     def _calls(self, frames: int, geometry: Geometry) -> dict[str, int]:
         """How often the networks are called for one scene of so many frames."""

@@ -114,4 +114,7 @@ def test_the_prediction_follows_tiles_and_not_the_clip():
     tiles = dataclasses.replace(PLAN, norms="tile", decoder_tile=32)
     assert peak(tiles, 10**4) == peak(tiles, 10**6) > peak(tiles, 1)
     assert peak(PLAN, 100) > peak(tiles, 100)
+    assert peak(PLAN, 1, size=(16, 16)) < 10e6  # a frame smaller than a tile holds nothing more than itself
+    shared = dataclasses.replace(PLAN, norms="shared", hold=10**12)
+    assert peak(tiles, 1) < peak(dataclasses.replace(shared, decoder_tile=32), 1) < 20 * peak(tiles, 1)
     assert peak(tiles, 100, size=(128, 128)) < 4.1 * peak(tiles, 100)
