@@ -42,6 +42,12 @@ def free_memory(device: str) -> int | None:
     return max(min(free), 0) if free else None
 
 
+def give_back_memory() -> None:
+    """Have the C library return what was freed to the system, where it can: short-lived threads leave gaps behind."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 class Peak:
     """The largest amount of memory in use since `reset`: resident on the CPU, allocated on CUDA. None: nobody says."""
 
@@ -53,8 +59,7 @@ class Peak:
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
             return torch.cuda.memory_allocated(self.device)
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what was freed and is still resident would hide the next peak
+        give_back_memory()  # what was freed and is still resident would hide the next peak
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return self._status("VmRSS")

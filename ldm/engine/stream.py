@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm import video
-from ldm.engine.device import is_out_of_memory
+from ldm.engine.device import give_back_memory, is_out_of_memory
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.mgld import MGLD, Progress, silent
@@ -87,6 +87,7 @@ def _parts(method: MGLD, task: Task, work: WorkFolder, part_frames: int, report:
             run.parts.append(path.name)
         run.seconds["all"] += time.perf_counter() - began
         work.save(run.state())
+        give_back_memory()
     return run.state()
 
 
