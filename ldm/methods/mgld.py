@@ -71,6 +71,7 @@ class MGLD(nn.Module):
             raise ValueError(f"got patch size {patches.size}, expected a multiple of {f * self.unet.downsampling}")
         self.scale_factor, self.sampling, self.windows, self.decoding = scale_factor, sampling, windows, decoding
         self.patches, self.min_size, self.dtype = patches, min_size, choose(PRECISIONS, precision, "precision")
+        self._context: Tensor | None = None
         channels_last(self).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -178,7 +179,9 @@ class MGLD(nn.Module):
     def _denoise(self, frames: list[Frame], *, i: int, noise: Noise, tally: "Tally") -> Tensor:
         """x_{i-1} of a window of frames at x_i. The step is linear in the prediction, so that windows may be blended
         after it as well as before."""
-        context = self.text().to(self.device)
+        if self._context is None:
+            self._context = self.text()  # that of no text, once for all windows and steps
+        context = self._context.to(self.device)
         x, z = (together(frames, name).to(self.device) for name in ("x", "z"))
 
         def denoise_tile(x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:

@@ -55,3 +55,12 @@ def test_frames_of_8_and_16_bits_are_taken_as_they_are():
             run.push(Frame(number, {"lq": (frame[None] * factor).to(dtype)}))
         out = torch.cat([frame["sr"] for frame in run.pull(finish=True)])
         assert (out - toy.restore(lq / 255)).abs().max() < 1e-5
+
+
+def test_the_empty_text_is_encoded_once():
+    toy, calls = method(), []
+    hook = toy.text.register_forward_hook(lambda *_: calls.append(1))
+    toy.restore(clip(7, 16, 16))
+    toy.restore(clip(2, 16, 16))
+    hook.remove()
+    assert len(calls) == 1
