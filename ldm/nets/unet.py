@@ -76,7 +76,7 @@ class UNet(nn.Module):
         if middle not in MIDDLE_ORDER:
             raise ValueError(f"got middle={middle!r}, expected one of {sorted(MIDDLE_ORDER)}")
         self.middle_order = MIDDLE_ORDER[middle]
-        self.levels, self.semb_channels = len(channel_mult), semb_channels
+        self.levels, self.semb_channels, self.context_dim = len(channel_mult), semb_channels, context_dim
         emb_channels, widths = 4 * model_channels, [mult * model_channels for mult in channel_mult]
 
         def res(width: int, out: int) -> ResBlock:
@@ -134,6 +134,8 @@ class UNet(nn.Module):
         """
         check_clips(x, num_frames=num_frames)
         self._check(x, struct_cond)
+        if context.shape[-1] != self.context_dim:
+            raise ValueError(f"got text tokens of {context.shape[-1]} channels, expected context_dim={self.context_dim}")
         dtype, frames = self.out[2].weight.dtype, x.shape[0]
         emb = self.time_embed(per_frame(t, frames, num_frames=num_frames, name="time steps"))  # (1 | bt, emb)
         per_frame(context, frames, num_frames=num_frames, name="context")  # checked only: attention repeats its keys
