@@ -135,7 +135,7 @@ class UNet(nn.Module):
         check_clips(x, num_frames=num_frames)
         self._check(x, struct_cond)
         if context.shape[-1] != self.context_dim:
-            raise ValueError(f"got text tokens of {context.shape[-1]} channels, expected context_dim={self.context_dim}")
+            raise ValueError(f"got text of {context.shape[-1]} channels, expected context_dim={self.context_dim}")
         dtype, frames = self.out[2].weight.dtype, x.shape[0]
         emb = self.time_embed(per_frame(t, frames, num_frames=num_frames, name="time steps"))  # (1 | bt, emb)
         per_frame(context, frames, num_frames=num_frames, name="context")  # checked only: attention repeats its keys

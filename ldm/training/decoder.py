@@ -20,8 +20,17 @@ class StageTwo(LightningModule):
     It stops by itself after `steps` batches: Lightning's `max_steps` counts the steps of both optimizers.
     """
 
-    def __init__(self, decoder: SequenceAutoencoder, discriminator: PatchGAN, *, scale_factor: float,
-                 weights: dict[str, float], adversarial_start: int, lr: float, steps: int):
+    def __init__(
+        self,
+        decoder: SequenceAutoencoder,
+        discriminator: PatchGAN,
+        *,
+        scale_factor: float,
+        weights: dict[str, float],
+        adversarial_start: int,
+        lr: float,
+        steps: int,
+    ):
         super().__init__()
         self.automatic_optimization = False
         self._networks = (decoder, discriminator)  # a tuple: registered below, under the released names only

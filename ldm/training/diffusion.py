@@ -18,8 +18,16 @@ class StageOne(LightningModule):
     (B22). The autoencoder stays frozen; everything else trains.
     """
 
-    def __init__(self, networks: dict[str, nn.Module], *, scale_factor: float, prediction: str, timestep_per: str,
-                 lr: float, steps: int):
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        *,
+        scale_factor: float,
+        prediction: str,
+        timestep_per: str,
+        lr: float,
+        steps: int,
+    ):
         super().__init__()
         if timestep_per not in ("clip", "frame"):
             raise ValueError(f"got timestep_per={timestep_per}, expected clip or frame")

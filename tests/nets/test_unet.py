@@ -188,7 +188,7 @@ def test_half_precision_weights_stay_near_and_the_result_has_the_dtype_of_the_la
         ({"num_frames": 3}, "got 4 frames, expected clips of num_frames=3"),
         ({"t": torch.arange(3)}, "got 3 rows of time steps, expected 1, 2"),
         ({"context": torch.zeros(3, 5, 8)}, "got 3 rows of context, expected 1, 2"),
-        ({"context": torch.zeros(1, 5, 7)}, "got text tokens of 7 channels, expected context_dim=8"),
+        ({"context": torch.zeros(1, 5, 7)}, "got text of 7 channels, expected context_dim=8"),
         ({"x": torch.zeros(4, 4, 5, 6)}, "got latents of 5x6, expected multiples of 2"),
         ({"struct_cond": [torch.zeros(4, 6, 4, 6)]}, "got 1 condition maps, expected 2"),
         ({"struct_cond": [torch.zeros(4, 6, 2, 3), torch.zeros(4, 6, 4, 6)]}, "for level 0, expected"),
