@@ -9,6 +9,7 @@ Words like method.params.windows.params.batch=2 change any setting of the model'
 import argparse
 import contextlib
 import logging
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
 
 import torch
 from rich.console import Console
