@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -27,6 +26,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm import config
+from ldm.engine.device import Peak, hardware, usable_device
 from ldm.methods.mgld import FLOW_SCALE, PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.flow import estimate_motion
@@ -87,11 +87,7 @@ class Machine:
     """Where things run: its clock, its memory and its bare rates (FLOP/s, the best seen so far)."""
 
     def __init__(self, device: str, precision: str):
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:
-            first = str(error).splitlines()[0]
-            raise ValueError(f"got device {device!r}, expected cpu or one that works here ({first})") from None
+        device = usable_device(device)
         self.device, self.cuda = torch.device(device), device.startswith("cuda")
         self.rates = {"product": 0.0, "conv": 0.0}
         draw = partial(torch.randn, device=device, dtype=PRECISIONS[precision] or torch.float32)
@@ -116,33 +112,15 @@ class Machine:
 
     def peak(self, work: Callable[[], object]) -> int:
         """The most bytes held during work(): on the graphics card, else by this process, weights and all included."""
-        if self.cuda:
-            torch.cuda.reset_peak_memory_stats(self.device)
-        else:
-            with contextlib.suppress(OSError):  # elsewhere than on Linux the peak is that of the whole run
-                Path("/proc/self/clear_refs").write_text("5")
+        peak = Peak(str(self.device))
+        peak.reset()
         work()
         self._wait()
-        return torch.cuda.max_memory_allocated(self.device) if self.cuda else resident_peak()
+        return peak.read()
 
     def _wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize(self.device)
-
-    def name(self) -> str:
-        if self.cuda:
-            return torch.cuda.get_device_name(self.device)
-        with contextlib.suppress(OSError, IndexError):
-            return Path("/proc/cpuinfo").read_text().split("model name\t: ")[1].splitlines()[0]
-        return platform.processor() or platform.machine()
-
-
-def resident_peak() -> int:
-    """The most memory this process has held, in bytes."""
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/self/status").read_text().splitlines()
-        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def count_flops(work: Callable[[], object]) -> int:
@@ -233,7 +211,7 @@ def measure(work: Callable[[], object], machine: Machine, *, repeat: int, to_com
 
 def profile(args: argparse.Namespace) -> dict:
     """All figures. Raises ValueError for what cannot be run."""
-    machine = Machine(args.device or ("cuda" if torch.cuda.is_available() else "cpu"), args.precision)
+    machine = Machine(args.device, args.precision)
     nets, stages = build(args, machine.device), {}
     compilable = {"unet": nets.get("unet"), "decode": getattr(nets.get("decode"), "decoder", None)}
     for stage, work in prepare(args, nets, machine.device).items():
@@ -257,7 +235,11 @@ def seconds_per_frame(stages: dict[str, dict], frames: int, steps: int) -> float
 def describe(args: argparse.Namespace, machine: Machine) -> dict:
     """What was measured, on what."""
     asked = {name: getattr(args, name) for name in ("size", "overrides", "latent", "frames", "precision", "compile")}
-    on = {"device": str(machine.device), "hardware": machine.name(), "threads": torch.get_num_threads()}
+    on = {
+        "device": str(machine.device),
+        "hardware": hardware(str(machine.device))["name"],
+        "threads": torch.get_num_threads(),
+    }
     return asked | on | {"load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version()}
 
 

@@ -21,8 +21,14 @@ def usable_device(name: str | None) -> str:
 
 def hardware(device: str) -> dict[str, str | int]:
     """The device a result was computed on, and how many threads took part."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or "cpu"
+    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {"device": device.split(":")[0], "name": name, "threads": torch.get_num_threads()}
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError, IndexError):
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").split("model name\t: ")[1].splitlines()[0]
+    return platform.processor() or platform.machine()
 
 
 def free_memory(device: str) -> int | None:

@@ -56,8 +56,8 @@ class FlowFeatureEncoder(nn.Module):
         super().__init__()
         self.norm1 = _norm(norm, widths[0])
         self.conv1 = nn.Conv2d(3, widths[0], 7, 2, 3)
-        below = (widths[0], *widths)
-        for k, (before, width, stride) in enumerate(zip(below, widths, (1, 2, 2), strict=False), start=1):
+        below = (widths[0], *widths[:-1])
+        for k, (before, width, stride) in enumerate(zip(below, widths, (1, 2, 2), strict=True), start=1):
             first = FlowResidualUnit(before, width, stride=stride, norm=norm, bottleneck=bottleneck)
             second = FlowResidualUnit(width, width, stride=1, norm=norm, bottleneck=bottleneck)
             self.add_module(f"layer{k}", nn.Sequential(first, second))

@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 import av
@@ -188,7 +189,7 @@ def _track(times, end, *, sort=False):
     if None in times:
         return Track(count, None, None)
     times = sorted(times) if sort else times
-    if any(later <= earlier for earlier, later in zip(times, times[1:], strict=False)):
+    if any(later <= earlier for earlier, later in pairwise(times)):
         return Track(count, None, None, "the time stamps do not rise; the frames are spaced evenly instead")
     usual = (times[-1] - times[0]) // (count - 1) if count > 1 else 1
     return Track(count, tuple(times), end if end > times[-1] else times[-1] + max(usual, 1))
