@@ -1,0 +1,85 @@
+"""How near a frame is to the truth: PSNR and SSIM, in RGB or in luma, as BasicSR-based papers report them."""
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+PEAK = 255.0
+LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, limited range: 8-bit RGB -> 16..235
+WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
+K1, K2 = 0.01, 0.03
+
+
+def rgb8(frame: Tensor | np.ndarray) -> np.ndarray:
+    """The pixels of a frame as they are stored, (H, W, 3) uint8 RGB: clamped and rounded to the nearest value.
+
+    Raises ValueError for another form than (3, H, W) float or (H, W, 3) uint8, and for pixels that are not finite.
+    """
+    if isinstance(frame, np.ndarray):
+        if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or not frame.size:
+            got = f"{frame.shape} {frame.dtype}"
+            raise ValueError(f"got a frame {got}, expected (H, W, 3) uint8, or a tensor (3, H, W) in [0, 1]")
+        return frame
+    if frame.ndim != 3 or frame.shape[0] != 3 or not frame.is_floating_point() or not frame.numel():
+        got = f"{tuple(frame.shape)} {frame.dtype}"
+        raise ValueError(f"got a frame {got}, expected (3, H, W) in [0, 1], or an array (H, W, 3) uint8")
+    values = frame.detach().float().permute(1, 2, 0).contiguous().cpu().numpy()
+    if not np.isfinite(values).all():
+        raise ValueError("got a frame with pixels that are not finite, expected [0, 1]; check what made it")
+    return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB -> (H, W) float32 luma from 16 to 235 (BT.601, limited range), not rounded."""
+    return cv2.transform(pixels.astype(np.float32), np.float32([LUMA])) + np.float32(16)
+
+
+def psnr(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: str = "rgb", crop: int = 0) -> float:
+    """10 log10(255^2 / mean squared difference) in dB; infinite for equal frames.
+
+    The mean is over all pixels and channels; `channels` "rgb", or "y" (`luma`); `crop` border pixels do not count.
+    Raises ValueError for sizes that differ or are used up by the crop, or another word.
+    """
+    one, other = _compared(frame, truth, channels, crop)
+    error = cv2.norm(one, other, cv2.NORM_L2SQR) / one.size
+    return float(10 * np.log10(PEAK**2 / error)) if error else float("inf")
+
+
+def ssim(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: str = "rgb", crop: int = 0) -> float:
+    """Structural similarity, at most 1 (Wang et al. 2004): the mean over channels and over windows inside the frame.
+
+    Gaussian window of 11 pixels, sigma 1.5, biased covariance, K1 0.01, K2 0.03; arguments and errors as for `psnr`.
+    Raises ValueError also for frames smaller than the window.
+    """
+    one, other = (pixels.astype(np.float64) for pixels in _compared(frame, truth, channels, crop))
+    if min(one.shape[:2]) < WINDOW:
+        size = f"{one.shape[1]}x{one.shape[0]}"
+        raise ValueError(f"got frames of {size} behind the crop, expected at least {WINDOW} pixels a side")
+    mean_one, mean_other = _smoothed(one), _smoothed(other)
+    covariance = _smoothed(one * other) - mean_one * mean_other
+    variances = _smoothed(one * one + other * other) - mean_one**2 - mean_other**2
+    c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
+    likeness = (2 * mean_one * mean_other + c1) / (mean_one**2 + mean_other**2 + c1)
+    return float(np.mean(likeness * (2 * covariance + c2) / (variances + c2)))
+
+
+def _smoothed(image: np.ndarray) -> np.ndarray:
+    """The Gaussian means of all windows that lie inside the image."""
+    edge = WINDOW // 2
+    return cv2.GaussianBlur(image, (WINDOW, WINDOW), SIGMA)[edge:-edge, edge:-edge]
+
+
+def _compared(frame, truth, channels: str, crop: int) -> tuple[np.ndarray, np.ndarray]:
+    """Both frames in the channels that are compared, without the border."""
+    one, other = rgb8(frame), rgb8(truth)
+    if one.shape != other.shape:
+        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (one, other))
+        raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
+    if channels not in ("rgb", "y"):
+        raise ValueError(f"got channels {channels!r}, expected rgb or y")
+    if not 0 <= 2 * crop < min(one.shape[:2]):
+        raise ValueError(f"got crop {crop} for frames of {one.shape[1]}x{one.shape[0]}, expected pixels to be left")
+    if channels == "y":
+        one, other = luma(one), luma(other)
+    inside = slice(crop, one.shape[0] - crop), slice(crop, one.shape[1] - crop)
+    return np.ascontiguousarray(one[inside]), np.ascontiguousarray(other[inside])

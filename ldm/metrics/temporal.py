@@ -1,0 +1,90 @@
+"""How steady frames follow one another: the warping error along the truth's motion, and the likeness of the motion.
+
+Both are taken pair by pair: a frame and the one before it. A clip's figure is the mean over its pairs.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldm.metrics.fidelity import rgb8
+from ldm.ops.flow import flow_warp, warp_validity
+
+ALPHA, BETA = 0.01, 0.5  # of the consistency check, as in Ruder et al. 2016
+FARNEBACK = {
+    "pyr_scale": 0.5, "levels": 3, "winsize": 15, "iterations": 3, "poly_n": 5, "poly_sigma": 1.2, "flags": 0,
+}  # fmt: skip
+
+
+class Backward(NamedTuple):
+    """Where the pixels of a frame were in the one before: `flow` (1, 2, H, W) in pixels, and which of them were to be
+    seen there, `visible` (H, W) bool."""
+
+    flow: Tensor
+    visible: Tensor
+
+
+def motion_back(
+    before: Tensor | np.ndarray, frame: Tensor | np.ndarray, flow: Callable[[Tensor, Tensor], Tensor]
+) -> Backward:
+    """The motion of the truth from a frame t to t - 1, found once for every output that is judged by it.
+
+    `flow(img1, img2)` (1, 3, H, W) in [0, 1] -> (1, 2, H, W) is the estimator (`ldm.ops.dis.DISFlow`). Visible is what
+    stays in the frame and comes back: |F + B(p + F)|^2 <= 0.01 (|F|^2 + |B|^2) + 0.5, B from t - 1 to t (Sundaram et
+    al. 2010). Raises ValueError for frames that differ in size, FloatingPointError for a flow that is not finite.
+    """
+    old, new = _pair(before, frame)
+    back, forth = flow(new, old).float().cpu(), flow(old, new).float().cpu()
+    if not (torch.isfinite(back).all() and torch.isfinite(forth).all()):
+        raise FloatingPointError("the flow between two frames of the truth is not finite; check the estimator")
+    forth = flow_warp(forth, back)
+    miss, reach = (back + forth).square().sum(dim=1), (back.square() + forth.square()).sum(dim=1)
+    visible = (miss <= ALPHA * reach + BETA) & (warp_validity(back)[:, 0] > 0)
+    return Backward(back, visible[0])
+
+
+def warping_error(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Backward) -> float:
+    """E_warp of one pair: the mean squared difference, values 0 to 1, between a frame and the one before it fetched
+    along the truth's motion (bilinear), over visible pixels and channels; NaN where none is visible (Lai et al. 2018).
+
+    A still or blurred output has a low one: read it beside the truth's own. Papers report it times 1000. Raises
+    ValueError for frames that differ in size from each other or from the motion.
+    """
+    old, new = _pair(before, frame)
+    if new.shape[-2:] != motion.flow.shape[-2:]:
+        height, width = motion.flow.shape[-2:]
+        got = f"frames of {new.shape[-1]}x{new.shape[-2]} and motion of {width}x{height}"
+        raise ValueError(f"got {got}, expected one size; resize the frames first")
+    difference = (new - flow_warp(old, motion.flow))[0].square().mean(dim=0)
+    return difference[motion.visible].double().mean().item()
+
+
+def farneback_flow(before: Tensor | np.ndarray, frame: Tensor | np.ndarray) -> np.ndarray:
+    """The motion that tOF compares, from a frame to the next, (H, W, 2) in pixels (Farneback 2003 by OpenCV, with the
+    settings of TecoGAN, on 8-bit grey)."""
+    old, new = (cv2.cvtColor(rgb8(picture), cv2.COLOR_RGB2GRAY) for picture in (before, frame))
+    if old.shape != new.shape:
+        raise ValueError(f"got frames of {old.shape[::-1]} and {new.shape[::-1]} pixels, expected one size")
+    return cv2.calcOpticalFlowFarneback(old, new, None, **FARNEBACK)
+
+
+def flow_distance(flow: np.ndarray, truth: np.ndarray) -> float:
+    """The mean end-point distance of two flows (H, W, 2), in pixels. tOF of a pair of frames is that of the output's
+    and the truth's `farneback_flow` (Chu et al. 2020). Raises ValueError for sizes that differ."""
+    if flow.shape != truth.shape:
+        raise ValueError(f"got flows {flow.shape} and {truth.shape}, expected one size; resize the frames first")
+    return float(np.linalg.norm(flow - truth, axis=2).mean(dtype=np.float64))
+
+
+def _pair(before, frame) -> tuple[Tensor, Tensor]:
+    """Two frames as 8-bit pixels in [0, 1], (1, 3, H, W) each."""
+    pixels = [rgb8(picture) for picture in (before, frame)]
+    if pixels[0].shape != pixels[1].shape:
+        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pixels)
+        raise ValueError(f"got neighbouring frames of {sizes}, expected one size")
+    old, new = (torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1)[None].float() / 255 for p in pixels)
+    return old, new

@@ -1,0 +1,106 @@
+"""PSNR and SSIM against closed forms, scikit-image, and values recorded from the field's own code."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from skimage.metrics import structural_similarity
+
+from ldm.metrics.fidelity import luma, psnr, rgb8, ssim
+
+RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "metrics"
+FORMS = {"basicsr_rgb": ("rgb", 0), "basicsr_rgb_crop4": ("rgb", 4), "basicsr_Y": ("y", 0), "basicsr_Y_crop4": ("y", 4)}
+
+
+def noisy_pair(h=40, w=52, seed=0):
+    """A soft picture and a disturbed one, (h, w, 3) uint8."""
+    rng = np.random.default_rng(seed)
+    coarse = rng.integers(0, 256, (h // 4, w // 4, 3), dtype=np.uint8)
+    truth = cv2.resize(coarse, (w, h), interpolation=cv2.INTER_CUBIC)
+    noise = rng.normal(0, 20, truth.shape)
+    return np.clip(truth + noise, 0, 255).round().astype(np.uint8), truth
+
+
+def test_a_constant_difference_has_its_psnr():
+    truth = torch.full((3, 16, 20), 100 / 255)
+    assert psnr(truth + 10 / 255, truth) == pytest.approx(20 * np.log10(255 / 10))
+    assert psnr(truth, truth) == float("inf")
+
+
+def test_luma_ends_at_16_and_235():
+    ends = luma(np.uint8([[[0, 0, 0], [255, 255, 255]]]))
+    np.testing.assert_allclose(ends, [[16, 235]], atol=1e-4)
+
+
+def test_a_tensor_and_its_bytes_are_one_frame():
+    got, truth = noisy_pair()
+    as_tensor = torch.from_numpy(got).permute(2, 0, 1) / 255
+    np.testing.assert_array_equal(rgb8(as_tensor), got)
+    assert psnr(as_tensor, truth) == psnr(got, truth)
+    assert rgb8(torch.full((3, 2, 2), 1.7)).max() == 255
+
+
+def test_the_crop_leaves_the_border_out():
+    got, truth = noisy_pair()
+    inside = truth.copy()
+    inside[:3] = inside[:, -3:] = 0
+    assert psnr(inside, truth) < 30
+    assert psnr(inside, truth, crop=3) == float("inf")
+    assert ssim(inside, truth, crop=3) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("channels", ["rgb", "y"])
+def test_ssim_is_that_of_scikit_image(channels):
+    got, truth = noisy_pair()
+    form = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
+    if channels == "y":
+        pair, axis = (luma(got).astype(np.float64), luma(truth).astype(np.float64)), None
+    else:
+        pair, axis = (got.astype(np.float64), truth.astype(np.float64)), 2
+    _, whole = structural_similarity(*pair, channel_axis=axis, full=True, **form)
+    assert ssim(got, truth, channels=channels) == pytest.approx(whole[5:-5, 5:-5].mean(), abs=1e-6)
+
+
+def test_ssim_of_flat_frames_compares_their_means():
+    dark, bright = torch.full((3, 12, 12), 51 / 255), torch.full((3, 12, 12), 102 / 255)
+    c1 = (0.01 * 255) ** 2
+    assert ssim(dark, bright) == pytest.approx((2 * 51 * 102 + c1) / (51**2 + 102**2 + c1), abs=1e-6)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_recorded_values(form):
+    if not (RECORDED / "values.json").is_file():
+        pytest.skip("the recorded pictures are not beside this repository")
+    channels, crop = FORMS[form]
+    for names, values in json.loads((RECORDED / "values.json").read_text())["full_reference"].items():
+        truth, got = (cv2.imread(str(RECORDED / "images" / name))[..., ::-1] for name in names.split("|"))
+        assert psnr(got, truth, channels=channels, crop=crop) == pytest.approx(values["psnr"][form], abs=1e-3), names
+        assert ssim(got, truth, channels=channels, crop=crop) == pytest.approx(values["ssim"][form], abs=1e-4), names
+
+
+@pytest.mark.parametrize(
+    ("got", "expected"),
+    [
+        (torch.zeros(3, 16, 17), "got frames of 17x16 and 16x16"),
+        (torch.zeros(1, 3, 16, 16), r"expected \(3, H, W\) in \[0, 1\]"),
+        (torch.zeros(3, 16, 16, dtype=torch.uint8), r"expected \(3, H, W\)"),
+        (torch.full((3, 16, 16), float("nan")), "not finite"),
+        (np.zeros((16, 16, 3), np.float32), r"expected \(H, W, 3\) uint8"),
+    ],
+)
+def test_what_cannot_be_compared_is_named(got, expected):
+    with pytest.raises(ValueError, match=expected):
+        psnr(got, torch.zeros(3, 16, 16))
+
+
+def test_wrong_words_and_small_frames():
+    frame = torch.zeros(3, 12, 12)
+    with pytest.raises(ValueError, match="expected rgb or y"):
+        psnr(frame, frame, channels="luma")
+    with pytest.raises(ValueError, match="got crop 6"):
+        psnr(frame, frame, crop=6)
+    with pytest.raises(ValueError, match="at least 11 pixels"):
+        ssim(frame, frame, crop=1)

@@ -1,0 +1,120 @@
+"""The warping error and tOF: what is known of motions that are known, and values recorded with other code."""
+
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ldm import video
+from ldm.metrics.temporal import Backward, farneback_flow, flow_distance, motion_back, warping_error
+from ldm.ops.dis import DISFlow
+
+RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "metrics"
+STEP = 3
+
+
+def moving(frames=2, h=48, w=64, step=STEP, seed=0):
+    """(h, w, 3) uint8 each: a soft picture that moves `step` pixels to the left."""
+    rng = np.random.default_rng(seed)
+    wide = cv2.resize(rng.integers(0, 256, (h // 8, (w + 32) // 8, 3), dtype=np.uint8), (w + 32, h))
+    return [np.ascontiguousarray(wide[:, step * i : step * i + w]) for i in range(frames)]
+
+
+def known_flow(step=STEP):
+    """An estimator that knows which of two frames comes first by their first pixel."""
+
+    def flow(one, other):
+        value = step if flow.old is not None and torch.equal(other, flow.old) else -step
+        return torch.stack([torch.full(one.shape[-2:], float(value)), torch.zeros(one.shape[-2:])])[None]
+
+    flow.old = None
+    return flow
+
+
+def test_a_whole_pixel_motion_has_no_warping_error():
+    before, frame = moving()
+    flow = known_flow()
+    flow.old = torch.from_numpy(before).permute(2, 0, 1)[None].float() / 255
+    motion = motion_back(before, frame, flow)
+    assert motion.visible[:, :-STEP].all() and not motion.visible[:, -STEP:].any()
+    assert warping_error(before, frame, motion) == pytest.approx(0, abs=1e-9)
+
+
+def test_a_flicker_is_its_own_square():
+    """Brightness that jumps by 10 levels costs (10 / 255)^2, wherever the motion goes."""
+    before, frame = (np.full((32, 40, 3), value, np.uint8) for value in (100, 110))
+    motion = Backward(torch.full((1, 2, 32, 40), 0.4), torch.ones(32, 40, dtype=torch.bool))
+    motion.visible[-1] = motion.visible[:, -1] = False
+    assert warping_error(before, frame, motion) == pytest.approx((10 / 255) ** 2, rel=1e-5)
+
+
+def test_only_visible_pixels_count():
+    before, frame = np.zeros((2, 32, 32, 3), np.uint8)
+    frame[:, 16:] = 255
+    visible = torch.zeros(32, 32, dtype=torch.bool)
+    motion = Backward(torch.zeros(1, 2, 32, 32), visible)
+    assert np.isnan(warping_error(before, frame, motion))
+    visible[:, :16] = True
+    assert warping_error(before, frame, motion) == 0
+    visible[:] = True
+    assert warping_error(before, frame, motion) == 0.5
+
+
+def test_flows_that_do_not_come_back_are_hidden():
+    """|F + B| = 2 against 0.01 (|F|^2 + |B|^2) + 0.5: hidden for short motions, borne with for long ones."""
+    before, frame = np.zeros((2, 64, 64, 3), np.uint8)
+    for length, visible in ((1.0, False), (20.0, True)):
+        values = iter([length, 2 - length])
+        motion = motion_back(before, frame, lambda a, b, v=values: torch.full((1, 2, 64, 64), next(v) / 2**0.5))
+        assert motion.visible[:40, :40].all() == visible
+
+
+def test_the_motion_is_found():
+    before, frame = moving()
+    flow = farneback_flow(before, frame)
+    assert flow[12:-12, 12:-12].mean(axis=(0, 1)) == pytest.approx([-STEP, 0], abs=0.3)
+    assert flow_distance(flow, flow) == 0
+    assert flow_distance(flow + np.float32([3, 4]), flow) == pytest.approx(5)
+    back = motion_back(before, frame, DISFlow()).flow[0, :, 12:-12, 12:-12].mean(dim=(1, 2))
+    assert back.tolist() == pytest.approx([STEP, 0], abs=0.3)
+
+
+def test_a_still_output_differs_in_tof():
+    clip = moving(3)
+    still = flow_distance(farneback_flow(clip[0], clip[0]), farneback_flow(clip[0], clip[1]))
+    assert still == pytest.approx(STEP, abs=0.5)
+
+
+def test_recorded_values():
+    if not (RECORDED / "values.json").is_file():
+        pytest.skip("the recorded clips are not beside this repository")
+    stop = 12
+    values = json.loads((RECORDED / "values.json").read_text())["video"]["values"]
+    clips = {name: list(video.read(RECORDED / "video" / f"{name}.mkv", 0, stop)) for name in values}
+    truth, estimator = clips["ref"], DISFlow("medium")
+    pairs = range(1, len(truth))
+    motions = [motion_back(truth[k - 1], truth[k], estimator) for k in pairs]
+    flows = [farneback_flow(truth[k - 1], truth[k]) for k in pairs]
+    for name, clip in clips.items():
+        error = np.mean([warping_error(clip[k - 1], clip[k], motions[k - 1]) for k in pairs])
+        tof = np.mean([flow_distance(farneback_flow(clip[k - 1], clip[k]), flows[k - 1]) for k in pairs])
+        assert error == pytest.approx(values[name]["e_warp_dis_medium"], rel=0.05), name
+        assert tof == pytest.approx(values[name]["tOF_farneback_mean_epe"], abs=0.02), name
+
+
+def test_sizes_that_differ_are_named():
+    small, large = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 48, 3), np.uint8)
+    motion = Backward(torch.zeros(1, 2, 32, 32), torch.ones(32, 32, dtype=torch.bool))
+    with pytest.raises(ValueError, match="32x32 and 48x32"):
+        motion_back(small, large, DISFlow())
+    with pytest.raises(ValueError, match="motion of 32x32"):
+        warping_error(large, large, motion)
+    with pytest.raises(ValueError, match="expected one size"):
+        farneback_flow(small, large)
+    with pytest.raises(ValueError, match="expected one size"):
+        flow_distance(np.zeros((4, 4, 2)), np.zeros((4, 5, 2)))
+    with pytest.raises(FloatingPointError, match="not finite"):
+        motion_back(small, small, lambda a, b: torch.full((1, 2, 32, 32), float("nan")))
