@@ -13,9 +13,9 @@ def edge_sharpness(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> fl
     """The mean gradient of the luma on the truth's edges, in parts of the truth's own there: below 1 is softer than the
     truth, 1 as sharp, above over-sharpened.
 
-    Edges are the quarter of the pixels where the truth's gradient is greatest (fewer where it is zero in more), so noise in flat places does not count
-    as sharpness. Gradients are central differences of 8-bit luma. NaN for a truth without any gradient. Raises
-    ValueError for sizes that differ.
+    Edges are the quarter of the pixels where the truth's gradient is greatest (fewer where it is zero in more), so
+    noise in flat places does not count as sharpness. Gradients are central differences of 8-bit luma. NaN for a truth
+    without any gradient. Raises ValueError for sizes that differ.
     """
     got, wanted = rgb8(frame), rgb8(truth)
     if got.shape != wanted.shape:
