@@ -1,0 +1,106 @@
+"""Compression of a whole clip by a video codec, in memory through PyAV."""
+
+import io
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+
+import av
+import cv2
+import numpy as np
+
+from basicsr_deg.compression import as_bytes
+from basicsr_deg.walk import check_probability, pick, read_range, read_weights
+
+ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}  # h264: what FFmpeg takes by default for it
+CHANNELS = {"rgb": "rgb24", "released": "bgr24"}
+
+
+class VideoCodec:
+    """Encode the clip as a video and decode it: uint8 in (or rounded), float32 of whole grey levels out.
+
+    codecs: libx264, h264, mpeg4 -> probability; bitrate: [low, high] in bits per second, a whole number drawn for the
+    clip; rate: frames per second; channels: "rgb", or "released" to exchange red and blue in what the codec sees, as
+    the released code does (SPEC B35). Frames of another size than the first are resized to it. Odd sides are padded by
+    one repeated row or column for the encoder, which is cut off again. One thread, so that bytes do not vary.
+    """
+
+    def __init__(
+        self,
+        codecs: Mapping[str, float],
+        bitrate: Sequence[float],
+        *,
+        rate: int = 1,
+        pixel_format: str = "yuv420p",
+        channels: str = "rgb",
+        prob: float = 1.0,
+    ):
+        if channels not in CHANNELS:
+            raise ValueError(f"channels: got {channels!r}, expected rgb or released")
+        if rate < 1:
+            raise ValueError(f"rate: got {rate}, expected at least 1 frame per second")
+        self.codecs = read_weights(codecs, tuple(ENCODERS), "codecs")
+        self.bitrate = tuple(int(end) for end in read_range(bitrate, "bitrate"))
+        if self.bitrate[0] < 1:
+            raise ValueError(f"bitrate: got {list(bitrate)}, expected at least 1 bit per second")
+        self.rate, self.pixel_format, self.channels = rate, pixel_format, channels
+        self.prob = check_probability(prob)
+
+    def __call__(self, frames: Iterable[np.ndarray], rng, *, notes: dict | None = None, size=None) -> Iterator:
+        notes = {} if notes is None else notes
+        codec = pick(self.codecs, rng)
+        bitrate = int(rng.integers(self.bitrate[0], self.bitrate[1] + 1))
+        notes |= {"codec": codec, "bitrate": bitrate}
+        yield from self.coded(frames, codec, bitrate)
+
+    def coded(self, frames: Iterable[np.ndarray], codec: str, bitrate: int) -> Iterator[np.ndarray]:
+        """The frames (h, w, 3) through one encoder at one rate of bits. Raises ValueError where that does not work."""
+        video, count, size = io.BytesIO(), 0, None
+        try:
+            with av.open(video, "w", format="mp4") as container:
+                for count, frame in enumerate(frames, 1):  # noqa: B007
+                    if size is None:
+                        size = frame.shape[:2]
+                        stream = self._stream(container, codec, bitrate, size)
+                    picture = av.VideoFrame.from_ndarray(_padded(frame, size), format=CHANNELS[self.channels])
+                    picture.pts, picture.time_base = count - 1, Fraction(1, self.rate)
+                    container.mux(stream.encode(picture))
+                if size is None:
+                    return
+                container.mux(stream.encode())
+            yield from self._decoded(video, count, size)
+        except av.FFmpegError as error:
+            at = f"{bitrate} bit/s" + (f" of {size[1]}x{size[0]}" if size else "")
+            raise ValueError(f"{codec} at {at} failed: {error.strerror}; use other codecs or a larger size") from error
+
+    def _stream(self, container, codec: str, bitrate: int, size: tuple[int, int]):
+        if ENCODERS[codec] not in av.codecs_available:
+            known = [name for name in ENCODERS if ENCODERS[name] in av.codecs_available]
+            raise ValueError(
+                f"this PyAV has no encoder {ENCODERS[codec]}, expected one of {', '.join(known) or 'none'}"
+            )
+        stream = container.add_stream(ENCODERS[codec], rate=self.rate)
+        stream.height, stream.width = (side + side % 2 for side in size)
+        stream.bit_rate, stream.pix_fmt = bitrate, self.pixel_format
+        stream.codec_context.thread_count = 1
+        return stream
+
+    def _decoded(self, video: io.BytesIO, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
+        video.seek(0)
+        found = 0
+        with av.open(video, "r") as container:
+            container.streams.video[0].codec_context.thread_count = 1
+            for found, picture in enumerate(container.decode(video=0), 1):  # noqa: B007
+                yield picture.to_ndarray(format=CHANNELS[self.channels])[: size[0], : size[1]].astype(np.float32)
+        if found != count:
+            raise ValueError(f"got {found} frames back from the codec, expected {count}; use other codecs")
+
+
+def _padded(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The frame as uint8 at `size` (h, w), with sides made even by repeating the last row and column."""
+    if frame.shape[:2] != size:
+        frame = cv2.resize(frame.astype(np.float32, copy=False), size[::-1], interpolation=cv2.INTER_LINEAR)
+    frame = as_bytes(frame)
+    odd = [(0, side % 2) for side in size]
+    return np.ascontiguousarray(
+        np.pad(frame, (*odd, (0, 0)), mode="edge") if any(size[i] % 2 for i in (0, 1)) else frame
+    )

@@ -1,0 +1,80 @@
+"""Parameters that are drawn once for a clip and then walk from frame to frame.
+
+Everything random comes from the generator that is passed in, through four of its methods: `uniform`, `choice`,
+`standard_normal` and `poisson`.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+
+class Walk:
+    """A number that starts anywhere in its range and moves by up to `step` after each frame, held in the range."""
+
+    def __init__(self, low: float, high: float, step: float = 0.0):
+        if not (np.isfinite([low, high, step]).all() and low <= high and step >= 0):
+            raise ValueError(f"got a walk in [{low}, {high}] by steps of {step}, expected low <= high and step >= 0")
+        self.low, self.high, self.step = float(low), float(high), float(step)
+
+    def start(self, rng) -> float:
+        """Draw the value of the first frame."""
+        return float(rng.uniform(self.low, self.high))
+
+    def moved(self, value: float, rng) -> float:
+        """The next frame's value: a uniform step, clipped to the range."""
+        return self.held(value + rng.uniform(-self.step, self.step))
+
+    def held(self, value: float) -> float:
+        """`value`, or the nearer end of the range."""
+        return float(min(max(value, self.low), self.high))
+
+
+def read_walk(setting: Mapping, name: str) -> Walk:
+    """A walk from `{range: [low, high], step: s}`, as configurations say it. Raises ValueError naming `name`."""
+    low, high = read_range(setting.get("range") if isinstance(setting, Mapping) else None, name)
+    if unknown := set(setting) - {"range", "step"}:
+        raise ValueError(f"{name}: got {sorted(unknown)[0]!r}, expected only range and step")
+    step = setting.get("step", 0.0)
+    if not _is_number(step):
+        raise ValueError(f"{name}.step: got {step!r}, expected a number")
+    try:
+        return Walk(low, high, step)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def read_range(pair: Sequence[float], name: str) -> tuple[float, float]:
+    """Two numbers, the lower first. Raises ValueError naming `name`."""
+    if not (isinstance(pair, Sequence) and len(pair) == 2 and all(map(_is_number, pair)) and pair[0] <= pair[1]):
+        raise ValueError(f"{name}.range: got {pair!r}, expected two numbers [low, high]")
+    return float(pair[0]), float(pair[1])
+
+
+def read_weights(weights: Mapping[str, float], known: Sequence[str], name: str) -> dict[str, float]:
+    """What `pick` draws from: names out of `known`, each with its probability, not all zero. Raises ValueError."""
+    if not isinstance(weights, Mapping) or not weights:
+        raise ValueError(f"{name}: got {weights!r}, expected a mapping of {', '.join(known)} to probabilities")
+    if unknown := [key for key in weights if key not in known]:
+        raise ValueError(f"{name}: got {unknown[0]!r}, expected one of {', '.join(known)}")
+    if not (all(_is_number(w) and w >= 0 for w in weights.values()) and sum(weights.values()) > 0):
+        raise ValueError(f"{name}: got {dict(weights)}, expected probabilities of at least 0, not all of them 0")
+    return {key: float(weight) for key, weight in weights.items()}
+
+
+def check_probability(prob: float, name: str = "prob") -> float:
+    """`prob` where it is one. Raises ValueError."""
+    if not (_is_number(prob) and 0 <= prob <= 1):
+        raise ValueError(f"{name}: got {prob!r}, expected a probability from 0 to 1")
+    return float(prob)
+
+
+def pick(weights: Mapping[str, float], rng) -> str:
+    """Draw a name with its probability (the probabilities need not sum to 1); takes one uniform number."""
+    edges = np.cumsum(list(weights.values()))
+    place = np.searchsorted(edges / edges[-1], rng.uniform(0.0, 1.0), side="right")
+    return list(weights)[min(int(place), len(weights) - 1)]
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and bool(np.isfinite(value))
