@@ -1,9 +1,10 @@
-"""The random clips: shapes, determinism, motion that is really motion, and a degradation that only degrades."""
+"""The random clips: shapes, determinism, and motion that is really motion."""
 
 import numpy as np
 import pytest
 
-from ldm.training.scenes import degrade_simply, moving_layers, procedural_picture
+from basicsr_deg.scenes import moving_layers
+from basicsr_deg.textures import procedural_picture
 
 
 def pictures(count=3, size=(160, 200), seed=0):
@@ -53,32 +54,3 @@ def test_wrong_pictures_are_refused(images, frames):
     images = pictures(1, 16) if images is None else images
     with pytest.raises(ValueError, match="expected"):
         moving_layers(np.random.default_rng(0), images, frames=frames, size=32)
-
-
-def test_degradation_keeps_the_mean_and_shrinks():
-    rng = np.random.default_rng(7)
-    clip = moving_layers(rng, pictures(), frames=3, size=(64, 96))
-    for _ in range(12):
-        small = degrade_simply(rng, clip)
-        assert small.shape == (3, 16, 24, 3)
-        assert small.dtype == np.uint8
-        assert abs(small.mean() - clip.mean()) < 4
-        large = small.repeat(4, 1).repeat(4, 2)
-        assert np.abs(large.astype(float) - clip).mean() < 40
-
-
-def test_degradation_uses_one_set_of_parameters_per_clip():
-    """A still clip stays still but for its noise, and some draws have no noise at all."""
-    still = np.repeat(pictures(1, 64), 4, axis=0)
-    rng = np.random.default_rng(8)
-    changes = []
-    for _ in range(20):
-        small = degrade_simply(rng, still, scale=2).astype(float)
-        changes.append(np.abs(small[1:] - small[0]).mean())
-    assert max(changes) < 12
-    assert min(changes) == 0
-
-
-def test_degradation_refuses_sides_it_cannot_divide():
-    with pytest.raises(ValueError, match="multiples of 4"):
-        degrade_simply(np.random.default_rng(0), np.zeros((1, 10, 12, 3), np.uint8))

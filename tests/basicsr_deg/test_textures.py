@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm.training.textures import as_size, procedural_picture, stripes
+from basicsr_deg.textures import as_size, procedural_picture, stripes
 
 
 def pictures(count):

@@ -1,4 +1,4 @@
-"""Endless random clips for training without any photograph: moving layers and a mild degradation.
+"""Endless random clips for training without any photograph: moving layers.
 
 Everything is numpy and OpenCV on uint8 RGB, random only through the `numpy.random.Generator` that is passed in.
 A clip is one picture under a smooth camera with a few cut-outs of other pictures moving over it; the pictures may be
@@ -10,11 +10,10 @@ import math
 import cv2
 import numpy as np
 
-from ldm.training.textures import (
+from basicsr_deg.textures import (
     FONTS,
     as_size,
     fill_polygon,
-    procedural_picture,
     random_outline,
     random_texture,
     random_words,
@@ -22,12 +21,7 @@ from ldm.training.textures import (
     stripes,
 )
 
-__all__ = ["degrade_simply", "moving_layers", "procedural_picture"]
-
 SUPERSAMPLING = 2  # clips are drawn this many times larger and averaged down, which anti-aliases every edge
-
-
-# ------------------------------------------------------------------------------------------------------- clips
 
 
 def moving_layers(rng, images, *, frames, size):
@@ -163,53 +157,3 @@ def _compose(layers, time, canvas):
         uncovered = cv2.merge([255 - warped[..., 3]] * 3)
         drawn = cv2.add(cv2.multiply(drawn, uncovered, scale=1 / 255), cv2.cvtColor(warped, cv2.COLOR_RGBA2RGB))
     return drawn
-
-
-# ------------------------------------------------------------------------------------------------- degradation
-
-
-def degrade_simply(rng, clip, *, scale=4):
-    """Make a low-quality clip (T, H/scale, W/scale, 3) from (T, H, W, 3), both uint8 RGB.
-
-    Blur, downsampling, Gaussian noise and JPEG, each with a probability and with one set of parameters for the whole
-    clip: a mild stand-in for a full degradation model. The resizing kernels are OpenCV's (cubic and linear do not
-    anti-alias by themselves, so thin lines may shimmer, as in real footage).
-
-    Raises:
-        ValueError: sides that are not multiples of scale.
-    """
-    height, width = clip.shape[1:3]
-    if height % scale or width % scale:
-        raise ValueError(f"got frames of {height}x{width}, expected multiples of {scale}; crop them first")
-    kernel = _blur_kernel(rng) if rng.random() < 0.8 else None
-    shrink = int(rng.choice([cv2.INTER_AREA, cv2.INTER_CUBIC, cv2.INTER_LINEAR], p=(0.5, 0.25, 0.25)))
-    sigma = rng.uniform(0, 6) if rng.random() < 0.6 else 0.0
-    grey = rng.random() < 0.4
-    quality = int(rng.integers(60, 96)) if rng.random() < 0.6 else None
-    out = np.empty((len(clip), height // scale, width // scale, 3), np.uint8)
-    for number, frame in enumerate(clip):
-        if kernel is not None:
-            frame = cv2.filter2D(frame, -1, kernel, borderType=cv2.BORDER_REFLECT_101)
-        small = cv2.resize(frame, out.shape[2:0:-1], interpolation=shrink)
-        if sigma:
-            noise = rng.standard_normal((*small.shape[:2], 1 if grey else 3), np.float32)
-            small = np.clip(np.round(small + sigma * noise), 0, 255).astype(np.uint8)
-        out[number] = small if quality is None else _jpeg(small, quality)
-    return out
-
-
-def _blur_kernel(rng):
-    """A Gaussian kernel, isotropic or not, of standard deviation 0.2 to 1.6 output pixels; sums to one."""
-    wide, narrow = rng.uniform(0.2, 1.6, 2)
-    if rng.random() < 0.6:
-        narrow = wide
-    turn, reach = rng.uniform(0, math.pi), 5
-    y, x = np.mgrid[-reach : reach + 1, -reach : reach + 1].astype(np.float32)
-    u, v = x * math.cos(turn) + y * math.sin(turn), y * math.cos(turn) - x * math.sin(turn)
-    kernel = np.exp(-0.5 * ((u / wide) ** 2 + (v / narrow) ** 2))
-    return kernel / kernel.sum()
-
-
-def _jpeg(frame, quality):
-    _, data = cv2.imencode(".jpg", cv2.cvtColor(frame, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
-    return cv2.cvtColor(cv2.imdecode(data, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
