@@ -17,7 +17,7 @@ class Blur:
     """Blur frames (h, w, 3), 0..255: uint8 stays uint8 (rounded), anything else becomes float32.
 
     kernel_types: family -> probability; kernel_sizes: odd sides in pixels, all as likely; walks: for every name in
-    PARAMETERS `{range, step}`, and `omega_large`, the one for kernels of `large` pixels or more (else omega is for all).
+    PARAMETERS `{range, step}`, and `omega_large` for kernels of `large` pixels or more (without it, omega).
     `beta` "walk": the exponents walk like the rest; "released": drawn anew for every frame between 1 and the walking
     value, as the released code does (SPEC B14). All families' parameters walk, used or not.
     """
@@ -79,9 +79,9 @@ class Blur:
         drawn = {}
         for name in parameters_of(family):
             if name in BETA.values():
-                below = rng.uniform(0.0, 1.0) <= 0.5
+                below = rng.random() <= 0.5
                 low, high = (values[name], 1.0) if below else (1.0, values[name])
-                drawn[name] = low + (high - low) * rng.uniform(0.0, 1.0)
+                drawn[name] = low + (high - low) * rng.random()
             else:
                 rng.uniform(values[name], values[name])
         return drawn

@@ -66,7 +66,7 @@ class Noise:
             scale = self.scale.moved(scale, rng)
 
     def _is_gray(self, kind: str, rng) -> bool:
-        return bool(rng.uniform(0.0, 1.0) < self.gray_prob[kind])
+        return bool(rng.uniform() < self.gray_prob[kind])
 
 
 def luma(frame: np.ndarray) -> np.ndarray:

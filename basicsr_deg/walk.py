@@ -1,7 +1,7 @@
 """Parameters that are drawn once for a clip and then walk from frame to frame.
 
-Everything random comes from the generator that is passed in, through four of its methods: `uniform`, `choice`,
-`standard_normal` and `poisson`.
+Everything random comes from the generator that is passed in, through six of its methods: `random`, `uniform`,
+`choice`, `integers`, `standard_normal` and `poisson`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -70,9 +70,9 @@ def check_probability(prob: float, name: str = "prob") -> float:
 
 
 def pick(weights: Mapping[str, float], rng) -> str:
-    """Draw a name with its probability (the probabilities need not sum to 1); takes one uniform number."""
+    """Draw a name with its probability (the probabilities need not sum to 1); takes one `random`."""
     edges = np.cumsum(list(weights.values()))
-    place = np.searchsorted(edges / edges[-1], rng.uniform(0.0, 1.0), side="right")
+    place = np.searchsorted(edges / edges[-1], rng.random(), side="right")
     return list(weights)[min(int(place), len(weights) - 1)]
 
 
