@@ -22,14 +22,14 @@ def _normalised(kernel: np.ndarray) -> np.ndarray:
 def distance(size: int, sigma_x: float, sigma_y: float | None = None, angle: float = 0.0) -> np.ndarray:
     """q (size, size) of an ellipse turned by `angle`; without `sigma_y` of a circle.
 
-    The covariance is rounded to float32, as in the released code.
+    The covariance and its inverse are of float32, as in the released code.
     """
     if sigma_x <= 0 or (sigma_y is not None and sigma_y <= 0):
         raise ValueError(f"got sigma {sigma_x} and {sigma_y}, expected more than 0 pixels")
-    spread = np.array([sigma_x, sigma_x if sigma_y is None else sigma_y], np.float32)
+    variance = np.square([sigma_x, sigma_x if sigma_y is None else sigma_y]).astype(np.float32)
     turn = np.eye(2) if sigma_y is None else [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
     turn = np.asarray(turn, np.float32)
-    covariance = turn @ np.diag(spread**2) @ turn.T
+    covariance = turn @ np.diag(variance) @ turn.T
     x = _positions(size)
     return ((x @ np.linalg.inv(covariance)) * x).sum(axis=-1)
 
