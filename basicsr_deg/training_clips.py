@@ -102,7 +102,7 @@ class TrainingClips(Dataset):
         """The order of the clips in a pass; that of the disk where nothing varies."""
         if self.variation is None:
             return np.arange(len(self))
-        return np.random.default_rng([self.seed, done, SHUFFLE]).permutation(len(self))
+        return shuffled(self.seed, done, len(self))
 
     def _cropped(self, clip: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
         size, (height, width) = self.gt_size, clip.shape[1:3]
@@ -123,6 +123,11 @@ class TrainingClips(Dataset):
         if self.usm is None:
             return gt / np.float32(255)
         return unsharp_mask(gt, **self.usm) / np.float32(255)
+
+
+def shuffled(seed: int, done: int, count: int) -> np.ndarray:
+    """The order of `count` clips in the pass after `done` passes."""
+    return np.random.default_rng([seed, done, SHUFFLE]).permutation(count)
 
 
 def to_tensor(clip: np.ndarray) -> Tensor:
