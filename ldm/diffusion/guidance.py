@@ -77,12 +77,20 @@ def _check_clip(latents: Tensor, motion: Motion) -> None:
             )
 
 
-def motion_loss(latents: Tensor, motion: Motion, *, form: str = "paper", occlusion: str = "masked") -> Tensor:
+def motion_loss(
+    latents: Tensor,
+    motion: Motion,
+    *,
+    form: str = "paper",
+    occlusion: str = "masked",
+    emphasis: Tensor | None = None,
+) -> Tensor:
     """How far the latents (B, T, C, h, w) are from moving along `motion`; a scalar in float32, 0 for a single frame.
 
     Sum over the pairs of frames and both directions of mean |weight * residual|, the mean over clips, channels and all
     pixels. `form="paper"` pairs each frame with its neighbour; `form="released"` is `compute_temporal_condition_v4` of
-    the released code (its v3 with `occlusion="border"`). Weights: `_pair_weights`.
+    the released code (its v3 with `occlusion="border"`). Weights: `_pair_weights`, times `emphasis` (B, T, 1 | C, h, w)
+    of the frame itself where that is given.
     """
     _check_word(form, _FORMS, "form")
     _check_clip(latents, motion)
@@ -90,7 +98,10 @@ def motion_loss(latents: Tensor, motion: Motion, *, form: str = "paper", occlusi
     if latents.shape[1] < 2:
         return 0 * latents.sum()
     residuals = (_paper_residuals if form == "paper" else _released_residuals)(latents, motion)
-    weighted = [(w * r).abs() for w, r in zip(_pair_weights(motion, occlusion), residuals, strict=True)]
+    weights = _pair_weights(motion, occlusion)
+    if emphasis is not None:
+        weights = (weights[0] * emphasis[:, :-1], weights[1] * emphasis[:, 1:])
+    weighted = [(w * r).abs() for w, r in zip(weights, residuals, strict=True)]
     return sum(r.mean(dim=(0, 2, 3, 4)).sum() for r in weighted)
 
 

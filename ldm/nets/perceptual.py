@@ -47,11 +47,11 @@ class VGGSlices(nn.Module):
 
 
 class ChannelHead(nn.Module):
-    """One weight per channel: a 1x1 convolution without bias, behind dropout where that is asked for."""
+    """One weight per channel: a 1x1 convolution without bias, behind a dropout that acts in train mode."""
 
-    def __init__(self, channels: int, *, dropout: bool) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.model = nn.Sequential(nn.Dropout(0.5) if dropout else nn.Identity(), nn.Conv2d(channels, 1, 1, bias=False))
+        self.model = nn.Sequential(nn.Dropout(0.5), nn.Conv2d(channels, 1, 1, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.model(x)
@@ -66,21 +66,24 @@ class LPIPS(nn.Module):
     """Perceptual distance of two images; every parameter is frozen, gradients pass through to the images.
 
     Names are those of `loss.perceptual_loss.` in `video_vae_cfw.ckpt`, which holds the trained weights; nothing is
-    downloaded, and fresh weights are random.
+    downloaded, and fresh weights are random. A distance is measured in eval mode: in train mode half of what the heads
+    read is dropped at random.
 
     Args:
         width: channels of the first VGG block (64 in VGG16; smaller for toy runs).
-        dropout: False makes the heads' dropout inert in eval and in train mode. True is the released behaviour: the
-            heads drop channels at random (0.5) whenever the surrounding module is in train mode (MGLD_SPEC, B13).
     """
 
-    def __init__(self, *, width: int = 64, dropout: bool = False) -> None:
+    def __init__(self, *, width: int = 64) -> None:
         super().__init__()
         self.scaling_layer = ScalingLayer()
         self.net = VGGSlices(width)
         for k, factor in enumerate(WIDTH_FACTORS):
-            self.add_module(f"lin{k}", ChannelHead(width * factor, dropout=dropout))
+            self.add_module(f"lin{k}", ChannelHead(width * factor))
         self.requires_grad_(False)
+
+    def heads_trained(self) -> bool:
+        """Whether the heads can be trained ones: those are never negative, random ones always are somewhere."""
+        return all((getattr(self, f"lin{k}").model[1].weight >= 0).all() for k in range(len(WIDTH_FACTORS)))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
         """Images a, b (n, 3, h, w) in [-1, 1], sides of at least 16 pixels -> distances (n, 1, 1, 1) in float32.

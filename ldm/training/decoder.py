@@ -1,93 +1,163 @@
 """Stage 2: the sequence decoder learns to turn sampled latents and LQ features into a steady, sharp clip."""
 
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ldm.nets.discriminator import PatchGAN
+from ldm.nets.perceptual import LPIPS
 from ldm.nets.sequence_decoder import SequenceAutoencoder
-from ldm.ops.resize import resize
-from ldm.training.autoencoder import cosine_adam
-from ldm.training.losses import adversarial, check_finite, frame_difference_l1, gradient_l1, hinge_discriminator
+from ldm.training.curves import StepMeans
+from ldm.training.decoder_loss import DecoderLoss
+from ldm.training.diffusion import enlarged
+from ldm.training.losses import GradientDistance
+from ldm.training.optimization import Adam
+
+logger = logging.getLogger(__name__)
+
+DECODER_PARTS = {  # names of what is trained, by choice: beginnings, and parts of which one must be in the name
+    "released": (("decoder.",), ("fusion_layer", "temporal")),
+    "decoder": (("decoder.", "post_quant_conv."), ("",)),
+}
 
 
 class StageTwo(LightningModule):
-    """L1 + gradient L1 + frame difference + adversarial loss from `adversarial_start` on. The encoder stays frozen.
+    """Training of the sequence decoder against `DecoderLoss`; encoder and flow and perceptual networks stay frozen.
 
-    Batch: `lq` (B, T, 3, h, w), `gt` (B, T, 3, H, W) in [0, 1] and `latent` (B, T, 4, h, w), scaled by `scale_factor`.
-    `weights` names the terms: gradient, difference, adversarial. The file written holds the decoder under its released
-    names (`encoder.`, `decoder.`, `quant_conv.`, `post_quant_conv.`) and the discriminator under `loss.discriminator.`.
-    It stops by itself after `steps` batches: Lightning's `max_steps` counts the steps of both optimizers.
+    Batch: `lq` (B, T, 3, h, w), `gt` (B, T, 3, H, W) in [0, 1], `latent` (B, T, 4, h', w') scaled by `scale_factor`,
+    `index` (B,) the numbers of the samples. Entries of the state carry the names of `video_vae_cfw.ckpt`.
+
+    Two optimizers take turns in every batch, the generator's first, and step after `accumulate` batches each. Only the
+    steps of the generator's count as steps of the training.
+
+    Args:
+        decoder: image encoder and sequence decoder.
+        loss: the terms; holds the discriminator, which is always trained.
+        optimizer: makes both optimizers.
+        scale_factor: of the latents.
+        trained: "released", the temporal and fusion layers of the decoder; "decoder", all of it.
+        accumulate: batches per optimizer step.
+        gradient_clip: largest norm of the gradient of each optimizer's parameters; None leaves it as it is.
+    Raises:
+        ValueError: an unknown `trained`, or less than one batch a step.
     """
 
     def __init__(
         self,
         decoder: SequenceAutoencoder,
-        discriminator: PatchGAN,
+        loss: DecoderLoss,
         *,
+        optimizer: Adam,
         scale_factor: float,
-        weights: dict[str, float],
-        adversarial_start: int,
-        lr: float,
-        steps: int,
+        trained: str = "released",
+        accumulate: int = 1,
+        gradient_clip: float | None = None,
     ):
         super().__init__()
+        if trained not in DECODER_PARTS:
+            raise ValueError(f"got trained={trained!r}, expected one of {', '.join(DECODER_PARTS)}")
+        if accumulate < 1:
+            raise ValueError(f"got accumulate={accumulate}, expected at least 1")
         self.automatic_optimization = False
-        self._networks = (decoder, discriminator)  # a tuple: registered below, under the released names only
-        self.encoder = decoder.encoder.requires_grad_(False)
-        self.quant_conv = decoder.quant_conv.requires_grad_(False)
-        self.decoder, self.post_quant_conv = decoder.decoder, decoder.post_quant_conv
-        self.loss = nn.ModuleDict({"discriminator": discriminator})
-        self.scale_factor, self.weights, self.adversarial_start = scale_factor, weights, adversarial_start
-        self.lr, self.steps = lr, steps
+        self._decoder = (decoder,)  # a tuple: registered below, under the released names and in their order
+        self.encoder, self.decoder, self.loss = decoder.encoder, decoder.decoder, loss
+        self.quant_conv, self.post_quant_conv = decoder.quant_conv, decoder.post_quant_conv
+        self.optimizer, self.scale_factor = optimizer, scale_factor
+        self.accumulate, self.gradient_clip, self.means = accumulate, gradient_clip, StepMeans()
+        beginnings, parts = DECODER_PARTS[trained]
+        for name, parameter in self.named_parameters():
+            chosen = name.startswith(beginnings) and any(part in name for part in parts)
+            parameter.requires_grad_(chosen or name.startswith("loss.discriminator."))
 
     def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, H, W) in [-1, 1] from latents and LQ features."""
-        decoder = self._networks[0]
-        lq = resize(batch["lq"], batch["gt"].shape[-2:]).clamp(0, 1).flatten(0, 1) * 2 - 1
+        """(B, T, 3, H, W) around [-1, 1] from latents and LQ features, in float32.
+
+        LQ is enlarged and clamped as at inference; the release leaves the bicubic overshoot in here.
+        """
+        (decoder,) = self._decoder
         with torch.no_grad():
-            _, features = decoder.encode(lq)
-        z = batch["latent"].flatten(0, 1) / self.scale_factor
-        frames = batch["gt"].shape[1]
+            features = decoder.features(enlarged(batch))
+        z, frames = batch["latent"].flatten(0, 1) / self.scale_factor, batch["gt"].shape[1]
         return decoder.decode(z, features, num_frames=frames).unflatten(0, (-1, frames)).float()
 
-    def training_step(self, batch: dict[str, Tensor], _index: int) -> None:
-        generator, critic = self.optimizers()
-        discriminator = self.loss["discriminator"]
-        y, gt = self.reconstruct(batch), batch["gt"] * 2 - 1
-        step = self.trainer.fit_loop.epoch_loop.total_batch_idx
-        terms = {
-            "l1": (y - gt).abs().mean(),
-            "gradient": gradient_l1(y, gt),
-            "difference": frame_difference_l1(y, gt),
-        }
-        active = step >= self.adversarial_start
-        if active:
-            discriminator.requires_grad_(False)
-            terms["adversarial"] = adversarial(discriminator(y.flatten(0, 1)))
-            discriminator.requires_grad_(True)
-        for name, term in terms.items():
-            check_finite(term, name, step)
-        self._update(generator, sum(self.weights.get(name, 1.0) * term for name, term in terms.items()))
-        if active:
-            real, fake = discriminator(gt.flatten(0, 1)), discriminator(y.detach().flatten(0, 1))
-            terms["discriminator"] = check_finite(hinge_discriminator(real, fake), "discriminator", step)
-            self._update(critic, terms["discriminator"])
-        for schedule in self.lr_schedulers():
-            schedule.step()
-        self.log_dict({k: v.detach() for k, v in terms.items()}, prog_bar=True)
-        if step + 1 >= self.steps:
-            self.trainer.should_stop = True
+    def training_step(self, batch: dict[str, Tensor], number: int) -> None:
+        step, stepping = self.global_step, (number + 1) % self.accumulate == 0
+        generator, critic = (
+            self.optimizers()[0],
+            self.optimizers(use_pl_optimizer=False)[1],
+        )  # the raw one is not counted
+        gt, y = batch["gt"] * 2 - 1, self.reconstruct(batch)
+        with _frozen(self.loss.discriminator):
+            last_layer = self.decoder.conv_out.weight
+            terms = self.loss.generator(y, gt, step=step, last_layer=last_layer, index=batch.get("index"))
+            self._learn(terms["total"], generator, stepping)
+        if self.loss.judges(step):
+            if stepping and self.loss.active(step) and self.loss.parts["adversarial"] == "released":
+                with torch.no_grad():
+                    y = self.reconstruct(batch)
+            judged = self.loss.critic(y, gt, step=step)
+            self._learn(judged["disc"], critic, stepping)
+            terms |= judged
+        self.means.add(terms)
+        if stepping:
+            self._end_step()
 
-    def _update(self, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-        optimizer.zero_grad(set_to_none=True)
-        self.manual_backward(loss)
-        self.clip_gradients(optimizer, gradient_clip_val=1.0, gradient_clip_algorithm="norm")
-        optimizer.step()
+    def _learn(self, loss: Tensor, optimizer: torch.optim.Optimizer, stepping: bool) -> None:
+        self.manual_backward(loss / self.accumulate)
+        if stepping:
+            if self.gradient_clip is not None:
+                self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def _end_step(self) -> None:
+        for rate in self.lr_schedulers() or []:
+            rate.step()
+        means = {f"train/{name}": value for name, value in self.means.flush().items()}
+        # Lightning's own x axis counts batches where it does not optimize by itself
+        self.log_dict({**means, "step": float(self.global_step)}, sync_dist=True, batch_size=1)
+
+    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
+        y, gt = self.reconstruct(batch), batch["gt"] * 2 - 1
+        terms = self.loss.distances(y, gt, step=self.global_step)
+        error = (y.clamp(-1, 1) - gt).square().mean() / 4  # of [0, 1]
+        means = {"val/l1": terms["l1"], "val/loss": terms["total"], "val/psnr": -10 * error.clamp_min(1e-10).log10()}
+        self.log_dict({**means, "step": float(self.global_step)}, sync_dist=True, batch_size=len(gt))
+
+    @torch.no_grad()
+    def restore(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, 3, H, W) in [0, 1]."""
+        return (self.reconstruct(batch) / 2 + 0.5).clamp(0, 1)
+
+    def on_fit_start(self) -> None:
+        """Refuse what would go wrong silently, and say which perceptual term there is."""
+        if str(self.trainer.precision).startswith("16"):
+            # a gradient scaler would not see the discriminator's optimizer
+            raise ValueError(f"got precision {self.trainer.precision}, expected 32 or bf16-mixed; stage 2 cannot scale")
+        network = self.loss.perceptual_loss
+        if not self.loss.weights["perceptual"]:
+            logger.warning("stage 2 trains without a perceptual term: its weight is 0")
+        elif isinstance(network, GradientDistance):
+            logger.warning(
+                "stage 2 compares gradients (GradientDistance) in place of LPIPS, which needs trained weights"
+            )
+        elif isinstance(network, LPIPS) and not network.heads_trained():
+            raise ValueError("got LPIPS with random weights, expected trained ones; name their files in `init`")
 
     def configure_optimizers(self) -> list[dict]:
-        generator = [p for p in self._networks[0].parameters() if p.requires_grad]
-        return [
-            cosine_adam(generator, self.lr, self.steps),
-            cosine_adam(list(self.loss.parameters()), self.lr, self.steps, betas=(0.5, 0.9)),
-        ]
+        critic = list(self.loss.discriminator.parameters())
+        own = {id(parameter) for parameter in critic}
+        return [self.optimizer(p for p in self.parameters() if id(p) not in own), self.optimizer(critic)]
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No gradients for a module's parameters; they still pass through it."""
+    module.requires_grad_(False)
+    try:
+        yield
+    finally:
+        module.requires_grad_(True)

@@ -2,30 +2,49 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def gradient_l1(a: Tensor, b: Tensor, *, scales: int = 3) -> Tensor:
-    """Mean L1 between horizontal and vertical differences at `scales` octaves: a stand-in for a perceptual loss.
-
-    Named in the training log as `gradient`; used where no perceptual network is at hand.
-    """
-    a, b = a.float().flatten(0, -4), b.float().flatten(0, -4)
-    total = a.new_zeros(())
+def gradient_distances(a: Tensor, b: Tensor, *, scales: int = 3) -> Tensor:
+    """Mean L1 between horizontal and vertical differences at `scales` octaves: (n, 3, h, w) -> (n,), one an image."""
+    a, b = a.float(), b.float()
+    total = a.new_zeros(len(a))
     for octave in range(scales):
         if octave:
             a, b = F.avg_pool2d(a, 2), F.avg_pool2d(b, 2)
         d = a - b
-        total = total + (d[..., 1:] - d[..., :-1]).abs().mean() + (d[..., 1:, :] - d[..., :-1, :]).abs().mean()
+        total = total + (d[..., 1:] - d[..., :-1]).abs().mean(dim=(1, 2, 3))
+        total = total + (d[..., 1:, :] - d[..., :-1, :]).abs().mean(dim=(1, 2, 3))
     return total / scales
+
+
+def gradient_l1(a: Tensor, b: Tensor, *, scales: int = 3) -> Tensor:
+    """The mean of `gradient_distances` over all images of (..., 3, H, W)."""
+    return gradient_distances(a.flatten(0, -4), b.flatten(0, -4), scales=scales).mean()
+
+
+class GradientDistance(nn.Module):
+    """Stands in for a perceptual network where there are no weights of one: compares edges at several octaves."""
+
+    def __init__(self, *, scales: int = 3) -> None:
+        super().__init__()
+        self.scales = scales
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        """Images a, b (n, 3, h, w) in [-1, 1] -> distances (n, 1, 1, 1) in float32, as LPIPS gives them."""
+        return gradient_distances(a, b, scales=self.scales).view(-1, 1, 1, 1)
+
+
+def frame_changes(clip: Tensor) -> Tensor:
+    """x_i - x_{i+1}: (B, T, ...) -> (B, T-1, ...)."""
+    return clip[:, :-1] - clip[:, 1:]
 
 
 def frame_difference_l1(a: Tensor, b: Tensor) -> Tensor:
     """mean |(a_i - a_{i+1}) - (b_i - b_{i+1})| over (B, T, 3, H, W); 0 for a single frame (MGLD-VSR's L_diff)."""
     if a.shape[1] < 2:
-        return a.new_zeros(())
-    d = a.float() - b.float()
-    return (d[:, 1:] - d[:, :-1]).abs().mean()
+        return 0 * a.float().sum()
+    return (frame_changes(a.float()) - frame_changes(b.float())).abs().mean()
 
 
 def kl_to_normal(mean: Tensor, logvar: Tensor) -> Tensor:
