@@ -62,14 +62,14 @@ class Noise:
         notes |= {"gray": gray, "scale": []}
         for frame in frames:
             notes["scale"].append(scale)
-            yield frame + np.float32(scale) * poisson_noise(luma(frame) if gray else frame, rng)
+            yield frame + np.float32(scale) * poisson_noise(_luma(frame) if gray else frame, rng)
             scale = self.scale.moved(scale, rng)
 
     def _is_gray(self, kind: str, rng) -> bool:
         return bool(rng.uniform() < self.gray_prob[kind])
 
 
-def luma(frame: np.ndarray) -> np.ndarray:
+def _luma(frame: np.ndarray) -> np.ndarray:
     """The grey picture (h, w, 1) float32 of an RGB frame (BT.601 weights)."""
     return cv2.cvtColor(frame.astype(np.float32, copy=False), cv2.COLOR_RGB2GRAY)[..., None]
 

@@ -63,7 +63,7 @@ class Fit:
 
     def __call__(self, frames: Iterable[np.ndarray], rng, *, notes: dict | None = None, size=None) -> Iterator:
         notes = {} if notes is None else notes
-        notes |= {"interpolation": pick(self.interpolations, rng), "size": list(size)}
+        notes |= {"interpolation": pick(self.interpolations, rng), "size": "{1}x{0}".format(*size)}
         for frame in frames:
             yield resized(frame, size, notes["interpolation"])
 

@@ -1,0 +1,60 @@
+"""What every stage of a degradation did to a clip, side by side, with the parameters that were drawn."""
+
+import textwrap
+from collections.abc import Iterator, Mapping
+
+import cv2
+import numpy as np
+
+from basicsr_deg.compression import as_bytes
+
+FONT, LETTERS, LINE, LINES = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 14, 5  # size of letters, height of a line, lines of text
+INK, PAPER = (235, 235, 235), 24
+STORED = [cv2.IMWRITE_JPEG_QUALITY, 95]
+
+
+class Panels:
+    """Collects frames as the `trace` of a Degradation, at most `most` per stage, and lays them out as pictures.
+
+    A panel is `size` (height, width) pixels of picture, enlarged without smoothing or shrunk, and text below it. Panels
+    wait as JPEGs, since the stages of a streaming clip come to the same frame at different times.
+    """
+
+    def __init__(self, *, size: tuple[int, int] = (240, 320), most: int = 100):
+        self.size, self.most = size, most
+        self.stages: dict[str, list[bytes]] = {}
+
+    def __call__(self, name: str, notes: Mapping, frame: np.ndarray) -> None:
+        panels = self.stages.setdefault(name, [])
+        if len(panels) < self.most:
+            drawn = self._panel(f"{name}  {frame.shape[1]}x{frame.shape[0]}", notes, as_bytes(frame))
+            panels.append(cv2.imencode(".jpg", drawn[..., ::-1], STORED)[1].tobytes())
+
+    def pictures(self) -> Iterator[np.ndarray]:
+        """One picture (H, W, 3) uint8 RGB for every frame that came through all stages, stages in rows."""
+        columns = int(np.ceil(np.sqrt(len(self.stages))))
+        blank = np.full((self.size[0] + LINE * (LINES + 1), self.size[1], 3), PAPER, np.uint8)
+        for panels in zip(*self.stages.values(), strict=False):
+            cells = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for data in panels]
+            cells += [blank] * (-len(cells) % columns)
+            rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
+            yield np.ascontiguousarray(np.vstack(rows))
+
+    def _panel(self, title: str, notes: Mapping, frame: np.ndarray) -> np.ndarray:
+        height, width = self.size
+        ratio = min(height / frame.shape[0], width / frame.shape[1])
+        h, w = (max(round(side * ratio), 1) for side in frame.shape[:2])
+        how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_NEAREST
+        panel = np.full((height + LINE * (LINES + 1), width, 3), PAPER, np.uint8)
+        panel[:h, (width - w) // 2 : (width - w) // 2 + w] = cv2.resize(frame, (w, h), interpolation=how)
+        for k, line in enumerate([title, *textwrap.wrap(describe(notes), width // 8)][:LINES]):
+            cv2.putText(panel, line, (4, height + LINE * (k + 1)), FONT, LETTERS, INK, 1, cv2.LINE_AA)
+        return panel
+
+
+def describe(notes: Mapping) -> str:
+    """What was drawn, in a line; of values that change from frame to frame (lists) the latest."""
+    latest = {name: value[-1] if isinstance(value, list) else value for name, value in notes.items()}
+    numbers = (float, np.floating)
+    words = (f"{k} {v:.3g}" if isinstance(v, numbers) else f"{k} {str(v).lower()}" for k, v in latest.items())
+    return ", ".join(words)

@@ -1,0 +1,315 @@
+"""Make a degraded test set: for every clip a folder of PNGs, the same bits from seed, protocol and the clip's name.
+
+python scripts/degrade.py -i clips/ -o results/degraded --protocol realbasicvsr --seed 0
+python scripts/degrade.py -i clip.mp4 -o results/degraded --protocol bicubic_x4 --show
+
+A protocol is a file of configs/degradations or a path; words like degradation.params.stages.codec_2=null change it.
+manifest.json says what was made how; a stopped run goes on where it was.
+"""
+
+import argparse
+import contextlib
+import difflib
+import glob
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+import av
+import cv2
+import numpy as np
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+from basicsr_deg.panels import Panels
+from basicsr_deg.pipeline import Degradation
+from ldm import config, video
+from ldm.engine.resume import remove, write_whole
+from ldm.video.sinks import Pictures
+from ldm.video.writing import refuse_input
+
+PROGRAM = "degrade.py"
+PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
+SHOWN = 100  # frames of --show at most
+VERSIONS = {"av": av.__version__, "cv2": cv2.__version__, "numpy": np.__version__}  # whose change may change bits
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        raise ValueError(f"{message} (--help lists the options)")
+
+
+def natural(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0")
+    return int(text)
+
+
+def counted(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+    return int(text)
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="change a setting of the protocol")
+    add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
+    add("-o", "--output", type=Path, required=True, help="folder to write")
+    add("--protocol", default="realbasicvsr", help="a name in configs/degradations, or a YAML (default: realbasicvsr)")
+    add("--seed", type=natural, default=0, help="of all that is drawn (default: 0)")
+    add("--scale", type=float, help="sides of the clip over those of the degraded one (default: the protocol's)")
+    add("--max_frames", type=counted, help="frames to take of each clip at most (default: all)")
+    add("--video", action="store_true", help="write lossless videos CLIP.mkv instead of folders (default: no)")
+    add("--show", action="store_true", help="also write CLIP.show.mp4, every stage side by side (default: no)")
+    return parser.parse_intermixed_args(words)
+
+
+def find_protocol(name: str) -> Path:
+    """The file of a protocol. Raises ValueError naming what there is."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ValueError(f"got protocol {name!r}, expected a YAML file or one of {', '.join(known)}; {close[0]}?")
+    return PROTOCOLS / f"{name}.yaml"
+
+
+def read_settings(args: argparse.Namespace):
+    """The protocol's configuration with --scale and overrides applied."""
+    settings = config.load(find_protocol(args.protocol), overrides=args.overrides)
+    config.check_target(settings, "degradation")
+    if args.scale is not None:
+        place = "+degradation.params"
+        settings = config.override(settings, [f"{place}.scale={args.scale:g}", f"{place}.size=null"])
+    return settings
+
+
+def names_of(clips: list[Path]) -> dict[Path, str]:
+    """What every clip is called in the output: its folder's name, or its file's without the suffix where that is
+    unique."""
+    plain = {clip: clip.resolve().name if clip.is_dir() else clip.stem for clip in clips}
+    taken = list(plain.values())
+    return {clip: name if taken.count(name) == 1 else clip.name for clip, name in plain.items()}
+
+
+def generator(seed: int, protocol: str, clip: str) -> np.random.Generator:
+    """Random numbers that depend on nothing but these three."""
+    address = hashlib.sha256(f"{protocol}\n{clip}".encode()).digest()
+    return np.random.default_rng([seed, int.from_bytes(address[:16], "big")])
+
+
+class Manifest:
+    """OUT/manifest.json: how all of its clips were made, and a hash of the pixels of each.
+
+    A clip is entered before its folder gets its name, so a folder that is not entered is none of ours.
+    """
+
+    def __init__(self, folder: Path, made_by: Mapping):
+        self.path, self.made_by, self.clips = folder / "manifest.json", dict(made_by), {}
+        if self.path.exists():
+            self._go_on()
+        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise ValueError(f"{folder}: holds other things than degraded clips, expected a new or empty folder")
+
+    def _go_on(self) -> None:
+        try:
+            recorded = json.loads(self.path.read_text(encoding="utf-8"))
+            self.clips = dict(recorded.pop("clips"))
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise ValueError(f"{self.path}: not a manifest of this program; choose another folder") from error
+        if different := first_difference(recorded, self.made_by):
+            where, was, now = different
+            raise ValueError(f"{self.path}: was begun with {where} {was}, got {now}; choose another folder")
+
+    def enter(self, clip: str, entry: Mapping) -> None:
+        self.clips = dict(sorted((self.clips | {clip: dict(entry)}).items()))
+        text = json.dumps({**self.made_by, "clips": self.clips}, indent=1, sort_keys=True)
+        write_whole(self.path, f"{text}\n".encode())
+
+
+def first_difference(a, b, place: str = "") -> tuple[str, object, object] | None:
+    """The first place at which two JSON values differ, and both values there."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in sorted(a.keys() | b.keys()):
+            if found := first_difference(a.get(key), b.get(key), f"{place}.{key}".lstrip(".")):
+                return found
+        return None
+    return None if a == b else (place, a, b)
+
+
+@dataclass(frozen=True)
+class Maker:
+    """Degrades clips one at a time into `folder`."""
+
+    degradation: Degradation
+    manifest: Manifest
+    args: argparse.Namespace
+
+    def make(self, clip: Path, name: str, report: Callable[[int, int], None]) -> str:
+        """Degrade one clip and enter it, unless it is there; what became of it in a line."""
+        source = video.probe(clip)
+        output, shown = self._outputs(name)
+        entered = self.manifest.clips.get(name)
+        if entered and output.exists() and (shown.exists() or not self.args.show):
+            return f"{output}: there already, {entered['frames']} frames"
+        if output.exists() and not entered:
+            raise ValueError(f"{output}: is there but not in the manifest; remove it or choose another folder")
+        remove_partials(output)
+        count = min(source.frames, self.args.max_frames or source.frames)
+        panels = Panels(most=SHOWN) if self.args.show else None
+        kept, size = self._sizes(source)
+        frames = self._degraded(source, name, kept, size, panels)
+        total = hashlib.sha256()
+        with self._writer(output, source, size) as writer:
+            for number, frame in enumerate(frames, 1):
+                pixels = np.rint(frame * 255).astype(np.uint8)
+                total.update(pixels.tobytes())
+                writer.write(pixels)
+                report(number, count)
+            if panels:
+                write_pictures(shown, panels, rate=source.rate)
+            entry = {"frames": writer.written, "height": size[0], "width": size[1], "sha256": total.hexdigest()}
+            self.manifest.enter(name, entry)
+        return f"{output}: {entry['frames']} frames of {size[1]}x{size[0]}"
+
+    def _outputs(self, name: str) -> tuple[Path, Path]:
+        folder = self.manifest.path.parent
+        return folder / (f"{name}.mkv" if self.args.video else name), folder / f"{name}.show.mp4"
+
+    def _sizes(self, source: video.Source) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The part (h, w) of a frame from its top left that is used, and the size of the degraded one.
+
+        A whole scale leaves out the rows and columns that are too many for it.
+        """
+        scale, sides = self.degradation.scale, (source.height, source.width)
+        if min(sides) < scale:
+            raise ValueError(f"{source.path}: got {sides[1]}x{sides[0]}, expected at least {scale:g} pixels a side")
+        if self.degradation.size is None and float(scale).is_integer():
+            sides = tuple(side - side % int(scale) for side in sides)
+        return sides, self.degradation.output_size(*sides)
+
+    def _degraded(self, source, name: str, kept, size, panels: Panels | None) -> Iterator[np.ndarray]:
+        read = (frame[: kept[0], : kept[1]] for frame in video.read(source, 0, self.args.max_frames, as_rgb8=True))
+        rng = generator(self.args.seed, self.manifest.made_by["protocol"], name)
+        if panels is None:
+            return self.degradation.stream(read, rng, size=size, trace=None)
+        degraded = self.degradation.stream(traced(read, panels, "input"), rng, size=size, trace=panels)
+        return traced(degraded, panels, "output", 255)
+
+    def _writer(self, output: Path, source, size: tuple[int, int]) -> video.Writer:
+        if self.args.video:
+            return video.open_writer(output, size=size, rate=source.rate, lossless=True, source=source)
+        refuse_input(output, source)
+        return video.Writer(output, size, Pictures(source.names), overwrite=True)  # whatever dots are in its name
+
+
+def traced(frames, panels: Panels, name: str, factor: float = 1) -> Iterator[np.ndarray]:
+    for frame in frames:
+        panels(name, {}, frame if factor == 1 else frame * factor)
+        yield frame
+
+
+def write_pictures(path: Path, panels: Panels, *, rate) -> None:
+    """The video of --show."""
+    writer = None
+    with contextlib.ExitStack() as stack:
+        for picture in panels.pictures():
+            writer = writer or stack.enter_context(video.open_writer(path, size=picture.shape[:2], rate=rate))
+            writer.write(picture)
+
+
+def remove_partials(output: Path) -> None:
+    """What a run that was killed left of this output, beside it."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and not is_running(int(pid)):
+            remove(path)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar with the time left, on a terminal only; yields report(clip, done, total)."""
+    console = Console(stderr=True)
+    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("degrading", total=None)
+        yield lambda clip, done, total: bar.update(task, description=clip, completed=done, total=total)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = read_settings(args)
+    degradation = config.instantiate(settings.degradation)
+    if not isinstance(degradation, Degradation):
+        raise ValueError(f"{args.protocol}: degradation is a {type(degradation).__name__}, expected a Degradation")
+    clips = video.clips_in(args.input)
+    made_by = {
+        "protocol": find_protocol(args.protocol).stem,
+        "settings": config.plain(settings.degradation),
+        "seed": args.seed,
+        "max_frames": args.max_frames,
+        "video": args.video,
+        "versions": VERSIONS,
+    }
+    maker = Maker(degradation, Manifest(args.output, made_by), args)
+    failed = 0
+    with progress_bar() as report:
+        for clip, name in names_of(clips).items():
+            try:
+                tell(maker.make(clip, name, partial(report, f"{name} ({len(clips)} clips)")))
+            except (ValueError, OSError, FloatingPointError) as error:
+                failed += 1
+                line = first_line(error)
+                say(line if str(clip) in line else f"{clip}: {line}")
+    if failed and len(clips) > 1:
+        say(f"{failed} of {len(clips)} clips failed")
+    return 2 if failed else 0
+
+
+def first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def say(line: str) -> None:
+    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+
+
+def tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def main(words: list[str] | None = None) -> int:
+    try:
+        return run(arguments(words))
+    except KeyboardInterrupt:
+        say("interrupted")
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        say(first_line(error))
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
