@@ -1,61 +1,358 @@
-"""Sample the latents stage 2 trains on: python scripts/make_latents.py --stage_one FILE --data YAML -o FOLDER --count N
+"""Make the clips that stage 2 trains on, with latents drawn by a stage-1 model.
 
-For each clip of the YAML's dataset: `lq` and `gt` (T, 3, h, w) uint8 and the sampled, scaled `latent` (T, c, h/f, w/f)
-float16, one safetensors file a clip. Files that are there already are kept, so a stopped run goes on.
+python scripts/make_latents.py -i CLIPS --protocol realbasicvsr --weights FOLDER -o OUT       degrades the clips itself
+python scripts/make_latents.py --gt CLIPS --lq CLIPS --weights FOLDER -o OUT                  pairs that are there
+python scripts/make_latents.py --data YAML [key=value ...] --weights FOLDER -o OUT            examples of a training set
+
+Writes OUT/gt, OUT/lq and, with --samples, OUT/sample: CLIP/00000000.png; OUT/latent: CLIP/00000000.npy, float32
+(c, h, w), scaled. Resizing, padding, windows, flow and guidance are those of the model's card, as for upscaling. With
+--crop, CLIP becomes CLIP_s001, CLIP_s002 ...; a long clip becomes CLIP_p001, CLIP_p002 ...; no frame is dropped. A
+stopped run goes on where it was; OUT/manifest.json says what it was begun with.
 """
 
 import argparse
+import hashlib
+import json
+import logging
+import math
 import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
+import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import track
 
+from basicsr_deg import latent_clips
+from basicsr_deg.clips import find_clips, some
 from ldm import checkpoint, config
-from ldm.engine.assemble import EMBEDDED
-from ldm.ops.resize import resize
+from ldm.engine import assemble
+from ldm.engine.device import usable_device
+from ldm.engine.provenance import versions
+from ldm.engine.resume import differences, write_whole
+from ldm.methods.mgld import MGLD
 from ldm.ops.stream import together
 
+PROTOCOLS = assemble.ROOT / "configs" / "degradations"
+LOG = logging.getLogger("make_latents")
+Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
-def sampled_latents(method, lq: torch.Tensor, size: tuple[int, int], seed: int) -> torch.Tensor:
-    """(T, c, h, w) latents that the method draws for one clip (T, 3, h, w) in [0, 1], enlarged to `size`."""
-    return together(method.latents(resize(lq, size).clamp(0, 1), seed=seed), "x")[0]
+
+class Job(NamedTuple):
+    """A clip to make: its name, and where its frames come from."""
+
+    name: str
+    read: Callable[[], Pair]
 
 
-def load_stage_one(card: Path, weights: Path):
-    """The method of `card` with the networks of stage 1 filled; its sequence decoder keeps random weights, unused."""
-    settings = config.load(card)
+# ------------------------------------------------------------------------------------------------------- the clips
+
+
+def jobs_of_dataset(dataset, count: int | None) -> list[Job]:
+    """The first examples of a training set."""
+
+    def read(number: int) -> Pair:
+        item = dataset[number]
+        return tuple(frames_of(item[kind]) for kind in ("gt", "lq"))
+
+    return [Job(f"{number:06d}", partial(read, number)) for number in range(count or len(dataset))]
+
+
+def frames_of(clip: torch.Tensor) -> np.ndarray:
+    """(T, 3, H, W) in [0, 1] -> (T, H, W, 3) uint8."""
+    return (clip.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
+
+
+class Cutter:
+    """Clips on the disk, cut into parts, crops and whole latents.
+
+    `pair(gt, lq, name)` makes the degraded frames from the sharp ones and the given degraded ones (None: there are
+    none). Sides are cut to multiples of `unit`, at the right and at the bottom.
+    """
+
+    def __init__(self, gt: list, lq: list | None, pair: Callable[..., Pair], *, unit: int):
+        self.gt, self.lq, self.pair, self.unit = gt, lq, pair, unit
+        self._frames = lru_cache(maxsize=2)(self._read)  # the crops of a clip come one after the other
+
+    def jobs(self, *, part: int, crop: int | None, step: int) -> Iterator[Job]:
+        """All clips, part by part and crop by crop."""
+        for number, sequence in enumerate(self.gt):
+            spans = parts_of(len(sequence), part)
+            height, width = sequence.frames([0])[0].shape[:2]
+            unit = self.unit
+            if self.lq is not None:
+                unit = math.lcm(unit, ratio((height, width), self.lq[number].frames([0])[0].shape[:2], sequence.name))
+            boxes = boxes_of(height, width, crop=crop, step=step, unit=unit, name=sequence.name)
+            for p, span in enumerate(spans, 1):
+                name = sequence.name.replace("/", "_") + (f"_p{p:03d}" if len(spans) > 1 else "")
+                for s, box in enumerate(boxes, 1):
+                    full = name + (f"_s{s:03d}" if crop else "")
+                    yield Job(full, partial(self.read, number, span, box, full))
+
+    def read(self, number: int, span: tuple[int, int], box: tuple[int, int, int, int], name: str) -> Pair:
+        """The frames of one job."""
+        gt, lq = self._frames(number, span)
+        if lq is not None:
+            scale = ratio(gt.shape[1:3], lq.shape[1:3], name)
+            if any(side % scale for side in box):
+                raise ValueError(f"{name}: got the crop {box}, expected multiples of {scale}; change --crop and --step")
+            lq = cut(lq, tuple(side // scale for side in box))
+        return self.pair(cut(gt, box), lq, name)
+
+    def _read(self, number: int, span: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
+        gt, lq = (None if side is None else stacked(side[number], span) for side in (self.gt, self.lq))
+        return gt, lq
+
+
+def stacked(sequence, span: tuple[int, int]) -> np.ndarray:
+    """Frames start to stop of a sequence. Raises ValueError where they differ in size."""
+    frames = sequence.frames(range(*span))
+    if len({frame.shape for frame in frames}) > 1:
+        raise ValueError(f"{sequence.name}: got frames of different size, expected one size for a clip")
+    return np.stack(frames)
+
+
+def parts_of(count: int, part: int) -> list[tuple[int, int]]:
+    """`count` frames in as few parts as it takes, of nearly equal length."""
+    edges = np.linspace(0, count, math.ceil(count / part) + 1).round().astype(int).tolist()
+    return list(zip(edges, edges[1:], strict=False))
+
+
+def boxes_of(height: int, width: int, *, crop: int | None, step: int, unit: int, name: str) -> list[tuple]:
+    """(top, left, height, width) of all crops, row by row; those that would stand out are moved in."""
+    if crop is None:
+        size = (height // unit * unit, width // unit * unit)
+        if 0 in size:
+            raise ValueError(f"{name}: got frames of {width}x{height}, expected at least {unit} pixels a side")
+        return [(0, 0, *size)]
+    if min(height, width) < crop:
+        raise ValueError(f"{name}: got frames of {width}x{height}, expected at least the {crop} pixels of --crop")
+    tops, lefts = ([*range(0, side - crop, step), side - crop] for side in (height, width))
+    return [(top, left, crop, crop) for top in tops for left in lefts]
+
+
+def cut(clip: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
+    """The frames within (top, left, height, width)."""
+    top, left, height, width = box
+    return np.ascontiguousarray(clip[:, top : top + height, left : left + width])
+
+
+def ratio(gt: tuple[int, int], lq: tuple[int, int], name: str) -> int:
+    """How many times larger the sharp frames are, a whole number. Raises ValueError."""
+    (height, width), (h, w) = gt, lq
+    if height % h or height // h * w != width:
+        raise ValueError(f"{name}: got {w}x{h} beside sharp {width}x{height}, expected a whole fraction of both sides")
+    return height // h
+
+
+def degraded(gt: np.ndarray, _lq: None, name: str, *, degradation, seed: int) -> Pair:
+    """The pair that a degradation makes; what is drawn hangs on the seed and the clip's name alone."""
+    return gt, (degradation(gt, np.random.default_rng(address(seed, name))) * 255).round().astype(np.uint8)
+
+
+def address(seed: int, name: str) -> int:
+    """A seed for one clip, the same whatever else is in the set."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
+
+
+def pairs_of(gt: list, lq: list) -> list:
+    """The degraded sequences in the order of the sharp ones. Raises ValueError for those that do not match."""
+    there = {sequence.name: sequence for sequence in lq}
+    if missing := [sequence.name for sequence in gt if len(there.get(sequence.name, ())) != len(sequence)]:
+        raise ValueError(f"got no degraded clips of equal length for {some(missing)}, expected one for each sharp clip")
+    return [there[sequence.name] for sequence in gt]
+
+
+# ------------------------------------------------------------------------------------------------------- the model
+
+
+def load_stage_one(settings, file: Path, device: str) -> MGLD:
+    """The method with the networks of stage 1; its sequence decoder keeps random weights, unused. Raises ValueError."""
+    one = checkpoint.read(file)
+    held = checkpoint.slots_held(one, checkpoint.STAGE_ONE)
+    if "unet" not in held:
+        what = checkpoint.recognise(one) or "nothing known"
+        raise checkpoint.CheckpointError(f"{file}: looks like {what}, expected {checkpoint.STAGE_ONE.file}")
     networks = {name: config.instantiate(node) for name, node in settings.networks.items()}
-    slots = {name: networks[name] for name in ("unet", "structure", "autoencoder")}
-    checkpoint.load_slots(slots, checkpoint.read(weights), checkpoint.STAGE_ONE)
-    return config.instantiate(settings.method, networks=networks)
+    slots = {name: networks[name] for name in checkpoint.STAGE_ONE.slots if networks[name].state_dict()}
+    if "flow" in slots and "flow" not in held:
+        flow, own = slots.pop("flow"), assemble.FLOW_FILES[settings.flow]
+        constant = tuple(getattr(flow, "constant_buffers", ()))
+        checkpoint.load(flow, checkpoint.read(checkpoint.find(file.parent, own)), tolerated_missing=constant)
+    absent = [slot for slot in ("flow", "text") if slot not in slots]
+    with assemble.named(file):
+        checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
+    return config.instantiate(settings.method, networks=networks).to(device)
+
+
+@torch.inference_mode()
+def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: int) -> torch.Tensor:
+    """(T, c, h, w) scaled latents that the method draws for frames (T, h, w, 3) uint8, to be restored at `size`."""
+    geometry = method.geometry(lq.shape[1:3], upscale=size[0] / lq.shape[1])
+    work = geometry.enlarge(torch.from_numpy(lq).permute(0, 3, 1, 2))
+    if tuple(work.shape[-2:]) != tuple(size):
+        (height, width), (h, w) = size, work.shape[-2:]
+        raise ValueError(f"got sharp frames of {width}x{height}, which the method restores at {w}x{h}; change --crop")
+    return together(method.latents(work, seed=seed), "x")[0]
+
+
+@torch.inference_mode()
+def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
+    """(T, H, W, 3) uint8: what the image autoencoder makes of scaled latents."""
+    frames = []
+    for latent in latents:
+        with method.autocast():
+            frame = method.autoencoder.decode(latent[None].to(method.device) / method.scale_factor)
+        frames.append(frames_of((frame.float().cpu() + 1) / 2))
+    return np.concatenate(frames)
+
+
+def make_clip(method: MGLD, job: Job, root: Path, *, seed: int, samples: bool) -> None:
+    """Read, restore and write one clip. Raises ValueError or FloatingPointError that names it."""
+    try:
+        gt, lq = job.read()
+        latents = sampled_latents(method, lq, gt.shape[1:3], address(seed, job.name) % 2**31)
+    except (ValueError, FloatingPointError) as error:
+        line = str(error)
+        raise type(error)(line if line.startswith(job.name) else f"{job.name}: {line}") from error
+    content = {"gt": gt, "lq": lq, "latent": latents.numpy()}
+    if samples:
+        content["sample"] = decoded(method, latents)
+    latent_clips.write_latent_clip(root, job.name, content)
+
+
+# ----------------------------------------------------------------------------------------------------- the command
+
+
+def compare_manifest(path: Path, manifest: Mapping) -> None:
+    """Raise ValueError where a set was begun with other settings."""
+    if not path.exists():
+        return
+    try:
+        begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: not readable; remove {path.parent} to start anew") from None
+    if differing := differences(begun, json.loads(json.dumps(manifest["settings"]))):
+        what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
+        raise ValueError(f"{path.parent}: begun with {what}; repeat that, or name another folder")
+
+
+def find_weights(args: argparse.Namespace) -> tuple[object, Path]:
+    """The card and the stage-1 file that the words name."""
+    file = args.weights
+    if not file.is_file():
+        file = checkpoint.find(file, assemble.STAGES["stage_one"])
+    card = args.card or file.parent / assemble.CARD
+    configs = [card] if args.card or card.is_file() else []
+    return assemble.read_settings({}, configs=configs, flow=args.flow, overrides=args.overrides), file
+
+
+def choose_source(args: argparse.Namespace, unit: int) -> tuple[list[Job], dict]:
+    """The jobs, and what to write about where they come from."""
+    ways = [args.input is not None, args.gt is not None and args.lq is not None, args.data is not None]
+    if sum(ways) != 1 or (args.gt is None) != (args.lq is None):
+        raise ValueError("expected either -i CLIPS, or --gt CLIPS --lq CLIPS, or --data YAML")
+    if args.data is not None:
+        files = [word for word in args.data if "=" not in word]
+        node = config.load(*files, overrides=[word for word in args.data if "=" in word])
+        config.check_target(node, "data.params.train")
+        dataset = config.instantiate(node.data.params.train)
+        return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(node)["data"]["params"]["train"]}
+    cuts = {"part": args.part, "crop": args.crop, "step": args.step}
+    if args.input is not None:
+        protocol = load_protocol(args.protocol, args.scale)
+        pair = partial(degraded, degradation=config.instantiate(protocol), seed=args.seed)
+        footage = Cutter(sequences_in(args.input), None, pair, unit=math.lcm(unit, args.scale))
+        about = {"clips": str(args.input), "protocol": args.protocol, "degradation": config.plain(protocol)}
+    else:
+        gt, lq = sequences_in(args.gt), sequences_in(args.lq)
+        footage = Cutter(gt, pairs_of(gt, lq), lambda gt, lq, _name: (gt, lq), unit=unit)
+        about = {"gt": str(args.gt), "lq": str(args.lq)}
+    return list(footage.jobs(**cuts))[: args.count], about | cuts
+
+
+def sequences_in(root: Path) -> list:
+    """The clips of a folder, after a line that says as what it was recognised. Raises ValueError."""
+    what, sequences = find_clips(root)
+    LOG.info("%s", what)
+    return sequences
+
+
+def load_protocol(word: str, scale: int):
+    """The degradation of a file, or of a name in configs/degradations. Raises ValueError or OSError."""
+    path = Path(word) if word.endswith((".yaml", ".yml")) else PROTOCOLS / f"{word}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PROTOCOLS.glob("*.yaml")))
+        raise ValueError(f"got protocol {word!r}, expected a YAML file or one of {known}")
+    loaded = config.load(path, overrides=[f"+degradation.params.scale={scale}"])
+    config.check_target(loaded, "degradation")
+    return loaded.degradation
+
+
+def run(args: argparse.Namespace) -> None:
+    if min(args.part, args.step, args.crop or 1, args.scale, args.count or 1) < 1:
+        raise ValueError("got a number below 1 for --part, --step, --crop, --scale or --count, expected at least 1")
+    settings, file = find_weights(args)
+    method = load_stage_one(settings, file, usable_device(args.device))
+    unit = method.autoencoder.downsampling * method.unet.downsampling
+    if args.crop and args.crop % unit:
+        raise ValueError(f"got --crop {args.crop}, expected a multiple of {unit}")
+    jobs, about = choose_source(args, unit)
+    if twice := [name for name, times in Counter(job.name for job in jobs).items() if times > 1]:
+        raise ValueError(f"got clips of one name, expected different ones: {some(twice)}")
+    plain = {key: config.plain(settings)[key] for key in ("networks", "flow", "method")}
+    decisive = {"weights": checkpoint.sha256(file), "seed": args.seed, "samples": args.samples, "source": about}
+    manifest = {"settings": decisive | {"card": plain}, "weights": str(file), "versions": versions()}
+    record = args.output / "manifest.json"
+    compare_manifest(record, manifest)
+    latent_clips.remove_partial(args.output)
+    kinds = ("gt", "lq", "latent", *(["sample"] * args.samples))
+    left = [job for job in jobs if not latent_clips.is_written(args.output, job.name, kinds)]
+    console = Console(stderr=True)
+    for job in track(left, description=f"{len(jobs)} clips", console=console, disable=not console.is_terminal):
+        make_clip(method, job, args.output, seed=args.seed, samples=args.samples)
+        if not record.exists():
+            write_whole(record, (json.dumps(manifest, indent=1) + "\n").encode())
+    print(f"{args.output}: {len(jobs)} clips, {len(jobs) - len(left)} of them there before")
+
+
+def arguments(words: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("-i", "--input", type=Path, metavar="CLIPS", help="sharp clips: sub-folders of pictures, videos, or one clip")
+    add("--protocol", default="realbasicvsr", help="degradation: a name of configs/degradations or a YAML file")
+    add("--gt", type=Path, metavar="CLIPS", help="sharp clips")
+    add("--lq", type=Path, metavar="CLIPS", help="their degraded twins, of the same names and lengths")
+    add("--data", nargs="+", metavar="YAML", help="training configuration, and key=value words that change it")
+    add("-o", "--output", type=Path, required=True, help="folder to write")
+    add("--weights", "--stage_one", type=Path, default=assemble.EMBEDDED, help="stage-1 file, or its folder")
+    add("--card", type=Path, metavar="YAML", help="the model's configuration (default: beside the weights)")
+    add("--flow", help="dis, raft or spynet (default: of the card)")
+    add("--scale", type=int, default=4, help="times that sharp clips are larger (default 4)")
+    add("--seed", type=int, default=23, help="of degradations and noise (default 23)")
+    add("--crop", type=int, help="side of the squares that clips are cut into (released: 512)")
+    add("--step", type=int, default=256, help="from one square to the next (default 256)")
+    add("--part", type=int, default=100, help="frames that a clip may have before it is divided (default 100)")
+    add("--count", type=int, help="clips to make (default: all)")
+    add("--samples", action="store_true", help="also write the frames that the image autoencoder decodes")
+    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add("overrides", nargs="*", metavar="key=value", help="changes the card")
+    return parser.parse_intermixed_args(words)
 
 
 def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--card", type=Path, default=EMBEDDED / "model.yaml", help="the model's configuration")
-    parser.add_argument("--stage_one", type=Path, default=EMBEDDED / "mgldvsr_unet.safetensors", help="trained weights")
-    parser.add_argument("--data", nargs="+", required=True, metavar="YAML", help="configuration whose dataset is used")
-    parser.add_argument("-o", "--output", type=Path, default=Path("logs/tiny/latents"), help="folder to write")
-    parser.add_argument("--count", type=int, help="clips (default: all of the dataset)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes the data configuration")
-    args = parser.parse_intermixed_args(words)
-    args.overrides += [word for word in args.data if "=" in word]
-    args.data = [word for word in args.data if "=" not in word]
+    logging.basicConfig(level=logging.INFO, format="make_latents.py: %(message)s", stream=sys.stderr)
     try:
-        method = load_stage_one(args.card, args.stage_one)
-        dataset = config.instantiate(config.load(*args.data, overrides=args.overrides).data.params.dataset)
-        args.output.mkdir(parents=True, exist_ok=True)
-        for i in track(range(args.count or len(dataset)), description="latents"):
-            path = args.output / f"{i:06d}.safetensors"
-            if path.exists():
-                continue
-            item = dataset[i]
-            latent = sampled_latents(method, item["lq"], tuple(item["gt"].shape[-2:]), seed=i)
-            pixels = {key: (item[key] * 255).round().to(torch.uint8) for key in ("lq", "gt")}
-            checkpoint.save(path, {**pixels, "latent": latent.half()})
+        run(arguments(words))
+    except KeyboardInterrupt:
+        print("make_latents.py: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"make_latents.py: {error}", file=sys.stderr)
         return 2
