@@ -1,0 +1,399 @@
+"""What each part of the method is worth: restore degraded clips with one part more per row, and measure the rows.
+
+python scripts/ablate.py -i clips/ -o results/ablation
+python scripts/ablate.py -i a.mkv frames/ -o results/ablation --protocol realbasicvsr --seeds 5 --max_frames 32
+
+The clips are the truth; they are shrunk, cropped and degraded by a protocol of configs/degradations. Writes table.csv,
+table.json and a picture of every clip into the folder, and a document with table, findings and an x-t picture. Finished
+measurements are kept there, so a stopped run goes on. Words like method.params.sampling.params.steps=8 change it.
+"""
+
+import argparse
+import functools
+import hashlib
+import json
+import logging
+import os
+import shlex
+import sys
+import zlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+
+from ldm import config, video
+from ldm.engine import provenance
+from ldm.engine.assemble import EMBEDDED, ROOT, build_method, find_weights, read_settings
+from ldm.engine.device import hardware, usable_device
+from ldm.engine.resume import write_whole
+from ldm.methods.settings import COLOR_FIXES
+from ldm.metrics.fidelity import luma, rgb8
+from ldm.metrics.judge import Judge
+from ldm.metrics.sharpness import gradient
+from ldm.nets.whole_frame import Cut, decode_frames
+from ldm.ops.dis import DISFlow
+from ldm.ops.resize import resize
+from ldm.ops.stream import Each, Frame, Windowed, run_through, together
+from scripts.ablation_report import DOCUMENT, ROWS, Cells, Row, by_seed, findings, markdown, png, sheet, table, view
+
+PROGRAM = "ablate.py"
+log = logging.getLogger(PROGRAM)
+PROTOCOLS = ROOT / "configs" / "degradations"
+SCALE = 4
+SAMPLING, WINDOWS = "+method.params.sampling.params", "+method.params.windows.params"
+DRY = {"seeds": 1, "max_frames": 3, "gt_size": (64, 64)}
+SMALLEST = 64  # pixels of a side of the truth
+BAND = 48  # rows of a frame in the pictures
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        raise ValueError(f"{message} (--help lists the options)")
+
+
+def natural(text: str, least: int = 0) -> int:
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
+    return int(text)
+
+
+def width_and_height(text: str) -> tuple[int, int]:
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(part.isdecimal() and int(part) >= SMALLEST for part in parts):
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, expected WIDTHxHEIGHT like 320x180, from {SMALLEST}x{SMALLEST}"
+        )
+    return int(parts[0]), int(parts[1])
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="change a setting of the model's configuration")
+    add(
+        "-i",
+        "--input",
+        nargs="+",
+        type=Path,
+        required=True,
+        metavar="CLIP",
+        help="videos or folders of images or clips",
+    )
+    add("-o", "--output", type=Path, default=Path("results/ablation"), help="folder (default: results/ablation)")
+    add("--protocol", default="realbasicvsr_mild", help="degradation: a file of configs/degradations, or a path")
+    add("--seeds", type=functools.partial(natural, least=1), default=3, help="noise seeds per row (default: 3)")
+    add("--seed", type=natural, default=42, help="the first of them, and that of the degradation (default: 42)")
+    add("--max_frames", type=functools.partial(natural, least=2), default=16, help="of each clip (default: 16)")
+    add("--gt_size", type=width_and_height, default=(320, 180), metavar="WxH", help="the truth (default: 320x180)")
+    add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
+    add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--doc", type=Path, help="the document (default: docs/ABLATION.md; OUTPUT/ABLATION.md with --dry)")
+    add("--picture", help="name of the clip in the document's picture (default: the first)")
+    add("--dry", action="store_true", help="3 frames of 64x64, one seed, one step: only to see that all runs")
+    args = parser.parse_intermixed_args(words)
+    for name in ("input", "weights", "config"):  # flags that take several words also catch overrides behind them
+        caught = [word for word in getattr(args, name) if "=" in str(word) and not Path(word).exists()]
+        setattr(args, name, [word for word in getattr(args, name) if word not in caught])
+        args.overrides += map(str, caught)
+    if args.dry:
+        vars(args).update(DRY)
+        args.overrides.append(f"{SAMPLING}.steps=1")
+    args.doc = args.doc or (args.output if args.dry else ROOT / "docs") / "ABLATION.md"
+    args.words = sys.argv[1:] if words is None else words
+    return args
+
+
+# ---- clips
+
+
+class Clip:
+    """A clip with its truth, (h, w, 3) uint8 each, and what it became, `lq` (T, h/4, w/4, 3) uint8."""
+
+    def __init__(self, name: str, truth: list[np.ndarray], lq: np.ndarray):
+        self.name, self.truth, self.lq = name, truth, lq
+        self.line = int(np.argmax(gradient(luma(truth[len(truth) // 2])).mean(axis=1)))  # the one to look at
+
+    @property
+    def digest(self) -> str:
+        """A hash of all pixels."""
+        pixels = [part.tobytes() for part in (self.lq, *self.truth)]
+        return hashlib.sha256(b"".join(pixels)).hexdigest()
+
+
+def find_clips(paths: list[Path]) -> dict[str, Path]:
+    """Clips by name. Raises ValueError for two of one name, VideoError for what is no clip."""
+    found = {}
+    for path in (clip for given in paths for clip in video.clips_in(given)):
+        name = path.stem if path.is_file() else path.name
+        if name in found:
+            raise ValueError(f"got two clips named {name} ({found[name]} and {path}); rename one")
+        found[name] = path
+    return found
+
+
+def load_degradation(name: str) -> Callable:
+    """A protocol by its name or the path of its YAML. Raises ValueError, or as `config.load`."""
+    path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PROTOCOLS.glob("*.yaml")))
+        raise ValueError(f"got protocol {name!r}, expected one of {known}, or a YAML file")
+    settings = config.load(path)
+    config.check_target(settings, "degradation")
+    return config.instantiate(settings.degradation)
+
+
+def seen_in_training(card: Path, clips: Mapping[str, Path]) -> list[str]:
+    """Clips that a model's README names, by file, by folder and name, or as `name`."""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    forms = ("{0.name}`", "`{0.stem}`", "{0.parent.name}/{0.stem}")
+    return [name for name, path in clips.items() if any(form.format(path) in text for form in forms)]
+
+
+def load_clip(name: str, path: Path, degradation: Callable, args: argparse.Namespace) -> Clip:
+    """The beginning of a clip, shrunk to cover --gt_size and cropped to it, and degraded by the generator that seed
+    and name give. Raises ValueError naming the clip."""
+    truth = [fitted(frame, args.gt_size) for frame in video.read(path, 0, args.max_frames, as_rgb8=True)]
+    if min(truth[0].shape[:2], default=0) < SMALLEST:
+        raise ValueError(f"{path}: got frames with less than {SMALLEST} pixels a side, expected larger ones")
+    if len(truth) < 2:
+        raise ValueError(f"{path}: got {len(truth)} frame, expected at least 2 to see how steady they are")
+    rng = np.random.default_rng([args.seed, zlib.crc32(name.encode())])
+    lq = np.rint(degradation(np.stack(truth), rng) * 255).astype(np.uint8)
+    size = tuple(side // SCALE for side in truth[0].shape[:2])
+    if lq.shape[1:3] != size:
+        got = f"{lq.shape[2]}x{lq.shape[1]}"
+        raise ValueError(f"got degraded frames of {got}, expected {size[1]}x{size[0]}; choose a protocol of scale 4")
+    return Clip(name, truth, lq)
+
+
+def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A frame shrunk until it just covers `size` (w, h), its middle cropped to that, and to sides in fours."""
+    height, width = frame.shape[:2]
+    by = max(size[0] / width, size[1] / height)
+    if by < 1:
+        shrunk = max(round(width * by), size[0]), max(round(height * by), size[1])
+        frame = cv2.resize(frame, shrunk, interpolation=cv2.INTER_AREA)
+    height, width = frame.shape[:2]
+    w, h = (min(side, wanted) // SCALE * SCALE for side, wanted in zip((width, height), size, strict=True))
+    top, left = (height - h) // 2, (width - w) // 2
+    return np.ascontiguousarray(frame[top : top + h, left : left + w])
+
+
+# ---- rows
+
+
+def row_words(row: Row, settings) -> tuple[str, ...]:
+    """What the configuration is changed by to draw the row's latents."""
+    own = settings.method.params.sampling.get("params") or {}
+    words = ["+method.params.patches=null", f"{SAMPLING}.guidance={row.guidance}"]
+    if own.get("guidance", "paper") != row.guidance:
+        words.append(f"{SAMPLING}.guidance_scale=null")  # each form has its own
+    if not row.temporal:
+        words += [f"{WINDOWS}.n_frames=1", f"{WINDOWS}.frame_overlap=0"]
+    return tuple(words)
+
+
+def make_methods(settings, files, device: str) -> Callable:
+    """`method(words)`: one method per way of drawing latents, all over the same networks, built at first use."""
+
+    @functools.cache
+    def networks() -> dict:
+        plain = config.override(settings, row_words(ROWS[-1], settings))
+        return dict(build_method(plain, files, device=device).named_children())
+
+    @functools.cache
+    def method(words: tuple[str, ...]):
+        return config.instantiate(config.override(settings, words).method, networks=networks())
+
+    return method
+
+
+def sampled(method, lq: Tensor, seed: int) -> list[Frame]:
+    """Frames with their enlarged picture "work" and the latents "x" that are drawn for lq (T, 3, h, w)."""
+    geometry = method.geometry(lq.shape[-2:], SCALE)
+    work = torch.cat([geometry.enlarge(frame[None]) for frame in lq])
+    return [frame.put(work=work[frame.number][None]) for frame in method.latents(work, seed=seed)]
+
+
+def decoded(method, frames: list[Frame], *, lq: Tensor, sequence: bool) -> Tensor:
+    """(T, 3, H, W) in [0, 1] from latents, by the sequence decoder as the method does it, or frame by frame by the
+    image autoencoder; colours as the method corrects them."""
+    geometry, windows = method.geometry(lq.shape[-2:], SCALE), method.decoding.windows
+    fix = COLOR_FIXES[method.decoding.color_fix]
+
+    def decode(window: list[Frame]) -> Tensor:
+        x, work = (together(window, name).to(method.device) for name in ("x", "work"))
+        if sequence:
+            return method.decode(x, work).cpu()
+        cut = method.cut_of(x.shape[-2:]) or Cut(windows.tile)
+        with torch.no_grad(), method.autocast():
+            return decode_frames(method.autoencoder, x[0] / method.scale_factor, cut=cut).float()[None].cpu()
+
+    def finish(frame: Frame) -> Frame:
+        return frame.put(sr=geometry.finish(fix(frame["sr"], frame["work"] * 2 - 1)))
+
+    size, overlap = (windows.n_frames, windows.frame_overlap) if sequence else (1, 0)
+    stages = [Windowed(decode, size=size, overlap=overlap, name="sr"), Each(finish)]
+    return together(run_through(stages, frames), "sr")[0]
+
+
+def measure(frames: list[np.ndarray], clip: Clip) -> dict[str, float]:
+    """The figures of restored frames. Raises ValueError where one is not finite."""
+    judge = Judge(DISFlow("medium"))
+    for frame, truth in zip(frames, clip.truth, strict=True):
+        judge.push(frame, truth)
+    for name, value in judge.figures().items():
+        if not np.isfinite(value):
+            raise ValueError(f"clip {clip.name}: {name} is {value}; its frames are flat or unrelated, leave it out")
+    return judge.figures()
+
+
+# ---- measurements
+
+
+class Study:
+    """All rows over all clips and seeds, with what decides their figures."""
+
+    def __init__(self, args: argparse.Namespace, cells: Cells):
+        self.args, self.cells = args, cells
+        self.device = usable_device(args.device)
+        self.files = find_weights(*args.weights or (EMBEDDED,))
+        self.settings = read_settings(self.files, configs=args.config, overrides=args.overrides)
+        self.method = make_methods(self.settings, self.files, self.device)
+        self.weights = {name: provenance.digest(self.files[name]) for name in ("stage_one", "stage_two")}
+        self.seeds = range(args.seed, args.seed + args.seeds)
+
+    def key(self, row: Row, clip: Clip, seed: int | None) -> str:
+        """A hash of all that decides a measurement."""
+        what = {"clip": clip.digest, "code": provenance.versions()}
+        if seed is not None:
+            settings = config.override(self.settings, row_words(row, self.settings))
+            what |= {"seed": seed, "sequence": row.sequence, "weights": self.weights}
+            what["settings"] = config.plain(settings)
+        return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+    def plan(self, row: Row) -> list[int | None]:
+        """The seeds of a row; None for one that draws nothing."""
+        return [None] if row.guidance is None else [*self.seeds]
+
+    def measure(self, clip: Clip, tick: Callable[[], None]) -> dict[tuple[str, int | None], str]:
+        """Measure what is not yet done of a clip; the keys of all by (row, seed)."""
+        keys = {(row.name, seed): self.key(row, clip, seed) for row in ROWS for seed in self.plan(row)}
+        lq = torch.from_numpy(clip.lq).permute(0, 3, 1, 2).float() / 255
+        for seed in (None, *self.seeds):
+            latents = {}  # rows that differ in their decoder share them
+            for row in ROWS:
+                if (row.name, seed) not in keys:
+                    continue
+                if (key := keys[row.name, seed]) not in self.cells.done:
+                    try:
+                        frames = [rgb8(frame) for frame in self.restore(row, lq, seed, latents)]
+                    except FloatingPointError as error:
+                        raise FloatingPointError(f"{clip.name}, row {row.name}, seed {seed}: {error}") from None
+                    cell = {"row": row.name, "clip": clip.name, "seed": seed, **measure(frames, clip)}
+                    self.cells.put(key, cell, view(frames, clip.line, BAND))
+                tick()
+        return keys
+
+    def restore(self, row: Row, lq: Tensor, seed: int | None, latents: dict) -> Tensor:
+        """(T, 3, H, W) in [0, 1]; `latents` remembers what was drawn for this clip and seed."""
+        if seed is None:
+            return resize(lq, (lq.shape[-2] * SCALE, lq.shape[-1] * SCALE)).clamp(0, 1)
+        words = row_words(row, self.settings)
+        method = self.method(words)
+        if words not in latents:
+            latents[words] = sampled(method, lq, seed)
+        return decoded(method, latents[words], lq=lq, sequence=row.sequence)
+
+
+# ---- what is written
+
+
+def how(study: Study, clips: Mapping[str, Path]) -> str:
+    """What was measured on, in words."""
+    args, machine = study.args, hardware(study.device)
+    steps = config.instantiate(study.settings.method.params.sampling).steps
+    weights = ", ".join(f"`{study.files[name].name}` {digest[:12]}" for name, digest in study.weights.items())
+    size = "x".join(map(str, args.gt_size))
+    return f"""Clips: {", ".join(clips)}; {args.max_frames} frames of {size} at most are the truth.
+They were degraded by `{args.protocol}` to a quarter of the sides, seeded by {args.seed} and the clip's name.
+Noise of the seeds {study.seeds[0]} to {study.seeds[-1]}, {steps} sampling steps. Weights: {weights}.
+On {machine["name"]} ({machine["threads"]} threads), torch {torch.__version__}."""
+
+
+def draw(study: Study, clip: Clip, keys: Mapping) -> np.ndarray:
+    """The picture of a clip: the first seed of every row, and the truth."""
+    views = {row.label.replace("`", ""): study.cells.view(keys[row.name, study.plan(row)[0]]) for row in ROWS}
+    return sheet(views | {"the truth": view(clip.truth, clip.line, BAND)}, BAND)
+
+
+def write_results(study: Study, clips: Mapping[str, Path], used: list[str], pictures: Mapping[str, bytes]) -> None:
+    """table.csv, table.json and the pictures of the folder, and the document with its picture; prints the table."""
+    args, cells = study.args, [study.cells.done[key] for key in used]
+    rows = by_seed(cells)
+    text = markdown(rows)
+    found = [dict(zip(("claim", "measured", "holds"), entry, strict=True)) for entry in findings(rows)]
+    content = {"rows": rows, "findings": found, "cells": cells, "weights": study.weights, "protocol": args.protocol}
+    content |= {"settings": config.plain(study.settings)["method"], "versions": provenance.versions()}
+    write_whole(args.output / "table.json", (json.dumps(content, indent=1) + "\n").encode())
+    write_whole(args.output / "table.csv", table(rows).encode())
+    for name, picture in pictures.items():
+        write_whole(args.output / f"{name}.png", picture)
+    shown = args.picture or next(iter(pictures))
+    beside = args.doc.parent / args.doc.stem.lower() / f"{shown}.png"
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(beside, pictures[shown])
+    link = f"{beside.parent.name}/{beside.name}"
+    words = [Path(word).name if Path(word).is_absolute() else word for word in args.words]
+    facts = {"command": f"python scripts/ablate.py {shlex.join(words)}", "seeds": args.seeds, "how": how(study, clips)}
+    write_whole(args.doc, DOCUMENT.format(text=text, picture=link, **facts).encode())
+    print(text)
+    print(f"{args.doc}, {args.output / 'table.csv'}, {args.output / 'table.json'}")
+
+
+def run(args: argparse.Namespace) -> None:
+    paths = find_clips(args.input)
+    if args.picture and args.picture not in paths:
+        raise ValueError(f"got picture {args.picture!r}, expected one of {', '.join(paths)}")
+    degradation = load_degradation(args.protocol)
+    clips = [load_clip(name, path, degradation, args) for name, path in paths.items()]
+    study = Study(args, Cells(args.output))
+    card = study.files.get("folder", study.files["stage_one"].parent) / "README.md"
+    for name in seen_in_training(card, paths):
+        log.warning("%s: named in %s; figures on clips of the training say little", name, card)
+    used, pictures = [], {}
+    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600, transient=True) as bar:
+        task = bar.add_task("ablation", total=sum(len(study.plan(row)) for row in ROWS) * len(clips))
+        for clip in clips:
+            bar.update(task, description=clip.name)
+            keys = study.measure(clip, lambda: bar.advance(task))
+            used += keys.values()
+            pictures[clip.name] = png(draw(study, clip, keys))
+    write_results(study, paths, used, pictures)
+
+
+def main(words: list[str] | None = None) -> int:
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
+    try:
+        run(arguments(words))
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{PROGRAM}: {next(iter(str(error).splitlines()), type(error).__name__)}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

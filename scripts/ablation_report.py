@@ -1,0 +1,220 @@
+"""The table of scripts/ablate.py: its rows, figures kept, findings, document and x-t pictures. Nothing to run here."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from ldm.engine.resume import write_whole
+from ldm.picture import INK, PAPER
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: how latents are drawn (guidance None: no diffusion at all) and who decodes them."""
+
+    name: str
+    label: str
+    guidance: str | None = "none"
+    temporal: bool = True
+    sequence: bool = False
+
+
+ROWS = (
+    Row("bicubic", "bicubic", guidance=None),
+    Row("per_frame", "diffusion frame by frame, image decoder", temporal=False),
+    Row("temporal", "+ temporal layers"),
+    Row("released", "+ guidance `released`", guidance="released"),
+    Row("paper", "+ guidance `paper`", guidance="paper"),
+    Row("full", "+ sequence decoder (the full method)", guidance="paper", sequence=True),
+)
+
+
+class Metric(NamedTuple):
+    """How a figure is shown, and whether 1 more or -1 less of it is better."""
+
+    heading: str
+    digits: int
+    better: int
+    factor: float = 1
+
+
+METRICS = {
+    "psnr": Metric("PSNR, dB", 2, 1),
+    "ssim": Metric("SSIM", 4, 1),
+    "sharpness": Metric("sharpness", 3, 1),
+    "e_warp": Metric("E_warp, 1/1000", 3, -1, 1000),
+    "e_warp_truth": Metric("the truth's own", 3, 0, 1000),
+    "tof": Metric("tOF, px", 3, -1),
+}
+TALL, WIDE, LINE = 96, 640, 26  # of a picture: pixels of a panel and of a row of text
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`row` is better than `than` in a metric by more than `least`: a part of the other's figure, dB for PSNR."""
+
+    text: str
+    metric: str
+    row: str
+    than: str
+    least: float = 0.0
+
+
+CLAIMS = (
+    Claim("temporal layers: steadier than frame by frame", "e_warp", "temporal", "per_frame"),
+    Claim("guidance `released`: steadier than none", "e_warp", "released", "temporal"),
+    Claim("guidance `paper`: steadier than none", "e_warp", "paper", "temporal"),
+    Claim("sequence decoder: steadier than the image decoder", "e_warp", "full", "paper"),
+    Claim("sequence decoder: nearer to the truth", "psnr", "full", "paper"),
+    Claim("full method: steadier than frame by frame by 25 %", "e_warp", "full", "per_frame", 0.25),
+    Claim("full method: sharper than bicubic", "sharpness", "full", "bicubic"),
+    Claim("full method: less than 1.5 dB below bicubic", "psnr", "full", "bicubic", -1.5),
+)
+DOCUMENT = """# What each part is worth
+
+Written by `{command}`; each row of the first table adds one part to the row above it.
+
+{text}
+Means over the clips, ± the standard deviation over {seeds} seeds of the noise (bicubic draws none). Sharpness is the
+mean gradient of the luma on the truth's edges, in parts of the truth's own: 1 is as sharp as the truth, more is
+over-sharpened. The warping error follows the truth's motion (DIS); blur lowers it, even below the truth's own, so it
+compares rows of like sharpness. tOF is the distance between the motion (Farneback) of output and truth.
+
+![One line of the clip over time, row by row]({picture})
+
+Left a detail of the middle frame, right one line of it over time (time downward): smooth where the clip is steady,
+combed where it flickers.
+
+{how}
+"""
+
+
+class Cells:
+    """Finished measurements by key, in cells.json and views/KEY.png of a folder, written as each is done."""
+
+    def __init__(self, folder: Path):
+        self.file, self.views = folder / "cells.json", folder / "views"
+        try:
+            self.done = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
+            self.done = {key: cell for key, cell in self.done.items() if self._view(key).is_file()}
+        except (ValueError, AttributeError):
+            raise ValueError(f"{self.file}: not readable; remove it to measure anew") from None
+
+    def put(self, key: str, cell: dict, view: np.ndarray) -> None:
+        self.views.mkdir(parents=True, exist_ok=True)
+        write_whole(self._view(key), png(view))
+        self.done[key] = cell
+        write_whole(self.file, (json.dumps(self.done, indent=1) + "\n").encode())
+
+    def view(self, key: str) -> np.ndarray:
+        picture = cv2.imread(str(self._view(key)), cv2.IMREAD_COLOR)
+        if picture is None:
+            raise ValueError(f"{self._view(key)}: not readable; remove it to measure anew")
+        return picture[..., ::-1]
+
+    def _view(self, key: str) -> Path:
+        return self.views / f"{key}.png"
+
+
+def png(picture: np.ndarray) -> bytes:
+    return cv2.imencode(".png", np.ascontiguousarray(picture[..., ::-1]))[1].tobytes()
+
+
+def by_seed(cells: Iterable[Mapping]) -> dict[str, dict[str, list[float]]]:
+    """row -> metric -> one mean over the clips per seed, from measurements {row, clip, seed, metrics...}."""
+    rows: dict[str, dict] = {}
+    for cell in cells:
+        rows.setdefault(cell["row"], {}).setdefault(cell["seed"], []).append(cell)
+    means = {}
+    for row, seeds in rows.items():
+        groups = [seeds[seed] for seed in sorted(seeds)]
+        means[row] = {name: [float(np.mean([cell[name] for cell in group])) for group in groups] for name in METRICS}
+    return means
+
+
+def spread(values: Sequence[float]) -> float:
+    """The standard deviation of a sample; 0 for a single value."""
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def gain(claim: Claim, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
+    """By how much the row is better, seed by seed; a row without seeds is compared with each."""
+    got, other = rows[claim.row][claim.metric], rows[claim.than][claim.metric]
+    count, better = max(len(got), len(other)), METRICS[claim.metric].better
+    got, other = (list(values) * (count if len(values) == 1 else 1) for values in (got, other))
+    return [better * (a - b) / (1 if claim.metric == "psnr" else b) for a, b in zip(got, other, strict=True)]
+
+
+def verdict(claim: Claim, gains: Sequence[float]) -> str:
+    """yes, no, or that the seeds do not tell."""
+    margin = float(np.mean(gains)) - claim.least
+    if abs(margin) < spread(gains):
+        return "not told: within the spread of the seeds"
+    return "yes" if margin > 0 else "no"
+
+
+def findings(rows: Mapping) -> list[tuple[str, str, str]]:
+    """(claim, what was measured, verdict) for each claim."""
+    found = []
+    for claim in CLAIMS:
+        gains, metric = gain(claim, rows), METRICS[claim.metric]
+        unit, factor, digits = (" dB", 1, 2) if claim.metric == "psnr" else (" %", 100, 1)
+        off = f" ± {factor * spread(gains):.{digits}f}" if len(gains) > 1 else ""
+        measured = f"{metric.heading.split(',')[0]} {metric.better * factor * np.mean(gains):+.{digits}f}{off}{unit}"
+        found.append((claim.text, measured, verdict(claim, gains)))
+    return found
+
+
+def markdown(rows: Mapping) -> str:
+    """The table and the findings."""
+    lines = ["| | " + " | ".join(metric.heading for metric in METRICS.values()) + " |"]
+    lines.append("|---" * (len(METRICS) + 1) + "|")
+    for row in ROWS:
+        figures = []
+        for name, metric in METRICS.items():
+            values = [metric.factor * value for value in rows[row.name][name]]
+            off = f" ± {spread(values):.{metric.digits}f}" if len(values) > 1 and metric.better else ""
+            figures.append(f"{np.mean(values):.{metric.digits}f}{off}")
+        lines.append(f"| {row.label} | " + " | ".join(figures) + " |")
+    lines += ["", "| claim | measured | holds |", "|---|---|---|"]
+    lines += [f"| {claim} | {measured} | {holds} |" for claim, measured, holds in findings(rows)]
+    return "\n".join(lines) + "\n"
+
+
+def table(rows: Mapping) -> str:
+    """The table as CSV: a mean and a deviation per metric, in plain units (E_warp not in thousandths)."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["row", "label", "seeds", *(f"{metric}_{what}" for metric in METRICS for what in ("mean", "sd"))])
+    for row in ROWS:
+        own = rows[row.name]
+        figures = [f"{figure:.8g}" for metric in METRICS for figure in (np.mean(own[metric]), spread(own[metric]))]
+        writer.writerow([row.name, row.label, len(own["psnr"]), *figures])
+    return text.getvalue()
+
+
+def view(frames: Sequence[np.ndarray], line: int, band: int) -> np.ndarray:
+    """What a picture shows of a clip, (T + band, w, 3): row `line` of every frame, then some around it of one."""
+    top = min(max(line - band // 2, 0), len(frames[0]) - band)
+    return np.vstack([np.stack([frame[line] for frame in frames]), frames[len(frames) // 2][top : top + band]])
+
+
+def sheet(views: Mapping[str, np.ndarray], band: int) -> np.ndarray:
+    """Views by title, one under the other: (H, W, 3) uint8. Left a detail, right the line over time (time downward):
+    smooth where a clip is steady, combed where it flickers."""
+    panels = []
+    for title, picture in views.items():
+        time, detail = picture[:-band], picture[-band:]
+        width = max(WIDE, picture.shape[1])
+        strip = np.full((LINE, 2 * width + 8, 3), PAPER, np.uint8)
+        cv2.putText(strip, title, (4, LINE - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
+        both = [cv2.resize(part, (width, TALL), interpolation=cv2.INTER_NEAREST) for part in (detail, time)]
+        panels += [strip, np.hstack([both[0], np.full((TALL, 8, 3), PAPER, np.uint8), both[1]])]
+    return np.vstack(panels)

@@ -1,0 +1,207 @@
+"""scripts/ablate.py on a toy model with random weights: what its rows are, that it goes on, and what it concludes."""
+
+import csv
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ldm import video
+from ldm.engine.assemble import load_method
+from scripts import ablate
+from scripts.ablation_report import CLAIMS, METRICS, ROWS, Claim, by_seed, findings, gain, verdict
+from tests.scripts import toy
+
+FULL = ROWS[-1]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return toy.make_model(tmp_path_factory.mktemp("weights") / "model")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory):
+    """A folder of two clips of three frames, 72x64."""
+    folder = tmp_path_factory.mktemp("clips")
+    toy.make_clip(folder / "one.mkv", 3, size=(64, 72))
+    toy.make_clip(folder / "two", 3, size=(64, 72))
+    return folder
+
+
+def run(clips, output, model, *more):
+    words = ["-i", str(clips), "-o", str(output), "--weights", str(model), "--protocol", "bicubic_x4", "--dry", *more]
+    return ablate.main(words)
+
+
+@pytest.fixture(scope="module")
+def study(model):
+    args = ablate.arguments(["-i", "x", "--weights", str(model), "--device", "cpu"])
+    return ablate.Study(args, cells=None)
+
+
+def lq_clip(frames=5):
+    array = np.stack(toy.make_frames(frames, 16, 24))
+    return torch.from_numpy(array).permute(0, 3, 1, 2).float() / 255
+
+
+def test_the_last_row_is_the_method(study, model):
+    got = study.restore(FULL, lq_clip(), 7, {})
+    torch.testing.assert_close(got, load_method(model).restore(lq_clip(), seed=7), rtol=0, atol=0)
+
+
+def test_frame_by_frame_a_frame_knows_no_other(study):
+    rows, lq = {row.name: row for row in ROWS}, lq_clip()
+    changed = lq.clone()
+    changed[0] = 1 - changed[0]
+    for name, alone in (("per_frame", True), ("temporal", False)):
+        outputs = [study.restore(rows[name], clip, 7, {}) for clip in (lq, changed)]
+        assert torch.equal(outputs[0][2:], outputs[1][2:]) == alone, name
+
+
+def test_rows_differ_in_what_they_say(study):
+    lq = lq_clip(4)
+    outputs = [study.restore(row, lq, None if row.guidance is None else 7, {}) for row in ROWS]
+    assert all(out.shape == (4, 3, 64, 96) for out in outputs)
+    assert all(not torch.equal(a, b) for k, a in enumerate(outputs) for b in outputs[:k])
+
+
+def test_a_run_leaves_table_pictures_and_document(clips, model, tmp_path, capsys):
+    output = tmp_path / "made" / "ablation"
+    assert run(clips, output, model) == 0
+    shown = capsys.readouterr().out
+    names = [row["row"] for row in csv.DictReader((output / "table.csv").read_text().splitlines())]
+    assert names == [row.name for row in ROWS]
+    content = json.loads((output / "table.json").read_text())
+    assert len(content["cells"]) == 2 * len(ROWS) and content["protocol"] == "bicubic_x4"
+    assert [finding["claim"] for finding in content["findings"]] == [claim.text for claim in CLAIMS]
+    document = (output / "ABLATION.md").read_text()
+    assert all(row.label in document and row.label in shown for row in ROWS)
+    assert "(ablation/one.png)" in document and str(tmp_path) not in document
+    for picture in (output / "one.png", output / "two.png", output / "ablation" / "one.png"):
+        assert cv2.imread(str(picture)).shape[1] == 2 * 640 + 8
+    assert not [name for name in toy.left_behind(output) if "partial" in name]
+
+
+def test_a_finished_run_samples_nothing(clips, model, tmp_path, monkeypatch):
+    calls = []
+    sampled = ablate.sampled
+    monkeypatch.setattr(ablate, "sampled", lambda *a, **k: calls.append(1) or sampled(*a, **k))
+    assert run(clips / "one.mkv", tmp_path, model) == 0
+    table = (tmp_path / "table.csv").read_bytes()
+    assert len(calls) == 4  # of five rows with latents, two share theirs
+    assert run(clips / "one.mkv", tmp_path, model) == 0
+    assert len(calls) == 4 and (tmp_path / "table.csv").read_bytes() == table
+    assert run(clips / "one.mkv", tmp_path, model, "method.params.decoding.params.dec_w=0.1") == 0
+    assert len(calls) == 8
+    assert (tmp_path / "table.csv").read_bytes() != table
+
+
+def test_a_damaged_measurement_is_named(clips, model, tmp_path, capsys):
+    (tmp_path / "cells.json").write_text("{half")
+    assert run(clips, tmp_path, model) == 2
+    assert "cells.json: not readable; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--protocol", "mild"], "got protocol 'mild', expected one of bicubic_x4"),
+        (["--picture", "three"], "got picture 'three', expected one of one, two"),
+        (["--gt_size", "40x64"], "expected WIDTHxHEIGHT like 320x180"),
+        (["--seeds", "0"], "expected a whole number from 1"),
+        (["no.such.key=1"], "no such key"),
+        (["--weights", "nowhere"], "nowhere"),
+    ],
+)
+def test_what_is_wrong_is_said_in_one_line(clips, model, tmp_path, capsys, more, expected):
+    assert run(clips, tmp_path / "out", model, *more) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ablate.py: ") and error.count("\n") == 1 and expected in error
+    assert not toy.left_behind(tmp_path)
+
+
+def test_clips_that_cannot_be_judged(clips, model, tmp_path, capsys):
+    toy.make_clip(tmp_path / "short.mkv", 1, size=(64, 72))
+    toy.make_clip(tmp_path / "small.mkv", 3, size=(48, 64))
+    for paths, expected in (
+        ([tmp_path / "short.mkv"], "got 1 frame, expected at least 2"),
+        ([tmp_path / "small.mkv"], "expected larger ones"),
+        ([clips / "one.mkv", clips], "got two clips named one"),
+    ):
+        assert ablate.main(["-i", *map(str, paths), "-o", str(tmp_path / "out"), "--weights", str(model)]) == 2
+        assert expected in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_degraded_clip_depends_on_seed_and_name_alone(clips):
+    args = ablate.arguments(["-i", str(clips), "--gt_size", "64x64"])
+    degradation = ablate.load_degradation("realbasicvsr_mild")
+    one, again, other = (
+        ablate.load_clip(name, clips / "one.mkv", degradation, args).lq for name in ("one", "one", "another")
+    )
+    assert one.shape == (3, 16, 16, 3)
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+def test_the_truth_is_shrunk_and_cropped_in_the_middle():
+    frame = np.zeros((200, 400, 3), np.uint8)
+    frame[:, 195:205] = 255
+    got = ablate.fitted(frame, (102, 101))
+    assert got.shape == (100, 100, 3)
+    assert abs(np.flatnonzero(got[50, :, 0] > 100).mean() - 49.5) <= 1
+    assert ablate.fitted(frame[:, :90], (320, 180)).shape == (180, 88, 3)  # never enlarged
+
+
+def test_clips_named_in_the_card_are_found(tmp_path):
+    card = tmp_path / "README.md"
+    card.write_text("Trained on `bear` and on clean/dog.mkv; the demo shows a bunny.")
+    paths = {name: tmp_path / "clean" / f"{name}.mkv" for name in ("bear", "dog", "bunny")}
+    assert ablate.seen_in_training(card, paths) == ["bear", "dog"]
+    assert ablate.seen_in_training(tmp_path / "none.md", paths) == []
+
+
+def figures(**changes):
+    """Seed means of all rows: equal, but for `row_metric=[...]`."""
+    rows = {row.name: {name: [1.0, 1.0] for name in METRICS} for row in ROWS}
+    rows["bicubic"] = {name: [1.0] for name in METRICS}
+    for key, values in changes.items():
+        row = next(row.name for row in ROWS if key.startswith(row.name + "_"))
+        rows[row][key.removeprefix(row + "_")] = values
+    return rows
+
+
+def test_a_gain_is_relative_or_in_db():
+    rows = figures(full_e_warp=[0.6, 0.8], bicubic_psnr=[25.0], full_psnr=[24.0, 24.5])
+    assert gain(Claim("", "e_warp", "full", "per_frame"), rows) == pytest.approx([0.4, 0.2])
+    assert gain(Claim("", "psnr", "full", "bicubic"), rows) == pytest.approx([-1.0, -0.5])
+
+
+def test_a_verdict_needs_more_than_the_spread_of_the_seeds():
+    claim = Claim("", "e_warp", "full", "per_frame", 0.25)
+    assert verdict(claim, [0.30, 0.31]) == "yes"
+    assert verdict(claim, [0.20, 0.21]) == "no"
+    assert verdict(claim, [0.20, 0.31]).startswith("not told")
+    assert verdict(claim, [0.25]) == "no"
+
+
+def test_findings_say_what_was_measured():
+    rows = figures(full_e_warp=[0.6, 0.8], full_sharpness=[1.5, 1.5])
+    found = {claim: (measured, holds) for claim, measured, holds in findings(rows)}
+    assert found["full method: sharper than bicubic"] == ("sharpness +50.0 ± 0.0 %", "yes")
+    assert found["full method: steadier than frame by frame by 25 %"][0] == "E_warp -30.0 ± 14.1 %"
+    assert found["temporal layers: steadier than frame by frame"][1] == "no"
+
+
+def test_seeds_are_averaged_over_clips():
+    cells = [
+        {"row": "full", "seed": seed, **dict.fromkeys(METRICS, value)}
+        for seed, value in ((1, 2.0), (2, 5.0), (1, 4.0), (2, 7.0))
+    ]
+    assert by_seed(cells)["full"]["psnr"] == [3.0, 6.0]
+
+
+def test_videos_are_read_as_the_rest_of_the_house_reads_them(clips):
+    assert set(ablate.find_clips([clips])) == {path.stem for path in video.clips_in(clips)}
