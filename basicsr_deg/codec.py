@@ -12,6 +12,10 @@ from basicsr_deg.compression import as_bytes
 from basicsr_deg.walk import check_probability, pick, read_range, read_weights
 
 ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}  # h264: what FFmpeg takes by default for it
+# Nothing may follow from what the processor can do, the day or the encoder's version. x264's macroblock tree reads
+# memory it has not written where frames have few macroblocks: the same clip then gave up to five different results.
+OPTIONS = {"libx264": {"x264-params": "cpu-independent=1:mbtree=0"}}
+BITEXACT = 1 << 23  # AV_CODEC_FLAG_BITEXACT
 CHANNELS = {"rgb": "rgb24", "released": "bgr24"}
 
 
@@ -81,7 +85,9 @@ class VideoCodec:
         stream = container.add_stream(ENCODERS[codec], rate=self.rate)
         stream.height, stream.width = (side + side % 2 for side in size)
         stream.bit_rate, stream.pix_fmt = bitrate, self.pixel_format
+        stream.options = OPTIONS.get(ENCODERS[codec], {})
         stream.codec_context.thread_count = 1
+        stream.codec_context.flags |= BITEXACT
         return stream
 
     def _decoded(self, video: io.BytesIO, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:

@@ -16,16 +16,17 @@ STORED = [cv2.IMWRITE_JPEG_QUALITY, 95]
 class Panels:
     """Collects frames as the `trace` of a Degradation, at most `most` per stage, and lays them out as pictures.
 
-    A panel is `size` (height, width) pixels of picture, enlarged without smoothing or shrunk, and text below it. Panels
-    wait as JPEGs, since the stages of a streaming clip come to the same frame at different times.
+    A panel is a picture of `width` pixels, in the form of the first frame seen, enlarged without smoothing or shrunk,
+    and text below it. Panels wait as JPEGs, since the stages of a streaming clip come to a frame at different times.
     """
 
-    def __init__(self, *, size: tuple[int, int] = (240, 320), most: int = 100):
-        self.size, self.most = size, most
+    def __init__(self, *, width: int = 320, most: int = 100):
+        self.width, self.height, self.most = width, 0, most
         self.stages: dict[str, list[bytes]] = {}
 
     def __call__(self, name: str, notes: Mapping, frame: np.ndarray) -> None:
         panels = self.stages.setdefault(name, [])
+        self.height = self.height or min(max(round(self.width * frame.shape[0] / frame.shape[1]), 1), 2 * self.width)
         if len(panels) < self.most:
             drawn = self._panel(f"{name}  {frame.shape[1]}x{frame.shape[0]}", notes, as_bytes(frame))
             panels.append(cv2.imencode(".jpg", drawn[..., ::-1], STORED)[1].tobytes())
@@ -33,21 +34,24 @@ class Panels:
     def pictures(self) -> Iterator[np.ndarray]:
         """One picture (H, W, 3) uint8 RGB for every frame that came through all stages, stages in rows."""
         columns = int(np.ceil(np.sqrt(len(self.stages))))
-        blank = np.full((self.size[0] + LINE * (LINES + 1), self.size[1], 3), PAPER, np.uint8)
+        blank = self._paper()
         for panels in zip(*self.stages.values(), strict=False):
             cells = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for data in panels]
             cells += [blank] * (-len(cells) % columns)
             rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]
             yield np.ascontiguousarray(np.vstack(rows))
 
+    def _paper(self) -> np.ndarray:
+        return np.full((self.height + LINE * (LINES + 1), self.width, 3), PAPER, np.uint8)
+
     def _panel(self, title: str, notes: Mapping, frame: np.ndarray) -> np.ndarray:
-        height, width = self.size
+        height, width = self.height, self.width
         ratio = min(height / frame.shape[0], width / frame.shape[1])
         h, w = (max(round(side * ratio), 1) for side in frame.shape[:2])
         how = cv2.INTER_AREA if ratio < 1 else cv2.INTER_NEAREST
-        panel = np.full((height + LINE * (LINES + 1), width, 3), PAPER, np.uint8)
+        panel = self._paper()
         panel[:h, (width - w) // 2 : (width - w) // 2 + w] = cv2.resize(frame, (w, h), interpolation=how)
-        for k, line in enumerate([title, *textwrap.wrap(describe(notes), width // 8)][:LINES]):
+        for k, line in enumerate([title, *textwrap.wrap(describe(notes), width // 7)][:LINES]):
             cv2.putText(panel, line, (4, height + LINE * (k + 1)), FONT, LETTERS, INK, 1, cv2.LINE_AA)
         return panel
 

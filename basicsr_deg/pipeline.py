@@ -38,23 +38,24 @@ class Degradation:
         if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not len(clip):
             raise ValueError(f"got a clip {clip.shape} of {clip.dtype}, expected (T, H, W, 3) of uint8, T at least 1")
         size = self.output_size(*clip.shape[1:3])
-        frames = list(self.stream(clip, rng, size=size, trace=trace))
-        if wrong := [frame.shape[:2] for frame in frames if frame.shape[:2] != size]:
-            got, want = ("{1}x{0}".format(*sides) for sides in (wrong[0], size))
-            raise ValueError(f"got frames of {got} from the last stage, expected {want}; add a basicsr_deg.resize.Fit")
-        return np.stack(frames)
+        return np.stack(list(self.stream(clip, rng, size=size, trace=trace)))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """The sides (h, w) of the degraded clip, at least one pixel each."""
         return self.size or tuple(max(int(side / self.scale), 1) for side in (height, width))
 
     def stream(
-        self, frames: Iterable[np.ndarray], rng: np.random.Generator, *, size: tuple[int, int], trace: Trace | None
+        self,
+        frames: Iterable[np.ndarray],
+        rng: np.random.Generator,
+        *,
+        size: tuple[int, int],
+        trace: Trace | None = None,
     ) -> Iterator[np.ndarray]:
         """Degraded frames (h, w, 3) float32 in [0, 1], one by one; only a codec holds more than one, and compressed.
 
         Every stage has a generator of its own, seeded by one draw of `rng` and the stage's name: what a stage draws
-        depends neither on the other stages nor on how many frames were asked for.
+        depends neither on the other stages nor on how many frames were asked for. Raises ValueError.
         """
         seed = int(rng.integers(2**63))
         for name, op in self.stages.items():
@@ -64,6 +65,9 @@ class Degradation:
                 frames = op(frames, own, notes=notes, size=size)
                 frames = frames if trace is None else _traced(frames, name, notes, trace)
         for frame in frames:
+            if frame.shape[:2] != tuple(size):
+                got, want = ("{1}x{0}".format(*sides) for sides in (frame.shape, size))
+                raise ValueError(f"got {got} from the last stage, expected {want}; add a stage basicsr_deg.resize.Fit")
             yield np.clip(frame, 0, 255).astype(np.float32) / 255
 
 
