@@ -31,7 +31,9 @@ class StageTwo(LightningModule):
     `index` (B,) the numbers of the samples. Entries of the state carry the names of `video_vae_cfw.ckpt`.
 
     Two optimizers take turns in every batch, the generator's first, and step after `accumulate` batches each. Only the
-    steps of the generator's count as steps of the training.
+    steps of the generator's count as steps of the training. Both losses are of one reconstruction; the release makes
+    it anew for the discriminator, which differs in the last of the accumulated batches, by one step. With that,
+    several processes would not equal one that accumulates as many batches.
 
     Args:
         decoder: image encoder and sequence decoder.
@@ -95,9 +97,6 @@ class StageTwo(LightningModule):
             terms = self.loss.generator(y, gt, step=step, last_layer=last_layer, index=batch.get("index"))
             self._learn(terms["total"], generator, stepping)
         if self.loss.judges(step):
-            if stepping and self.loss.active(step) and self.loss.parts["adversarial"] == "released":
-                with torch.no_grad():
-                    y = self.reconstruct(batch)
             judged = self.loss.critic(y, gt, step=step)
             self._learn(judged["disc"], critic, stepping)
             terms |= judged
@@ -141,9 +140,7 @@ class StageTwo(LightningModule):
         if not self.loss.weights["perceptual"]:
             logger.warning("stage 2 trains without a perceptual term: its weight is 0")
         elif isinstance(network, GradientDistance):
-            logger.warning(
-                "stage 2 compares gradients (GradientDistance) in place of LPIPS, which needs trained weights"
-            )
+            logger.warning("no LPIPS weights are given: the perceptual term of stage 2 is GradientDistance")
         elif isinstance(network, LPIPS) and not network.heads_trained():
             raise ValueError("got LPIPS with random weights, expected trained ones; name their files in `init`")
 

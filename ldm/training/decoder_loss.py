@@ -36,8 +36,7 @@ class DecoderLoss(nn.Module):
     normalisation   means                                   nll divided by B T, difference by B (T-1) again (B16)
     adversarial     the ratio is taken at the last layer    1 in place of the ratio where the last layer is frozen,
                     or, where that is frozen, at the        which it is (B15); the discriminator works before
-                    reconstruction itself                   `start` too, for nothing; it sees what the generator
-                                                            makes after its step
+                    reconstruction itself                   `start` too, for its statistics only
     perceptual      LPIPS measures                          LPIPS's dropout stays active (B13), drawn for each sample
 
     Args:
