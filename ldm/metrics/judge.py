@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.metrics.fidelity import psnr, rgb8, ssim
 from ldm.metrics.sharpness import edge_sharpness
-from ldm.metrics.temporal import farneback_flow, flow_distance, motion_back, warping_error
+from ldm.metrics.temporal import e_warp, farneback_flow, flow_distance, motion_back
 
 
 class Judge:
@@ -34,8 +34,8 @@ class Judge:
         if self._before is not None:
             old_frame, old_truth = self._before
             back = motion_back(old_truth, truth, self.flow)
-            values["e_warp"] = warping_error(old_frame, frame, back)
-            values["e_warp_truth"] = warping_error(old_truth, truth, back)
+            values["e_warp"] = e_warp(old_frame, frame, back)
+            values["e_warp_truth"] = e_warp(old_truth, truth, back)
             flows = farneback_flow(old_frame, frame), farneback_flow(old_truth, truth)
             values["tof"] = flow_distance(*flows)
         self._before = frame, truth

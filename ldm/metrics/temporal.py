@@ -47,7 +47,7 @@ def motion_back(
     return Backward(back, visible[0])
 
 
-def warping_error(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Backward) -> float:
+def e_warp(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Backward) -> float:
     """E_warp of one pair: the mean squared difference, values 0 to 1, between a frame and the one before it fetched
     along the truth's motion (bilinear), over visible pixels and channels; NaN where none is visible (Lai et al. 2018).
 

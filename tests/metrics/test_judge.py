@@ -11,7 +11,7 @@ import torch
 from ldm.metrics.fidelity import psnr, ssim
 from ldm.metrics.judge import Judge
 from ldm.metrics.sharpness import edge_sharpness
-from ldm.metrics.temporal import farneback_flow, flow_distance, motion_back, warping_error
+from ldm.metrics.temporal import e_warp, farneback_flow, flow_distance, motion_back
 from ldm.ops.dis import DISFlow
 
 
@@ -38,8 +38,8 @@ def test_the_figures_are_the_means_of_the_measures():
         "psnr": np.mean([psnr(*pair) for pair in zip(output, truth, strict=True)]),
         "ssim": np.mean([ssim(*pair) for pair in zip(output, truth, strict=True)]),
         "sharpness": np.mean([edge_sharpness(*pair) for pair in zip(output, truth, strict=True)]),
-        "e_warp": np.mean([warping_error(*new, motion) for (new, _), motion in zip(pairs, back, strict=True)]),
-        "e_warp_truth": np.mean([warping_error(*old, motion) for (_, old), motion in zip(pairs, back, strict=True)]),
+        "e_warp": np.mean([e_warp(*new, motion) for (new, _), motion in zip(pairs, back, strict=True)]),
+        "e_warp_truth": np.mean([e_warp(*old, motion) for (_, old), motion in zip(pairs, back, strict=True)]),
         "tof": np.mean([flow_distance(farneback_flow(*new), farneback_flow(*old)) for new, old in pairs]),
     }
     assert judged(output, truth) == pytest.approx(expected)

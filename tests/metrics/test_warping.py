@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ldm import video
-from ldm.metrics.temporal import Backward, farneback_flow, flow_distance, motion_back, warping_error
+from ldm.metrics.temporal import Backward, e_warp, farneback_flow, flow_distance, motion_back
 from ldm.ops.dis import DISFlow
 
 RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "metrics"
@@ -40,7 +40,7 @@ def test_a_whole_pixel_motion_has_no_warping_error():
     flow.old = torch.from_numpy(before).permute(2, 0, 1)[None].float() / 255
     motion = motion_back(before, frame, flow)
     assert motion.visible[:, :-STEP].all() and not motion.visible[:, -STEP:].any()
-    assert warping_error(before, frame, motion) == pytest.approx(0, abs=1e-9)
+    assert e_warp(before, frame, motion) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_flicker_is_its_own_square():
@@ -48,7 +48,7 @@ def test_a_flicker_is_its_own_square():
     before, frame = (np.full((32, 40, 3), value, np.uint8) for value in (100, 110))
     motion = Backward(torch.full((1, 2, 32, 40), 0.4), torch.ones(32, 40, dtype=torch.bool))
     motion.visible[-1] = motion.visible[:, -1] = False
-    assert warping_error(before, frame, motion) == pytest.approx((10 / 255) ** 2, rel=1e-5)
+    assert e_warp(before, frame, motion) == pytest.approx((10 / 255) ** 2, rel=1e-5)
 
 
 def test_only_visible_pixels_count():
@@ -56,11 +56,11 @@ def test_only_visible_pixels_count():
     frame[:, 16:] = 255
     visible = torch.zeros(32, 32, dtype=torch.bool)
     motion = Backward(torch.zeros(1, 2, 32, 32), visible)
-    assert np.isnan(warping_error(before, frame, motion))
+    assert np.isnan(e_warp(before, frame, motion))
     visible[:, :16] = True
-    assert warping_error(before, frame, motion) == 0
+    assert e_warp(before, frame, motion) == 0
     visible[:] = True
-    assert warping_error(before, frame, motion) == 0.5
+    assert e_warp(before, frame, motion) == 0.5
 
 
 def test_flows_that_do_not_come_back_are_hidden():
@@ -99,7 +99,7 @@ def test_recorded_values():
     motions = [motion_back(truth[k - 1], truth[k], estimator) for k in pairs]
     flows = [farneback_flow(truth[k - 1], truth[k]) for k in pairs]
     for name, clip in clips.items():
-        error = np.mean([warping_error(clip[k - 1], clip[k], motions[k - 1]) for k in pairs])
+        error = np.mean([e_warp(clip[k - 1], clip[k], motions[k - 1]) for k in pairs])
         tof = np.mean([flow_distance(farneback_flow(clip[k - 1], clip[k]), flows[k - 1]) for k in pairs])
         assert error == pytest.approx(values[name]["e_warp_dis_medium"], rel=0.05), name
         assert tof == pytest.approx(values[name]["tOF_farneback_mean_epe"], abs=0.02), name
@@ -111,7 +111,7 @@ def test_sizes_that_differ_are_named():
     with pytest.raises(ValueError, match="32x32 and 48x32"):
         motion_back(small, large, DISFlow())
     with pytest.raises(ValueError, match="motion of 32x32"):
-        warping_error(large, large, motion)
+        e_warp(large, large, motion)
     with pytest.raises(ValueError, match="expected one size"):
         farneback_flow(small, large)
     with pytest.raises(ValueError, match="expected one size"):
