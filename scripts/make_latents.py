@@ -38,8 +38,8 @@ from ldm.engine.provenance import versions
 from ldm.engine.resume import differences, write_whole
 from ldm.methods.mgld import MGLD
 from ldm.ops.stream import together
+from scripts.degrade import find_protocol, generator
 
-PROTOCOLS = assemble.ROOT / "configs" / "degradations"
 LOG = logging.getLogger("make_latents")
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
@@ -151,13 +151,13 @@ def ratio(gt: tuple[int, int], lq: tuple[int, int], name: str) -> int:
     return height // h
 
 
-def degraded(gt: np.ndarray, _lq: None, name: str, *, degradation, seed: int) -> Pair:
-    """The pair that a degradation makes; what is drawn hangs on the seed and the clip's name alone."""
-    return gt, (degradation(gt, np.random.default_rng(address(seed, name))) * 255).round().astype(np.uint8)
+def degraded(gt: np.ndarray, _lq: None, name: str, *, degradation, draw: Callable) -> Pair:
+    """The pair that a degradation makes with the random numbers `draw(name)`."""
+    return gt, (degradation(gt, draw(name)) * 255).round().astype(np.uint8)
 
 
 def address(seed: int, name: str) -> int:
-    """A seed for one clip, the same whatever else is in the set."""
+    """A seed of noise for one clip, the same whatever else is in the set."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
 
 
@@ -267,7 +267,8 @@ def choose_source(args: argparse.Namespace, unit: int) -> tuple[list[Job], dict]
     cuts = {"part": args.part, "crop": args.crop, "step": args.step}
     if args.input is not None:
         protocol = load_protocol(args.protocol, args.scale)
-        pair = partial(degraded, degradation=config.instantiate(protocol), seed=args.seed)
+        draw = partial(generator, args.seed, find_protocol(args.protocol).stem)  # as scripts/degrade.py
+        pair = partial(degraded, degradation=config.instantiate(protocol), draw=draw)
         footage = Cutter(sequences_in(args.input), None, pair, unit=math.lcm(unit, args.scale))
         about = {"clips": str(args.input), "protocol": args.protocol, "degradation": config.plain(protocol)}
     else:
@@ -286,11 +287,8 @@ def sequences_in(root: Path) -> list:
 
 def load_protocol(word: str, scale: int):
     """The degradation of a file, or of a name in configs/degradations. Raises ValueError or OSError."""
-    path = Path(word) if word.endswith((".yaml", ".yml")) else PROTOCOLS / f"{word}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PROTOCOLS.glob("*.yaml")))
-        raise ValueError(f"got protocol {word!r}, expected a YAML file or one of {known}")
-    loaded = config.load(path, overrides=[f"+degradation.params.scale={scale}"])
+    place = "+degradation.params"
+    loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"])
     config.check_target(loaded, "degradation")
     return loaded.degradation
 
@@ -341,7 +339,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--part", type=int, default=100, help="frames that a clip may have before it is divided (default 100)")
     add("--count", type=int, help="clips to make (default: all)")
     add("--samples", action="store_true", help="also write the frames that the image autoencoder decodes")
-    add("--device", default="auto", help="auto, cpu or cuda (default auto)")
+    add("--device", help="cpu, cuda ... (default: the graphics card where there is one)")
     add("overrides", nargs="*", metavar="key=value", help="changes the card")
     return parser.parse_intermixed_args(words)
 

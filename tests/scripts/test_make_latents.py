@@ -14,7 +14,7 @@ from basicsr_deg.reading import read_picture
 from ldm import config
 from ldm.engine.assemble import load_method
 from ldm.methods.settings import COLOR_FIXES
-from scripts import make_latents
+from scripts import degrade, make_latents
 from tests.scripts import toy
 
 
@@ -77,6 +77,17 @@ def test_latents_decode_to_what_upscaling_gives(made, model):
     sr = COLOR_FIXES[method.decoding.color_fix](method.decode(saved[None], work[None])[0], work * 2 - 1)
     upscaled = method.restore(lq, upscale=4, seed=seed)
     np.testing.assert_allclose(geometry.finish(sr).numpy(), upscaled.numpy(), atol=1e-3)
+
+
+def test_degraded_frames_are_those_of_degrade(tmp_path, model):
+    write_clip(tmp_path / "clips/c", toy.make_frames(2, 64, 64))
+    words = ("-i", tmp_path / "clips", "--protocol", "realbasicvsr_mild", "--seed", "4")
+    assert degrade.main([*map(str, words), "-o", str(tmp_path / "degraded")]) == 0
+    assert make(*words, "--weights", model, "-o", tmp_path / "set", "method.params.sampling.params.steps=1") == 0
+    theirs, ours = (sorted((tmp_path / folder / "c").iterdir()) for folder in ("degraded", "set/lq"))
+    assert len(theirs) == 2
+    for a, b in zip(theirs, ours, strict=True):
+        np.testing.assert_array_equal(read_picture(a), read_picture(b))
 
 
 def test_a_stopped_run_goes_on_to_the_same_set(tmp_path, made, model, clips):
