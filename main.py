@@ -1,83 +1,222 @@
-"""Train a model described by YAML: python main.py --train --base configs/tiny/autoencoder.yaml [key=value ...]"""
+"""Train a model described by YAML: python main.py --train --base configs/mgldvsr/....yaml --gpus 0, [key=value ...]
+
+Everything goes into LOGDIR/TIME_NAME/: config.yaml, metrics.csv, TensorBoard curves, pictures/, checkpoints/.
+"""
 
 import argparse
 import datetime
+import logging
+import os
 import sys
+import warnings
 from pathlib import Path
 
-from pytorch_lightning import Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning import LightningModule, Trainer, seed_everything
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm import checkpoint, config
+from ldm.engine.device import is_out_of_memory, usable_device
+from ldm.engine.initial import fill
+from ldm.training.callbacks import BadBatch, Pictures, RandomState, StepProgress
+from ldm.training.recompute import recompute_blocks
+
+TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
+SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
+RUN = "MGLDVSR_RUN"  # environment: the folder of the run, for the further processes of a training on several devices
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("-b", "--base", nargs="+", required=True, metavar="YAML", help="files, merged left to right")
-    parser.add_argument("-t", "--train", action="store_true", help="train; without it the model is only described")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="files, merged left to right")
+    parser.add_argument("-t", "--train", type=_switch, default=False, help="train; without it the model is described")
     parser.add_argument("-n", "--name", help="name of the run (default: the first YAML's)")
-    parser.add_argument("-r", "--resume", metavar="CKPT", help="checkpoint to go on from")
-    parser.add_argument("-s", "--seed", type=int, default=23, help="seed of weights and noise (default 23)")
-    parser.add_argument("--gpus", default="", help="for example 0, or 0,1; empty trains on the CPU (default)")
-    parser.add_argument("--logdir", default="logs", help="folder of the runs (default logs)")
+    parser.add_argument("-r", "--resume", type=Path, help="folder of a run, or a checkpoint of it, to go on from")
+    parser.add_argument("-s", "--seed", type=int, help="seed of weights, samples and noise (default: the YAML's, 23)")
+    parser.add_argument("--gpus", default="", help="numbers: 0, or 0,1 or just 0; empty trains on the CPU (default)")
+    parser.add_argument("--scale_lr", type=_switch, default=False, help="multiply the learning rate by accumulated "
+                        "batches, batch size and processes (default False; the released default is True)")  # fmt: skip
+    parser.add_argument("--no-test", type=_switch, default=True, help="accepted; no test follows a training here")
+    parser.add_argument("-l", "--logdir", default="logs", help="folder of the runs (default logs)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the YAML files")
-    args = parser.parse_intermixed_args(words)
+    args = parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
     args.overrides += [word for word in args.base if "=" in word]  # --base takes every word up to the next flag
     args.base = [word for word in args.base if "=" not in word]
+    if not args.base and not args.resume:
+        parser.error("nothing to train: name a configuration with --base, or a run with --resume")
     return args
 
 
-def load_initial_weights(model, entries: list[dict]) -> None:
-    """Fill parts of the model from files: {file, modules (of the model), prefix (of their names there), tolerate}."""
-    for entry in entries:
-        state = checkpoint.read(entry["file"])
-        prefix = entry.get("prefix", "")
-        part = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
-        for name in entry["modules"]:
-            own = {k.removeprefix(f"{name}."): v for k, v in part.items() if k.startswith(f"{name}.")}
-            checkpoint.load(model.get_submodule(name), own, tolerated_missing=tuple(entry.get("tolerate", ())))
+def _with_values(words: list[str]) -> list[str]:
+    """Switches as `--train=true`, so that the word after a bare one is not taken for its value."""
+    out, words = [], list(words)
+    while words:
+        word = words.pop(0)
+        if word in SWITCHES:
+            given = words and words[0].lower() in TRUE + FALSE
+            word = f"{'--train' if word == '-t' else word}={words.pop(0) if given else 'true'}"
+        out.append(word)
+    return out
 
 
-def build_trainer(settings: dict, run: Path, gpus: str) -> Trainer:
-    devices = [int(g) for g in gpus.split(",") if g.strip()]
-    hardware = {"accelerator": "gpu", "devices": devices} if devices else {"accelerator": "cpu", "devices": 1}
-    saving = ModelCheckpoint(run / "checkpoints", save_last=True, every_n_train_steps=500, save_top_k=0)
-    logger = CSVLogger(run, name="", version="", flush_logs_every_n_steps=20)
-    return Trainer(**hardware, logger=logger, callbacks=[saving], **settings)
+def _switch(word: str) -> bool:
+    if word.lower() not in TRUE + FALSE:
+        raise argparse.ArgumentTypeError(f"got {word!r}, expected True or False")
+    return word.lower() in TRUE
 
 
-def main(words: list[str] | None = None) -> int:
-    args = arguments(words)
+def devices_of(gpus: str) -> dict:
+    """What `--gpus` asks of the Trainer. Raises ValueError for anything but numbers of devices that work here."""
+    numbers = [word.strip() for word in gpus.split(",") if word.strip()]
+    if not all(number.isdigit() for number in numbers):
+        raise ValueError(f"got --gpus {gpus!r}, expected numbers such as 0, or 0,1 or nothing for the CPU")
+    for number in numbers:
+        usable_device(f"cuda:{number}")
+    if not numbers:
+        return {"accelerator": "cpu", "devices": 1}
+    several = {"strategy": "ddp_find_unused_parameters_true"} if len(numbers) > 1 else {}
+    return {"accelerator": "gpu", "devices": [int(number) for number in numbers], **several}
+
+
+def resumed_from(path: Path) -> tuple[Path, Path]:
+    """The folder of a run and the checkpoint to go on from. Raises FileNotFoundError."""
+    run = path if path.is_dir() else path.resolve().parent.parent
+    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not found.is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no checkpoint {found}; name a run's folder or a .ckpt")
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no {run / 'config.yaml'}; is this a checkpoint of a run?")
+    return run, found
+
+
+def read_settings(args: argparse.Namespace, run: Path | None):
+    """The merged configuration, with the seed and the learning rate that the flags ask for."""
+    settings = config.load(*(args.base or [run / "config.yaml"]), overrides=args.overrides)
+    if missing := [key for key in ("model", "data", "lightning", "steps", "learning_rate") if key not in settings]:
+        raise ValueError(f"the configuration has no {missing[0]}: it does not describe a training")
+    words = [] if args.seed is None else [f"seed={args.seed}"]
+    if args.scale_lr:
+        if args.resume and not args.base:
+            raise ValueError("got --scale_lr True with a resumed run, whose learning rate is scaled already; leave it out")
+        count = settings.lightning.get("devices") or len(args.gpus.replace(",", " ").split()) or 1
+        factor = settings.accumulate * settings.batch_size * (count if isinstance(count, int) else len(count))
+        words.append(f"learning_rate={settings.learning_rate * factor!r}")
+    return config.override(settings, words)
+
+
+def callbacks_of(settings, run: Path) -> list:
+    saving = config.plain(settings.checkpoints)
+    folder, every = run / "checkpoints", min(saving["every"], settings.steps)
+    calls = [StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState()]
+    if settings.get("ema"):
+        calls.append(EMAWeightAveraging(decay=settings.ema))
+    if settings.pictures.every:
+        calls.append(Pictures(run / "pictures", every=settings.pictures.every))
+    if saving.get("best"):  # the name of a logged value
+        when = {} if saving["best"].startswith("val/") else {"every_n_train_steps": every}
+        calls.append(ModelCheckpoint(folder, "best", monitor=saving["best"], enable_version_counter=False, **when))
+    by_step = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20)}
+    calls.append(ModelCheckpoint(folder, "step{step:08d}", **by_step, auto_insert_metric_name=False,
+                                 every_n_train_steps=every, save_last=True))  # fmt: skip
+    return calls
+
+
+def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -> Trainer:
+    accumulate, held_out = settings.accumulate, settings.data.params.get("validation") is not None
+    every = min(settings.checkpoints.every, settings.steps) * accumulate
+    own = {
+        "max_steps": settings.steps,
+        "max_epochs": -1,
+        "logger": [CSVLogger(run, name="", version=""), TensorBoardLogger(run, name="", version="tensorboard")],
+        "callbacks": callbacks_of(settings, run),
+        "accumulate_grad_batches": accumulate if model.automatic_optimization else 1,
+        "val_check_interval": every if held_out else 1.0,
+        "check_val_every_n_epoch": None if held_out else 1,
+        **{key: False for key in ("use_distributed_sampler", "enable_progress_bar", "enable_model_summary")},
+        "num_sanity_val_steps": 0,
+    }
+    params = {**hardware, **config.plain(settings.lightning)}
+    if twice := [key for key in params if key in own]:
+        raise ValueError(f"config.lightning.{twice[0]} is set by main.py; use steps, accumulate, checkpoints or ema")
+    return config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
+
+
+def run_folder(args: argparse.Namespace) -> Path:
+    """Where this run writes; the same in all its processes."""
+    if RUN in os.environ:
+        return Path(os.environ[RUN])
+    name = args.name or Path(args.base[0]).stem
+    return Path(args.logdir) / f"{datetime.datetime.now():%Y-%m-%dT%H-%M-%S}_{name}"
+
+
+def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
+    """The folder with the configuration; curves of a stopped run are put aside."""
+    run.mkdir(parents=True, exist_ok=resumed is not None or RUN in os.environ)
+    if RUN in os.environ:
+        return
+    config.save(settings, run / "config.yaml")
+    if resumed is not None and (run / "metrics.csv").exists():
+        parts = len(list(run.glob("metrics.until_stop_*.csv")))
+        os.replace(run / "metrics.csv", run / f"metrics.until_stop_{parts + 1}.csv")
+
+
+def train(args: argparse.Namespace) -> None:
+    run, resumed = resumed_from(args.resume) if args.resume else (None, None)
+    settings = read_settings(args, run)
+    hardware = devices_of(args.gpus)
+    seed_everything(settings.get("seed", 23), workers=True, verbose=False)
+    model = config.instantiate(settings.model, "config.model")
+    if resumed is None:
+        for line in fill(model, config.plain(settings).get("init") or []):
+            print(line)
+    if settings.get("checkpointing"):
+        recompute_blocks(model)
+    if not args.train:
+        print(model)
+        return
+    data = config.instantiate(settings.data, "config.data")
+    data.check()
+    run = run or run_folder(args)
+    prepare_folder(run, settings, resumed)
+    trainer = build_trainer(settings, model, run, hardware)
+    print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
+    os.environ[RUN] = str(run)
     try:
-        settings = config.load(*args.base, overrides=args.overrides)
-        seed_everything(args.seed, workers=True)
-        model = config.instantiate(settings.model, "model")
-        load_initial_weights(model, config.instantiate(settings.get("init", []), "init"))
-        if not args.train:
-            print(model)
-            return 0
-        data = config.instantiate(settings.data, "data")
-        next(iter(data))  # a wrong folder shows here, before anything is written
-        run = Path(args.logdir) / f"{datetime.datetime.now():%Y-%m-%dT%H-%M-%S}_{args.name or Path(args.base[0]).stem}"
-        run.mkdir(parents=True)
-        config.save(settings, run / "config.yaml")
-        trainer = build_trainer(config.instantiate(settings.lightning, "lightning"), run, args.gpus)
-        trainer.fit(model, data, ckpt_path=args.resume)
-        if "export" in settings:
-            write_export(model, config.instantiate(settings.export, "export"))
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+        trainer.fit(model, data, ckpt_path=None if resumed is None else str(resumed), weights_only=False)
+    finally:
+        del os.environ[RUN]
+    if trainer.global_step % min(settings.checkpoints.every, settings.steps):
+        trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
+    if "export" in settings and trainer.is_global_zero:
+        write_export(model, config.plain(settings.export))
 
 
-def write_export(model, export: dict) -> None:
+def write_export(model: LightningModule, export: dict) -> None:
     """The trained weights as safetensors: {file, half, drop: prefixes left out}."""
     state = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(export.get("drop", ())))}
     if export.get("half"):
         state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
     checkpoint.save(export["file"], state, {"trained_by": "main.py"})
+
+
+def main(words: list[str] | None = None) -> int:
+    args = arguments(words)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # tips and hardware that is not there
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    try:
+        train(args)
+    except (ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
+        print(f"main.py: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        print("main.py: out of memory: lower batch_size or the crop, or set checkpointing=true", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":

@@ -10,8 +10,8 @@ ZOOM = 4  # of the detail, at least
 PAPER, INK, ACCENT = (22, 23, 27), (226, 228, 233), (255, 176, 32)
 
 
-def comparison(lq, sr, *, column=None):
-    """Draw input and output side by side: (H', W', 3) uint8 RGB, at most about 1600 pixels wide.
+def comparison(lq, sr, *, truth=None, column=None):
+    """Draw input, output and, where it is known, the truth side by side: (H', W', 3) uint8 RGB, panels of at most 780.
 
     Top: the middle frame, the input enlarged bicubically. Middle: the most textured region of the output (boxed above),
     every pixel enlarged. Bottom: the row through that region over time, one row of the picture per frame, in which a
@@ -20,10 +20,13 @@ def comparison(lq, sr, *, column=None):
     Args:
         lq: (T, 3, h, w) in [0, 1].
         sr: (T, 3, H, W) in [0, 1], as many frames.
+        truth: like `sr`, or None.
 
     Raises:
         ValueError: shapes that do not fit, no frame, or a column outside the output.
     """
+    if truth is not None and truth.shape != sr.shape:
+        raise ValueError(f"got output {tuple(sr.shape)} and truth {tuple(truth.shape)}, expected the same shape")
     if lq.ndim != 4 or sr.ndim != 4 or lq.shape[:2] != sr.shape[:2] or lq.shape[1] != 3 or lq.shape[0] == 0:
         raise ValueError(f"got input {tuple(lq.shape)}, output {tuple(sr.shape)}, expected (T, 3, height, width) twice")
     if column is not None and not 0 <= column < sr.shape[3]:
@@ -33,13 +36,15 @@ def comparison(lq, sr, *, column=None):
     frames = [_enlarged(lq[middle], size), _pixels(sr[middle])]
     box = _busiest_box(frames[1], _panel_size(height, width)[0])
     line = column if column is not None else box[0] + box[2] // 2
-    titles = (f"bicubic input {lq.shape[3]}x{lq.shape[2]}", f"output {width}x{height}")
-    columns = []
-    for clip, frame, title in zip((lq, sr), frames, titles, strict=True):
+    titles = [f"bicubic input {lq.shape[3]}x{lq.shape[2]}", f"output {width}x{height}"]
+    clips, columns = [lq, sr], []
+    if truth is not None:
+        clips, frames, titles = [*clips, truth], [*frames, _pixels(truth[middle])], [*titles, "truth"]
+    for clip, frame, title in zip(clips, frames, titles, strict=True):
         parts = _frame_panels(frame, box, title, (line, column is not None))
         columns.append(np.vstack(parts + _profile_panel(clip, size, line, vertical=column is not None)))
     gap = np.full((columns[0].shape[0], GAP, 3), PAPER, np.uint8)
-    sheet = np.hstack([columns[0], gap, columns[1]])
+    sheet = np.hstack([part for column in columns for part in (column, gap)][:-1])
     return cv2.copyMakeBorder(sheet, MARGIN // 2, MARGIN, MARGIN, MARGIN, cv2.BORDER_CONSTANT, value=PAPER)
 
 

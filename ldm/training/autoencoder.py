@@ -5,37 +5,62 @@ from pytorch_lightning import LightningModule
 from torch import Tensor
 
 from ldm.nets.autoencoder import AutoencoderKL
+from ldm.training.curves import StepMeans
+from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite, gradient_l1, kl_to_normal
+from ldm.training.optimization import Adam
 
 
 class AutoencoderTraining(LightningModule):
     """L1 + gradient L1 + KL on single frames. Weights are named `first_stage_model.*`, as in the stage-1 file.
 
-    Batch: `gt` (B, T, 3, H, W) in [0, 1]; every frame is an example of its own.
+    Batch: `gt` (B, T, 3, H, W) in [0, 1]; every frame is an example of its own. `index` (B,).
+
+    Args:
+        autoencoder: is trained.
+        optimizer: makes the optimizer.
+        kl_weight, gradient_weight: of the terms beside L1.
+        seed: of the noise of the latents.
+        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
     """
 
-    def __init__(self, autoencoder: AutoencoderKL, *, lr: float, kl_weight: float, gradient_weight: float, steps: int):
+    def __init__(
+        self,
+        autoencoder: AutoencoderKL,
+        *,
+        optimizer: Adam,
+        kl_weight: float,
+        gradient_weight: float,
+        seed: int = 23,
+        accumulate: int = 1,
+    ):
         super().__init__()
         self.first_stage_model = autoencoder
-        self.lr, self.kl_weight, self.gradient_weight, self.steps = lr, kl_weight, gradient_weight, steps
+        self.optimizer, self.kl_weight, self.gradient_weight = optimizer, kl_weight, gradient_weight
+        self.draws, self.accumulate, self.means = SampleDraws(seed), accumulate, StepMeans()
 
-    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
+    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
         x = batch["gt"].flatten(0, 1) * 2 - 1
         posterior = self.first_stage_model.posterior(self.first_stage_model.encode(x))
-        y = self.first_stage_model.decode(posterior.sample(torch.randn_like(posterior.mean)))
-        l1 = (y.float() - x).abs().mean()
-        kl = kl_to_normal(posterior.mean, posterior.logvar)
-        loss = l1 + self.gradient_weight * gradient_l1(y, x) + self.kl_weight * kl
-        self.log_dict({"l1": l1, "kl": kl, "latent_std": posterior.mean.float().std()}, prog_bar=True)
-        return check_finite(loss, "autoencoder", self.global_step)
+        y = self.first_stage_model.decode(posterior.sample(self.draws.normal("train", batch["index"], posterior.mean)))
+        terms = {"l1": (y.float() - x).abs().mean(), "gradient": gradient_l1(y, x)}
+        terms["kl"] = kl_to_normal(posterior.mean, posterior.logvar)
+        for name, term in terms.items():
+            check_finite(term, name, self.global_step)
+        loss = terms["l1"] + self.gradient_weight * terms["gradient"] + self.kl_weight * terms["kl"]
+        self.means.add({**terms, "loss": loss, "latent_std": posterior.mean.float().std()})
+        if (number + 1) % self.accumulate == 0:
+            means = {f"train/{name}": value for name, value in self.means.flush().items()}
+            self.log_dict(means, sync_dist=True, batch_size=1)
+        return loss
+
+    @torch.no_grad()
+    def restore(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, 3, H, W) in [0, 1]: the GT frames, encoded and decoded."""
+        x = batch["gt"].flatten(0, 1) * 2 - 1
+        mean = self.first_stage_model.posterior(self.first_stage_model.encode(x)).mean
+        decoded = self.first_stage_model.decode(mean).float()
+        return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, batch["gt"].shape[:2])
 
     def configure_optimizers(self) -> dict:
-        return cosine_adam([p for p in self.parameters() if p.requires_grad], self.lr, self.steps)
-
-
-def cosine_adam(parameters: list[Tensor], lr: float, steps: int, betas: tuple[float, float] = (0.9, 0.99)) -> dict:
-    """AdamW with a short warm-up and a cosine to zero over `steps` optimizer steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=lr, betas=betas, weight_decay=0.01)
-    rise = max(0.05, 2 / (steps + 1))  # a rise of less than one step divides by zero there
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=lr, total_steps=steps + 1, pct_start=rise)
-    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return self.optimizer(self.parameters())

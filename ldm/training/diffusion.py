@@ -4,67 +4,180 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ldm.diffusion.denoiser import target
+from ldm.diffusion.denoiser import make_denoise, target
+from ldm.diffusion.samplers import sample_ddpm
 from ldm.diffusion.schedule import Schedule
+from ldm.nets.attention import TemporalAttention
 from ldm.ops.resize import resize
-from ldm.training.autoencoder import cosine_adam
+from ldm.training.curves import StepMeans
+from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite
+from ldm.training.optimization import Adam
+
+PER = ("frame", "clip")
+TRAINED = ("released", "repaired", "all")
+
+
+class Objective:
+    """What is drawn for a sample and what the network is trained towards.
+
+    Args:
+        prediction: "eps" or "v" (or "x0").
+        timestep_per: "frame", a time step of its own for every frame, as released (B22), or "clip", as in sampling.
+        train_steps: time steps that are trained, evenly spaced over the 1000 of Stable Diffusion.
+        arithmetic: of the schedule, see `Schedule.respaced`; the release trains on one respaced in float32.
+        seed: of time steps and noise.
+    Raises:
+        ValueError: an unknown word.
+    """
+
+    def __init__(
+        self,
+        *,
+        prediction: str = "eps",
+        timestep_per: str = "frame",
+        train_steps: int = 1000,
+        arithmetic: str = "released",
+        seed: int = 23,
+    ) -> None:
+        if timestep_per not in PER:
+            raise ValueError(f"got timestep_per={timestep_per!r}, expected one of {', '.join(PER)}")
+        self.schedule = Schedule.linear_sd().respaced(train_steps, arithmetic=arithmetic)
+        self.bound_weights = self.schedule.lvlb_weights(prediction)
+        self.prediction, self.timestep_per, self.draws = prediction, timestep_per, SampleDraws(seed)
+
+    def draw(self, purpose: str, index: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps i (B*T,) of the schedule and noise like the latents z (B*T, c, h, w) of the samples `index` (B,)."""
+        frames = len(z) // len(index)
+        count = 1 if self.timestep_per == "clip" else frames
+        i = self.draws.below(len(self.schedule), f"{purpose}.t", index, count=count)
+        return i.repeat_interleave(frames // count), self.draws.normal(f"{purpose}.noise", index, z)
+
+    def terms(self, prediction: Tensor, z: Tensor, noise: Tensor, i: Tensor) -> dict[str, Tensor]:
+        """The losses the release logs, of a prediction for x_i: its mean squared error, which is trained, and the error
+        weighted for the variational bound (Improved DDPM), which is only watched.
+        """
+        wanted = target(self.prediction, z, noise, self.schedule, i)
+        per_frame = (prediction.float() - wanted).square().flatten(1).mean(1)
+        simple = per_frame.mean()
+        bound = (self.bound_weights.to(i.device)[i] * per_frame).mean()
+        return {"loss_simple": simple, "loss_vlb": bound.detach(), "loss": simple}
 
 
 class StageOne(LightningModule):
     """Noise (or velocity) regression on clips. Submodules carry the names of the released stage-1 file.
 
-    Batch: `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1]. `timestep_per` is "clip", or "frame" as released
-    (B22). The autoencoder stays frozen; everything else trains.
+    Batch: `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1], `index` (B,) the numbers of the samples.
+
+    Args:
+        networks: unet, structure, autoencoder (frozen) and text (frozen).
+        objective: time steps, noise and loss.
+        optimizer: makes the optimizer.
+        scale_factor: of the latents.
+        trained: "released", the structure encoder and what of the U-Net has `spade` or `temporal` in its name;
+            "repaired", also the norm of the temporal attention, which the release forgot (B23); "all" of the two.
+        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
+        preview_steps: sampling steps of the pictures.
+    Raises:
+        ValueError: an unknown `trained`.
     """
 
     def __init__(
         self,
         networks: dict[str, nn.Module],
         *,
+        objective: Objective,
+        optimizer: Adam,
         scale_factor: float,
-        prediction: str,
-        timestep_per: str,
-        lr: float,
-        steps: int,
+        trained: str = "released",
+        accumulate: int = 1,
+        preview_steps: int = 10,
     ):
         super().__init__()
-        if timestep_per not in ("clip", "frame"):
-            raise ValueError(f"got timestep_per={timestep_per}, expected clip or frame")
+        if trained not in TRAINED:
+            raise ValueError(f"got trained={trained!r}, expected one of {', '.join(TRAINED)}")
         self.model = nn.ModuleDict({"diffusion_model": networks["unet"]})
         self.first_stage_model = networks["autoencoder"].requires_grad_(False)
         self.structcond_stage_model = networks["structure"]
-        self.cond_stage_model = nn.ModuleDict({"model": networks["text"]})
-        self.schedule = Schedule.linear_sd()
-        self.scale_factor, self.prediction, self.timestep_per = scale_factor, prediction, timestep_per
-        self.lr, self.steps = lr, steps
+        self.cond_stage_model = nn.ModuleDict({"model": networks["text"].requires_grad_(False)})
+        self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
+        self.accumulate, self.preview_steps, self.means = accumulate, preview_steps, StepMeans()
+        _freeze_rest(networks["unet"], trained)
+
+    def latents(self, batch: dict[str, Tensor], eps: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Posterior samples of the enlarged LQ and of the GT, each (B*T, c, h, w), scaled; `eps` replays their noise."""
+        gt, lq = batch["gt"].flatten(0, 1) * 2 - 1, enlarged(batch)
+        sampled = []
+        for k, (name, frames) in enumerate((("lq", lq), ("gt", gt))):
+            with torch.no_grad():
+                posterior = self.first_stage_model.posterior(self.first_stage_model.encode(frames))
+            given = self.objective.draws.normal(name, batch["index"], posterior.mean) if eps is None else eps[k]
+            sampled.append((posterior.sample(given) * self.scale_factor).float())
+        return tuple(sampled)
+
+    def predict(self, x: Tensor, z_lq: Tensor, t: Tensor, *, frames: int) -> Tensor:
+        """What the networks make of noisy latents x (B*T, c, h, w) at the time steps t (1 | B*T,)."""
+        maps = self.structcond_stage_model(z_lq, t)
+        context = self.cond_stage_model["model"]().to(x)
+        return self.model["diffusion_model"](x, t, context, maps, num_frames=frames)
+
+    def terms(self, z_lq: Tensor, z_gt: Tensor, i: Tensor, noise: Tensor, *, frames: int) -> dict[str, Tensor]:
+        """The losses of latents noised to the steps i (B*T,)."""
+        schedule = self.objective.schedule
+        x, t = schedule.add_noise(z_gt, noise, i), schedule.t.to(i.device)[i]
+        return self.objective.terms(self.predict(x, z_lq, t, frames=frames), z_gt, noise, i)
+
+    def _batch_terms(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
+        z_lq, z_gt = self.latents(batch)
+        i, noise = self.objective.draw(purpose, batch["index"], z_gt)
+        return self.terms(z_lq, z_gt, i, noise, frames=batch["gt"].shape[1])
+
+    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
+        terms = self._batch_terms(batch, "train")
+        check_finite(terms["loss"], "denoising", self.global_step)
+        self.means.add(terms)
+        if (number + 1) % self.accumulate == 0:
+            means = {f"train/{name}": value for name, value in self.means.flush().items()}
+            self.log_dict(means, sync_dist=True, batch_size=1)
+        return terms["loss"]
+
+    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
+        terms = self._batch_terms(batch, "validation")
+        means = {f"val/{name}": value for name, value in terms.items()}
+        self.log_dict(means, sync_dist=True, batch_size=len(batch["gt"]))
 
     @torch.no_grad()
-    def latents(self, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Posterior samples of the enlarged LQ and of the GT, each (B*T, 4, h, w), scaled."""
-        gt = batch["gt"]
-        lq = resize(batch["lq"], gt.shape[-2:]).clamp(0, 1)
-        frames = torch.cat([lq.flatten(0, 1), gt.flatten(0, 1)]) * 2 - 1
-        posterior = self.first_stage_model.posterior(self.first_stage_model.encode(frames))
-        z = posterior.sample(torch.randn_like(posterior.mean)) * self.scale_factor
-        return z.float().chunk(2)
+    def restore(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, 3, H, W) in [0, 1], sampled in a few steps without guidance and decoded frame by frame."""
+        frames = batch["gt"].shape[1]
+        z_lq, _ = self.latents(batch)
+        schedule = self.objective.schedule.respaced(min(self.preview_steps, len(self.objective.schedule)))
 
-    def training_step(self, batch: dict[str, Tensor], _index: int) -> Tensor:
-        clips, frames = batch["gt"].shape[:2]
-        z_lq, z_gt = self.latents(batch)
-        count = clips if self.timestep_per == "clip" else clips * frames
-        i = torch.randint(len(self.schedule.t), (count,), device=self.device)
-        i = i.repeat_interleave(clips * frames // count)
-        noise = torch.randn_like(z_gt)
-        x = self.schedule.add_noise(z_gt, noise, i)
-        t = self.schedule.t.to(self.device)[i]
-        struct_cond = self.structcond_stage_model(z_lq, t)
-        context = self.cond_stage_model["model"]().to(x)
-        prediction = self.model["diffusion_model"](x, t, context, struct_cond, num_frames=frames)
-        wanted = target(self.prediction, z_gt, noise, self.schedule, i)
-        loss = (prediction.float() - wanted).square().mean()
-        self.log("loss_simple", loss, prog_bar=True)
-        return check_finite(loss, "denoising", self.global_step)
+        def noise(i: int | str) -> Tensor:
+            return self.objective.draws.normal(f"preview.{i}", batch["index"], z_lq)
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            return self.predict(x, z_lq, torch.tensor([t], device=x.device), frames=frames).float()
+
+        denoise = make_denoise(predict, schedule, kind=self.objective.prediction)
+        start = schedule.add_noise(z_lq, noise("start"), len(schedule) - 1)
+        z = sample_ddpm(denoise, start, schedule, noise=noise)
+        decoded = self.first_stage_model.decode(z / self.scale_factor).float()
+        return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (-1, frames))
 
     def configure_optimizers(self) -> dict:
-        return cosine_adam([p for p in self.parameters() if p.requires_grad], self.lr, self.steps)
+        return self.optimizer(self.parameters())
+
+
+def enlarged(batch: dict[str, Tensor]) -> Tensor:
+    """The LQ frames at the size of the GT, bicubic, (B*T, 3, H, W) in [-1, 1]: what the encoders are given."""
+    return resize(batch["lq"], batch["gt"].shape[-2:]).flatten(0, 1).mul(2).sub(1).clamp(-1, 1)
+
+
+def _freeze_rest(unet: nn.Module, trained: str) -> None:
+    """Leave gradients to what of the U-Net is trained."""
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(trained == "all" or "spade" in name or "temporal" in name)
+    for module in unet.modules():
+        if isinstance(module, TemporalAttention) and trained == "repaired":
+            module.norm.requires_grad_(True)

@@ -1,0 +1,65 @@
+"""The weights a training starts from: parts of a model filled from files, with a reason for all that stays as built."""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+
+from torch import Tensor, nn
+
+from ldm import checkpoint
+
+
+def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
+    """Load files into modules of `model`; what was done, a line each.
+
+    An entry is {file, modules, prefix, rename, tolerate}: `modules` are filled from the names that begin with `prefix` +
+    the module's name + "."; `rename` maps beginnings of names inside a module, as in the file, to what they are here;
+    `tolerate` maps shell patterns of names that the file may lack to the reason why.
+
+    Raises ValueError for an entry of another form or an unknown module; FileNotFoundError and CheckpointError as
+    `ldm.checkpoint` does. Loading is strict: what is neither in the file nor tolerated is an error.
+    """
+    lines = []
+    for entry in entries:
+        _check(entry)
+        state, prefix = checkpoint.read(entry["file"]), entry.get("prefix", "")
+        for name in entry["modules"]:
+            beginning = f"{prefix}{name}."
+            own = {k.removeprefix(beginning): v for k, v in state.items() if k.startswith(beginning)}
+            lines += _fill_module(model, name, _renamed(own, entry.get("rename") or {}), entry)
+    return lines
+
+
+def _check(entry: Mapping) -> None:
+    known = {"file", "modules", "prefix", "rename", "tolerate"}
+    if not isinstance(entry, Mapping) or not {"file", "modules"} <= entry.keys() <= known or not entry["file"]:
+        got = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
+        raise ValueError(f"init: got {got}, expected file and modules, and perhaps prefix, rename, tolerate")
+
+
+def _renamed(state: dict[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
+    def new(name: str) -> str:
+        fits = (old for old in rename if name.startswith(old))
+        old = max(fits, key=len, default=None)
+        return name if old is None else rename[old] + name.removeprefix(old)
+
+    return {new(name): value for name, value in state.items()}
+
+
+def _fill_module(model: nn.Module, name: str, state: dict[str, Tensor], entry: Mapping) -> list[str]:
+    try:
+        module = model.get_submodule(name)
+    except AttributeError:
+        known = ", ".join(n for n, _ in model.named_children())
+        raise ValueError(f"init: the model has no module {name!r}, expected one of {known} or a part of one") from None
+    tolerate = entry.get("tolerate") or {}
+    if not state:
+        raise ValueError(f"init: {entry['file']} holds nothing under {entry.get('prefix', '')}{name}.")
+    checkpoint.load(module, state, tolerated_missing=tuple(tolerate))
+    lines = [f"{name}: {len(state)} entries from {entry['file']}"]
+    missing = [entry_name for entry_name in module.state_dict() if entry_name not in state]
+    for pattern, reason in tolerate.items():
+        kept = [m for m in missing if fnmatchcase(m, pattern)]
+        missing = [m for m in missing if m not in kept]
+        if kept:
+            lines.append(f"{name}: {len(kept)} entries {pattern} stay as built: {reason}")
+    return lines

@@ -1,0 +1,116 @@
+"""What happens beside a training: progress, pictures, the batch that broke it, random numbers of a resumed run."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import cv2
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ldm.picture import comparison
+
+
+class StepProgress(Callback):
+    """A bar of optimizer steps with the loss and the time left; on the first process only."""
+
+    def __init__(self) -> None:
+        self._bar: Progress | None = None
+
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, TextColumn("{task.fields[loss]}"))
+        self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, loss="")
+        self._bar.start()
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if self._bar is not None:
+            losses = (f"{k.removeprefix('train/')} {v:.4g}" for k, v in trainer.callback_metrics.items() if "train/" in k)
+            self._bar.update(self._task, completed=trainer.global_step, loss=" ".join(list(losses)[:4]))
+
+    def on_train_end(self, *_: Any) -> None:
+        self._close()
+
+    def on_exception(self, *_: Any) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
+class Pictures(Callback):
+    """Every so many optimizer steps one PNG: input, output and truth of the same clip, a detail, an x-t profile.
+
+    Args:
+        folder: where `step00000750.png` and so on are written.
+        every: optimizer steps between two pictures; there is one after the first step, too.
+    """
+
+    def __init__(self, folder: Path, *, every: int) -> None:
+        self.folder, self.every, self._last = Path(folder), every, -1
+
+    def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        due = step == 1 or step % self.every == 0
+        if not due or step == self._last or not trainer.is_global_zero or step == 0:
+            return
+        self._last = step
+        example = trainer.datamodule.example()
+        batch = {name: value[None].to(module.device) for name, value in example.items()}
+        training, _ = module.training, module.eval()
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            output = module.restore(batch)[0]
+        module.train(training)
+        sheet = comparison(example.get("lq", example["gt"]), output.float().cpu(), truth=example["gt"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step{step:08d}.png"
+        temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
+        if not cv2.imwrite(str(temporary), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+            raise OSError(f"cannot write {path}")
+        os.replace(temporary, path)
+
+
+class BadBatch(Callback):
+    """Keeps the batch on which a loss stopped being a number, as safetensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._batch = Path(path), {}
+
+    def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: dict[str, Tensor], _n: int) -> None:
+        self._batch = batch
+
+    def on_exception(self, trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
+        if isinstance(exception, FloatingPointError):
+            path = self.path.with_stem(f"{self.path.stem}_process{trainer.global_rank}")
+            tensors = {name: value.detach().cpu().contiguous() for name, value in self._batch.items()}
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+            save_file(tensors, temporary, {"error": str(exception)})
+            os.replace(temporary, path)
+            exception.args = (f"{exception}; the batch is kept in {path}",)
+
+
+class RandomState(Callback):
+    """Torch's own random numbers go on where they were when a run is resumed.
+
+    Samples do not need them (see `ldm.training.draws`); the dropout of the released perceptual loss does.
+    """
+
+    def __init__(self) -> None:
+        self._loaded: Tensor | None = None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"torch": torch.get_rng_state()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        self._loaded = state["torch"]
+
+    def on_train_start(self, _trainer: Trainer, _module: LightningModule) -> None:
+        if self._loaded is not None:
+            torch.set_rng_state(self._loaded.cpu())

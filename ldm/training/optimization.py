@@ -1,0 +1,50 @@
+"""Optimizers and learning rates of the trainings."""
+
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import nn
+
+SCHEDULES = ("none", "cosine")
+
+
+class Adam:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): called with parameters, it makes the optimizer.
+
+    Args:
+        lr: learning rate.
+        betas: decay of the two moments.
+        weight_decay: 0 is plain Adam.
+        schedule: "none", a constant rate; "cosine", a short warm-up and a cosine to zero over `steps`.
+        steps: optimizer steps of the whole training; only "cosine" needs them.
+    Raises:
+        ValueError: an unknown schedule, or a cosine without steps.
+    """
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        betas: Sequence[float] = (0.9, 0.999),
+        weight_decay: float = 0.01,
+        schedule: str = "none",
+        steps: int = 0,
+    ) -> None:
+        if schedule not in SCHEDULES or (schedule == "cosine" and steps < 1):
+            raise ValueError(f"got schedule {schedule!r} and {steps} steps, expected none, or cosine with steps")
+        if not lr > 0:
+            raise ValueError(f"got lr {lr}, expected more than 0")
+        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+        self.schedule, self.steps = schedule, steps
+
+    def __call__(self, parameters: Iterable[nn.Parameter]) -> dict:
+        """What Lightning's `configure_optimizers` returns for the parameters that are trained."""
+        trained = [parameter for parameter in parameters if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=self.betas, eps=1e-8, weight_decay=self.weight_decay)
+        if self.schedule == "none":
+            return {"optimizer": optimizer}
+        rise = max(0.05, 2 / (self.steps + 1))  # a rise of less than one step divides by zero there
+        rate = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=rise, cycle_momentum=False
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
