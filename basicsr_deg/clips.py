@@ -50,7 +50,9 @@ class Footage:
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
         """Frames from a random start. Raises ValueError for a clip that cannot be read or changes its size."""
         sequence, span = self._sequences()[number], (frames - 1) * step + 1
-        start = int(rng.integers(len(sequence) - span + 1))
+        if (count := sequence.exact_length()) < span:
+            raise ValueError(f"{sequence.name}: has only {count} frames, expected {span}; leave this clip out")
+        start = int(rng.integers(count - span + 1))
         read = sequence.frames(range(start, start + span, step))
         sizes = sorted({f"{frame.shape[1]}x{frame.shape[0]}" for frame in read})
         if len(sizes) > 1:

@@ -45,6 +45,10 @@ class PictureSequence:
     def __len__(self) -> int:
         return len(self.files)
 
+    def exact_length(self) -> int:
+        """How many frames can be read."""
+        return len(self.files)
+
     def frames(self, numbers: Sequence[int]) -> list[np.ndarray]:
         """The frames of these numbers."""
         return [read_picture(self.files[number]) for number in numbers]
@@ -59,11 +63,16 @@ class FilmSequence:
         self._times: list[int] | None = None
 
     def __len__(self) -> int:
-        """What the container says, or the packets counted once."""
+        """What the container says, which may be a few too many; the packets counted where it says nothing."""
         if self._count is None:
             with self._open() as container:
                 self._count = container.streams.video[0].frames
-            self._count = self._count or len(self._presented())
+            self._count = self._count or self.exact_length()
+        return self._count
+
+    def exact_length(self) -> int:
+        """How many frames can be read: the packets that are shown, counted once."""
+        self._presented()
         return self._count
 
     def frames(self, numbers: Sequence[int]) -> list[np.ndarray]:
@@ -104,9 +113,7 @@ class FilmSequence:
             with self._open() as container:
                 packets = [p for p in container.demux(video=0) if p.size and not p.is_discard]
             times = [packet.pts for packet in packets]
-            if None in times:
-                self._count, times = len(times), []
-            self._times = sorted(times)
+            self._count, self._times = len(times), [] if None in times else sorted(times)
         return self._times
 
     def _open(self) -> av.container.InputContainer:

@@ -83,7 +83,7 @@ class Cutter:
     def jobs(self, *, part: int, crop: int | None, step: int) -> Iterator[Job]:
         """All clips, part by part and crop by crop."""
         for number, sequence in enumerate(self.gt):
-            spans = parts_of(len(sequence), part)
+            spans = parts_of(sequence.exact_length(), part)
             height, width = sequence.frames([0])[0].shape[:2]
             unit = self.unit
             if self.lq is not None:
@@ -164,7 +164,8 @@ def address(seed: int, name: str) -> int:
 def pairs_of(gt: list, lq: list) -> list:
     """The degraded sequences in the order of the sharp ones. Raises ValueError for those that do not match."""
     there = {sequence.name: sequence for sequence in lq}
-    if missing := [sequence.name for sequence in gt if len(there.get(sequence.name, ())) != len(sequence)]:
+    lengths = {name: sequence.exact_length() for name, sequence in there.items()}
+    if missing := [sequence.name for sequence in gt if lengths.get(sequence.name) != sequence.exact_length()]:
         raise ValueError(f"got no degraded clips of equal length for {some(missing)}, expected one for each sharp clip")
     return [there[sequence.name] for sequence in gt]
 

@@ -1,6 +1,7 @@
 """Clip sources: layouts are recognised, frames come back as they were written, wrong folders are named."""
 
 import logging
+import struct
 
 import av
 import cv2
@@ -156,6 +157,35 @@ def test_a_film_that_breaks_off_is_named(tmp_path):
     source = folder_clips(str(tmp_path))
     assert source.long_enough(5) == [0], "what can be read is counted"
     assert len(shown(source.clip(0, generator(), 5))[1]) == 5
+
+
+def test_a_film_is_read_upright(tmp_path):
+    """A quarter turn in the container, as telephones write it."""
+    write_film(tmp_path / "film.mp4", 1, 3)
+    data = (tmp_path / "film.mp4").read_bytes()
+    one, unit, track = 1 << 16, 1 << 30, data.index(b"tkhd")
+    plain, turned = (struct.pack(">9i", *rows) for rows in (
+        (one, 0, 0, 0, one, 0, 0, 0, unit), (0, one, 0, -one, 0, 0, HEIGHT * one, 0, unit)))  # fmt: skip
+    at = data.index(plain, track)
+    (tmp_path / "film.mp4").write_bytes(data[:at] + turned + data[at + len(plain) :])
+    clip = folder_clips(str(tmp_path)).clip(0, generator(), 3)
+    np.testing.assert_array_equal(clip, np.stack([np.rot90(frame(1, k), -1) for k in range(3)]))
+
+
+def test_a_film_that_promises_too_much_is_read_to_its_end(tmp_path):
+    """An edit list leaves out frames that the container counts."""
+    write_film(tmp_path / "film.mp4", 1, 12)
+    data = (tmp_path / "film.mp4").read_bytes()
+    entry = data.index(b"elst") + 4
+    length, start = struct.unpack(">2i", data[entry + 8 : entry + 16])
+    cut = struct.pack(">2i", length // 2, start)
+    (tmp_path / "film.mp4").write_bytes(data[: entry + 8] + cut + data[entry + 16 :])
+    source = folder_clips(str(tmp_path))
+    assert source.long_enough(12) == [0]
+    shown_last = max(shown(source.clip(0, generator(seed), 3))[1][-1] for seed in range(20))
+    assert 4 <= shown_last < 9
+    with pytest.raises(ValueError, match=r"film: has only \d frames, expected 12"):
+        source.clip(0, generator(), 12)
 
 
 def test_frames_of_two_sizes_are_refused(tmp_path):
