@@ -185,15 +185,15 @@ def read_latent(path: Path) -> np.ndarray:
 def write_latent_clip(root: Path, name: str, content: Mapping[str, np.ndarray]) -> None:
     """Write a clip of a set: for each kind its frames, (T, H, W, 3) uint8, or latents (T, c, h, w).
 
-    Every folder gets its name when it is whole, that of the latents last (see `is_written`).
+    All folders are whole before the first gets its name (see `is_written`).
     """
     made = []
-    for kind in sorted(content, key=lambda kind: kind == "latent"):
+    for kind, frames in content.items():
         target = root / kind / name
         partial = target.with_name(f".{name}.partial-{os.getpid()}")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        for number, frame in enumerate(content[kind]):
+        for number, frame in enumerate(frames):
             write_frame(partial / f"{number:08d}", frame, kind)
         made.append((partial, target))
     for partial, target in made:

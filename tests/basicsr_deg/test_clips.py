@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from basicsr_deg.clips import RenderedScenes, folder_clips
+from basicsr_deg.reading import FilmSequence
 from basicsr_deg.reds import reds_clips
 
 HEIGHT, WIDTH = 24, 32
@@ -81,6 +82,17 @@ def test_a_film_gives_the_frames_that_went_in(tmp_path, suffix):
         assert clip == 2 and np.diff(numbers).tolist() == [1, 1, 1]
         starts.add(numbers[0])
     assert starts == set(range(10))
+
+
+def test_a_film_is_decoded_from_a_key_frame(tmp_path, monkeypatch):
+    write_film(tmp_path / "film.mkv", 0, 30)
+    seeks, decode = [], FilmSequence._decode
+    monkeypatch.setattr(
+        FilmSequence, "_decode", lambda self, wanted, *, seek: seeks.append(seek) or decode(self, wanted, seek=seek)
+    )
+    for seed in range(10):
+        shown(folder_clips(str(tmp_path)).clip(0, generator(seed), 3))
+    assert len(seeks) == 10 and None not in seeks
 
 
 def test_layouts_are_recognised_and_logged(tmp_path, caplog):

@@ -28,6 +28,7 @@ class Grid:
         return f"grid {number}"
 
     def long_enough(self, frames):
+        self.asked = frames
         return range(self.count)
 
     def clip(self, number, rng, frames, *, step=1):
@@ -107,6 +108,7 @@ def test_clips_may_run_backwards_and_in_larger_steps():
         assert len(steps) == 1
         seen.add(steps[0])
     assert seen == {2, 3, -2, -3}
+    assert dataset.source.asked == 7, "from the first frame to the last, three apart"
 
 
 def test_without_variation_every_pass_is_the_same_middle():

@@ -77,6 +77,10 @@ def test_latents_decode_to_what_upscaling_gives(made, model):
     sr = COLOR_FIXES[method.decoding.color_fix](method.decode(saved[None], work[None])[0], work * 2 - 1)
     upscaled = method.restore(lq, upscale=4, seed=seed)
     np.testing.assert_allclose(geometry.finish(sr).numpy(), upscaled.numpy(), atol=1e-3)
+    with torch.no_grad():
+        sample = (method.autoencoder.decode(saved[:1] / method.scale_factor)[0] + 1) * 127.5
+    shown = read_picture(made / "sample/b/00000000.png")
+    np.testing.assert_allclose(shown, sample.clamp(0, 255).permute(1, 2, 0).numpy(), atol=0.6)
 
 
 def test_degraded_frames_are_those_of_degrade(tmp_path, model):
