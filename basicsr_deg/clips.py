@@ -82,7 +82,7 @@ def find_clips(root: str | Path, *, only: Sequence[str] = (), without: Sequence[
     what, sequences = recognise_clips(root)
     if not sequences:
         raise ValueError(f"got {root} without clips, expected sub-folders of pictures, video files, or pictures")
-    chosen = [s for s in sequences if (not only or fits(s.name, only)) and not fits(s.name, without)]
+    chosen = [s for s in sequences if (not only or fits_some(s.name, only)) and not fits_some(s.name, without)]
     if not chosen:
         names = some(s.name for s in sequences)
         raise ValueError(f"got only={[*only]} and without={[*without]}, expected some clip left of {names}")
@@ -118,7 +118,7 @@ def sequences_of(folder: Path) -> list:
     return sequences
 
 
-def fits(name: str, patterns: Iterable[str]) -> bool:
+def fits_some(name: str, patterns: Iterable[str]) -> bool:
     """Whether some shell pattern fits a name."""
     return any(fnmatchcase(name, str(pattern)) for pattern in patterns)
 
