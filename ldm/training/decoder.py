@@ -85,8 +85,9 @@ class StageTwo(LightningModule):
         z, frames = batch["latent"].flatten(0, 1) / self.scale_factor, batch["gt"].shape[1]
         return decoder.decode(z, features, num_frames=frames).unflatten(0, (-1, frames)).float()
 
-    def training_step(self, batch: dict[str, Tensor], number: int) -> None:
-        step, stepping = self.global_step, (number + 1) % self.accumulate == 0
+    def training_step(self, batch: dict[str, Tensor], _number: int) -> None:
+        seen = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # in all epochs, resumed ones too
+        step, stepping = self.global_step, seen % self.accumulate == 0
         generator, critic = (
             self.optimizers()[0],
             self.optimizers(use_pl_optimizer=False)[1],
@@ -116,7 +117,6 @@ class StageTwo(LightningModule):
         for rate in self.lr_schedulers() or []:
             rate.step()
         means = {f"train/{name}": value for name, value in self.means.flush().items()}
-        # Lightning's own x axis counts batches where it does not optimize by itself
         self.log_dict({**means, "step": float(self.global_step)}, sync_dist=True, batch_size=1)
 
     def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
@@ -132,10 +132,11 @@ class StageTwo(LightningModule):
         return (self.reconstruct(batch) / 2 + 0.5).clamp(0, 1)
 
     def on_fit_start(self) -> None:
-        """Refuse what would go wrong silently, and say which perceptual term there is."""
+        """Refuse what would go wrong silently, say which perceptual term there is, have curves drawn by steps."""
         if str(self.trainer.precision).startswith("16"):
             # a gradient scaler would not see the discriminator's optimizer
             raise ValueError(f"got precision {self.trainer.precision}, expected 32 or bf16-mixed; stage 2 cannot scale")
+        self.trainer.log_every_n_steps *= self.accumulate  # Lightning counts batches where it does not optimize itself
         network = self.loss.perceptual_loss
         if not self.loss.weights["perceptual"]:
             logger.warning("stage 2 trains without a perceptual term: its weight is 0")

@@ -6,9 +6,12 @@ import pytest
 import torch
 
 from ldm.training.losses import (
+    GradientDistance,
     adversarial,
     check_finite,
+    frame_changes,
     frame_difference_l1,
+    gradient_distances,
     gradient_l1,
     hinge_discriminator,
     kl_to_normal,
@@ -34,6 +37,20 @@ def test_a_ramp_costs_its_slope_at_every_octave(scales):
     expected = 0.25 * sum(2**k for k in range(scales)) / scales
     assert gradient_l1(ramp, torch.zeros_like(ramp), scales=scales).item() == pytest.approx(expected)
     assert gradient_l1(ramp.mT, torch.zeros_like(ramp), scales=scales).item() == pytest.approx(expected)
+
+
+def test_the_stand_in_of_a_perceptual_network_measures_image_by_image():
+    a, b = clips(5, 3, 16, 20)
+    distances = GradientDistance()(a, b)
+    assert distances.shape == (5, 1, 1, 1) and distances.mean().item() == pytest.approx(gradient_l1(a, b).item())
+    alone = [gradient_l1(a[k : k + 1], b[k : k + 1]).item() for k in range(5)]
+    assert distances.flatten().tolist() == pytest.approx(alone) and len(set(alone)) == 5
+    assert torch.equal(GradientDistance(scales=1)(a, b).flatten(), gradient_distances(a, b, scales=1))
+
+
+def test_changes_are_those_from_each_frame_to_the_next():
+    clip = torch.arange(2.0 * 4).view(2, 4, 1, 1, 1) ** 2
+    assert frame_changes(clip).flatten().tolist() == [-1, -3, -5, -9, -11, -13]
 
 
 def test_frame_differences_see_flicker_but_no_constant_error():

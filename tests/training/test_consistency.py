@@ -1,0 +1,155 @@
+"""Consistency of clips whose motion is known: nothing to pay for moving along, in the paper's form; slopes by name."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.diffusion.guidance import motion_loss
+from ldm.ops.flow import Motion, flow_warp
+from ldm.training.consistency import consistency_loss, sobel_edges, structure_weights
+
+
+def picture(*shape):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(3)) * 2 - 1
+
+
+def panned(frames=4, size=24, by=(2, 1)):
+    """One clip (1, T, 3, size, size) in [-1, 1]: a window that moves `by` pixels (x, y) a frame."""
+    x, y = by
+    scene = picture(3, size + y * frames, size + x * frames)
+    return torch.stack([scene[:, y * t : y * t + size, x * t : x * t + size] for t in range(frames)])[None]
+
+
+class Pan(nn.Module):
+    """The flow of `panned`: knows the speed, finds the direction by trying. Remembers what range it was given."""
+
+    def __init__(self, by=(2, 1)):
+        super().__init__()
+        self.by, self.range = torch.tensor(by, dtype=torch.float32).view(1, 2, 1, 1), None
+
+    def forward(self, a, b):
+        self.range = (a.min().item(), a.max().item())
+        flows = [sign * self.by.expand(len(a), -1, *a.shape[-2:]) for sign in (-1, 1)]
+        misses = [(flow_warp(b, flow) - a).abs().mean().item() for flow in flows]
+        return flows[misses.index(min(misses))].clone()
+
+
+class Slope(nn.Module):
+    """A flow that depends on the pixels smoothly."""
+
+    def forward(self, a, b):
+        return 0.3 * torch.tanh(a[:, :2] - b[:, 1:])
+
+
+# ---- edges
+
+
+def test_the_edge_of_a_ramp_is_its_slope():
+    ramp = 0.5 * torch.arange(8.0).expand(2, 3, 6, 8)
+    for image in (ramp, ramp.mT):
+        edges = sobel_edges(image)
+        assert edges.shape == image.shape
+        torch.testing.assert_close(
+            edges[..., 1:-1, 1:-1], torch.full_like(edges[..., 1:-1, 1:-1], 0.5), rtol=1e-5, atol=0
+        )
+
+
+def test_edges_stay_within_their_channel_and_their_picture():
+    image = torch.zeros(2, 3, 5, 5)
+    image[1, 2, 2:] = 1
+    edges = sobel_edges(image)
+    assert (edges[0] == 1e-3).all() and (edges[1, :2] == 1e-3).all() and edges[1, 2].max() > 0.4
+    assert edges[1, 2, 0].max().item() == pytest.approx(1e-3)  # a border adds no edge
+
+
+def test_weights_rise_from_one_along_edges_and_carry_no_gradient():
+    image = picture(1, 3, 8, 8).requires_grad_()
+    weights = structure_weights(image)
+    torch.testing.assert_close(weights, 1 + 3 * sobel_edges(image).detach())
+    assert not weights.requires_grad and structure_weights(image.bfloat16()).dtype == torch.float32
+
+
+def test_a_weight_of_the_motion_loss_is_that_of_the_frame_compared():
+    clip = picture(1, 3, 2, 4, 4)
+    none = torch.zeros(1, 2, 2, 4, 4)
+    motion = Motion(none, none, none[:, :, :1], none[:, :, :1])
+    emphasis = torch.tensor([1.0, 10.0, 100.0]).view(1, 3, 1, 1, 1).expand(1, 3, 2, 4, 4)
+    d01, d12 = ((clip[:, k] - clip[:, k + 1]).abs().mean().item() for k in range(2))
+    weighted = motion_loss(clip, motion, emphasis=emphasis).item()
+    assert weighted == pytest.approx((1 + 10) * d01 + (10 + 100) * d12, rel=1e-5)
+
+
+# ---- the paper's form
+
+
+@pytest.mark.parametrize("frames", [2, 5])
+def test_a_clip_that_moves_with_its_flow_costs_nothing(frames):
+    clip = panned(frames)
+    assert consistency_loss(clip, clip, Pan()).item() == pytest.approx(0, abs=1e-5)
+    assert consistency_loss(clip * 0.3 + 0.2, clip, Pan()).item() == pytest.approx(0, abs=1e-5)  # wrong, but steady
+    assert consistency_loss(clip, clip, Pan(by=(0, 1))).item() > 0.1
+    flicker = torch.tensor([0.0, 0.2] * 3)[:frames].view(1, -1, 1, 1, 1)
+    assert consistency_loss(clip + flicker, clip, Pan()).item() > 0.1
+
+
+def test_flicker_costs_its_height_times_the_edges_of_the_target():
+    clip = torch.zeros(1, 2, 3, 16, 16)
+    clip[..., 8:] = 1
+    flicker = clip + torch.tensor([0.0, 0.25]).view(1, 2, 1, 1, 1)
+    still = Pan(by=(0, 0))
+    expected = 2 * 0.25 * structure_weights(clip).mean().item()  # a pair, both directions
+    assert consistency_loss(flicker, clip, still).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_gradient_reaches_the_reconstruction_and_not_the_flow():
+    clip = panned(3)
+    y = (clip + 0.1 * picture(*clip.shape)).requires_grad_()
+    (grad,) = torch.autograd.grad(consistency_loss(y, clip, Pan()), y)
+    assert (grad.abs() > 0).float().mean() > 0.5
+    assert not consistency_loss(y.detach(), clip.clone().requires_grad_(), Slope()).requires_grad
+
+
+def test_clips_do_not_mix_and_one_frame_costs_nothing():
+    clip = panned(3)
+    targets = torch.cat([clip, clip.flip(1)])
+    both = targets + 0.1 * picture(2, 3, 3, 24, 24)
+    alone = [consistency_loss(both[k : k + 1], targets[k : k + 1], Pan()).item() for k in range(2)]
+
+    def one_by_one(a, b):
+        return torch.cat([Pan()(x[None], y[None]) for x, y in zip(a, b, strict=True)])
+
+    assert consistency_loss(both, targets, one_by_one).item() == pytest.approx(sum(alone) / 2, rel=1e-5)
+    for form in ("paper", "released"):
+        assert consistency_loss(both[:, :1], targets[:, :1], Pan(), form=form) == 0
+
+
+@pytest.mark.parametrize(("form", "low"), [("paper", 0.0), ("released", -1.0)])
+def test_what_range_the_flow_network_is_given(form, low):
+    clip, flow = panned(3).clone(), Pan()
+    clip[..., 0, 0], clip[..., -1, -1] = -1, 1
+    consistency_loss(clip, clip, flow, form=form)
+    assert flow.range == (low, 1.0)
+
+
+# ---- the released form
+
+
+def test_the_released_form_charges_a_clip_that_moves_exactly():
+    clip = panned(4)
+    assert consistency_loss(clip, clip, Pan(), form="released").item() > 0.5
+
+
+def test_the_released_gradient_runs_through_the_flow_alone():
+    clip = panned(4)
+    y = (clip + 0.1).requires_grad_()
+    assert not consistency_loss(y, clip, Pan(), form="released").requires_grad
+    (grad,) = torch.autograd.grad(consistency_loss(y, clip, Slope(), form="released"), y)
+    assert grad.abs().max() > 0
+    pair = (clip[:, :2] + 0.1).requires_grad_()
+    (grad,) = torch.autograd.grad(consistency_loss(pair, clip[:, :2], Slope(), form="released") + 0 * pair.sum(), pair)
+    assert grad.abs().max() == 0  # two frames are compared with nothing but zero
+
+
+def test_a_form_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="'best'"):
+        consistency_loss(panned(2), panned(2), Pan(), form="best")

@@ -1,0 +1,422 @@
+"""Stage 2: how the terms add up in both forms, what is trained, how two optimizers share one count of steps."""
+
+import copy
+import math
+
+import pytest
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.loggers.logger import DummyLogger
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ldm.nets.discriminator import PatchGAN
+from ldm.nets.perceptual import LPIPS
+from ldm.nets.sequence_decoder import SequenceAutoencoder
+from ldm.nets.spynet import SpyNet
+from ldm.ops.dis import DISFlow
+from ldm.training.consistency import consistency_loss
+from ldm.training.decoder import StageTwo
+from ldm.training.decoder_loss import DecoderLoss
+from ldm.training.losses import GradientDistance, frame_difference_l1
+from ldm.training.optimization import Adam
+
+# Lightning advises on workers, folders and hardware, and lags behind torch
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+FLAT = {"perceptual": 0, "difference": 0, "consistency": 0}  # weights that leave L1 and the discriminator
+
+
+class Linear(nn.Module):
+    """A discriminator without memory: every pixel's score is a weighted sum of its channels."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 1, 1)
+        nn.init.constant_(self.conv.weight, 0.5)
+
+    def forward(self, x):
+        return self.conv(x)
+
+
+class Forbidden(nn.Module):
+    def forward(self, a, b):
+        raise AssertionError("asked for what has no weight")
+
+
+class Lost(nn.Module):
+    def forward(self, a, b):
+        return a[:, :2] * math.nan
+
+
+class Constant(nn.Module):
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def forward(self, a, b):
+        return a.new_full((len(a), 1, 1, 1), self.value)
+
+
+def clips(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+def pair(b=2, t=3, size=32):
+    gt = clips(b, t, 3, size, size)
+    return (gt + 0.3 * clips(b, t, 3, size, size, seed=1)).requires_grad_(), gt
+
+
+def loss_of(**settings):
+    parts = {"discriminator": Linear(), "flow": DISFlow("ultrafast"), **settings}
+    return DecoderLoss(**parts)
+
+
+# ---- the terms
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_the_total_is_the_weighted_sum_in_either_normalisation(form):
+    y, gt = pair()
+    weights = {"l1": 2.0, "perceptual": 0.3, "difference": 0.7, "consistency": 0.2, "adversarial": 0}
+    loss = loss_of(weights=weights, form="paper", exceptions={"normalisation": form})
+    terms = loss.distances(y, gt, step=0)
+    l1, swc = (y - gt).abs().mean().item(), consistency_loss(y, gt, loss.flownet).item()
+    edges, change = (
+        GradientDistance()(y.flatten(0, 1), gt.flatten(0, 1)).mean().item(),
+        frame_difference_l1(y, gt).item(),
+    )
+    frames, changes = (1, 1) if form == "paper" else (6, 4)
+    expected = (2 * l1 + 0.3 * edges) / frames + 0.7 * change / changes + 0.2 * swc
+    assert terms["total"].item() == pytest.approx(expected, rel=1e-5)
+    assert [terms[k].item() for k in ("l1", "perceptual", "difference", "consistency")] == pytest.approx(
+        [l1, edges, change, swc], rel=1e-5
+    )
+
+
+def test_a_term_without_weight_is_left_out_and_costs_nothing():
+    y, gt = pair()
+    loss = loss_of(
+        flow=Forbidden(), perceptual=Forbidden(), discriminator=Forbidden(), weights={**FLAT, "adversarial": 0}
+    )
+    assert set(loss.generator(y, gt, step=999, last_layer=y)) == {"l1", "nll", "total"}
+
+
+def test_one_frame_has_no_neighbour():
+    y, gt = pair(t=1)
+    for form in ("paper", "released"):
+        terms = loss_of(form=form).distances(y, gt, step=0)
+        assert terms["difference"] == 0 == terms["consistency"] and terms["total"] > 0
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_the_discriminator_counts_from_its_start_on(form):
+    y, gt = pair()
+    loss = loss_of(start=4, form=form, weights=FLAT)
+    weight = torch.ones(1)  # a last layer that is frozen
+    before, after = (loss.generator(y, gt, step=step, last_layer=weight) for step in (3, 4))
+    assert before["total"] == before["nll"] == after["nll"]
+    assert after["total"].item() == pytest.approx((after["nll"] + after["d_weight"] * after["adversarial"]).item())
+    assert ("adversarial" in before) == (form == "released") == loss.judges(3)
+    assert loss.critic(y, gt, step=3)["disc"] == 0 < loss.critic(y, gt, step=4)["disc"]
+
+
+def test_the_ratio_is_that_of_the_gradients_of_the_last_layer():
+    loss, gt = loss_of(start=0, weights=FLAT), clips(1, 2, 3, 16, 16)
+    layer = torch.tensor([0.3, 0.2, 0.4], requires_grad=True)
+    y = gt * layer.view(1, 1, 3, 1, 1)
+    terms = loss.generator(y, gt, step=0, last_layer=layer)
+    slopes = [
+        torch.autograd.grad(term, layer, retain_graph=True)[0].norm() for term in (terms["nll"], terms["adversarial"])
+    ]
+    assert terms["d_weight"].item() == pytest.approx(0.025 * (slopes[0] / (slopes[1] + 1e-4)).item(), rel=1e-5)
+    assert not terms["d_weight"].requires_grad
+
+
+def test_with_a_frozen_last_layer_the_ratio_is_that_of_the_picture_whatever_its_size():
+    weights = {**FLAT, "l1": 0.8}
+    for size in (16, 48):
+        y, gt = torch.zeros(1, 2, 3, size, size, requires_grad=True), torch.ones(1, 2, 3, size, size)
+        paper, released = (
+            loss_of(start=0, weights=weights, form=form).generator(y, gt, step=0, last_layer=torch.ones(1))["d_weight"]
+            for form in ("paper", "released")
+        )
+        # both gradients are the same at each value: 0.8 / N, and 0.5 / (N / 3) through the weight of 0.5
+        assert paper.item() == pytest.approx(0.025 * 0.8 / 1.5, rel=1e-3)
+        assert released.item() == pytest.approx(0.025)
+
+
+def test_a_discriminator_that_answers_nothing_does_not_break_the_ratio():
+    y, gt = pair()
+    net = Linear()
+    nn.init.zeros_(net.conv.weight)
+    terms = loss_of(discriminator=net, start=0, weights=FLAT).generator(y, gt, step=0, last_layer=torch.ones(1))
+    assert math.isfinite(terms["total"].item())
+
+
+def test_the_critic_leaves_the_reconstruction_alone():
+    y, gt = pair()
+    loss = loss_of(start=0)
+    judged = loss.critic(y, gt, step=0)
+    grads = torch.autograd.grad(judged["disc"], [y, loss.discriminator.conv.weight], allow_unused=True)
+    assert grads[0] is None and grads[1].abs().max() > 0
+    assert judged["real"].item() == pytest.approx(loss.discriminator(gt.flatten(0, 1)).mean().item())
+
+
+@pytest.mark.parametrize(
+    ("broken", "settings"),
+    [
+        ("l1", {}),
+        ("perceptual", {"perceptual": Constant(math.nan)}),
+        ("perceptual", {"perceptual": Constant(math.inf), "form": "released"}),
+    ],
+)
+def test_a_term_that_is_no_number_is_named_with_its_step(broken, settings):
+    y, gt = pair()
+    y = y * math.nan if broken == "l1" else y
+    with pytest.raises(FloatingPointError, match=f"{broken} loss of .* at step 17"):
+        loss_of(**settings).generator(y, gt, step=17, last_layer=torch.ones(1))
+
+
+def test_a_flow_that_is_no_number_is_named():
+    y, gt = pair()
+    with pytest.raises(FloatingPointError, match="flow"):
+        loss_of(flow=Lost()).distances(y, gt, step=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"form": "best"}, "got form 'best'"),
+        ({"exceptions": {"consistency": "best"}}, "got form 'best'"),
+        ({"exceptions": {"l1": "paper"}}, "got part 'l1', expected some of consistency"),
+        ({"weights": {"lpips": 1.0}}, "got term 'lpips', expected some of l1"),
+    ],
+)
+def test_an_unknown_word_is_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        loss_of(**settings)
+
+
+# ---- the perceptual network
+
+
+def trained_lpips():
+    torch.manual_seed(0)
+    net = LPIPS(width=4)
+    for k in range(5):
+        getattr(net, f"lin{k}").model[1].weight.data.abs_()
+    return net
+
+
+def test_dropout_is_only_released_and_belongs_to_the_sample():
+    y, gt = pair()
+    index, state = torch.tensor([5, 9]), torch.get_rng_state()
+    measure = [
+        loss_of(perceptual=trained_lpips(), form=form, weights={"consistency": 0}) for form in ("paper", "released")
+    ]
+
+    def value(loss, order, index=index):
+        return loss.distances(y[order], gt[order], step=0, index=index[order])["perceptual"].item()
+
+    paper, released = (value(loss, [0, 1]) for loss in measure)
+    torch.set_rng_state(state)
+    plain = trained_lpips().eval()(y.flatten(0, 1), gt.flatten(0, 1)).mean().item()
+    assert paper == pytest.approx(plain, rel=1e-5) and released != pytest.approx(plain, rel=1e-4)
+    assert released == value(measure[1], [0, 1]) == pytest.approx(value(measure[1], [1, 0]), rel=1e-6)
+    assert released == pytest.approx((value(measure[1], [0]) + value(measure[1], [1])) / 2, rel=1e-6)
+    assert released != pytest.approx(value(measure[1], [0, 1], index + 1), rel=1e-5)
+    before = torch.get_rng_state()
+    value(measure[1], [0, 1])
+    assert torch.equal(torch.get_rng_state(), before)
+    assert value(measure[1].eval(), [0, 1]) == pytest.approx(plain, rel=1e-5)
+
+
+def test_frozen_networks_stay_frozen_in_train_mode():
+    flow = nn.Sequential(nn.BatchNorm2d(3))
+    loss = loss_of(perceptual=trained_lpips(), flow=flow).train()
+    assert not flow[0].training and not loss.perceptual_loss.training and loss.discriminator.training
+    frozen = {name.split(".")[0] for name, p in loss.named_parameters() if not p.requires_grad}
+    assert frozen == {"logvar", "perceptual_loss", "flownet"}
+
+
+# ---- the module
+
+
+def vae():
+    torch.manual_seed(1)
+    return SequenceAutoencoder(ch=32, ch_mult=[1, 1, 1], num_res_blocks=1, num_fuse_block=1, norm_groups=8)
+
+
+def module(*, lr=1e-3, accumulate=1, trained="released", gradient_clip=None, **settings):
+    torch.manual_seed(2)
+    defaults = {"discriminator": PatchGAN(ndf=4, n_layers=1), "weights": {"consistency": 0}, "start": 0}
+    loss = loss_of(**(defaults | settings))
+    return StageTwo(
+        vae(), loss, optimizer=Adam(lr=lr, betas=(0.5, 0.9), weight_decay=0.0), scale_factor=0.5,
+        trained=trained, accumulate=accumulate, gradient_clip=gradient_clip,
+    )  # fmt: skip
+
+
+def batch_of(number, b=1, t=2, size=32):
+    gt = clips(b, t, 3, size, size, seed=number) / 2 + 0.5
+    return {"lq": gt[..., ::4, ::4], "gt": gt, "latent": clips(b, t, 4, size // 4, size // 4, seed=number + 50),
+            "index": torch.arange(number * b, number * b + b)}  # fmt: skip
+
+
+def fit(model, batches, steps, **settings):
+    """Train for `steps` steps; the logged values, a row a step."""
+    rows = []
+
+    class Kept(DummyLogger):
+        def log_metrics(self, metrics, step=None):
+            rows.append({**metrics, "step": step})
+
+    trainer = Trainer(
+        max_steps=steps, max_epochs=-1, accelerator="cpu", devices=1, logger=Kept(), log_every_n_steps=1,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0,
+        **settings,
+    )  # fmt: skip
+    trainer.fit(model, DataLoader(batches, batch_size=None))
+    return trainer, [row for row in rows if "train/total" in row]
+
+
+def test_what_is_trained_is_told_by_its_name():
+    expected = {
+        "released": lambda n: n.startswith("decoder.") and ("temporal" in n or "fusion_layer" in n),
+        "decoder": lambda n: n.startswith(("decoder.", "post_quant_conv.")),
+    }
+    for trained, chosen in expected.items():
+        model = module(trained=trained)
+        names = {name for name, p in model.named_parameters() if p.requires_grad}
+        critic = {name for name in names if name.startswith("loss.")}
+        assert critic == {f"loss.discriminator.{n}" for n, _ in model.loss.discriminator.named_parameters()}
+        assert names - critic == {name for name, _ in model.named_parameters() if chosen(name)}
+        groups = [
+            {id(p) for g in o["optimizer"].param_groups for p in g["params"]} for o in model.configure_optimizers()
+        ]
+        named = dict(model.named_parameters())
+        assert groups == [{id(named[n]) for n in names - critic}, {id(named[n]) for n in critic}]
+    with pytest.raises(ValueError, match="trained='encoder', expected one of released, decoder"):
+        module(trained="encoder")
+    with pytest.raises(ValueError, match="accumulate=0"):
+        module(accumulate=0)
+
+
+def test_entries_have_the_released_names_in_the_released_order():
+    state = module(perceptual=trained_lpips(), flow=SpyNet()).state_dict()
+    prefixes = list(dict.fromkeys(".".join(name.split(".")[: 2 if name.startswith("loss") else 1]) for name in state))
+    losses = ["loss.logvar", "loss.perceptual_loss", "loss.flownet", "loss.discriminator"]
+    assert prefixes == ["encoder", "decoder", *losses, "quant_conv", "post_quant_conv"]
+    inner = [name for name in state if not name.startswith("loss.")]
+    assert sorted(inner) == sorted(vae().state_dict())
+
+
+def test_a_step_changes_what_is_trained_and_nothing_else():
+    model = module(lr=1e-2)
+    before = copy.deepcopy(model.state_dict())
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    fit(model, [batch_of(0)], 2)
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    statistics = {name for name in before if "running_" in name or "num_batches" in name}
+    assert changed <= trained | statistics
+    # a bias in front of a norm of single channels may stand still
+    assert len(trained - changed) < 0.1 * len(trained)
+
+
+def test_only_steps_of_the_generator_are_counted():
+    model = module(accumulate=3, start=1)
+    critic = copy.deepcopy(model.loss.discriminator.state_dict())
+    seen = []
+    model.loss.distances = lambda *a, step, f=model.loss.distances, **k: seen.append(step) or f(*a, step=step, **k)
+    trainer, rows = fit(model, [batch_of(k) for k in range(4)], 2)
+    assert trainer.global_step == 2 and seen == [0, 0, 0, 1, 1, 1] and [row["step"] for row in rows] == [1, 2]
+    assert ["train/disc" in row for row in rows] == [False, True]
+    after = model.loss.discriminator.state_dict()
+    assert any(not torch.equal(critic[name], after[name]) for name in critic)
+
+
+def test_accumulated_batches_are_one_batch():
+    """Without the discriminator, whose norm sees a batch as a whole; the rows are means over the batches of a step."""
+    weights = {"consistency": 0, "adversarial": 0}
+    single = [batch_of(k) for k in range(4)]
+    double = [{name: torch.cat([a[name], b[name]]) for name in a} for a, b in (single[:2], single[2:])]
+    rows = [
+        fit(module(accumulate=accumulate, weights=weights, gradient_clip=1.0), batches, 4)[1]
+        for accumulate, batches in ((2, single), (1, double))
+    ]
+    for one, other in zip(*rows, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            assert one[name] == pytest.approx(other[name], rel=2e-4), name
+
+
+@pytest.mark.parametrize("form", ["paper", "released"])
+def test_a_few_steps_lower_the_loss(form):
+    model = module(lr=5e-3, form=form, trained="decoder", weights={"adversarial": 0.01}, start=2)
+    _, rows = fit(model, [batch_of(0)], 6)
+    assert rows[-1]["train/nll"] < 0.95 * rows[0]["train/nll"]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
+def test_the_discriminator_learns_to_tell_and_is_not_taught_by_the_generator():
+    model = module(lr=1e-2, weights={**FLAT, "l1": 1e-6, "adversarial": 1e-6})
+    _, rows = fit(model, [batch_of(0)], 10)
+    assert rows[-1]["train/disc"] < 0.8 * rows[0]["train/disc"]
+    assert rows[-1]["train/real"] > rows[-1]["train/fake"]
+
+
+def test_a_training_that_breaks_says_where():
+    model = module(weights={"consistency": 0}, perceptual=Constant(math.nan))
+    with pytest.raises(FloatingPointError, match="perceptual loss of nan at step 0"):
+        fit(model, [batch_of(0)], 1)
+
+
+def test_validation_and_pictures():
+    model, batch = module(weights={"adversarial": 0}), batch_of(0, b=2)
+    trainer, _ = fit(model, [batch_of(1)], 1)
+    trainer.validate(model, DataLoader([batch], batch_size=None), verbose=False)
+    values = trainer.callback_metrics
+    picture = model.eval().restore(batch)
+    assert picture.shape == batch["gt"].shape and picture.min() >= 0 and picture.max() <= 1
+    error = (picture - batch["gt"]).square().mean()
+    assert values["val/psnr"].item() == pytest.approx(-10 * math.log10(error), abs=1e-3)
+    terms = model.loss.distances(model.reconstruct(batch), batch["gt"] * 2 - 1, step=0)
+    assert values["val/l1"].item() == pytest.approx(terms["l1"].item(), rel=1e-5)
+    assert values["val/loss"].item() == pytest.approx(terms["total"].item(), rel=1e-5)
+
+
+class Precision:
+    def __init__(self, precision):
+        self.precision, self.log_every_n_steps = precision, 5
+
+
+@pytest.mark.parametrize(
+    ("settings", "precision", "says"),
+    [
+        ({}, "16-mixed", "got precision 16-mixed, expected 32 or bf16-mixed"),
+        ({"perceptual": LPIPS(width=4)}, "32-true", "LPIPS with random weights"),
+    ],
+)
+def test_what_would_go_wrong_silently_is_refused(settings, precision, says):
+    model, trainer = module(**settings), Precision(precision)
+    model.trainer = trainer
+    with pytest.raises(ValueError, match=says):
+        model.on_fit_start()
+
+
+def test_what_stands_in_for_lpips_is_named(caplog):
+    trainer = Precision("bf16-mixed")
+    said = {}
+    for name, settings in (
+        ("none", {}),
+        ("weightless", {"weights": {"perceptual": 0}}),
+        ("lpips", {"perceptual": trained_lpips()}),
+    ):
+        model = module(**settings)
+        model.trainer = trainer
+        caplog.clear()
+        model.on_fit_start()
+        said[name] = [record.getMessage() for record in caplog.records]
+    assert len(said["none"]) == 1 and "GradientDistance" in said["none"][0]
+    assert len(said["weightless"]) == 1 and "weight is 0" in said["weightless"][0]
+    assert said["lpips"] == []
