@@ -16,7 +16,6 @@ ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}  # h264: 
 # macroblock tree also reads memory that it has not written: of random small clips 4 in 10 gave several results.
 OPTIONS = {"libx264": {"x264-params": "cpu-independent=1"}}
 BITEXACT = 1 << 23  # AV_CODEC_FLAG_BITEXACT
-CHANNELS = {"rgb": "rgb24", "released": "bgr24"}
 
 
 class VideoCodec:
@@ -38,7 +37,7 @@ class VideoCodec:
         channels: str = "rgb",
         prob: float = 1.0,
     ):
-        if channels not in CHANNELS:
+        if channels not in ("rgb", "released"):
             raise ValueError(f"channels: got {channels!r}, expected rgb or released")
         if rate < 1:
             raise ValueError(f"rate: got {rate}, expected at least 1 frame per second")
@@ -65,7 +64,7 @@ class VideoCodec:
                     if size is None:
                         size = frame.shape[:2]
                         stream = self._stream(container, codec, bitrate, size)
-                    picture = av.VideoFrame.from_ndarray(_padded(frame, size), format=CHANNELS[self.channels])
+                    picture = av.VideoFrame.from_ndarray(self._seen(_padded(frame, size)), format="rgb24")
                     picture.pts, picture.time_base = count - 1, Fraction(1, self.rate)
                     container.mux(stream.encode(picture))
                 if size is None:
@@ -90,13 +89,17 @@ class VideoCodec:
         stream.codec_context.flags |= BITEXACT
         return stream
 
+    def _seen(self, frame: np.ndarray) -> np.ndarray:
+        """A frame as the codec sees it, or back. The same conversion for both, FFmpeg's for bgr24 rounds otherwise."""
+        return np.ascontiguousarray(frame[..., ::-1]) if self.channels == "released" else frame
+
     def _decoded(self, video: io.BytesIO, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
         video.seek(0)
         found = 0
         with av.open(video, "r") as container:
             container.streams.video[0].codec_context.thread_count = 1
             for found, picture in enumerate(container.decode(video=0), 1):  # noqa: B007
-                yield picture.to_ndarray(format=CHANNELS[self.channels])[: size[0], : size[1]].astype(np.float32)
+                yield self._seen(picture.to_ndarray(format="rgb24")[: size[0], : size[1]]).astype(np.float32)
         if found != count:
             raise ValueError(f"got {found} frames back from the codec, expected {count}; use other codecs")
 
