@@ -128,8 +128,7 @@ class Clip:
     @property
     def digest(self) -> str:
         """A hash of all pixels."""
-        pixels = [part.tobytes() for part in (self.lq, *self.truth)]
-        return hashlib.sha256(b"".join(pixels)).hexdigest()
+        return hashlib.sha256(b"".join(part.tobytes() for part in (self.lq, *self.truth))).hexdigest()
 
 
 def find_clips(paths: list[Path]) -> dict[str, Path]:
@@ -155,9 +154,8 @@ def load_degradation(name: str) -> Callable:
 
 
 def seen_in_training(card: Path, clips: Mapping[str, Path]) -> list[str]:
-    """Clips that a model's README names, by file, by folder and name, or as `name`."""
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    forms = ("{0.name}`", "`{0.stem}`", "{0.parent.name}/{0.stem}")
+    """Clips that a model's README names, by folder and name, or as `name`."""
+    text, forms = card.read_text(encoding="utf-8") if card.is_file() else "", ("`{0.stem}`", "{0.parent.name}/{0.stem}")
     return [name for name, path in clips.items() if any(form.format(path) in text for form in forms)]
 
 
@@ -277,7 +275,7 @@ class Study:
 
     def key(self, row: Row, clip: Clip, seed: int | None) -> str:
         """A hash of all that decides a measurement."""
-        what = {"clip": clip.digest, "code": provenance.versions()}
+        what = {"clip": clip.digest, "code": provenance.versions(), "script": provenance.digest(Path(__file__))}
         if seed is not None:
             settings = config.override(self.settings, row_words(row, self.settings))
             what |= {"seed": seed, "sequence": row.sequence, "weights": self.weights}
@@ -389,6 +387,9 @@ def main(words: list[str] | None = None) -> int:
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
     try:
         run(arguments(words))
+    except KeyboardInterrupt:
+        print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
+        return 130
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{PROGRAM}: {next(iter(str(error).splitlines()), type(error).__name__)}", file=sys.stderr)
         return 2
