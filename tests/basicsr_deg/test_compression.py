@@ -39,6 +39,12 @@ def test_quality_walks_in_whole_steps_within_its_range():
     assert steps.max() == 3 and min(notes["quality"]) >= 50 and max(notes["quality"]) <= 60
 
 
+def test_steps_below_a_half_round_to_none():
+    notes = {}
+    list(JPEG({"range": [50, 60], "step": 0.4})([picture(0, 8, 8)] * 30, np.random.default_rng(0), notes=notes))
+    assert len(set(notes["quality"])) == 1
+
+
 def test_frames_are_compressed_with_what_was_noted():
     notes, frame = {}, picture()
     out = list(JPEG({"range": [20, 90], "step": 9})([frame] * 4, np.random.default_rng(1), notes=notes))
