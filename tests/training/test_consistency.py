@@ -59,7 +59,7 @@ def test_edges_stay_within_their_channel_and_their_picture():
     image[1, 2, 2:] = 1
     edges = sobel_edges(image)
     assert (edges[0] == 1e-3).all() and (edges[1, :2] == 1e-3).all() and edges[1, 2].max() > 0.4
-    assert edges[1, 2, 0].max().item() == pytest.approx(1e-3)  # a border adds no edge
+    assert (sobel_edges(torch.ones(1, 3, 4, 4)) == 1e-3).all()  # a border is no edge
 
 
 def test_weights_rise_from_one_along_edges_and_carry_no_gradient():
