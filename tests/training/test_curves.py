@@ -1,0 +1,22 @@
+import torch
+
+from ldm.training.curves import StepMeans
+
+
+def test_a_mean_is_over_the_batches_that_have_the_term_and_forgets():
+    means = StepMeans()
+    rising = torch.tensor(1.0, requires_grad=True)
+    for k in range(3):
+        means.add({"a": k * rising, **({"b": torch.tensor(4.0)} if k else {})})
+    first = means.flush()
+    assert {k: v.item() for k, v in first.items()} == {"a": 1.0, "b": 4.0} and not first["a"].requires_grad
+    assert means.flush() == {}
+    means.add({"a": torch.tensor(7.0, dtype=torch.bfloat16)})
+    assert means.flush()["a"].dtype == torch.float32
+
+
+def test_what_was_added_may_change_afterwards():
+    means, value = StepMeans(), torch.tensor(1.0)
+    means.add({"a": value})
+    value += 10
+    assert means.flush()["a"] == 1
