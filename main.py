@@ -19,7 +19,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ldm import checkpoint, config
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.initial import fill
-from ldm.training.callbacks import BadBatch, Pictures, RandomState, StepProgress
+from ldm.training.callbacks import BadBatch, LastCheckpoint, PeriodicPictures, RandomState, StepProgress
 from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
@@ -112,7 +112,8 @@ def callbacks_of(settings, run: Path) -> list:
     if settings.get("ema"):
         calls.append(EMAWeightAveraging(decay=settings.ema))
     if settings.pictures.every:
-        calls.append(Pictures(run / "pictures", every=settings.pictures.every))
+        calls.append(PeriodicPictures(run / "pictures", every=settings.pictures.every))
+    calls.append(LastCheckpoint(folder / "last.ckpt", every=every))
     if saving.get("best"):  # the name of a logged value
         when = {} if saving["best"].startswith("val/") else {"every_n_train_steps": every}
         calls.append(ModelCheckpoint(folder, "best", monitor=saving["best"], enable_version_counter=False, **when))
@@ -186,8 +187,6 @@ def train(args: argparse.Namespace) -> None:
         trainer.fit(model, data, ckpt_path=None if resumed is None else str(resumed), weights_only=False)
     finally:
         del os.environ[RUN]
-    if trainer.global_step % min(settings.checkpoints.every, settings.steps):
-        trainer.save_checkpoint(run / "checkpoints" / "last.ckpt")
     if "export" in settings and trainer.is_global_zero:
         write_export(model, config.plain(settings.export))
 

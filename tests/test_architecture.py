@@ -15,7 +15,7 @@ MAY_IMPORT = {  # room: the rooms it may import
     "ldm.diffusion": {"ldm.ops"},
     "ldm.nets": {"ldm.ops"},
     "ldm.methods": {"ldm.ops", "ldm.diffusion", "ldm.nets"},
-    "ldm.training": {"ldm.ops", "ldm.diffusion", "ldm.nets", "ldm.methods"},
+    "ldm.training": {"ldm.ops", "ldm.diffusion", "ldm.nets", "ldm.methods", "ldm.picture"},
     "ldm.engine": {"ldm.config", "ldm.checkpoint", "ldm.video", "ldm.ops", "ldm.methods"},
     "ldm.picture": set(),
     "basicsr_deg": set(),

@@ -7,8 +7,6 @@ import pytest
 
 from tests.golden_checks.case import FOLDER, Case, names
 
-LATER = ("h_", "i_")  # training losses and degradations, which this release does not hold yet
-
 
 def all_checks() -> dict:
     checks = {}
@@ -29,8 +27,6 @@ def test_there_are_cases():
 @pytest.mark.golden
 @pytest.mark.parametrize("name", CASES)
 def test_equals_the_recording(name):
-    if name.startswith(LATER):
-        pytest.skip(f"{name}: training and degradation cases are not covered yet")
     prefixes = [prefix for prefix in CHECKS if name.startswith(prefix)]
     assert prefixes, f"{name}: unknown kind of case, expected a name starting with one of {sorted(CHECKS)}"
     CHECKS[max(prefixes, key=len)](Case.read(FOLDER, name))

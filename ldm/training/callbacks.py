@@ -45,7 +45,7 @@ class StepProgress(Callback):
             self._bar = None
 
 
-class Pictures(Callback):
+class PeriodicPictures(Callback):
     """Every so many optimizer steps one PNG: input, output and truth of the same clip, a detail, an x-t profile.
 
     Args:
@@ -75,6 +75,17 @@ class Pictures(Callback):
         if not cv2.imwrite(str(temporary), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
             raise OSError(f"cannot write {path}")
         os.replace(temporary, path)
+
+
+class LastCheckpoint(Callback):
+    """Writes `path` after the last step where no periodic checkpoint does; listed after what changes weights."""
+
+    def __init__(self, path: Path, *, every: int) -> None:
+        self.path, self.every = Path(path), every
+
+    def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+        if trainer.global_step == trainer.max_steps and trainer.global_step % self.every:
+            trainer.save_checkpoint(self.path)
 
 
 class BadBatch(Callback):
