@@ -12,14 +12,14 @@ import warnings
 from pathlib import Path
 
 from pytorch_lightning import LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from ldm import checkpoint, config
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.initial import fill
-from ldm.training.callbacks import BadBatch, LastCheckpoint, PeriodicPictures, RandomState, StepProgress
+from ldm.training.callbacks import BadBatch, LastCheckpoint, PeriodicPictures, RandomState, StepCheckpoint, StepProgress
 from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
@@ -98,7 +98,7 @@ def read_settings(args: argparse.Namespace, run: Path | None):
     words = [] if args.seed is None else [f"seed={args.seed}"]
     if args.scale_lr:
         if args.resume and not args.base:
-            raise ValueError("got --scale_lr True with a resumed run, whose learning rate is scaled already; leave it out")
+            raise ValueError("got --scale_lr True for a resumed run, whose rate is scaled already; leave it out")
         count = settings.lightning.get("devices") or len(args.gpus.replace(",", " ").split()) or 1
         factor = settings.accumulate * settings.batch_size * (count if isinstance(count, int) else len(count))
         words.append(f"learning_rate={settings.learning_rate * factor!r}")
@@ -116,9 +116,9 @@ def callbacks_of(settings, run: Path) -> list:
     calls.append(LastCheckpoint(folder / "last.ckpt", every=every))
     if saving.get("best"):  # the name of a logged value
         when = {} if saving["best"].startswith("val/") else {"every_n_train_steps": every}
-        calls.append(ModelCheckpoint(folder, "best", monitor=saving["best"], enable_version_counter=False, **when))
+        calls.append(StepCheckpoint(folder, "best", monitor=saving["best"], enable_version_counter=False, **when))
     by_step = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20)}
-    calls.append(ModelCheckpoint(folder, "step{step:08d}", **by_step, auto_insert_metric_name=False,
+    calls.append(StepCheckpoint(folder, "step{step:08d}", **by_step, auto_insert_metric_name=False,
                                  every_n_train_steps=every, save_last=True))  # fmt: skip
     return calls
 

@@ -11,9 +11,10 @@ from ldm import checkpoint
 def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
     """Load files into modules of `model`; what was done, a line each.
 
-    An entry is {file, modules, prefix, rename, tolerate}: `modules` are filled from the names that begin with `prefix` +
-    the module's name + "."; `rename` maps beginnings of names inside a module, as in the file, to what they are here;
-    `tolerate` maps shell patterns of names that the file may lack to the reason why.
+    An entry is {file, modules} and any of the following. `modules` are filled from the names that begin with `prefix` +
+    the module's name + "."; where a file names them otherwise, `names` is that beginning ("" for the whole file).
+    `rename` maps beginnings of names inside a module, as in the file, to what they are here; `ignore` are shell
+    patterns of names that nobody takes; `tolerate` maps patterns of names that may be missing to the reason why.
 
     Raises ValueError for an entry of another form or an unknown module; FileNotFoundError and CheckpointError as
     `ldm.checkpoint` does. Loading is strict: what is neither in the file nor tolerated is an error.
@@ -23,17 +24,17 @@ def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
         _check(entry)
         state, prefix = checkpoint.read(entry["file"]), entry.get("prefix", "")
         for name in entry["modules"]:
-            beginning = f"{prefix}{name}."
+            beginning = entry.get("names", f"{prefix}{name}.")
             own = {k.removeprefix(beginning): v for k, v in state.items() if k.startswith(beginning)}
             lines += _fill_module(model, name, _renamed(own, entry.get("rename") or {}), entry)
     return lines
 
 
 def _check(entry: Mapping) -> None:
-    known = {"file", "modules", "prefix", "rename", "tolerate"}
+    known = {"file", "modules", "prefix", "names", "rename", "ignore", "tolerate"}
     if not isinstance(entry, Mapping) or not {"file", "modules"} <= entry.keys() <= known or not entry["file"]:
         got = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
-        raise ValueError(f"init: got {got}, expected file and modules, and perhaps prefix, rename, tolerate")
+        raise ValueError(f"init: got {got}, expected file and modules, perhaps {', '.join(sorted(known))}")
 
 
 def _renamed(state: dict[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
@@ -53,8 +54,8 @@ def _fill_module(model: nn.Module, name: str, state: dict[str, Tensor], entry: M
         raise ValueError(f"init: the model has no module {name!r}, expected one of {known} or a part of one") from None
     tolerate = entry.get("tolerate") or {}
     if not state:
-        raise ValueError(f"init: {entry['file']} holds nothing under {entry.get('prefix', '')}{name}.")
-    checkpoint.load(module, state, tolerated_missing=tuple(tolerate))
+        raise ValueError(f"init: {entry['file']} holds nothing for {name}; see prefix and names")
+    checkpoint.load(module, state, tolerated_missing=tuple(tolerate), ignored=tuple(entry.get("ignore") or ()))
     lines = [f"{name}: {len(state)} entries from {entry['file']}"]
     missing = [entry_name for entry_name in module.state_dict() if entry_name not in state]
     for pattern, reason in tolerate.items():

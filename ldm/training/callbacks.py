@@ -7,6 +7,7 @@ from typing import Any
 import cv2
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import ModelCheckpoint
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,15 +24,16 @@ class StepProgress(Callback):
     def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
         if not trainer.is_global_zero:
             return
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, TextColumn("{task.fields[loss]}"))
+        times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
+        self._bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), *times)
         self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, loss="")
         self._bar.start()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if self._bar is not None:
-            losses = (f"{k.removeprefix('train/')} {v:.4g}" for k, v in trainer.callback_metrics.items() if "train/" in k)
-            self._bar.update(self._task, completed=trainer.global_step, loss=" ".join(list(losses)[:4]))
+            terms = trainer.callback_metrics.items()
+            losses = [f"{k.removeprefix('train/')} {v:.4g}" for k, v in terms if k.startswith("train/")]
+            self._bar.update(self._task, completed=trainer.global_step, loss=" ".join(losses[:4]))
 
     def on_train_end(self, *_: Any) -> None:
         self._close()
@@ -77,6 +79,14 @@ class PeriodicPictures(Callback):
         os.replace(temporary, path)
 
 
+class StepCheckpoint(ModelCheckpoint):
+    """Lightning's, which after a resume forgets that the present step is saved, and saves again in mid-accumulation."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        super().on_train_start(trainer, module)
+        self._last_global_step_saved = trainer.global_step
+
+
 class LastCheckpoint(Callback):
     """Writes `path` after the last step where no periodic checkpoint does; listed after what changes weights."""
 
@@ -94,7 +104,7 @@ class BadBatch(Callback):
     def __init__(self, path: Path) -> None:
         self.path, self._batch = Path(path), {}
 
-    def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: dict[str, Tensor], _n: int) -> None:
+    def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: dict, _number: int) -> None:
         self._batch = batch
 
     def on_exception(self, trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:

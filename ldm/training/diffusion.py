@@ -105,7 +105,7 @@ class StageOne(LightningModule):
         _freeze_rest(networks["unet"], trained)
 
     def latents(self, batch: dict[str, Tensor], eps: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Posterior samples of the enlarged LQ and of the GT, each (B*T, c, h, w), scaled; `eps` replays their noise."""
+        """Posterior samples of the enlarged LQ and of the GT, each (B*T, c, h, w), scaled; `eps` replays noise."""
         gt, lq = batch["gt"].flatten(0, 1) * 2 - 1, enlarged(batch)
         sampled = []
         for k, (name, frames) in enumerate((("lq", lq), ("gt", gt))):

@@ -27,9 +27,7 @@ class SampleDraws:
         if not samples or rows % samples:
             raise ValueError(f"got {rows} rows for {samples} samples, expected as many for each")
         frames = rows // samples
-        drawn = [
-            self._noise(purpose, range(n * frames, (n + 1) * frames), like.shape[1:]) for n in index.tolist()
-        ]
+        drawn = [self._noise(purpose, range(n * frames, (n + 1) * frames), like.shape[1:]) for n in index.tolist()]
         return torch.cat(drawn).to(like)
 
     def below(self, limit: int, purpose: str, index: Tensor, *, count: int) -> Tensor:
