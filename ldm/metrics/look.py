@@ -1,0 +1,59 @@
+"""What measures see of one moment of a clip, computed once for all of them."""
+
+from collections.abc import Callable
+from functools import cached_property
+
+import numpy as np
+from torch import Tensor
+
+from ldm.metrics.fidelity import luma, rgb8
+from ldm.metrics.temporal import Backward, farneback_flow, motion_back
+
+
+class Unavailable(RuntimeError):
+    """A measure that cannot be had here, with the reason in a few words: shown in tables as "n/a (reason)"."""
+
+
+class Look:
+    """A frame of an output and the truth's, (H, W, 3) uint8 RGB each, with what several measures need of them.
+
+    `truth` is None where there is none. Raises ValueError for sizes that differ.
+    """
+
+    def __init__(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None):
+        self.frame, self.truth = rgb8(frame), None if truth is None else rgb8(truth)
+        if self.truth is not None and self.truth.shape != self.frame.shape:
+            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (self.frame, self.truth))
+            raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
+        self._from: tuple[Look, dict] | None = None
+
+    @cached_property
+    def frame_luma(self) -> np.ndarray:
+        """(H, W) float32 luma of the frame, 16 to 235."""
+        return luma(self.frame)
+
+    @cached_property
+    def truth_luma(self) -> np.ndarray:
+        """(H, W) float32 luma of the truth, 16 to 235."""
+        return luma(self.truth)
+
+    def truth_motion(self, before: "Look", flow: Callable[[Tensor, Tensor], Tensor]) -> Backward:
+        """The truth's motion to the moment before, by an estimator."""
+        return self._once(before, ("motion", id(flow)), lambda: motion_back(before.truth, self.truth, flow))
+
+    def frame_flow(self, before: "Look") -> np.ndarray:
+        """Farneback's flow of the output from the moment before."""
+        return self._once(before, "frame flow", lambda: farneback_flow(before.frame, self.frame))
+
+    def truth_flow(self, before: "Look") -> np.ndarray:
+        """Farneback's flow of the truth from the moment before."""
+        return self._once(before, "truth flow", lambda: farneback_flow(before.truth, self.truth))
+
+    def _once(self, before, key, compute):
+        """What was computed with the same moment before, or `compute()`."""
+        if self._from is None or self._from[0] is not before:
+            self._from = before, {}
+        kept = self._from[1]
+        if key not in kept:
+            kept[key] = compute()
+        return kept[key]
