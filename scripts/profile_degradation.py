@@ -1,0 +1,62 @@
+"""What degrading a clip costs on one core: python scripts/profile_degradation.py [--frames 5 --size 512 --clips 20]"""
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+import cv2
+import numpy as np
+
+from basicsr_deg.clips import RenderedScenes
+from ldm import config
+
+PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
+
+
+def seconds_of(degradation, clip: np.ndarray, seeds: range) -> tuple[list[float], dict[str, float]]:
+    """Processor seconds of each degradation, and of each stage in all of them."""
+    whole, stages = [], {}
+    for seed in seeds:
+        begun = last = time.process_time()
+
+        def count(name: str, _notes: dict, _frame: np.ndarray) -> None:
+            nonlocal last
+            now = time.process_time()
+            stages[name] = stages.get(name, 0.0) + now - last  # frames stream: what passed since the stage before
+            last = now
+
+        degradation(clip, np.random.default_rng(seed), trace=count)
+        whole.append(time.process_time() - begun)
+    return whole, stages
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--protocols", nargs="+", default=["realbasicvsr", "realbasicvsr_released", "realbasicvsr_mild"]
+    )
+    parser.add_argument("--frames", type=int, default=5, help="of the clip (default 5)")
+    parser.add_argument("--size", type=int, default=512, help="sides of its frames (default 512)")
+    parser.add_argument("--clips", type=int, default=20, help="seeds (default 20)")
+    args = parser.parse_args(words)
+    cv2.setNumThreads(1)
+    try:
+        scene = RenderedScenes(length=1, size=args.size)
+        clip = scene.clip(0, np.random.default_rng(0), args.frames)
+        for protocol in args.protocols:
+            degradation = config.instantiate(config.load(PROTOCOLS / f"{protocol}.yaml").degradation)
+            whole, stages = seconds_of(degradation, clip, range(args.clips))
+            print(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at worst")
+            shares = sorted(stages.items(), key=lambda item: -item[1])
+            print("  " + ", ".join(f"{name} {spent / sum(whole):.0%}" for name, spent in shares))
+    except (ValueError, OSError) as error:
+        print(f"profile_degradation.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
