@@ -1,0 +1,141 @@
+"""The tables of a report, as HTML. Nothing to run here."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+
+ARROWS = {"higher": ("\u2191", "higher is better"), "lower": ("\u2193", "lower is better")}
+NONE = "\u2013"
+
+
+def element(name: str, content: str = "", **attributes) -> str:
+    """An HTML element. `content` is HTML; attribute values are escaped, None leaves one out, True sets it bare; a name
+    ending in `_` stands for the word before it, `data_key` for `data-key`."""
+    words = [name]
+    for key, value in attributes.items():
+        if value is not None and value is not False:
+            key = key.rstrip("_").replace("_", "-")
+            words.append(key if value is True else f'{key}="{escape(str(value))}"')
+    head = f"<{' '.join(words)}>"
+    return head if name in ("img", "input") else f"{head}{content}</{name}>"
+
+
+def table(head: Sequence[str], rows: Iterable[str], caption: str) -> str:
+    """`head` are cells, `rows` finished rows; the caption is for those who do not see the page."""
+    title = element("caption", escape(caption), class_="aside")
+    body = element("thead", element("tr", "".join(head))) + element("tbody", "\n".join(rows))
+    return element(
+        "div", element("table", title + body), class_="scroll", tabindex="0", role="region", aria_label=caption
+    )
+
+
+def column(text: str, **attributes) -> str:
+    return element("th", escape(text), scope="col", **attributes)
+
+
+def digits_for(values: Iterable[float | None]) -> int:
+    """Decimals for all values of a metric: four significant digits of the greatest, from two decimals to six."""
+    largest = max((abs(value) for value in values if value is not None), default=0.0)
+    if not largest:
+        return 4
+    return min(6, max(2, 3 - math.floor(math.log10(largest))))
+
+
+def number(value: float | None, digits: int, *, signed: bool = False) -> str:
+    return NONE if value is None else f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\u2212")
+
+
+def heading(metric: Mapping) -> str:
+    """A metric's name, which way is better, and how it was measured."""
+    arrow, meaning = ARROWS.get(metric["better"], ("", ""))
+    sign = f' <span title="{meaning}" aria-hidden="true">{arrow}</span><span class="aside">, {meaning}</span>'
+    protocol = element("span", escape(metric["protocol"]), class_="protocol")
+    return escape(metric["label"]) + (sign if arrow and not metric["of"] else "") + protocol
+
+
+def main_table(run: Mapping) -> str:
+    """metric, protocol | method | measured | published | difference | within tolerance?"""
+    lines = {(line["metric"], line["method"]): line for line in run["table"]}
+    rows = []
+    for metric in run["metrics"]:
+        group = [lines[metric["name"], m["name"]] for m in run["methods"] if (metric["name"], m["name"]) in lines]
+        digits = digits_for([line[key] for line in group for key in ("measured", "published")])
+        best = best_of(metric, [line["measured"] for line in group])
+        for place, line in enumerate(group):
+            title = element("th", heading(metric), class_="metric", scope="rowgroup", rowspan=len(group))
+            rows.append(element("tr", (title if place == 0 else "") + line_cells(line, digits, best)))
+    head = [column("Metric", class_="text"), column("Method", class_="text")]
+    head += [column(text) for text in ("Measured", "Published", "Difference", "Tolerance", "Within")]
+    return table(head, rows, "Measured and published figures")
+
+
+def best_of(metric: Mapping, values: Sequence[float | None]) -> float | None:
+    """The value to stress, where several compete."""
+    values = [value for value in values if value is not None]
+    if len(values) < 2 or metric["of"] or metric["better"] not in ARROWS:
+        return None
+    return max(values) if metric["better"] == "higher" else min(values)
+
+
+def line_cells(line: Mapping, digits: int, best: float | None) -> str:
+    """The cells of a method's line behind the metric's name."""
+    cells = [element("td", escape(line["method"]), class_="text")]
+    measured = number(line["measured"], digits)
+    if line["sd"] is not None:
+        measured += f" \u00b1 {number(line['sd'], digits)}"
+    if line["measured"] is None:
+        cells.append(element("td", escape(line["reason"] or NONE), class_="none"))
+    else:
+        cells.append(element("td", measured, class_="best" if line["measured"] == best else None))
+    source = "; ".join(filter(None, (line["source"], line["published_protocol"])))
+    cells.append(element("td", number(line["published"], digits), title=source or None))
+    cells.append(element("td", number(line["difference"], digits, signed=True)))
+    cells.append(element("td", number(line["tolerance"], digits)))
+    word = {True: "yes", False: "no"}.get(line["within"])
+    cells.append(element("td", word or NONE, class_=word))
+    return "".join(cells)
+
+
+def clip_table(run: Mapping, anchors: Mapping[str, str]) -> str:
+    """One row per clip and method, means over seeds; clip names lead to `anchors`."""
+    groups: dict = {}
+    for row in run["rows"]:
+        groups.setdefault((row["clip"], row["method"]), {}).setdefault(row["metric"], []).append(row)
+    names = [metric["name"] for metric in run["metrics"]]
+    digits = {name: digits_for(r["value"] for r in run["rows"] if r["metric"] == name) for name in names}
+    rows, several = [], len(run["methods"]) > 1
+    for clip in run["clips"]:
+        methods = [m["name"] for m in run["methods"] if (clip["name"], m["name"]) in groups]
+        for place, method in enumerate(methods):
+            link = element("a", escape(clip["name"]), href=f"#{anchors[clip['name']]}")
+            cells = [element("th", link, class_="text", scope="rowgroup", rowspan=len(methods))] if place == 0 else []
+            cells += [element("td", escape(method), class_="text")] if several else []
+            cells += [mean_cell(groups[clip["name"], method].get(name, []), digits[name]) for name in names]
+            rows.append(element("tr", "".join(cells)))
+    head = [column("Clip", class_="text")] + [column("Method", class_="text")] * several
+    return table(head + [column(metric["label"]) for metric in run["metrics"]], rows, "Figures of each clip")
+
+
+def mean_cell(rows: Sequence[Mapping], digits: int) -> str:
+    values = [row["value"] for row in rows if row["value"] is not None]
+    if values and len(values) == len(rows):
+        return element("td", number(sum(values) / len(values), digits))
+    reason = next((row["reason"] for row in rows if row["reason"]), None)
+    return element("td", escape(reason.split(":")[0]) if reason else NONE, class_="none", title=reason)
+
+
+def published_table(run: Mapping) -> str:
+    """Every published figure of the data set, peers included; '' where there is none."""
+    labels = {metric["name"]: metric["label"] for metric in run["metrics"]}
+    rows = []
+    for figure in run["published"]:
+        texts = [figure["method"], labels.get(figure["metric"], figure["metric"])]
+        cells = [element("td", escape(text), class_="text") for text in texts]
+        cells.append(element("td", escape(f"{figure['value']:g}")))
+        cells += [element("td", escape(figure[key] or ""), class_="text") for key in ("source", "protocol")]
+        rows.append(element("tr", "".join(cells)))
+    if not rows:
+        return ""
+    head = [column(text, class_="text") for text in ("Method", "Metric")] + [column("Figure")]
+    head += [column(text, class_="text") for text in ("Source", "Protocol")]
+    return table(head, rows, "Published figures")
