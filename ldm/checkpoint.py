@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import os
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
@@ -15,6 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from ldm.files import partial
 
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
@@ -353,13 +354,9 @@ def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
         memory = value.untyped_storage().data_ptr()
         whole[name] = value.clone().contiguous() if memory in seen else value.contiguous()
         seen.add(memory)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with partial(path) as temporary:
         save_file(whole, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
         temporary.chmod(0o644)  # the library writes for its user alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:

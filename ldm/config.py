@@ -4,7 +4,6 @@ import difflib
 import importlib
 import inspect
 import io
-import os
 import pkgutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any, Union, get_args, get_origin
 import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
+from ldm.files import partial
 
 
 class ConfigError(ValueError):
@@ -82,9 +83,8 @@ def check_target(config: DictConfig, key: str) -> None:
 def save(config: Any, path: str | Path) -> None:
     """Write a configuration as YAML, interpolations kept, so that `load(path)` gives it back; never half a file."""
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
-    os.replace(temporary, path)
+    with partial(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
 
 def instantiate(node: Any, place: str | None = None, **built: Any) -> Any:

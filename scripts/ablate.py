@@ -34,7 +34,7 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, ROOT, build_method, find_weights, read_settings
 from ldm.engine.device import hardware, usable_device
-from ldm.engine.resume import write_whole
+from ldm.files import write_whole
 from ldm.methods.settings import COLOR_FIXES
 from ldm.metrics.fidelity import luma, rgb8
 from ldm.metrics.judge import Judge

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from ldm.engine.resume import write_whole
+from ldm.files import write_whole
 from ldm.picture import INK, PAPER
 
 

@@ -31,7 +31,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from basicsr_deg.panels import Panels
 from basicsr_deg.pipeline import Degradation
 from ldm import config, video
-from ldm.engine.resume import remove, write_whole
+from ldm.engine.resume import remove
+from ldm.files import write_whole
 from ldm.video.sinks import Pictures
 from ldm.video.writing import refuse_input
 
@@ -259,12 +260,12 @@ def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
         yield lambda clip, done, total: bar.update(task, description=clip, completed=done, total=total)
 
 
-def run(args: argparse.Namespace) -> int:
+def maker_of(args: argparse.Namespace) -> Maker:
+    """What makes the clips that the arguments ask for. Raises ValueError for a protocol that is none."""
     settings = read_settings(args)
     degradation = config.instantiate(settings.degradation)
     if not isinstance(degradation, Degradation):
         raise ValueError(f"{args.protocol}: degradation is a {type(degradation).__name__}, expected a Degradation")
-    clips = video.clips_in(args.input)
     made_by = {
         "protocol": find_protocol(args.protocol).stem,
         "settings": config.plain(settings.degradation),
@@ -273,7 +274,12 @@ def run(args: argparse.Namespace) -> int:
         "video": args.video,
         "versions": VERSIONS,
     }
-    maker = Maker(degradation, Manifest(args.output, made_by), args)
+    return Maker(degradation, Manifest(args.output, made_by), args)
+
+
+def run(args: argparse.Namespace) -> int:
+    clips = video.clips_in(args.input)
+    maker = maker_of(args)
     failed = 0
     with progress_bar() as report:
         for clip, name in names_of(clips).items():

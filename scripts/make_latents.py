@@ -35,7 +35,8 @@ from ldm import checkpoint, config
 from ldm.engine import assemble
 from ldm.engine.device import usable_device
 from ldm.engine.provenance import versions
-from ldm.engine.resume import differences, write_whole
+from ldm.engine.resume import differences
+from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
 from ldm.ops.stream import together
 from scripts.degrade import find_protocol, generator

@@ -8,7 +8,6 @@ that are no multiple of 32 are resized by OpenCV's Lanczos kernel, not Pillow's.
 """
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import torch
 from ldm import video
 from ldm.diffusion.noise import ReleasedNoise, drawn_together
 from ldm.engine.assemble import build_method
+from ldm.files import partial
 from ldm.methods.mgld import MGLD
 from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
@@ -74,13 +74,8 @@ def save_latents(latents: torch.Tensor, folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for latent, name in zip(latents, names, strict=True):
         target = folder / f"{Path(name).stem}.npy"
-        partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
-        try:
-            with partial.open("wb") as file:
-                np.save(file, latent.float().numpy())
-            os.replace(partial, target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with partial(target) as temporary:
+            np.save(temporary, latent.float().numpy())
 
 
 def settings_of(files: dict[str, Path], words: argparse.Namespace):

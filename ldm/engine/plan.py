@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.engine.device import Peak, hardware
-from ldm.engine.resume import write_whole
+from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
 from ldm.methods.settings import HOLD
 from ldm.ops.stream import Frame

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ldm import checkpoint
-from ldm.engine.resume import write_whole
+from ldm.files import write_whole
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safetensors")
 NAME = "mgld-vsr"

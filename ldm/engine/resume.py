@@ -2,12 +2,13 @@
 
 import contextlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+
+from ldm.files import partial, sync, write_whole
 
 try:
     import fcntl
@@ -157,30 +158,6 @@ def differences(begun: Mapping, now: Mapping, place: str = "") -> list[str]:
 def _short(value) -> str:
     text = str(value)
     return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
-
-
-@contextlib.contextmanager
-def partial(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes it when the block ends well."""
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: Path, data: bytes) -> None:
-    """A file that is there whole or not at all."""
-    with partial(path) as temporary:
-        temporary.write_bytes(data)
-        sync(temporary)
-
-
-def sync(path: Path) -> None:
-    """Wait until a file is on the disk, so that a power cut after its renaming does not leave it empty."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def remove(path: Path) -> None:

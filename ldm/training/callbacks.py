@@ -1,6 +1,5 @@
 """What happens beside a training: progress, pictures, the batch that broke it, random numbers of a resumed run."""
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,12 @@ import cv2
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
 
+from ldm.files import partial
 from ldm.picture import comparison
 
 
@@ -73,18 +74,27 @@ class PeriodicPictures(Callback):
         sheet = comparison(example.get("lq", example["gt"]), output.float().cpu(), truth=example["gt"])
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step{step:08d}.png"
-        temporary = path.with_name(f".{path.stem}.{os.getpid()}.png")
-        if not cv2.imwrite(str(temporary), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
-            raise OSError(f"cannot write {path}")
-        os.replace(temporary, path)
+        with partial(path) as temporary:
+            if not cv2.imwrite(str(temporary), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
+                raise OSError(f"cannot write {path}")
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Lightning's, which after a resume forgets that the present step is saved, and saves again in mid-accumulation."""
+    """Lightning's, which after a resume forgets that the present step is saved, and saves again in mid-accumulation.
+
+    Nor does it say before a validation that there is no such value to choose the best by. Raises ValueError then.
+    """
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)
         self._last_global_step_saved = trainer.global_step
+
+    def on_train_batch_end(self, trainer: Trainer, *rest: Any) -> None:
+        super().on_train_batch_end(trainer, *rest)
+        logged = trainer.callback_metrics
+        if trainer.global_step and self._every_n_train_steps and self.monitor not in ("step", *logged):
+            known = ", ".join(sorted(name for name in logged if "/" in name))
+            raise ValueError(f"got checkpoints.best={self.monitor}, expected one of {known}")
 
 
 class LastCheckpoint(Callback):
@@ -98,6 +108,24 @@ class LastCheckpoint(Callback):
             trainer.save_checkpoint(self.path)
 
 
+class WholeFiles(TorchCheckpointIO):
+    """Checkpoints are written beside their place and then renamed, so that one that is there is whole.
+
+    Lightning's way leads through the folder for temporary files; from another disk that is a copy, which can be cut
+    short, and it holds the file in memory first.
+    """
+
+    def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: Any = None) -> None:
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            torch.save(checkpoint, temporary)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
 class BadBatch(Callback):
     """Keeps the batch on which a loss stopped being a number, as safetensors."""
 
@@ -107,13 +135,15 @@ class BadBatch(Callback):
     def on_train_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: dict, _number: int) -> None:
         self._batch = batch
 
+    def on_validation_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: dict, *_: int) -> None:
+        self._batch = batch
+
     def on_exception(self, trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, FloatingPointError):
             path = self.path.with_stem(f"{self.path.stem}_process{trainer.global_rank}")
             tensors = {name: value.detach().cpu().contiguous() for name, value in self._batch.items()}
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-            save_file(tensors, temporary, {"error": str(exception)})
-            os.replace(temporary, path)
+            with partial(path) as temporary:
+                save_file(tensors, temporary, {"error": str(exception)})
             exception.args = (f"{exception}; the batch is kept in {path}",)
 
 
