@@ -7,6 +7,7 @@ import argparse
 import datetime
 import logging
 import os
+import shutil
 import sys
 import warnings
 from pathlib import Path
@@ -19,7 +20,17 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from ldm import checkpoint, config
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.initial import fill
-from ldm.training.callbacks import BadBatch, LastCheckpoint, PeriodicPictures, RandomState, StepCheckpoint, StepProgress
+from ldm.engine.run import check_checkpoint, check_settings
+from ldm.training.callbacks import (
+    BadBatch,
+    LastCheckpoint,
+    PeriodicPictures,
+    RandomState,
+    StepCheckpoint,
+    StepProgress,
+    WholeFiles,
+)
+from ldm.training.loading import TrainingData
 from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
@@ -27,8 +38,15 @@ SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
 RUN = "MGLDVSR_RUN"  # environment: the folder of the run, for the further processes of a training on several devices
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message} (--help lists the options)")
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(prog="main.py", description=__doc__.splitlines()[0])
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="files, merged left to right")
     parser.add_argument("-t", "--train", type=_switch, default=False, help="train; without it the model is described")
     parser.add_argument("-n", "--name", help="name of the run (default: the first YAML's)")
@@ -93,16 +111,17 @@ def resumed_from(path: Path) -> tuple[Path, Path]:
 def read_settings(args: argparse.Namespace, run: Path | None):
     """The merged configuration, with the seed and the learning rate that the flags ask for."""
     settings = config.load(*(args.base or [run / "config.yaml"]), overrides=args.overrides)
-    if missing := [key for key in ("model", "data", "lightning", "steps", "learning_rate") if key not in settings]:
-        raise ValueError(f"the configuration has no {missing[0]}: it does not describe a training")
-    words = [] if args.seed is None else [f"seed={args.seed}"]
-    if args.scale_lr:
-        if args.resume and not args.base:
-            raise ValueError("got --scale_lr True for a resumed run, whose rate is scaled already; leave it out")
-        count = settings.lightning.get("devices") or len(args.gpus.replace(",", " ").split()) or 1
-        factor = settings.accumulate * settings.batch_size * (count if isinstance(count, int) else len(count))
-        words.append(f"learning_rate={settings.learning_rate * factor!r}")
-    return config.override(settings, words)
+    settings = config.override(settings, [] if args.seed is None else [f"seed={args.seed}"])
+    check_settings(config.plain(settings))
+    if not args.scale_lr:
+        return settings
+    if args.resume and not args.base:
+        raise ValueError("got --scale_lr True for a resumed run, whose rate is scaled already; leave it out")
+    count = settings.lightning.get("devices") or len(args.gpus.replace(",", " ").split()) or 1
+    if isinstance(count, str):
+        raise ValueError(f"got --scale_lr True with lightning.devices={count}, expected devices as a number")
+    factor = settings.accumulate * settings.batch_size * (count if isinstance(count, int) else len(count))
+    return config.override(settings, [f"learning_rate={settings.learning_rate * factor!r}"])
 
 
 def callbacks_of(settings, run: Path) -> list:
@@ -115,8 +134,9 @@ def callbacks_of(settings, run: Path) -> list:
         calls.append(PeriodicPictures(run / "pictures", every=settings.pictures.every))
     calls.append(LastCheckpoint(folder / "last.ckpt", every=every))
     if saving.get("best"):  # the name of a logged value
-        when = {} if saving["best"].startswith("val/") else {"every_n_train_steps": every}
-        calls.append(StepCheckpoint(folder, "best", monitor=saving["best"], enable_version_counter=False, **when))
+        how = {} if saving["best"].startswith("val/") else {"every_n_train_steps": every}
+        how |= {"mode": "max" if saving["best"].endswith("psnr") else "min", "enable_version_counter": False}
+        calls.append(StepCheckpoint(folder, "best", monitor=saving["best"], **how))
     by_step = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20)}
     calls.append(StepCheckpoint(folder, "step{step:08d}", **by_step, auto_insert_metric_name=False,
                                  every_n_train_steps=every, save_last=True))  # fmt: skip
@@ -129,8 +149,9 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
     own = {
         "max_steps": settings.steps,
         "max_epochs": -1,
-        "logger": [CSVLogger(run, name="", version=""), TensorBoardLogger(run, name="", version="tensorboard")],
+        "logger": loggers_of(run),
         "callbacks": callbacks_of(settings, run),
+        "plugins": [WholeFiles()],
         "accumulate_grad_batches": accumulate if model.automatic_optimization else 1,
         "val_check_interval": every if held_out else 1.0,
         "check_val_every_n_epoch": None if held_out else 1,
@@ -143,6 +164,16 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
     return config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
 
 
+def loggers_of(run: Path) -> list:
+    """Curves as CSV, written at once, and for TensorBoard where it is installed."""
+    curves = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=1)]
+    try:
+        curves.append(TensorBoardLogger(run, name="", version="tensorboard"))
+    except ModuleNotFoundError:
+        print("no TensorBoard curves: pip install tensorboard; metrics.csv has the same")
+    return curves
+
+
 def run_folder(args: argparse.Namespace) -> Path:
     """Where this run writes; the same in all its processes."""
     if RUN in os.environ:
@@ -153,9 +184,11 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
     """The folder with the configuration; curves of a stopped run are put aside."""
-    run.mkdir(parents=True, exist_ok=resumed is not None or RUN in os.environ)
     if RUN in os.environ:
         return
+    run.mkdir(parents=True, exist_ok=resumed is not None)
+    for left in run.glob("checkpoints/.*.partial-*"):  # of a run that was killed while it saved
+        left.unlink()
     config.save(settings, run / "config.yaml")
     if resumed is not None and (run / "metrics.csv").exists():
         parts = len(list(run.glob("metrics.until_stop_*.csv")))
@@ -166,8 +199,8 @@ def train(args: argparse.Namespace) -> None:
     run, resumed = resumed_from(args.resume) if args.resume else (None, None)
     settings = read_settings(args, run)
     hardware = devices_of(args.gpus)
-    seed_everything(settings.get("seed", 23), workers=True, verbose=False)
-    model = config.instantiate(settings.model, "config.model")
+    seed_everything(settings.seed, workers=True, verbose=False)
+    model = built(settings.model, "config.model", LightningModule)
     if resumed is None:
         for line in fill(model, config.plain(settings).get("init") or []):
             print(line)
@@ -176,19 +209,44 @@ def train(args: argparse.Namespace) -> None:
     if not args.train:
         print(model)
         return
-    data = config.instantiate(settings.data, "config.data")
-    data.check()
+    data = built(settings.data, "config.data", TrainingData)
+    data.check(model.needs)
+    if resumed is not None:
+        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"))
     run = run or run_folder(args)
-    prepare_folder(run, settings, resumed)
     trainer = build_trainer(settings, model, run, hardware)
+    if settings.get("export"):
+        Path(settings.export.file).parent.mkdir(parents=True, exist_ok=True)
+    prepare_folder(run, settings, resumed)
     print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
+    fit(trainer, model, data, run=run, resumed=resumed)
+    if settings.get("export") and trainer.is_global_zero:
+        write_export(model, config.plain(settings.export))
+
+
+def built(node, place: str, kind: type):
+    """The object that a part of the configuration describes. Raises ValueError for one of another kind."""
+    made = config.instantiate(node, place)
+    if not isinstance(made, kind):
+        raise ValueError(f"{place}: got a {type(made).__name__}, expected a {kind.__name__}")
+    return made
+
+
+def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Path, resumed: Path | None) -> None:
+    """Train; what stops before the first step leaves no folder behind. Raises KeyboardInterrupt naming the folder."""
+    first = RUN not in os.environ  # of the processes of this training
     os.environ[RUN] = str(run)
     try:
-        trainer.fit(model, data, ckpt_path=None if resumed is None else str(resumed), weights_only=False)
+        trainer.fit(model, data, ckpt_path=resumed and str(resumed), weights_only=True)
+    except (ValueError, MisconfigurationException):
+        if first and resumed is None and trainer.global_step == 0:
+            shutil.rmtree(run, ignore_errors=True)
+        raise
+    except SystemExit as stopped:  # what Lightning makes of Ctrl-C
+        raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from stopped
     finally:
-        del os.environ[RUN]
-    if "export" in settings and trainer.is_global_zero:
-        write_export(model, config.plain(settings.export))
+        if first:
+            del os.environ[RUN]
 
 
 def write_export(model: LightningModule, export: dict) -> None:
@@ -199,23 +257,37 @@ def write_export(model: LightningModule, export: dict) -> None:
     checkpoint.save(export["file"], state, {"trained_by": "main.py"})
 
 
+def in_one_line(error: BaseException) -> str:
+    """What an error says, without the traceback that a worker of a data loader puts before it."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    if not lines[0].startswith("Caught "):
+        return lines[0]
+    return lines[-1].partition(": ")[2] or lines[-1]
+
+
 def main(words: list[str] | None = None) -> int:
-    args = arguments(words)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # tips and hardware that is not there
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     try:
-        train(args)
+        train(arguments(words))
     except (ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
-        print(f"main.py: {error}", file=sys.stderr)
-        return 2
+        return refuse(in_one_line(error))
+    except KeyboardInterrupt as stopped:
+        return refuse(str(stopped) or "interrupted", status=130)
     except RuntimeError as error:
-        if not is_out_of_memory(error):
+        if is_out_of_memory(error):
+            return refuse("out of memory: lower batch_size or the crop, or set checkpointing=true")
+        if not str(error).startswith("DataLoader worker"):
             raise
-        print("main.py: out of memory: lower batch_size or the crop, or set checkpointing=true", file=sys.stderr)
-        return 2
+        return refuse(in_one_line(error))
     return 0
+
+
+def refuse(line: str, status: int = 2) -> int:
+    print(f"main.py: {line}", file=sys.stderr)
+    return status
 
 
 if __name__ == "__main__":

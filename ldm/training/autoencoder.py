@@ -24,6 +24,8 @@ class AutoencoderTraining(LightningModule):
         accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
     """
 
+    needs = ("gt",)  # of a batch
+
     def __init__(
         self,
         autoencoder: AutoencoderKL,

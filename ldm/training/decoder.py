@@ -44,8 +44,10 @@ class StageTwo(LightningModule):
         accumulate: batches per optimizer step.
         gradient_clip: largest norm of the gradient of each optimizer's parameters; None leaves it as it is.
     Raises:
-        ValueError: an unknown `trained`, or less than one batch a step.
+        ValueError: an unknown `trained`, less than one batch a step, or a factor that is not above 0.
     """
+
+    needs = ("gt", "lq", "latent")  # of a batch
 
     def __init__(
         self,
@@ -61,8 +63,10 @@ class StageTwo(LightningModule):
         super().__init__()
         if trained not in DECODER_PARTS:
             raise ValueError(f"got trained={trained!r}, expected one of {', '.join(DECODER_PARTS)}")
-        if accumulate < 1:
-            raise ValueError(f"got accumulate={accumulate}, expected at least 1")
+        if accumulate < 1 or not scale_factor > 0:
+            raise ValueError(
+                f"got accumulate={accumulate}, scale_factor={scale_factor}, expected at least 1 and above 0"
+            )
         self.automatic_optimization = False
         self._decoder = (decoder,)  # a tuple: registered below, under the released names and in their order
         self.encoder, self.decoder, self.loss = decoder.encoder, decoder.decoder, loss

@@ -79,8 +79,10 @@ class StageOne(LightningModule):
         accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
         preview_steps: sampling steps of the pictures.
     Raises:
-        ValueError: an unknown `trained`.
+        ValueError: an unknown `trained`, or a number that is not above 0.
     """
+
+    needs = ("gt", "lq")  # of a batch
 
     def __init__(
         self,
@@ -96,6 +98,8 @@ class StageOne(LightningModule):
         super().__init__()
         if trained not in TRAINED:
             raise ValueError(f"got trained={trained!r}, expected one of {', '.join(TRAINED)}")
+        if not scale_factor > 0 or preview_steps < 1:
+            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
         self.model = nn.ModuleDict({"diffusion_model": networks["unet"]})
         self.first_stage_model = networks["autoencoder"].requires_grad_(False)
         self.structcond_stage_model = networks["structure"]

@@ -1,6 +1,6 @@
 """The stream of samples a training sees: which number comes when, in which process, and where a resumed run goes on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -50,10 +50,15 @@ class ResumableLoader(DataLoader):
         self.done = done
 
     def state_dict(self) -> dict[str, int]:
-        """Batches that were trained on (not those that are only prepared)."""
-        return {"batches": self.done()}
+        """Batches that were trained on (not those that are only prepared), and samples of all processes in each."""
+        return {"batches": self.done(), "samples": self.sampler.batch_size * self.sampler.processes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on behind these batches. Raises ValueError where they would be other samples."""
+        own = self.sampler.batch_size * self.sampler.processes
+        if state.get("samples", own) != own:
+            what = f"got {own} samples a batch in all processes, the run that is resumed had {state['samples']}"
+            raise ValueError(f"{what}; keep batch_size and the number of devices")
         self.sampler.start = state["batches"]
 
 
@@ -66,7 +71,7 @@ class TrainingData(LightningDataModule):
         batch_size: samples a batch in each process.
         num_workers: processes that prepare batches; 0: none but the training itself.
     Raises:
-        ValueError: a size below 1, or fewer than no workers.
+        ValueError: a size below 1, fewer than no workers, or no dataset.
     """
 
     def __init__(
@@ -75,16 +80,19 @@ class TrainingData(LightningDataModule):
         super().__init__()
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"got batch_size {batch_size} and {num_workers} workers, expected at least 1 and 0")
+        if odd := [d for d in (train, validation) if d is not None and not isinstance(d, Dataset)]:
+            raise ValueError(f"got {odd[0]!r} for a dataset, expected a mapping with a target")
         self.train, self.validation = train, validation
         self.batch_size, self.num_workers = batch_size, num_workers
 
-    def check(self) -> None:
-        """Read one item of each dataset, so that a wrong folder shows before a training starts."""
+    def check(self, needs: Collection[str]) -> None:
+        """Read one item of each dataset, so that a wrong folder shows before a training starts. Raises ValueError."""
         for dataset in (self.train, self.validation):
             if dataset is not None:
                 if not len(dataset):
                     raise ValueError("got a dataset without items, expected at least one")
-                dataset[0]
+                if missing := [name for name in needs if name not in dataset[0]]:
+                    raise ValueError(f"got samples without {missing[0]!r}, expected {', '.join(needs)}; see data")
 
     def example(self) -> dict[str, Tensor]:
         """The sample that pictures are made of: the same each time, held out where there is a validation."""

@@ -1,0 +1,89 @@
+"""What a training run needs before it starts: settings that make sense, and a checkpoint that it can go on from."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+MAPPINGS = ("model", "data", "lightning", "checkpoints", "pictures")
+LEAST = {"steps": 1, "accumulate": 1, "batch_size": 1, "seed": 0, "checkpoints.every": 1, "pictures.every": 0}
+LARGEST_SEED = 2**32 - 1  # numpy's
+
+
+def check_settings(settings: Mapping) -> None:
+    """Refuse a plain configuration that describes no training. Raises ValueError that names the key."""
+    for key in MAPPINGS:
+        if not isinstance(settings.get(key), Mapping):
+            raise ValueError(f"config.{key}: got {settings.get(key)!r}, expected a mapping, as all trainings have")
+    for key, least in LEAST.items():
+        group, _, name = key.rpartition(".")
+        got = (settings[group] if group else settings).get(name)
+        if not _is_whole(got) or got < least:
+            raise ValueError(f"config.{key}: got {got!r}, expected a whole number from {least}")
+    if settings["seed"] > LARGEST_SEED:
+        raise ValueError(f"config.seed: got {settings['seed']}, expected at most {LARGEST_SEED}")
+    if not _is_number(settings.get("learning_rate")) or not settings["learning_rate"] > 0:
+        raise ValueError(f"config.learning_rate: got {settings.get('learning_rate')!r}, expected a number above 0")
+    ema = settings.get("ema")
+    if ema is not None and not (_is_number(ema) and 0 < ema < 1):
+        raise ValueError(f"config.ema: got {ema!r}, expected a decay between 0 and 1, or null")
+    if not isinstance(settings.get("checkpointing") or False, bool):
+        raise ValueError(f"config.checkpointing: got {settings['checkpointing']!r}, expected true or false")
+    _check_kept(settings)
+    _check_files(settings)
+
+
+def _check_kept(settings: Mapping) -> None:
+    keep, best = settings["checkpoints"].get("keep", 1), settings["checkpoints"].get("best")
+    if not _is_whole(keep) or (keep < 1 and keep != -1):
+        raise ValueError(f"config.checkpoints.keep: got {keep!r}, expected a whole number from 1, or -1 for all")
+    if best is not None and not isinstance(best, str):
+        raise ValueError(f"config.checkpoints.best: got {best!r}, expected the name of a logged value, or null")
+    if best and best.startswith("val/") and (settings["data"].get("params") or {}).get("validation") is None:
+        raise ValueError(f"config.checkpoints.best: got {best!r} without data.params.validation, expected both")
+
+
+def _check_files(settings: Mapping) -> None:
+    if not isinstance(settings.get("init") or [], list):
+        raise ValueError(f"config.init: got {settings['init']!r}, expected a list of {{file, modules}}")
+    export = settings.get("export")
+    if export is None:
+        return
+    if not isinstance(export, Mapping) or not {"file"} <= export.keys() <= {"file", "half", "drop"}:
+        raise ValueError(f"config.export: got {export!r}, expected file, and perhaps half and drop")
+    if not str(export["file"]).endswith(".safetensors"):
+        raise ValueError(f"config.export.file: got {export['file']!r}, expected a name ending in .safetensors")
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None) -> None:
+    """Refuse a checkpoint that `model` cannot go on from to `steps`. Raises ValueError that names the file."""
+    try:
+        saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        weights, done, rates = saved["state_dict"], saved["global_step"], saved["lr_schedulers"]
+    except Exception as error:  # a damaged file stops the reader anywhere
+        what = f"{path}: not a whole checkpoint of a training ({type(error).__name__})"
+        raise ValueError(f"{what}; name another one with --resume") from None
+    if done >= steps:
+        raise ValueError(f"{path}: has {done} of {steps} steps; raise steps to go on")
+    if ("current_model_state" in saved) != bool(ema):
+        raise ValueError(f"{path}: was trained {'without' if ema else 'with'} ema, got ema={ema}; keep it as it was")
+    own = model.state_dict()
+    if odd := sorted(name for name in {*own, *weights} if _form(own, name) != _form(weights, name)):
+        raise ValueError(f"{path}: {len(odd)} weights are not those of this model, such as {odd[0]}; keep its settings")
+    for rate in rates:  # a schedule of known length ends where it was to end
+        if steps + 1 > rate.get("total_steps", steps + 1):
+            last = rate["total_steps"] - 1
+            raise ValueError(f"{path}: its learning rate ends at step {last}, got steps={steps}; keep steps={last}")
+
+
+def _form(state: Mapping, name: str) -> tuple | None:
+    return tuple(state[name].shape) if name in state else None
