@@ -1,6 +1,7 @@
 """The pictures of a report: what of a clip to look at, and how to keep it small. Nothing to run here."""
 
 import base64
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,8 @@ from ldm.ops.flow import flow_warp
 INPUT, TRUTH = "input", "truth"
 WIDEST, NARROWEST = 1280, 160  # pixels of a picture on the page
 LONGEST = 240  # frames of a temporal profile
-DETAIL = (240, 135)  # width and height of the detail, in pixels of the output
+TALL = 160  # pixels of it at least
+DETAIL = (160, 90)  # width and height of the detail, in pixels of the output
 QUALITY = 86  # of WebP
 FULL = 0.1  # of the difference maps' scale at least: a difference of 25 in 255
 
@@ -106,7 +108,10 @@ def views_of(strands: Sequence[Strand], wanted: Wanted) -> Views:
 
 
 def gather(strand: Strand, source: video.Source, wanted: Wanted, *, row: int) -> tuple[np.ndarray, dict]:
-    """(one row of every frame of the span, time downward; the wanted frames by number) in one pass."""
+    """(one row of every frame of the span, time downward; the wanted frames by number) in one pass.
+
+    Rows of a short span are repeated, so that a lossy picture does not mix one frame with the next.
+    """
     span, numbers = wanted.span(), wanted.numbers()
     first, last = min(span.start, *numbers), max(span.stop - 1, *numbers)
     rows, kept = [], {}
@@ -115,7 +120,7 @@ def gather(strand: Strand, source: video.Source, wanted: Wanted, *, row: int) ->
             rows.append(frame[row].copy())
         if number in numbers:
             kept[number] = frame
-    return np.stack(rows), kept
+    return np.repeat(np.stack(rows), math.ceil(TALL / len(rows)), axis=0), kept
 
 
 def busiest_box(frame: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:

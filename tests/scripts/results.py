@@ -11,8 +11,10 @@ from tests.scripts import toy
 METHODS = {"ours": [42, 43], "other": [None]}
 SIZE = (48, 64)
 METRICS = [
-    {"name": "psnr", "label": "PSNR (dB)", "protocol": "RGB, all pixels", "better": "higher", "per": "frame", "of": None},
-    {"name": "e_warp", "label": "E_warp", "protocol": "DIS on the truth", "better": "lower", "per": "pair", "of": None},
+    {"name": "psnr", "label": "PSNR (dB)", "protocol": "RGB, all pixels", "better": "higher", "per": "frame",
+     "of": None},
+    {"name": "e_warp", "label": "E_warp", "protocol": "DIS on the truth", "better": "lower", "per": "pair",
+     "of": None},
     {"name": "e_warp_truth", "label": "E_warp, truth", "protocol": "its own", "better": "lower", "per": "pair",
      "of": "e_warp"},
     {"name": "lpips", "label": "LPIPS", "protocol": "alex", "better": "lower", "per": "frame", "of": None},
@@ -20,7 +22,7 @@ METRICS = [
 
 
 def write_clip(path, frames):
-    with video.open_writer(path, size=frames[0].shape[:2], rate=25) as writer:
+    with video.open_writer(path, size=frames[0].shape[:2], rate=25, lossless=bool(path.suffix)) as writer:
         for frame in frames:
             writer.write(frame)
     return path
@@ -84,7 +86,8 @@ def describe(clips, rows, curves, frames):
     figures = {
         "psnr": {"measured": 27.5, "sd": 0.02, "published": 26.53, "source": "S12", "published_protocol": "bicubic LR",
                  "difference": 0.97, "tolerance": 0.2, "within": False},
-        "e_warp": {"measured": 0.0012, "published": 0.00119, "difference": 0.00001, "tolerance": 0.0001, "within": True},
+        "e_warp": {"measured": 0.0012, "published": 0.00119, "difference": 0.00001, "tolerance": 0.0001,
+                   "within": True},
         "e_warp_truth": {"measured": 0.0007},
         "lpips": {"measured": None, "reason": "n/a: lpips is not installed"},
     }  # fmt: skip
