@@ -1,22 +1,27 @@
 """Measures by name, each with the protocol that belongs beside its number: `measures(["psnr:channels=y", "e_warp"])`.
 
 A name is a word of `METRICS`, behind a colon its settings: `psnr:channels=y,crop=4`, `niqe:frames=0+50+99`.
+docs/METRICS.md has the definitions, their sources, and what they were checked against.
 """
 
 import difflib
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
-import numpy as np
 from torch import Tensor
 
+from ldm.metrics import learned, video_quality
 from ldm.metrics.fidelity import psnr, ssim
 from ldm.metrics.look import Look, Unavailable
+from ldm.metrics.measure import Measure, Recipe, SharedLook
+from ldm.metrics.niqe import load_pristine, niqe
 from ldm.metrics.sharpness import edge_sharpness
 from ldm.metrics.temporal import e_warp, flow_distance
+from ldm.metrics.warping import own_warping_error
 from ldm.ops.dis import DISFlow
 
 Flow = Callable[[Tensor, Tensor], Tensor]
@@ -26,101 +31,16 @@ Flow = Callable[[Tensor, Tensor], Tensor]
 class Options:
     """What measures need besides frames.
 
-    `flows`: estimators by the name that `flow=` says, e.g. {"raft": RAFT}; "dis" is always there. `niqe_params`: the
-    official .npz. `ffmpeg`: an executable with libvmaf. `device`: where learned measures run.
+    `flows`: estimators by the name that `flow=` says, e.g. {"raft": RAFT with 20 iterations}; "dis" is always there.
+    `niqe_params`: the official .npz. `ffmpeg`: an executable with libvmaf. `dover`: a checkout of DOVER's code with
+    its weights. `device`: where learned measures run.
     """
 
     flows: Mapping[str, Flow] = field(default_factory=dict)
     niqe_params: Path | None = None
     ffmpeg: Path | None = None
+    dover: Path | None = None
     device: str = "cpu"
-
-
-class Measure:
-    """One measure over one clip, fed frame by frame; holds two moments, whatever the clip's length.
-
-    `name` as asked for; `protocol` one line for people; `better` "higher" or "lower"; `reference`: whether it compares
-    with a truth; `missing`: None, or why there is no figure ("n/a (reason)"), and then `push` does nothing.
-    """
-
-    def __init__(
-        self, name: str, *, protocol: str, better: str, score: Callable | None, span: str = "frame",
-        reference: bool = True, series: Sequence[str] = ("",), finish: Callable | None = None,
-    ):  # fmt: skip
-        self.name, self.protocol, self.better, self.reference = name, protocol, better, reference
-        self.missing: str | None = None
-        self.chosen: Callable[[int], bool] = lambda number: True
-        self._score, self._finish, self._span, self._series = score, finish, span, series
-        self._shared = _Shared()
-        self._before: Look | None = None
-        self._values: list[tuple[float, ...]] = []
-
-    def push(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None) -> None:
-        """Take the next frame, (H, W, 3) uint8 RGB or (3, H, W) in [0, 1], and the truth's.
-
-        Without a truth a measure that needs one becomes `missing`. Raises ValueError for sizes that differ.
-        """
-        if self.missing:
-            return
-        number, nothing = len(self._values), (math.nan,) * len(self._series)
-        if self.reference and truth is None:
-            self.missing = "there is no truth to compare with"
-            return
-        look = self._shared.look(number, frame, truth)
-        before, self._before = self._before, look
-        if before is not None and before.frame.shape != look.frame.shape:
-            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before.frame, look.frame))
-            raise ValueError(f"got neighbouring frames of {sizes}, expected one size")
-        wanted = self.chosen(number) and (self._span != "pair" or (before is not None and self.chosen(number - 1)))
-        try:
-            values = self._score(before, look) if wanted else None
-        except Unavailable as error:
-            self.missing, values = str(error), None
-        self._values.append(nothing if values is None else tuple(np.atleast_1d(values).tolist()))
-
-    def figures(self) -> dict[str, float]:
-        """The clip's figures: under `name` the measure itself, under `name` + "_truth" the truth's own if it has one.
-
-        A mean over frames or over pairs of neighbours; values that say nothing (NaN) do not count, NaN where none does.
-        """
-        means = self._of_clip() if self._finish else None
-        if means is None:
-            columns = zip(*self._values, strict=True) if self._values else [()] * len(self._series)
-            means = [_mean(column) for column in columns]
-        return {f"{self.name}{ending}": value for ending, value in zip(self._series, means, strict=True)}
-
-    def per_frame(self) -> list[float]:
-        """A value for each frame pushed; NaN where there is none: frames not chosen, the first of pairs."""
-        if self._finish:
-            self._of_clip()
-        return [values[0] for values in self._values]
-
-    def _of_clip(self) -> list[float] | None:
-        """The figure of a measure that is known only at the end; its values per frame go to their place."""
-        if self.missing:
-            return [math.nan] * len(self._series)
-        try:
-            means, values = self._finish()
-        except Unavailable as error:
-            self.missing = str(error)
-            return self._of_clip()
-        if values is not None:
-            self._values = [(value,) for value in values]
-        return means
-
-
-class _Shared:
-    """The newest moment of the measures that are fed together."""
-
-    def __init__(self):
-        self._newest = None
-
-    def look(self, number, frame, truth) -> Look:
-        """The moment of these very frames, whichever measure asks."""
-        known = self._newest
-        if known is None or known[0] != number or known[1] is not frame or known[2] is not truth:
-            self._newest = known = number, frame, truth, Look(frame, truth)
-        return known[3]
 
 
 class Words:
@@ -133,138 +53,230 @@ class Words:
         self._left = {key.strip(): value.strip() for key, _, value in pairs}
         self._known: list[str] = []
 
+    def text(self, key: str, default: str) -> str:
+        """Any word."""
+        self._known.append(key)
+        return self._left.pop(key, default)
+
     def word(self, key: str, *choices: str) -> str:
         """One of the choices, the first by default. Raises ValueError for another."""
-        self._known.append(key)
-        value = self._left.pop(key, choices[0])
+        value = self.text(key, choices[0])
         if value not in choices:
             raise ValueError(f"got {self.name!r}, expected {key}= one of {', '.join(choices)}")
         return value
 
     def number(self, key: str, default: int) -> int:
         """A whole number, at least 0. Raises ValueError for anything else."""
-        self._known.append(key)
-        value = self._left.pop(key, str(default))
-        if not value.isdecimal():
+        value = self.text(key, str(default))
+        if not (value.isascii() and value.isdecimal()):
             raise ValueError(f"got {self.name!r}, expected {key}= a whole number")
         return int(value)
-
-    def text(self, key: str, default: str) -> str:
-        """Any word."""
-        self._known.append(key)
-        return self._left.pop(key, default)
 
     def close(self) -> None:
         """Raises ValueError for settings that nobody took."""
         for key in self._left:
-            known = f"one of {', '.join(self._known)}" if self._known else "no settings"
-            raise ValueError(f"got setting {key!r} in {self.name!r}, expected {known}")
+            raise ValueError(f"got setting {key!r} in {self.name!r}, expected one of {', '.join(self._known)}")
+
+
+class Metric(NamedTuple):
+    """A measure of the table: which direction is better, whether it needs a truth, and how its recipe is made."""
+
+    better: str
+    reference: bool
+    recipe: Callable[[Words, Options], Recipe]
 
 
 def measures(names: Sequence[str], *, options: Options | None = None, count: int | None = None) -> list[Measure]:
     """Fresh measures for one clip, in the order of the names; push every frame to each of them, then read figures.
 
-    `count`, the clip's number of frames, is needed for `frames=centre`. What cannot be had here comes as a measure
-    with its reason in `missing`. Raises ValueError for unknown names or settings.
+    Those of one list share their work. `count`, the clip's number of frames, is needed for `frames=centre`. What cannot
+    be had here comes as a measure with its reason in `missing`. Raises ValueError for unknown names or settings, and
+    for a file of statistics that is not the official one.
     """
-    options, shared = options or Options(), _Shared()
-    made = []
-    for name in names:
-        words = Words(name)
-        if words.metric not in METRICS:
-            near = difflib.get_close_matches(words.metric, METRICS, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"got metric {words.metric!r}, expected one of {', '.join(METRICS)}{hint}")
-        chosen, said = _chosen(words, count)
-        measure = METRICS[words.metric](words, options)
-        words.close()
-        measure.chosen, measure._shared = chosen, shared
-        measure.protocol = f"{measure.protocol}, {said}"
-        made.append(measure)
+    made = [_measure(Words(name), options or Options(), count) for name in names]
+    shared = SharedLook()
+    for measure in made:
+        measure.shared = shared
     return made
 
 
+def _measure(words: Words, options: Options, count: int | None) -> Measure:
+    if words.metric not in METRICS:
+        near = difflib.get_close_matches(words.metric, METRICS, 1)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ValueError(f"got metric {words.metric!r}, expected one of {', '.join(METRICS)}{hint}")
+    metric = METRICS[words.metric]
+    chosen, said = _chosen(words, count)
+    missing = None
+    try:
+        recipe = metric.recipe(words, options)
+        recipe = recipe._replace(protocol=f"{recipe.protocol}, {said}")
+    except Unavailable as error:
+        recipe, missing = Recipe("", None), str(error)
+    words.close()
+    measure = Measure(words.name, recipe, better=metric.better, reference=metric.reference, missing=missing)
+    measure.chosen = chosen
+    return measure
+
+
 def _chosen(words: Words, count: int | None) -> tuple[Callable[[int], bool], str]:
-    """Which frames count, and how that is said: `all`, `centre`, `first25` or numbers from 0 as in `0+50+99`."""
+    """Which frames count, and how that is said: `all`, `centre`, `first25`, or numbers from 0 as in `0+50+99`."""
     word = words.text("frames", "all")
     if word == "all":
         return lambda number: True, "all frames"
     if word == "centre":
-        return lambda number: count is not None and number == count // 2, "centre frame"
+        if count is None:
+            raise ValueError(f"got {words.name!r} for a clip of unknown length, expected its number of frames")
+        return lambda number: number == count // 2, "centre frame"
     first = word.removeprefix("first")
-    if first != word and first.isdecimal() and int(first):
+    if first != word and first.isascii() and first.isdecimal() and int(first):
         return lambda number: number < int(first), f"first {int(first)} frames"
     parts = word.split("+")
-    if not all(part.isdecimal() for part in parts):
-        raise ValueError(f"got {words.name!r}, expected frames= all, centre, first25 or numbers as in 0+50+99")
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise ValueError(f"got {words.name!r}, expected frames= all, centre, first25, or numbers as in 0+50+99")
     numbers = {int(part) for part in parts}
     return lambda number: number in numbers, f"frames {', '.join(parts)}"
 
 
-def _mean(values) -> float:
-    """The mean of the values that are not NaN; NaN where there are none."""
-    counted = [value for value in values if not math.isnan(value)]
-    return math.fsum(counted) / len(counted) if counted and all(map(math.isfinite, counted)) else _loose_mean(counted)
+# ---- the measures: each takes its settings first, then looks whether it can be had
 
 
-def _loose_mean(counted) -> float:
-    return float(np.mean(counted)) if counted else math.nan
+def _fidelity(words: Words, options: Options, *, compare: Callable, unit: str) -> Recipe:
+    channels, crop = words.word("channels", "rgb", "y"), words.number("crop", 0)
+    said = "RGB" if channels == "rgb" else "Y (BT.601, 16-235, not rounded)"
+
+    def score(before: Look | None, look: Look) -> float:
+        return compare(look.frame, look.truth, channels=channels, crop=crop)
+
+    return Recipe(f"{unit}, {said}, 8 bit, crop {crop}", score)
 
 
-# ---- the measures
+def _sharpness(words: Words, options: Options) -> Recipe:
+    protocol = "gradient of Y on the strongest quarter of the truth's edges, 1 = the truth's"
+    return Recipe(protocol, lambda before, look: edge_sharpness(look.frame, look.truth))
 
 
-def _fidelity(compare, unit: str):
-    def make(words: Words, options: Options) -> Measure:
-        channels, crop = words.word("channels", "rgb", "y"), words.number("crop", 0)
-        said = "RGB" if channels == "rgb" else "Y (BT.601, 16-235, float)"
-        return Measure(
-            words.name, protocol=f"{unit}, {said}, 8 bit, crop {crop}", better="higher",
-            score=lambda before, look: compare(look.frame, look.truth, channels=channels, crop=crop),
-        )  # fmt: skip
+def _e_warp(words: Words, options: Options) -> Recipe:
+    name = words.text("flow", "dis")
+    flow, said = _estimator(name, options)
 
-    return make
-
-
-def _sharpness(words: Words, options: Options) -> Measure:
-    return Measure(
-        words.name, protocol="gradient of Y on the truth's strongest quarter of edges, 1 = the truth's",
-        better="higher", score=lambda before, look: edge_sharpness(look.frame, look.truth),
-    )  # fmt: skip
-
-
-def _estimator(words: Words, options: Options) -> tuple[Flow, str]:
-    """The flow that `flow=` names, and how it is called. Raises ValueError for a name that is not there."""
-    flows = {"dis": DISFlow("medium"), **options.flows}
-    name = words.word("flow", *flows)
-    return flows[name], f"DIS medium (OpenCV {cv2.__version__})" if name == "dis" else name
-
-
-def _e_warp(words: Words, options: Options) -> Measure:
-    flow, said = _estimator(words, options)
-
-    def score(before: Look, look: Look):
+    def score(before: Look, look: Look) -> tuple[float, float]:
         motion = look.truth_motion(before, flow)
         return e_warp(before.frame, look.frame, motion), e_warp(before.truth, look.truth, motion)
 
-    protocol = f"mean squared error 0..1 along the truth's flow t -> t-1 ({said}), consistent pixels, mean over pairs"
-    return Measure(
-        words.name, protocol=protocol, better="lower", score=score, span="pair", series=("", "_truth")
-    )  # fmt: skip
+    protocol = f"mean squared error (0..1) along the truth's flow to the frame before ({said}), consistent pixels"
+    return Recipe(protocol, score, span="pair", series=("", "_truth"))
 
 
-def _tof(words: Words, options: Options) -> Measure:
-    protocol = f"end-point distance of Farneback flows (TecoGAN's settings, OpenCV {cv2.__version__}), pixels, pairs"
-    return Measure(
-        words.name, protocol=protocol, better="lower", span="pair",
-        score=lambda before, look: flow_distance(look.frame_flow(before), look.truth_flow(before)),
-    )  # fmt: skip
+def _e_warp_quantvsr(words: Words, options: Options) -> Recipe:
+    released, name = words.word("input", "released", "corrected") == "released", words.text("flow", "raft")
+    flow, said = _estimator(name, options)
+
+    def score(before: Look, look: Look) -> tuple[float, float]:
+        pairs = [(before.frame, look.frame)] + ([(before.truth, look.truth)] if look.truth is not None else [])
+        values = [own_warping_error(*pair, flow, released=released) for pair in pairs]
+        return values[0], values[1] if len(values) == 2 else float("nan")
+
+    dark = "input divided by 255 twice as released" if released else "input in its range"
+    protocol = f"x1000, EvalCrafter as in QuantVSR: own flow ({said}, {dark}) at half size, non-occluded pixels"
+    return Recipe(protocol, score, span="pair", series=("", "_truth"))
 
 
-METRICS: dict[str, Callable[[Words, Options], Measure]] = {
-    "psnr": _fidelity(psnr, "dB"),
-    "ssim": _fidelity(ssim, "Gauss 11x11, valid windows"),
-    "sharpness": _sharpness,
-    "e_warp": _e_warp,
-    "tof": _tof,
+def _estimator(name: str, options: Options) -> tuple[Flow, str]:
+    """The flow of that name, and how it is called. Raises Unavailable for one that is not there."""
+    if name == "dis":
+        return options.flows.get("dis") or _DIS, f"DIS medium, OpenCV {cv2.__version__}"
+    if name not in options.flows:
+        raise Unavailable(f"needs the weights of {name}")
+    return options.flows[name], name
+
+
+_DIS = DISFlow("medium")
+
+
+def _tof(words: Words, options: Options) -> Recipe:
+    protocol = f"pixels, mean end-point distance of Farneback flows (TecoGAN's settings, OpenCV {cv2.__version__})"
+    score = lambda before, look: flow_distance(look.frame_flow(before), look.truth_flow(before))  # noqa: E731
+    return Recipe(protocol, score, span="pair")
+
+
+def _niqe(words: Words, options: Options) -> Recipe:
+    channels, crop = words.word("channels", "y", "gray"), words.number("crop", 0)
+    pristine = load_pristine(options.niqe_params)
+    said = "Y (BT.601, 16-235)" if channels == "y" else "gray (full range)"
+
+    def score(before: Look | None, look: Look) -> float:
+        return niqe(look.frame, pristine, channels=channels, crop=crop)
+
+    return Recipe(f"official statistics, blocks of 96, {said}, 8 bit, crop {crop}", score)
+
+
+def _lpips(words: Words, options: Options) -> Recipe:
+    net = words.word("net", *learned.NETS)
+    version, score = learned.version_of("lpips"), learned.lpips_score(net, options.device)
+    protocol = f"{net} v0.1 (lpips {version}), RGB, 8 bit"
+    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+
+
+def _tlpips(words: Words, options: Options) -> Recipe:
+    net = words.word("net", *learned.NETS)
+    version, score = learned.version_of("lpips"), learned.lpips_score(net, options.device)
+
+    def change(before: Look, look: Look) -> float:
+        return 1000 * abs(score(look.frame, before.frame) - score(look.truth, before.truth))
+
+    protocol = f"x1000, |LPIPS between neighbours - the truth's|, {net} v0.1 (lpips {version}), RGB, 8 bit"
+    return Recipe(protocol, change, span="pair")
+
+
+def _dists(words: Words, options: Options) -> Recipe:
+    version, score = learned.version_of("DISTS-pytorch"), learned.dists_score(options.device)
+    return Recipe(f"DISTS-pytorch {version}, RGB, 8 bit", lambda before, look: score(look.frame, look.truth))
+
+
+def _pyiqa(words: Words, options: Options, *, name: str) -> Recipe:
+    version, score = learned.version_of("pyiqa"), learned.pyiqa_score(name, options.device)
+    return Recipe(f"pyiqa {version} {name}, its defaults, 8 bit", lambda before, look: score(look.frame))
+
+
+def _brisque(words: Words, options: Options) -> Recipe:
+    if words.word("package", "pyiqa", "brisque") == "pyiqa":
+        return _pyiqa(words, options, name="brisque")
+    version, score = learned.version_of("brisque"), learned.brisque_score()
+    return Recipe(f"brisque {version}, the model in its wheel, gray, 8 bit", lambda before, look: score(look.frame))
+
+
+def _vmaf(words: Words, options: Options) -> Recipe:
+    model = words.word("model", *video_quality.MODELS)
+    ffmpeg, version = video_quality.find_ffmpeg(options.ffmpeg)
+    vmaf = video_quality.Vmaf(ffmpeg, model)
+    protocol = f"{video_quality.MODELS[model]} (libvmaf of ffmpeg {version}), yuv420p, mean over frames"
+    return Recipe(protocol, vmaf.push, finish=vmaf.finish)
+
+
+def _dover(words: Words, options: Options) -> Recipe:
+    dover = video_quality.Dover(video_quality.find_dover(options.dover), options.device)
+    protocol = f"fused score 0..1 by {video_quality.DOVER_SCRIPT} of DOVER, lossless RGB mp4 at {video_quality.RATE}/s"
+    return Recipe(protocol, dover.push, finish=dover.finish)
+
+
+METRICS: dict[str, Metric] = {
+    "psnr": Metric("higher", True, partial(_fidelity, compare=psnr, unit="dB")),
+    "ssim": Metric("higher", True, partial(_fidelity, compare=ssim, unit="Gaussian 11x11, whole windows")),
+    "lpips": Metric("lower", True, _lpips),
+    "dists": Metric("lower", True, _dists),
+    "vmaf": Metric("higher", True, _vmaf),
+    "sharpness": Metric("higher", True, _sharpness),
+    "e_warp": Metric("lower", True, _e_warp),
+    "e_warp_quantvsr": Metric("lower", False, _e_warp_quantvsr),
+    "tof": Metric("lower", True, _tof),
+    "tlpips": Metric("lower", True, _tlpips),
+    "niqe": Metric("lower", False, _niqe),
+    "brisque": Metric("lower", False, _brisque),
+    "musiq": Metric("higher", False, partial(_pyiqa, name="musiq")),
+    "clipiqa": Metric("higher", False, partial(_pyiqa, name="clipiqa")),
+    "maniqa": Metric("higher", False, partial(_pyiqa, name="maniqa")),
+    "ilniqe": Metric("lower", False, partial(_pyiqa, name="ilniqe")),
+    "nrqm": Metric("higher", False, partial(_pyiqa, name="nrqm")),
+    "dover": Metric("higher", False, _dover),
 }

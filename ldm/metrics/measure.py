@@ -1,0 +1,131 @@
+"""One measure over one clip, fed frame by frame; the figures come out at the end."""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from ldm.metrics.look import Look, Unavailable
+
+
+class Recipe(NamedTuple):
+    """How a measure is taken.
+
+    `protocol` says it in words. `score(before, look)` gives the value of a moment, or one value for each ending of
+    `series`, or None where it is known only at the end; then `finish()` gives the clip's figures and the values of the
+    moments scored (or None). `before` is the moment before; with `span` "pair" there always is one.
+    """
+
+    protocol: str
+    score: Callable
+    span: str = "frame"
+    series: Sequence[str] = ("",)
+    finish: Callable | None = None
+
+
+class Measure:
+    """A measure that is fed frame by frame and holds two moments, whatever the clip's length.
+
+    `name` as asked for; `protocol` one line for people; `better` "higher" or "lower"; `reference`: whether it compares
+    with a truth; `missing`: None, or why there is no figure ("n/a (reason)"), and then `push` does nothing.
+    """
+
+    def __init__(self, name: str, recipe: Recipe, *, better: str, reference: bool, missing: str | None = None):
+        self.name, self.protocol, self.better, self.reference = name, recipe.protocol, better, reference
+        self.missing = missing
+        self.chosen: Callable[[int], bool] = lambda number: True
+        self.shared = SharedLook()
+        self._recipe = recipe
+        self._before: Look | None = None
+        self._values: list[tuple[float, ...]] = []
+        self._scored: list[int] = []
+        self._of_clip: list[float] | None = None
+
+    def push(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None) -> None:
+        """Take the next frame, (H, W, 3) uint8 RGB or (3, H, W) in [0, 1], and the truth's.
+
+        Without a truth a measure that needs one becomes `missing`. Raises ValueError for sizes that differ, and for
+        frames after the end.
+        """
+        if self.missing is None and self.reference and truth is None:
+            self.missing = "there is no truth to compare with"
+        if self.missing is not None:
+            return
+        if self._of_clip is not None:
+            raise ValueError(f"got a frame for {self.name} after its figures were asked for, expected a new measure")
+        number = len(self._values)
+        look, before = self.shared.look(number, frame, truth), self._before
+        if before is not None and before.frame.shape != look.frame.shape:
+            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before.frame, look.frame))
+            raise ValueError(f"got neighbouring frames of {sizes}, expected one size")
+        self._before = look
+        self._values.append((math.nan,) * len(self._recipe.series))
+        wanted = self.chosen(number)
+        if self._recipe.span == "pair":
+            wanted = wanted and before is not None and self.chosen(number - 1)
+        if wanted:
+            self._score(number, before, look)
+
+    def figures(self) -> dict[str, float]:
+        """The clip's figures: under `name` the measure, under `name` + "_truth" the truth's own where that is taken.
+
+        A mean over frames or over pairs of neighbours; values that say nothing (NaN) do not count, NaN where none does.
+        """
+        self._end()
+        if self.missing is not None:
+            means = [math.nan] * len(self._recipe.series)
+        elif self._recipe.finish:
+            means = self._of_clip
+        else:
+            columns = zip(*self._values, strict=True) if self._values else [()] * len(self._recipe.series)
+            means = [_mean(column) for column in columns]
+        return {f"{self.name}{ending}": value for ending, value in zip(self._recipe.series, means, strict=True)}
+
+    def per_frame(self) -> list[float]:
+        """A value for each frame pushed; NaN where there is none: frames not chosen, the first of pairs."""
+        self._end()
+        return [values[0] for values in self._values]
+
+    def _score(self, number: int, before: Look | None, look: Look) -> None:
+        try:
+            values = self._recipe.score(before, look)
+        except Unavailable as error:
+            self.missing = str(error)
+            return
+        self._scored.append(number)
+        if values is not None:
+            self._values[number] = values if isinstance(values, tuple) else (values,)
+
+    def _end(self) -> None:
+        """Ask for what is known only at the end, once."""
+        if self._recipe.finish is None or self.missing is not None or self._of_clip is not None:
+            return
+        try:
+            self._of_clip, values = self._recipe.finish()
+        except Unavailable as error:
+            self.missing = str(error)
+            return
+        for number, value in zip(self._scored, values or (), strict=False):
+            self._values[number] = (value,)
+
+
+class SharedLook:
+    """The newest moment of the measures that are fed together, so that each is prepared once."""
+
+    def __init__(self):
+        self._newest = None
+
+    def look(self, number: int, frame, truth) -> Look:
+        """The moment of these very frames, whichever measure asks."""
+        known = self._newest
+        if known is None or known[0] != number or known[1] is not frame or known[2] is not truth:
+            self._newest = known = number, frame, truth, Look(frame, truth)
+        return known[3]
+
+
+def _mean(values) -> float:
+    """The mean of the values that are not NaN; NaN where there are none."""
+    counted = [value for value in values if not math.isnan(value)]
+    return sum(counted) / len(counted) if counted else math.nan

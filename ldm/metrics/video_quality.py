@@ -1,0 +1,164 @@
+"""Measures of whole clips by programs of others: VMAF by an ffmpeg with libvmaf, DOVER by a checkout of its code.
+
+Frames go into lossless temporary files as they come, so that memory does not grow with the clip.
+"""
+
+import importlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import weakref
+from functools import cache
+from pathlib import Path
+
+import av
+import numpy as np
+
+from ldm.metrics.look import Look, Unavailable
+
+MODELS = {"default": "vmaf_v0.6.1", "neg": "vmaf_v0.6.1neg"}
+RATE = 25
+DOVER_SCRIPT = "evaluate_one_video.py"
+
+
+class _Film:
+    """A lossless RGB file (H.264, quantizer 0) that grows frame by frame."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file = self._stream = None
+
+    def add(self, frame: np.ndarray) -> None:
+        if self._file is None:
+            self._file = av.open(str(self.path), "w")
+            self._stream = self._file.add_stream("libx264rgb", rate=RATE)
+            self._stream.height, self._stream.width = frame.shape[:2]
+            self._stream.pix_fmt, self._stream.options = "rgb24", {"qp": "0", "preset": "ultrafast"}
+        self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+
+    def close(self) -> bool:
+        """Whether there is a file."""
+        if self._file is None:
+            return False
+        self._file.mux(self._stream.encode())
+        self._file.close()
+        self._file = None
+        return True
+
+
+class Vmaf:
+    """VMAF of a clip by libvmaf: both clips as yuv420p (8 bit), its own mean over frames."""
+
+    def __init__(self, ffmpeg: Path, model: str):
+        self.ffmpeg, self.model = ffmpeg, MODELS[model]
+        self._folder = _temporary(self)
+        self._films = [_Film(self._folder / f"{name}.mkv") for name in ("output", "truth")]
+
+    def push(self, before: Look | None, look: Look) -> None:
+        """Take the next frame of both."""
+        for film, frame in zip(self._films, (look.frame, look.truth), strict=True):
+            film.add(frame)
+
+    def finish(self) -> tuple[list[float], list[float]]:
+        """The clip's figure, and that of each frame. Raises Unavailable where ffmpeg fails."""
+        if not all([film.close() for film in self._films]):
+            return [float("nan")], []
+        graph = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];"
+        graph += f"[a][b]libvmaf=model=version={self.model}:log_fmt=json:log_path=vmaf.json"
+        words = [self.ffmpeg, "-v", "error", "-i", "output.mkv", "-i", "truth.mkv", "-lavfi", graph, "-f", "null", "-"]
+        _run("ffmpeg", words, self._folder)
+        said = json.loads((self._folder / "vmaf.json").read_text())
+        values = [frame["metrics"]["vmaf"] for frame in said["frames"]]
+        _remove(self._folder)
+        return [said["pooled_metrics"]["vmaf"]["mean"]], values
+
+
+class Dover:
+    """DOVER (Wu et al. 2023) of a clip by the script of its authors in a checkout of theirs: the fused score, 0 to 1.
+
+    Tables of others show the same score times 100, or its technical branch alone (around 4 to 15): not comparable.
+    """
+
+    def __init__(self, checkout: Path, device: str):
+        self.checkout, self.device = checkout, device
+        self._folder = _temporary(self)
+        self._film = _Film(self._folder / "output.mp4")
+
+    def push(self, before: Look | None, look: Look) -> None:
+        """Take the next frame."""
+        self._film.add(look.frame)
+
+    def finish(self) -> tuple[list[float], None]:
+        """The clip's figure. Raises Unavailable where the script fails."""
+        if not self._film.close():
+            return [float("nan")], None
+        words = [sys.executable, DOVER_SCRIPT, "-f", "-v", self._film.path, "-d", self.device]
+        said = re.search(r"fused overall score.*:\s*([0-9.eE+-]+)", _run("DOVER", words, self.checkout))
+        _remove(self._folder)
+        if not said:
+            raise Unavailable(f"{DOVER_SCRIPT} printed no fused score")
+        return [float(said[1])], None
+
+
+def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
+    """An ffmpeg with libvmaf, and its version: the one named, or that of the package imageio-ffmpeg, or the system's.
+
+    Raises Unavailable where there is none.
+    """
+    candidates = [named] if named else [_packaged_ffmpeg(), shutil.which("ffmpeg")]
+    for candidate in filter(None, candidates):
+        if version := _version_with_vmaf(Path(candidate)):
+            return Path(candidate).absolute(), version
+    what = f"{named} is no ffmpeg with libvmaf" if named else "needs an ffmpeg with libvmaf: pip install imageio-ffmpeg"
+    raise Unavailable(what)
+
+
+def find_dover(checkout: Path | None) -> Path:
+    """The folder of DOVER's code. Raises Unavailable where it is not named or not whole."""
+    if checkout is None:
+        raise Unavailable("needs a checkout of DOVER with its weights")
+    if not (checkout / DOVER_SCRIPT).is_file():
+        raise Unavailable(f"no {DOVER_SCRIPT} in {checkout}")
+    return checkout.resolve()
+
+
+def _packaged_ffmpeg() -> str | None:
+    try:
+        return importlib.import_module("imageio_ffmpeg").get_ffmpeg_exe()
+    except (ImportError, RuntimeError):
+        return None
+
+
+@cache
+def _version_with_vmaf(ffmpeg: Path) -> str | None:
+    try:
+        said = [
+            subprocess.run([ffmpeg, word], capture_output=True, text=True).stdout for word in ("-filters", "-version")
+        ]
+    except OSError:
+        return None
+    version = re.match(r"ffmpeg version (\S+)", said[1])
+    return version[1] if version and " libvmaf " in said[0] else None
+
+
+def _run(name: str, words: list, folder: Path) -> str:
+    """What a program printed. Raises Unavailable with its last line where it fails."""
+    done = subprocess.run([str(word) for word in words], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
+        raise Unavailable(f"{name} failed: {last}"[:160])
+    return done.stdout
+
+
+def _temporary(owner) -> Path:
+    """A folder that goes with its owner."""
+    folder = Path(tempfile.mkdtemp(prefix="measure-"))
+    weakref.finalize(owner, _remove, folder)
+    return folder
+
+
+def _remove(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)

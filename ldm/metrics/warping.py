@@ -1,0 +1,65 @@
+"""The warping error as EvalCrafter and QuantVSR compute it: along the motion that is found in the output itself."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldm.metrics.fidelity import rgb8
+from ldm.ops.flow import flow_warp
+
+ALPHA, BETA = 0.01, 0.5  # of the consistency check
+EDGE_ALPHA, EDGE_BETA = 0.01, 0.002  # of the motion's boundaries
+
+
+def own_warping_error(
+    before: Tensor | np.ndarray,
+    frame: Tensor | np.ndarray,
+    flow: Callable[[Tensor, Tensor], Tensor],
+    *,
+    released: bool = True,
+) -> float:
+    """E*_warp of one pair, in the tables of DOVE, QuantVSR and others: at half the size, the squared difference between
+    `before` and `frame` fetched along the output's own motion, summed over channels, mean over visible pixels, x 1000.
+
+    `flow` is RAFT (raft-things, 20 iterations), (1, 3, H, W) in [0, 1] -> (1, 2, H, W). `released`: as published, where
+    the pictures reach RAFT divided by 255 once more, all but black; False gives it the pictures. Hidden are pixels
+    whose motion does not come back, and the boundaries of the motion; 0 where all are. Raises ValueError for frames
+    that differ in size or are smaller than two pixels.
+    """
+    pixels = [rgb8(picture) for picture in (before, frame)]
+    if pixels[0].shape != pixels[1].shape or min(pixels[0].shape[:2]) < 2:
+        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pixels)
+        raise ValueError(f"got neighbouring frames of {sizes}, expected one size of at least 2x2")
+    old, new = (_half(picture) for picture in pixels)
+    shade = 255 if released else 1
+    forth, back = (flow(a / shade, b / shade).float().cpu() for a, b in ((old, new), (new, old)))
+    if not (torch.isfinite(forth).all() and torch.isfinite(back).all()):
+        raise FloatingPointError("the flow between two frames is not finite; check the estimator")
+    visible = ~(_lost(forth, flow_warp(back, forth, padding="border")) | _boundary(forth))
+    difference = (flow_warp(new, forth, padding="border") - old).square().sum(dim=1)[visible]
+    return 1000 * difference.double().mean().item() if visible.any() else 0.0
+
+
+def _half(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, h, w) in [0, 1] at half the size, its border repeated up to multiples of 8."""
+    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
+    image = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
+    down, across = (-side % 8 for side in image.shape[-2:])
+    return F.pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), mode="replicate")
+
+
+def _lost(forth: Tensor, back: Tensor) -> Tensor:
+    """(1, h, w): going forth and coming back misses the start."""
+    reach = forth.square().sum(dim=1) + back.square().sum(dim=1)
+    return (forth + back).square().sum(dim=1) > ALPHA * reach + BETA
+
+
+def _boundary(flow: Tensor) -> Tensor:
+    """(1, h, w): the motion changes from a pixel to the next, below it or to the right."""
+    across = F.pad(flow[..., :-1] - flow[..., 1:], (0, 1))
+    down = F.pad(flow[..., :-1, :] - flow[..., 1:, :], (0, 0, 0, 1))
+    change = (across.square() + down.square()).sum(dim=1)
+    return change > EDGE_ALPHA * flow.square().sum(dim=1) + EDGE_BETA
