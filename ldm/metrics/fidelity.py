@@ -56,11 +56,13 @@ def ssim(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: st
         size = f"{one.shape[1]}x{one.shape[0]}"
         raise ValueError(f"got frames of {size} behind the crop, expected at least {WINDOW} pixels a side")
     mean_one, mean_other = _smoothed(one), _smoothed(other)
-    covariance = _smoothed(one * other) - mean_one * mean_other
-    variances = _smoothed(one * one + other * other) - mean_one**2 - mean_other**2
+    product, squares = mean_one * mean_other, mean_one * mean_one + mean_other * mean_other
+    covariance = _smoothed(one * other) - product
+    variances = _smoothed(one * one + other * other) - squares
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
-    likeness = (2 * mean_one * mean_other + c1) / (mean_one**2 + mean_other**2 + c1)
-    return float(np.mean(likeness * (2 * covariance + c2) / (variances + c2)))
+    likeness = (2 * product + c1) / (squares + c1)
+    likeness *= (2 * covariance + c2) / (variances + c2)
+    return float(likeness.mean())
 
 
 def _smoothed(image: np.ndarray) -> np.ndarray:
