@@ -1,6 +1,5 @@
 """MGLD-VSR: motion-guided latent diffusion for video super-resolution (Yang et al., ECCV 2024). Frames to frames."""
 
-import contextlib
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.noise import FrameNoise, ReleasedNoise, drawn_together
 from ldm.diffusion.samplers import assert_finite
+from ldm.methods.conditions import Conditions
 from ldm.methods.geometry import Geometry, check_frames
 from ldm.methods.settings import COLOR_FIXES, Decoding, Patches, Sampling, Windows, choose
 from ldm.nets.layers import channels_last
@@ -72,6 +72,7 @@ class MGLD(nn.Module):
         self.scale_factor, self.sampling, self.windows, self.decoding = scale_factor, sampling, windows, decoding
         self.patches, self.min_size, self.dtype = patches, min_size, choose(PRECISIONS, precision, "precision")
         self._context: Tensor | None = None
+        self._conditions = Conditions(self.structure, shared=windows.frame_overlap)
         channels_last(self).eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -109,6 +110,7 @@ class MGLD(nn.Module):
         Frames come out late: each sampling step waits for a window of frames. What is held does not grow with the clip,
         and the noise follows the frames' numbers. `frames`, where it is known, gives the progress report its total.
         """
+        self._conditions.forget()
         geometry = self.geometry(size, upscale)
         tally = Tally(progress, self._calls(frames, geometry) if frames else {})
         finish = Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])))
@@ -187,7 +189,7 @@ class MGLD(nn.Module):
         def denoise_tile(x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:
             step = torch.tensor([t], device=x.device)
             with self.autocast():
-                maps = self.structure(z.flatten(0, 1), step)
+                maps = self._conditions(z, step, place=(t, *((tile.y.start, tile.x.start) for tile in tiles)))
                 out = self.unet(x.flatten(0, 1), step, context, maps, num_frames=x.shape[1])
             tally("sampling")
             return out.float().unflatten(0, x.shape[:2])
@@ -378,9 +380,7 @@ class MGLD(nn.Module):
 
     def autocast(self):
         """The context the networks run in; everything else stays float32."""
-        if self.dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype is not None)
 
 
 class Tally:

@@ -1,0 +1,65 @@
+"""Maps that windows share: made once, equal to the bit, bounded, never another's."""
+
+import torch
+
+from ldm.methods.conditions import Conditions
+from ldm.nets.structure import StructureEncoder
+
+
+class Counted(torch.nn.Module):
+    """A small condition encoder that counts the frames it is given."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = StructureEncoder(
+            model_channels=32, out_channels=32, num_res_blocks=1, attention_resolutions=[2], channel_mult=[1, 1]
+        )
+        self.frames = 0
+
+    def forward(self, z, t):
+        self.frames += len(z)
+        return self.net(z, t)
+
+
+T3 = torch.tensor([3])
+
+
+@torch.no_grad()
+def test_shared_frames_are_encoded_once_and_equal_to_the_bit():
+    net = Counted()
+    kept, fresh = Conditions(net, shared=2), Conditions(net, shared=0)
+    z = torch.randn(1, 8, 4, 16, 16)
+    for start in (0, 3):
+        window = z[:, start : start + 5]
+        before = net.frames
+        maps = kept(window, T3, place=(3, (0, 0)))
+        assert net.frames - before == (5 if start == 0 else 3)
+        expected = fresh(window, T3, place=(3, (0, 0)))
+        assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
+    reference = net.net(z[:, 3:].flatten(0, 1), T3)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, reference, strict=True))
+
+
+@torch.no_grad()
+def test_nothing_is_taken_from_another_place_step_or_clip():
+    net = Counted()
+    conditions, z = Conditions(net, shared=2), torch.randn(1, 3, 4, 8, 8)
+    conditions(z, T3, place=(3, (0, 0)))
+    for place, frames in (((3, (0, 8)), z), ((2, (0, 0)), z), ((3, (0, 0)), z + 1)):
+        before = net.frames
+        conditions(frames, T3, place=place)
+        assert net.frames - before == 3, place
+    conditions.forget()
+    before = net.frames
+    conditions(z, T3, place=(3, (0, 8)))
+    assert net.frames - before == 3
+
+
+@torch.no_grad()
+def test_what_is_kept_is_bounded():
+    net = Counted()
+    conditions = Conditions(net, shared=2, limit=40_000)
+    for k in range(9):
+        conditions(torch.randn(1, 3, 4, 8, 8), T3, place=(3, (0, k)))
+    assert 0 < conditions._bytes() <= 40_000
