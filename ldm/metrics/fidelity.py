@@ -6,6 +6,11 @@ from torch import Tensor
 
 PEAK = 255.0
 LUMA = (65.481 / 255, 128.553 / 255, 24.966 / 255)  # ITU-R BT.601, limited range: 8-bit RGB -> 16..235
+GRAY = (0.299, 0.587, 0.114)  # full range: 8-bit RGB -> 0..255
+CHANNELS = {
+    "rgb": "RGB", "y": "Y (BT.601, 16-235, not rounded)", "y8": "Y (BT.601, 16-235, rounded)",
+    "gray": "gray (BT.601, 0-255, not rounded)", "gray8": "gray (BT.601, 0-255, rounded)",
+}  # fmt: skip
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
 K1, K2 = 0.01, 0.03
 
@@ -37,8 +42,9 @@ def luma(pixels: np.ndarray) -> np.ndarray:
 def psnr(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: str = "rgb", crop: int = 0) -> float:
     """10 log10(255^2 / mean squared difference) in dB; infinite for equal frames.
 
-    The mean is over all pixels and channels; `channels` "rgb", or "y" (`luma`); `crop` border pixels do not count.
-    Raises ValueError for sizes that differ or are used up by the crop, or another word.
+    The mean is over all pixels and channels; `channels` one of `CHANNELS`: "y" (`luma`) is that of BasicSR, "gray"
+    that of pyiqa ("gray8" for its SSIM). `crop` border pixels do not count. Raises ValueError for sizes that differ or
+    are used up by the crop, or another word.
     """
     one, other = _compared(frame, truth, channels, crop)
     error = cv2.norm(one, other, cv2.NORM_L2SQR) / one.size
@@ -77,11 +83,18 @@ def _compared(frame, truth, channels: str, crop: int) -> tuple[np.ndarray, np.nd
     if one.shape != other.shape:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (one, other))
         raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
-    if channels not in ("rgb", "y"):
-        raise ValueError(f"got channels {channels!r}, expected rgb or y")
+    if channels not in CHANNELS:
+        raise ValueError(f"got channels {channels!r}, expected one of {', '.join(CHANNELS)}")
     if not 0 <= 2 * crop < min(one.shape[:2]):
         raise ValueError(f"got crop {crop} for frames of {one.shape[1]}x{one.shape[0]}, expected pixels to be left")
-    if channels == "y":
-        one, other = luma(one), luma(other)
+    if channels != "rgb":
+        one, other = _one_channel(one, channels), _one_channel(other, channels)
     inside = slice(crop, one.shape[0] - crop), slice(crop, one.shape[1] - crop)
     return np.ascontiguousarray(one[inside]), np.ascontiguousarray(other[inside])
+
+
+def _one_channel(pixels: np.ndarray, channels: str) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) float32."""
+    gray = channels.startswith("gray")
+    values = cv2.transform(pixels.astype(np.float32), np.float32([GRAY])) if gray else luma(pixels)
+    return np.rint(values) if channels.endswith("8") else values

@@ -73,7 +73,15 @@ def _pyiqa(name: str, device: str):
 @cache
 def _brisque():
     module = _package("brisque", "brisque")
-    return _guarded("brisque", lambda: module.BRISQUE(url=False))
+    model = _guarded("brisque", lambda: module.BRISQUE(url=False))
+    features = model.calculate_brisque_features
+
+    def as_numbers(*args, **settings) -> np.ndarray:
+        """Version 0.2.0 returns arrays of one number among the numbers, which NumPy 2.4 no longer takes for numbers."""
+        return np.array([np.ravel(value)[0] for value in features(*args, **settings)], dtype=np.float64)
+
+    model.calculate_brisque_features = as_numbers
+    return model
 
 
 def _package(module: str, package: str):

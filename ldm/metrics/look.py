@@ -1,12 +1,11 @@
 """What measures see of one moment of a clip, computed once for all of them."""
 
 from collections.abc import Callable
-from functools import cached_property
 
 import numpy as np
 from torch import Tensor
 
-from ldm.metrics.fidelity import luma, rgb8
+from ldm.metrics.fidelity import rgb8
 from ldm.metrics.temporal import Backward, farneback_flow, motion_back
 
 
@@ -21,21 +20,12 @@ class Look:
     """
 
     def __init__(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None):
-        self.frame, self.truth = rgb8(frame), None if truth is None else rgb8(truth)
+        # Copies: who pushes frames may use one buffer for all of them.
+        self.frame, self.truth = rgb8(frame).copy(), None if truth is None else rgb8(truth).copy()
         if self.truth is not None and self.truth.shape != self.frame.shape:
             sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (self.frame, self.truth))
             raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
         self._from: tuple[Look, dict] | None = None
-
-    @cached_property
-    def frame_luma(self) -> np.ndarray:
-        """(H, W) float32 luma of the frame, 16 to 235."""
-        return luma(self.frame)
-
-    @cached_property
-    def truth_luma(self) -> np.ndarray:
-        """(H, W) float32 luma of the truth, 16 to 235."""
-        return luma(self.truth)
 
     def truth_motion(self, before: "Look", flow: Callable[[Tensor, Tensor], Tensor]) -> Backward:
         """The truth's motion to the moment before, by an estimator."""

@@ -15,13 +15,13 @@ import cv2
 from torch import Tensor
 
 from ldm.metrics import learned, video_quality
-from ldm.metrics.fidelity import psnr, ssim
+from ldm.metrics.fidelity import CHANNELS, psnr, ssim
 from ldm.metrics.look import Look, Unavailable
 from ldm.metrics.measure import Measure, Recipe, SharedLook
 from ldm.metrics.niqe import load_pristine, niqe
+from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.sharpness import edge_sharpness
 from ldm.metrics.temporal import e_warp, flow_distance
-from ldm.metrics.warping import own_warping_error
 from ldm.ops.dis import DISFlow
 
 Flow = Callable[[Tensor, Tensor], Tensor]
@@ -142,13 +142,12 @@ def _chosen(words: Words, count: int | None) -> tuple[Callable[[int], bool], str
 
 
 def _fidelity(words: Words, options: Options, *, compare: Callable, unit: str) -> Recipe:
-    channels, crop = words.word("channels", "rgb", "y"), words.number("crop", 0)
-    said = "RGB" if channels == "rgb" else "Y (BT.601, 16-235, not rounded)"
+    channels, crop = words.word("channels", *CHANNELS), words.number("crop", 0)
 
     def score(before: Look | None, look: Look) -> float:
         return compare(look.frame, look.truth, channels=channels, crop=crop)
 
-    return Recipe(f"{unit}, {said}, 8 bit, crop {crop}", score)
+    return Recipe(f"{unit}, {CHANNELS[channels]}, 8 bit, crop {crop}", score)
 
 
 def _sharpness(words: Words, options: Options) -> Recipe:

@@ -13,6 +13,12 @@ from ldm.metrics.fidelity import luma, psnr, rgb8, ssim
 
 RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "metrics"
 FORMS = {"basicsr_rgb": ("rgb", 0), "basicsr_rgb_crop4": ("rgb", 4), "basicsr_Y": ("y", 0), "basicsr_Y_crop4": ("y", 4)}
+OTHER_FORMS = [  # conventions of other packages: measure, name of the recorded value, channels
+    (psnr, "pyiqa_psnry", "gray"),
+    (psnr, "full-range gray (cv2 BGR2GRAY, uint8)", "gray8"),
+    (psnr, "limited-range Y rounded to 8 bit (wrong but common)", "y8"),
+    (ssim, "pyiqa_ssim(Y, default)", "gray8"),
+]
 
 
 def noisy_pair(h=40, w=52, seed=0):
@@ -70,13 +76,36 @@ def test_ssim_of_flat_frames_compares_their_means():
     assert ssim(dark, bright) == pytest.approx((2 * 51 * 102 + c1) / (51**2 + 102**2 + c1), abs=1e-6)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_recorded_values(form):
+def test_channels_of_one_colour():
+    """Full range: grey keeps its value; limited range: 219 of 255 parts of it; rounded ones are whole numbers."""
+    dark, bright = torch.full((3, 12, 12), 100 / 255), torch.full((3, 12, 12), 110 / 255)
+    full = 20 * np.log10(255 / 10)
+    assert psnr(dark, bright, channels="gray") == pytest.approx(full, abs=1e-4)
+    assert psnr(dark, bright, channels="y") == pytest.approx(full - 20 * np.log10(219 / 255), abs=1e-4)
+    assert psnr(dark, bright, channels="y8") == pytest.approx(20 * np.log10(255 / 8), abs=1e-4)  # 101.88 and 110.47
+
+
+def recorded_pairs():
+    """The recorded values of each pair of pictures: (names, got, truth, values)."""
     if not (RECORDED / "values.json").is_file():
         pytest.skip("the recorded pictures are not beside this repository")
-    channels, crop = FORMS[form]
     for names, values in json.loads((RECORDED / "values.json").read_text())["full_reference"].items():
         truth, got = (cv2.imread(str(RECORDED / "images" / name))[..., ::-1] for name in names.split("|"))
+        yield names, got, truth, values
+
+
+@pytest.mark.parametrize(("measure", "form", "channels"), OTHER_FORMS)
+def test_recorded_values_of_other_conventions(measure, form, channels):
+    tolerance = 1e-3 if measure is psnr else 1e-4
+    for names, got, truth, values in recorded_pairs():
+        wanted = values[measure.__name__][form]
+        assert measure(got, truth, channels=channels) == pytest.approx(wanted, abs=tolerance), names
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_recorded_values(form):
+    channels, crop = FORMS[form]
+    for names, got, truth, values in recorded_pairs():
         assert psnr(got, truth, channels=channels, crop=crop) == pytest.approx(values["psnr"][form], abs=1e-3), names
         assert ssim(got, truth, channels=channels, crop=crop) == pytest.approx(values["ssim"][form], abs=1e-4), names
 
@@ -98,7 +127,7 @@ def test_what_cannot_be_compared_is_named(got, expected):
 
 def test_wrong_words_and_small_frames():
     frame = torch.zeros(3, 12, 12)
-    with pytest.raises(ValueError, match="expected rgb or y"):
+    with pytest.raises(ValueError, match="expected one of rgb, y, "):
         psnr(frame, frame, channels="luma")
     with pytest.raises(ValueError, match="got crop 6"):
         psnr(frame, frame, crop=6)
