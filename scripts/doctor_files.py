@@ -1,0 +1,123 @@
+"""What scripts/doctor.py says of files: weights and data sets. Nothing to run here."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+OK, WARN, FAIL = "OK", "WARN", "FAIL"
+PUBLISHED = {  # SHA-256 of files as their authors publish them
+    "v2-1_512-ema-pruned.ckpt": "88ecb782561455673c4b78d05093494b9c539fc6bfc08f3a9a4a0dd7b0b10f36",
+    "open_clip_pytorch_model.bin": "9a78ef8e8c73fd0df621682e7a8e8eb36c6916cb3c16b291a082ecd52ab79cc4",
+    "raft-things.pth": "fcfa4125d6418f4de95d84aec20a3c5f4e205101715a79f193243c186ac9a7e1",
+}
+NAMED = 10  # faulty clips that are named
+
+
+class Finding(NamedTuple):
+    """One line: how it is, of what, what was found, and what to do about it ('' where nothing is to be done)."""
+
+    status: str
+    what: str
+    text: str
+    fix: str = ""
+
+    def line(self) -> str:
+        text = f"{self.status:4}  {self.what}: {self.text}" + (f"; to do: {self.fix}" if self.fix else "")
+        return " ".join(text.splitlines())
+
+
+def check_weights(args) -> Iterator[Finding]:
+    from ldm import checkpoint
+    from ldm.engine.assemble import EMBEDDED, find_weights
+
+    usual = [ROOT / name for name in ("weights", "checkpoints") if (ROOT / name).is_dir()]
+    for folder in args.weights or [EMBEDDED, *usual]:
+        if not folder.is_dir():
+            yield Finding(FAIL, "weights", f"{folder}: no such folder", "name the folder that holds the weight files")
+            continue
+        noted = noted_hashes(folder)
+        files = sorted(path for place in (folder, folder / "flownets") if place.is_dir() for path in place.iterdir())
+        for path in (path for path in files if path.suffix in checkpoint.SUFFIXES):
+            yield look_at(path, noted.get(path.name))
+        try:
+            find_weights(folder)
+            yield Finding(OK, "weights", f"{folder}: both stages are there")
+        except (ValueError, OSError) as error:
+            fix = "put mgldvsr_unet.ckpt and video_vae_cfw.ckpt there (README, The released weights)"
+            yield Finding(FAIL, "weights", str(error), fix)
+
+
+def noted_hashes(folder: Path) -> dict[str, str]:
+    """{file: SHA-256} of the lines of a folder's README.md that name both."""
+    readme = folder / "README.md"
+    text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    lines = (re.search(r"`([\w.-]+)`.*`([0-9a-f]{64})`", line) for line in text.splitlines())
+    return {fits[1]: fits[2] for fits in lines if fits}
+
+
+def look_at(path: Path, noted: str | None) -> Finding:
+    """A weight file: readable, what it looks like, and its SHA-256 where one is known."""
+    from ldm import checkpoint
+
+    what, size = f"weights {path}", f"{path.stat().st_size / 1e6:.1f} MB"
+    try:
+        looks_like = checkpoint.recognise(checkpoint.read(path))
+    except (ValueError, OSError) as error:
+        return Finding(FAIL, what, str(error), "download or copy it again")
+    stems = {Path(name).stem for name, _, _ in checkpoint.KNOWN_FILES}
+    if path.stem in stems and looks_like and Path(looks_like).stem != path.stem:
+        return Finding(FAIL, what, f"{size}, but holds what belongs into {looks_like}", f"rename it to {looks_like}")
+    beginning = re.search(r"-([0-9a-f]{8})\.\w+$", path.name)  # names of this form end in the first digits of the hash
+    expected = noted or PUBLISHED.get(path.name) or (beginning[1] if beginning else None)
+    text = f"{size}, looks like {looks_like or 'nothing known'}"
+    if expected is None:
+        return Finding(OK if looks_like else WARN, what, f"{text}, no SHA-256 to compare with")
+    got = checkpoint.sha256(path)
+    if not got.startswith(expected):
+        return Finding(
+            FAIL, what, f"{size}, SHA-256 {got[:16]}..., expected {expected[:16]}", "copy or download it again"
+        )
+    return Finding(OK, what, f"{text}, SHA-256 {expected[:16]} as {'noted' if noted else 'published'}")
+
+
+def check_data(args) -> Iterator[Finding]:
+    from basicsr_deg.clips import find_clips
+
+    for root in args.data:
+        what = f"data {root}"
+        try:
+            said, sequences = find_clips(root)
+        except (ValueError, OSError) as error:
+            yield Finding(FAIL, what, str(error), "name a folder of clips: folders of pictures, or videos")
+            continue
+        bad = [line for sequence in sequences for line in faults(sequence)]
+        for line in bad[:NAMED]:
+            yield Finding(FAIL, what, line, "copy or unpack this clip again")
+        if len(bad) > NAMED:
+            yield Finding(FAIL, what, f"{len(bad) - NAMED} more clips are faulty", "copy or unpack the set again")
+        if not bad:
+            frames = [len(sequence) for sequence in sequences]
+            counts = f"{min(frames)} to {max(frames)}" if min(frames) < max(frames) else f"{min(frames)}"
+            yield Finding(OK, what, f"{said.removeprefix(f'{root}: ')}, {counts} frames each")
+
+
+def faults(sequence) -> Iterator[str]:
+    """What is wrong with a clip: a gap in the numbers of its pictures, or a first or last frame nobody can read."""
+    files = getattr(sequence, "files", [])
+    numbers = [int(fits[1]) for file in files if (fits := re.search(r"(\d+)$", file.stem))]
+    if len(numbers) == len(files) > 1 and len(set(numbers)) == len(numbers):
+        absent = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
+        if absent and len(absent) < len(numbers):  # every tenth frame, say, is a choice
+            others = f", and {len(absent) - 1} others" if len(absent) > 1 else ""
+            yield f"{sequence.name}: frame {absent[0]} is missing{others}"
+            return
+    try:
+        first, last = sequence.frames([0])[0], sequence.frames([sequence.exact_length() - 1])[0]
+    except (ValueError, OSError, IndexError) as error:
+        yield f"{sequence.name}: {error}"
+        return
+    if first.shape != last.shape:
+        sizes = " and ".join(f"{frame.shape[1]}x{frame.shape[0]}" for frame in (first, last))
+        yield f"{sequence.name}: frames of {sizes}, expected one size"
