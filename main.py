@@ -110,7 +110,9 @@ def resumed_from(path: Path) -> tuple[Path, Path]:
 
 def read_settings(args: argparse.Namespace, run: Path | None):
     """The merged configuration, with the seed and the learning rate that the flags ask for."""
-    settings = config.load(*(args.base or [run / "config.yaml"]), overrides=args.overrides)
+    # Trainer knows which arguments it has: those that the YAML does not name need no "+"
+    words = [f"+{word}" if word.startswith("lightning.") else word for word in args.overrides]
+    settings = config.load(*(args.base or [run / "config.yaml"]), overrides=words)
     settings = config.override(settings, [] if args.seed is None else [f"seed={args.seed}"])
     check_settings(config.plain(settings))
     if not args.scale_lr:
@@ -126,20 +128,21 @@ def read_settings(args: argparse.Namespace, run: Path | None):
 
 def callbacks_of(settings, run: Path) -> list:
     saving = config.plain(settings.checkpoints)
-    folder, every = run / "checkpoints", min(saving["every"], settings.steps)
+    folder, every = run / "checkpoints", saving["every"]
     calls = [StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState()]
     if settings.get("ema"):
         calls.append(EMAWeightAveraging(decay=settings.ema))
     if settings.pictures.every:
         calls.append(PeriodicPictures(run / "pictures", every=settings.pictures.every))
     calls.append(LastCheckpoint(folder / "last.ckpt", every=every))
-    if saving.get("best"):  # the name of a logged value
-        how = {} if saving["best"].startswith("val/") else {"every_n_train_steps": every}
-        how |= {"mode": "max" if saving["best"].endswith("psnr") else "min", "enable_version_counter": False}
-        calls.append(StepCheckpoint(folder, "best", monitor=saving["best"], **how))
-    by_step = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20)}
-    calls.append(StepCheckpoint(folder, "step{step:08d}", **by_step, auto_insert_metric_name=False,
-                                 every_n_train_steps=every, save_last=True))  # fmt: skip
+    # names stay as they are: last-v1.ckpt beside last.ckpt would be overlooked
+    named = {"auto_insert_metric_name": False, "enable_version_counter": False}
+    if best := saving.get("best"):  # the name of a logged value
+        how = {"monitor": best, "mode": "max" if best.endswith("psnr") else "min"}
+        how |= {} if best.startswith("val/") else {"every_n_train_steps": every}
+        calls.append(StepCheckpoint(folder, "best", **how, **named))
+    how = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20), "every_n_train_steps": every}
+    calls.append(StepCheckpoint(folder, "step{step:08d}", save_last=True, **how, **named))
     return calls
 
 
@@ -218,7 +221,8 @@ def train(args: argparse.Namespace) -> None:
     if settings.get("export"):
         Path(settings.export.file).parent.mkdir(parents=True, exist_ok=True)
     prepare_folder(run, settings, resumed)
-    print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
+    if RUN not in os.environ:
+        print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
     fit(trainer, model, data, run=run, resumed=resumed)
     if settings.get("export") and trainer.is_global_zero:
         write_export(model, config.plain(settings.export))

@@ -96,6 +96,9 @@ class StepCheckpoint(ModelCheckpoint):
             known = ", ".join(sorted(name for name in logged if "/" in name))
             raise ValueError(f"got checkpoints.best={self.monitor}, expected one of {known}")
 
+    def on_train_end(self, *_: Any) -> None:
+        """Nothing: averaged weights have replaced the model's by now, and `LastCheckpoint` came before."""
+
 
 class LastCheckpoint(Callback):
     """Writes `path` after the last step where no periodic checkpoint does; listed after what changes weights."""

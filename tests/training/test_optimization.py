@@ -1,0 +1,53 @@
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.optimization import Adam
+
+
+def parameters():
+    return [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2), requires_grad=False)]
+
+
+def test_only_what_is_trained_is_given_to_the_optimizer():
+    made = Adam(lr=1e-3, betas=[0.5, 0.9], weight_decay=0.1)(iter(parameters()))
+    (group,) = made["optimizer"].param_groups
+    assert [p.numel() for p in group["params"]] == [3] and "lr_scheduler" not in made
+    assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (1e-3, (0.5, 0.9), 0.1, 1e-8)
+
+
+def test_weights_decay_apart_from_the_step():
+    """A first step of Adam is the learning rate, whatever the gradient; the decay comes on top (decoupled)."""
+    weight = nn.Parameter(torch.tensor([2.0]))
+    optimizer = Adam(lr=0.01, weight_decay=0.5)([weight])["optimizer"]
+    weight.grad = torch.tensor([300.0])
+    optimizer.step()
+    assert weight.item() == pytest.approx(2 - 0.01 * 0.5 * 2 - 0.01, rel=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 19, 20, 100])
+def test_the_rate_rises_and_falls_to_zero(steps):
+    made = Adam(lr=1e-3, schedule="cosine", steps=steps)(parameters())
+    assert made["lr_scheduler"]["interval"] == "step"
+    rates = []
+    for _ in range(steps):
+        rates.append(made["optimizer"].param_groups[0]["lr"])
+        made["optimizer"].step()
+        made["lr_scheduler"]["scheduler"].step()
+    last = made["optimizer"].param_groups[0]["lr"]
+    assert all(0 < rate <= 1e-3 * (1 + 1e-9) for rate in rates) and (last < 1e-6 or steps == 1)
+    assert steps < 19 or (max(rates) > 0.95e-3 and rates[0] < 0.5e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"lr": 0}, "got lr 0"),
+        ({"lr": float("nan")}, "got lr nan"),
+        ({"lr": 1, "schedule": "linear"}, "'linear'"),
+        ({"lr": 1, "schedule": "cosine"}, "0 steps"),
+    ],
+)
+def test_what_makes_no_optimizer_is_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        Adam(**settings)

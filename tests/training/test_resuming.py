@@ -1,0 +1,149 @@
+"""N steps, a stop and M more are N + M steps in one go: to the bit, and wherever the stop falls."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+import main
+from ldm import checkpoint
+from tests.training import runs
+
+# Lightning advises on workers, folders and hardware, and lags behind torch
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """{stage: words that name its data}."""
+    root = tmp_path_factory.mktemp("data")
+    return {1: runs.write_clips(root / "clips"), 2: runs.write_set(root / "set")}
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "later"),
+    [
+        (1, ["batch_size=2", "checkpoints.every=1"], ["num_workers=2"]),
+        (1, ["accumulate=2", "ema=0.5", "model.params.trained=released"], []),
+        (2, ["accumulate=2", "model.params.loss.params.start=1"], ["num_workers=2"]),
+        (2, ["ema=0.5", "model.params.loss.params.form=released", "checkpoints.every=1"], []),
+    ],
+)
+def test_a_stop_changes_nothing(tmp_path, data, stage, words, later):
+    whole = runs.train(stage, data[stage], *words, "steps=4", folder=tmp_path / "whole")
+    parts = runs.train(stage, data[stage], *words, "steps=2", folder=tmp_path / "parts")
+    begun = runs.learned(runs.saved(parts))
+    state = torch.get_rng_state()
+    torch.manual_seed(5)  # whatever a new process has
+    assert main.main(["--train", "--resume", str(parts), "steps=4", *later]) == 0
+    torch.set_rng_state(state)
+    ends = [runs.learned(runs.saved(run)) for run in (whole, parts)]
+    assert not runs.differing(*ends)
+    assert runs.differing(begun["state_dict"], ends[1]["state_dict"]), "it learned nothing"
+    if "ema=0.5" in words:
+        assert runs.differing(dict(ends[0]["state_dict"]), dict(ends[0]["current_model_state"])), "averages nothing"
+    curves = runs.rows(parts, "metrics.until_stop_1.csv") + runs.rows(parts)
+    assert curves == runs.rows(whole)
+
+
+def test_weights_are_averaged_into_the_export(tmp_path, data):
+    file = tmp_path / "new" / "one.safetensors"
+    run = runs.train(1, data[1], "ema=0.5", "steps=2", f"+export={{file: {file}}}", folder=tmp_path)
+    written, last = checkpoint.read(file), runs.saved(run)
+    assert not runs.differing(written, dict(last["state_dict"]))
+    assert runs.differing(written, dict(last["current_model_state"]))
+
+
+def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(tmp_path, data):
+    words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.every=2", "checkpoints.keep=1", folder=tmp_path)
+    environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
+    log = (tmp_path / "log").open("w")
+    process = subprocess.Popen(
+        [sys.executable, str(runs.ROOT / "main.py"), *words, "steps=100000"],
+        env=environment, stdout=log, stderr=log,
+    )  # fmt: skip
+    try:
+        deadline = time.monotonic() + 300
+        while not list(tmp_path.glob("logs/*_toy/checkpoints/last.ckpt")) and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        log.close()
+    run = runs.run_of(tmp_path)
+    (run / "checkpoints" / ".last.partial-1.ckpt").write_bytes(b"half")
+    done = runs.saved(run)["global_step"]
+    assert done >= 2 and done % 2 == 0, (tmp_path / "log").read_text()
+    assert runs.rows(run), "the curve is on the disk at once"
+    assert main.main(["--train", "--resume", str(run), f"steps={done + 2}"]) == 0
+    assert not list((run / "checkpoints").glob(".*"))
+    whole = runs.train(1, data[1], f"steps={done + 2}", folder=tmp_path / "whole")
+    assert not runs.differing(runs.learned(runs.saved(whole)), runs.learned(runs.saved(run)))
+
+
+# ---- what cannot be gone on from
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data):
+    return runs.train(1, data[1], "steps=1", folder=tmp_path_factory.mktemp("finished"))
+
+
+def refused(capsys, *words) -> str:
+    capsys.readouterr()
+    assert main.main(["--train", *map(str, words)]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "clips taken" not in line]
+    assert line.startswith("main.py: ")
+    return line
+
+
+def tree(run):
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "has 1 of 1 steps; raise steps"),
+        (["steps=2", "networks.unet.params.num_res_blocks=2"], "are not those of this model"),
+        (["steps=2", "ema=0.9"], "was trained without ema, got ema=0.9"),
+        (["steps=2", "--scale_lr", "True"], "scaled already"),
+        (["steps=2", "dataroot_gt=nowhere"], "got nowhere, which is not there"),
+    ],
+)
+def test_a_run_goes_on_only_as_it_was_begun(finished, capsys, words, says):
+    before = tree(finished)
+    assert says in refused(capsys, "--resume", finished, *words)
+    assert tree(finished) == before
+
+
+def test_more_samples_a_step_are_other_samples(finished, capsys):
+    assert "got 2 samples a batch" in refused(capsys, "--resume", finished, "steps=2", "batch_size=2")
+
+
+def test_what_is_no_run_is_said(finished, tmp_path, capsys):
+    assert "there is no checkpoint" in refused(capsys, "--resume", tmp_path / "nowhere")
+    assert "there is no checkpoint" in refused(capsys, "--resume", tmp_path)
+    weights = tmp_path / "weights.ckpt"
+    torch.save({"a": torch.zeros(1)}, weights)
+    assert "config.yaml" in refused(capsys, "--resume", weights)
+    copy = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    copy.parent.mkdir(parents=True)
+    (tmp_path / "run" / "config.yaml").write_bytes((finished / "config.yaml").read_bytes())
+    whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
+    for content in (whole[: len(whole) // 2], weights.read_bytes(), b""):
+        copy.write_bytes(content)
+        assert "not a whole checkpoint of a training" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
+
+
+def test_a_learning_rate_that_ends_is_not_made_longer(tmp_path, data, capsys):
+    cosine = "+model.params.optimizer.params={schedule: cosine, steps: 2}"
+    run = runs.train(1, data[1], cosine, "steps=1", folder=tmp_path)
+    assert "its learning rate ends at step 2" in refused(capsys, "--resume", run, "steps=3")
+    assert main.main(["--train", "--resume", str(run), "steps=2"]) == 0
