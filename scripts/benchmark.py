@@ -26,10 +26,12 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while t
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
-from ldm import config
-from ldm.engine.assemble import EMBEDDED, ROOT, find_weights
+from ldm import checkpoint, config
+from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, find_weights
+from ldm.engine.device import usable_device
 from ldm.metrics.protocol import Options, measures
 from scripts import upscale
+from scripts.benchmark_making import raft_flow
 from scripts.benchmark_run import Run
 from scripts.benchmark_sets import GIVEN, Clip, Dataset, check_result, clips_at, looked_at, paired, some
 
@@ -85,6 +87,7 @@ def add_measures(group) -> None:
     add("--niqe_params", type=Path, metavar="NPZ", help="the official pristine parameters (default: an installed one)")
     add("--raft", type=Path, metavar="FILE", help="raft-things weights for flow=raft (default: in --weights)")
     add("--ffmpeg", type=Path, help="an ffmpeg with libvmaf (default: what is installed)")
+    add("--dover", type=Path, metavar="DIR", help="a checkout of DOVER with its weights (default: no DOVER)")
     add("--seeds", type=upscale.counted, default=1, help="seeds of the noise to average over (default: 1)")
     add("--seed", type=upscale.natural, default=42, help="the first of them (default: 42)")
     add("--lq_seed", type=upscale.natural, default=0, help="of the degradation, where LQ is made (default: 0)")
@@ -117,16 +120,16 @@ def read_set(name: str) -> Dataset:
 
 def folders_of(words: list[str]) -> dict[str, Path]:
     """Methods by name from `[name=]DIR` words. Raises ValueError for folders that are not there and names twice."""
-    folders = {}
+    folders, own = {}, ("bicubic", "embedded", "mgld-vsr")
     for word in words:
         name, equals, place = word.partition("=")
         path = Path(place if equals and not Path(word).exists() else word)
         name = name if equals and path == Path(place) else path.resolve().name
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder of results; expected [NAME=]DIR")
-        if not NAME.fullmatch(name) or name in folders:
-            twice = "is there twice" if name in folders else "has characters that file names should not have"
-            raise ValueError(f"{word}: the name {name} {twice}; expected NAME=DIR with a name of its own")
+        if not NAME.fullmatch(name) or name.casefold() in (*map(str.casefold, folders), *own):
+            good = "letters, digits and . + - _" if not NAME.fullmatch(name) else "a name of its own"
+            raise ValueError(f"got the method name {name!r} for {path}, expected {good}: write NAME=DIR")
         folders[name] = path
     return folders
 
@@ -201,10 +204,15 @@ def results_of(folders: dict[str, Path], clips: list[Clip], bar) -> dict[str, di
 
 def options_of(args: argparse.Namespace) -> Options:
     """What measures need besides frames. Raises ValueError for files that are not there."""
-    for path in (args.niqe_params, args.raft, args.ffmpeg):
+    for path in (args.niqe_params, args.raft, args.ffmpeg, args.dover):
         if path is not None and not path.exists():
-            raise ValueError(f"{path}: no such file")
-    return Options(niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, device=upscale.usable_device(args.device))
+            raise ValueError(f"{path}: no such file or folder")
+    device, raft = usable_device(args.device), args.raft
+    if raft is None and args.weights:
+        with contextlib.suppress(FileNotFoundError):
+            raft = checkpoint.find(args.weights[0], FLOW_FILES["raft"])
+    flows = {"raft": raft_flow(raft, device)} if raft else {}
+    return Options(flows, niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, dover=args.dover, device=device)
 
 
 @contextlib.contextmanager
@@ -249,7 +257,7 @@ def run(args: argparse.Namespace) -> int:
         work.score_bicubic()
     if upscaling:
         work.score_upscaled(files)
-    tell(work.write(shlex.join(["python", "scripts/benchmark.py", *args.words])))
+    work.write(shlex.join(["python", "scripts/benchmark.py", *args.words]))
     if not args.no_report:
         make_report(args.output)
     return 0

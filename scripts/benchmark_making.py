@@ -1,6 +1,7 @@
 """What scripts/benchmark.py makes before it scores: degraded, enlarged and restored clips. All of it resumes."""
 
 import argparse
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -8,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from ldm import video
+from ldm import checkpoint, video
 from ldm.engine import provenance
 from ldm.engine.assemble import build_method
 from ldm.engine.device import usable_device
 from ldm.engine.jobs import Job, Model, Wishes, manifest_of, plan_for, prepare, restore_job
 from ldm.engine.resume import differences
+from ldm.nets.raft import RAFT
 from ldm.ops.resize import resize
 from scripts import degrade, upscale
 from scripts.benchmark_sets import Clip
@@ -46,6 +49,22 @@ class Degrader:
         pixels = hashlib.sha256(hashes.encode()).hexdigest()[:16]
         told = f"{Path(self.protocol).stem}, seed {self.seed}, settings {digest}, pixels {pixels}"
         return {name: args.output / name for name in truths}, told
+
+
+def raft_flow(file: Path, device: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """RAFT with the 20 iterations that papers measure with, loaded at first use; frames (1, 3, H, W) in [0, 1]."""
+
+    @functools.cache
+    def network() -> RAFT:
+        raft = RAFT(iterations=20)
+        checkpoint.load(raft, checkpoint.read(file))
+        return raft.to(device)
+
+    @torch.inference_mode()
+    def flow(one: Tensor, other: Tensor) -> Tensor:
+        return network()(one.to(device), other.to(device)).cpu()
+
+    return flow
 
 
 def enlarged(clip: Clip, output: Path, report: Callable[[int, int], None]) -> Path:

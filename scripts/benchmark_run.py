@@ -18,7 +18,7 @@ from ldm.metrics.protocol import Options
 from scripts.benchmark_making import Degrader, Restorer, enlarged, rates
 from scripts.benchmark_scores import Scores
 from scripts.benchmark_sets import Clip, Dataset, Found, paired
-from scripts.benchmark_tables import comparison, csv_text, document, label, printed, published_entries
+from scripts.benchmark_tables import comparison, csv_text, document, label, published_entries, show
 
 FORMAT = "mgld-vsr benchmark 1"
 EXACT = ("rgb", "gbr", "bgr", "yuv444", "ya", "gray")  # pixel formats that do not halve colour
@@ -38,11 +38,12 @@ class Run:
         self.methods, self.rows, self.curves, self.notes = [], [], [], []
         self.metrics: dict[str, dict] = {}
         self.results: dict[str, dict] = {}
+        self.made: str | None = None  # how LQ was made
 
     def take(self, found: Found, kind: str | None, clips: Sequence[Clip], odd: Sequence[str]) -> None:
-        """The clips to work on."""
+        """The clips to work on. Raises ValueError for a --published that the set has not."""
         self.found, self.kind, self.clips, self.odd = found, kind, list(clips), list(odd)
-        self.made = None
+        self._table()
         self.results = {clip.name: {} for clip in clips}
         self.notes += [f"Not the published set: {line}." for line in odd]
         cut = [(self.args.max_clips, "clips"), (self.args.max_frames, "frames of each clip")]
@@ -96,7 +97,7 @@ class Run:
         args = self.args
         restorer = Restorer(args, files, self.say, self.tell)
         seeds = [*range(args.seed, args.seed + args.seeds)]
-        name = "mgld-vsr" if args.weights else "embedded"
+        name = model_name(args)
         entry = self._enter(name, "upscaled", seeds, self.folder / "sr" / name)
         entry |= {"settings": config.plain(restorer.settings), "weights": dict(restorer.model.hashes)}
         records = []
@@ -116,8 +117,6 @@ class Run:
         return f"{what}-x{self.scale}" + (f"-{self.args.max_frames}frames" if self.args.max_frames else "")
 
     def _enter(self, name: str, kind: str, seeds: list, path: Path) -> dict:
-        if any(method["name"] == name for method in self.methods):
-            raise ValueError(f"got two methods called {name}; name the folder otherwise, as in old_{name}=DIR")
         nothing = dict.fromkeys(("settings", "weights", "seconds_per_frame", "peak_memory"))
         self.methods.append({"name": name, "kind": kind, "seeds": seeds, "path": self._relative(path), **nothing})
         return self.methods[-1]
@@ -151,25 +150,26 @@ class Run:
         except ValueError:  # another drive
             return path.resolve().as_posix()
 
-    def write(self, command: str) -> str:
-        """All files; what to print: the one table, and the clips one by one."""
+    def write(self, command: str) -> None:
+        """Write all files, and print the one table, then the clips one by one."""
         key, table = self._table()
         results = self._content(command)
         same = not self.odd and not self.args.max_clips and not self.args.max_frames
         results["table"] = comparison(results, table, same and table is not None and self._is_input_of(table))
         if table is not None:
-            self.notes.insert(0, f"Published: {table['source']} ({table['protocol']}), table `{key}`.")
+            self.notes.insert(0, f"Published, table `{key}`: {table['source']}. Its protocol: {table['protocol']}.")
             if not self._is_input_of(table):
                 was = f"{table['lq']}, x{table.get('scale', self.dataset.scale)}"
-                self.notes.insert(1, f"Its LQ was {was}; here it is {self.kind}, x{self.scale}: differences say little.")
+                self.notes.insert(
+                    1, f"Its LQ was {was}; here it is {self.kind}, x{self.scale}: differences say little."
+                )
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, allow_nan=False)
         write_whole(self.folder / "results.csv", csv_text(self.rows).encode())
         write_whole(self.folder / "results.md", document(results).encode())
         write_whole(self.folder / "results.json", f"{text}\n".encode())
-        return (
-            printed(results) + "\n" + ", ".join(str(self.folder / f"results.{kind}") for kind in ("json", "csv", "md"))
-        )
+        show(results)
+        self.tell(", ".join(str(self.folder / f"results.{kind}") for kind in ("json", "csv", "md")))
 
     def _table(self) -> tuple[str | None, Mapping | None]:
         """The published table to compare with. Raises ValueError for a name that is none."""
@@ -212,6 +212,11 @@ class Run:
         places = {part: self._relative(found.path) if found else None for part, found in paths.items()}
         about = {"name": clip.name, "frames": clip.frames, "width": size[1], "height": size[0]}
         return {**about, "rate": str(source.rate), **places, "results": self.results[clip.name]}
+
+
+def model_name(args: argparse.Namespace) -> str:
+    """What the method that restores here is called."""
+    return "mgld-vsr" if args.weights else "embedded"
 
 
 def is_lossy(source: video.Source) -> bool:

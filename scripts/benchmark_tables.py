@@ -5,12 +5,19 @@ import io
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 LABELS = {  # metric: heading and digits
     "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "sharpness": ("sharpness", 3), "e_warp": ("E_warp", 6),
-    "tof": ("tOF, px", 3), "lpips": ("LPIPS", 4), "dists": ("DISTS", 4), "tlpips": ("tLPIPS", 3),
+    "tof": ("tOF, px", 3), "lpips": ("LPIPS", 4), "dists": ("DISTS", 4),
     "niqe": ("NIQE", 3), "brisque": ("BRISQUE", 3), "musiq": ("MUSIQ", 2), "clipiqa": ("CLIP-IQA", 4),
-    "dover": ("DOVER", 4), "vmaf": ("VMAF", 2),
+    "dover": ("DOVER", 4), "vmaf": ("VMAF", 2), "e_warp_quantvsr": ("E*_warp, x1000", 2), "maniqa": ("MANIQA", 4),
+    "ilniqe": ("ILNIQE", 2), "nrqm": ("NRQM", 3), "fastervqa": ("FasterVQA", 4), "dover_technical": ("DOVER, x100", 3),
+    "e_warp_star": ("E*_warp, x1000", 2), "tof_stablevsr": ("tOF, RAFT x10", 3), "tlpips": ("tLPIPS, x1000", 3),
 }  # fmt: skip
+LONG = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
 ARROWS = {"higher": "↑", "lower": "↓"}
 CSV_FIELDS = ("method", "seed", "clip", "metric", "value", "reason")
 
@@ -85,8 +92,8 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
     return "\n".join([body[0], f"|{'---|' * len(head)}", *body[1:]]) + "\n"
 
 
-def main_table(results: Mapping) -> str:
-    """Metric by metric: protocol, published, measured, difference, within tolerance?"""
+def main_cells(results: Mapping) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: metric by metric: protocol, published, measured, difference, within tolerance?"""
     several = len(results["methods"]) > 1
     better, lines = {m["name"]: m["better"] for m in results["metrics"]}, []
     for line in results["table"]:
@@ -98,15 +105,15 @@ def main_table(results: Mapping) -> str:
         if line["within"] is not None:
             within += f" (± {line['tolerance']:g})"
         arrow = "" if metric.endswith("_truth") else f" {ARROWS[better[metric]]}"
-        cells = [f"{label(metric)}{arrow}", line["protocol"], shown(line["published"], metric), measured]
+        cells = [f"{label(metric)}{arrow}", line["protocol"] or "-", shown(line["published"], metric), measured]
         cells += [shown(line["difference"], metric, sign=True), within]
         lines.append([line["method"], *cells] if several else cells)
     head = ["metric", "protocol", "published", "measured", "difference", "within tolerance?"]
-    return markdown(["method", *head] if several else head, lines)
+    return ["method", *head] if several else head, lines
 
 
-def clip_table(results: Mapping, method: str) -> str:
-    """A line for every clip of a method, means over seeds, and the mean of all."""
+def clip_cells(results: Mapping, method: str) -> tuple[list[str], list[list[str]]]:
+    """Head and lines: one for every clip of a method, means over seeds, and the mean of all."""
     metrics = [metric["name"] for metric in results["metrics"]]
     cells = {}
     for row in results["rows"]:
@@ -117,7 +124,7 @@ def clip_table(results: Mapping, method: str) -> str:
         lines.append([clip, *(_cell(cells[clip, metric], metric) for metric in metrics)])
     whole = {line["metric"]: line for line in results["table"] if line["method"] == method}
     lines.append(["mean", *(shown(whole[metric]["measured"], metric) for metric in metrics)])
-    return markdown(["clip", *map(label, metrics)], lines)
+    return ["clip", *map(label, metrics)], lines
 
 
 def _cell(rows: Sequence[Mapping], metric: str) -> str:
@@ -153,29 +160,40 @@ def published_table(results: Mapping, source: str) -> str:
     metrics = list(dict.fromkeys(entry["metric"] for entry in entries))
     methods = list(dict.fromkeys(entry["method"] for entry in entries))
     cells = {(entry["method"], entry["metric"]): entry["value"] for entry in entries}
-    lines = [
-        [method, *(f"{cells[method, m]:g}" if (method, m) in cells else "-" for m in metrics)] for method in methods
-    ]
+    lines = [[method, *(_printed(cells.get((method, m)), m) for m in metrics)] for method in methods]
     return markdown(["method", *map(label, metrics)], lines)
 
 
-def printed(results: Mapping) -> str:
-    """What is said at the end of a run."""
-    parts = [main_table(results)]
-    for method in results["methods"]:
-        title = f"{method['name']}, by clip:\n" if len(results["methods"]) > 1 else ""
-        parts.append(title + clip_table(results, method["name"]))
-    return "\n".join([*parts, *results["notes"]]) + "\n"
+def show(results: Mapping) -> None:
+    """Print the table, then the clips of each method, then the notes; as Markdown where it goes into a file."""
+    console = Console()
+    tables = [("", *main_cells(results))]
+    tables += [(f"{m['name']}, by clip", *clip_cells(results, m["name"])) for m in results["methods"]]
+    for title, head, lines in tables:
+        if console.is_terminal:
+            table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+            for name in head:
+                table.add_column(name, overflow="fold", ratio=None if name not in LONG else LONG[name])
+            for line in lines:
+                table.add_row(*line)
+            console.print(table)
+        else:
+            print("\n".join(filter(None, [title, markdown(head, lines)])))
+    print("\n".join(results["notes"]), flush=True)
+
+
+def _printed(value: float | None, metric: str) -> str:
+    return shown(value, metric) if value is None or metric.partition(":")[0] in LABELS else f"{value:g}"
 
 
 def document(results: Mapping) -> str:
     """results.md: every table, with all that decides their numbers."""
     data = results["dataset"]
-    parts = [f"# {data['title']}\n", f"`{results['command']}`\n", main_table(results)]
+    parts = [f"# {data['title']}\n", f"`{results['command']}`\n", markdown(*main_cells(results))]
     parts += [f"- {note}" for note in results["notes"]]
     parts += ["\n## For a paper\n", paper_table(results)]
     for method in results["methods"]:
-        parts += [f"\n## By clip: {method['name']}\n", clip_table(results, method["name"])]
+        parts += [f"\n## By clip: {method['name']}\n", markdown(*clip_cells(results, method["name"]))]
     for source in dict.fromkeys(entry["source"] for entry in results["published"]):
         protocol = next(entry["protocol"] for entry in results["published"] if entry["source"] == source)
         parts += [f"\n## Published: {source}\n", f"{protocol}\n", published_table(results, source)]
