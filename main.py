@@ -4,6 +4,7 @@ Everything goes into LOGDIR/TIME_NAME/: config.yaml, metrics.csv, TensorBoard cu
 """
 
 import argparse
+import contextlib
 import datetime
 import logging
 import os
@@ -245,6 +246,8 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
     except (ValueError, MisconfigurationException):
         if first and resumed is None and trainer.global_step == 0:
             shutil.rmtree(run, ignore_errors=True)
+            with contextlib.suppress(OSError):  # there are other runs
+                run.parent.rmdir()
         raise
     except SystemExit as stopped:  # what Lightning makes of Ctrl-C
         raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from stopped

@@ -1,0 +1,198 @@
+"""main.py: what its words mean, and that wrong ones are one line, exit status 2, and nothing left behind."""
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+import main
+from ldm import checkpoint, config
+from tests.training import runs
+
+# Lightning advises on workers, folders and hardware, and lags behind torch
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    return {1: runs.write_clips(root / "clips"), 2: runs.write_set(root / "set")}
+
+
+def refused(capfd, folder, words) -> str:
+    """The one line of a command that leaves `folder` as it was."""
+    before = sorted(folder.rglob("*"))
+    capfd.readouterr()
+    assert main.main(words) == 2
+    said = capfd.readouterr().err.splitlines()
+    (line,) = [line for line in said if "clips taken" not in line and "stage-2 set" not in line]
+    assert line.startswith("main.py: ") and sorted(folder.rglob("*")) == before
+    return line
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "says"),
+    [
+        (1, ["stesp=3"], "nearest known is steps"),
+        (1, ["steps=abc"], "config.steps: got 'abc', expected a whole number from 1"),
+        (1, ["steps=0"], "config.steps: got 0"),
+        (1, ["accumulate=0"], "config.accumulate: got 0"),
+        (1, ["batch_size=1.5"], "config.batch_size: got 1.5"),
+        (1, ["learning_rate=0"], "config.learning_rate: got 0"),
+        (1, ["--seed", "-1"], "config.seed: got -1"),
+        (1, ["seed=4294967296"], "config.seed"),
+        (1, ["ema=1"], "config.ema: got 1"),
+        (1, ["checkpointing=maybe"], "config.checkpointing: got 'maybe'"),
+        (1, ["checkpoints.every=0"], "config.checkpoints.every: got 0"),
+        (1, ["checkpoints.keep=0"], "config.checkpoints.keep: got 0"),
+        (1, ["checkpoints.best=val/loss"], "without data.params.validation"),
+        (1, ["pictures=null"], "config.pictures: got None"),
+        (1, ["model=null"], "config.model: got None"),
+        (1, ["+export={file: x.ckpt}"], "config.export.file: got 'x.ckpt'"),
+        (1, ["init=3"], "config.init: got 3"),
+        (1, ["init=[{file: nowhere.ckpt, modules: [first_stage_model]}]"], "there is no weight file nowhere.ckpt"),
+        (1, ["model.params.trained=some"], "got trained='some', expected one of released, repaired, all"),
+        (1, ["model.params.scale_factor=0"], "scale_factor=0"),
+        (1, ["+model.params.lrr=1"], "has no argument 'lrr'"),
+        (1, ["degradation=null"], "samples without 'lq'"),
+        (1, ["dataroot_gt=nowhere"], "got nowhere, which is not there"),
+        (1, ["num_frames=9"], "got only clips of less than 9 frames"),
+        (1, ["gt_size=64"], "expected at least 64 pixels a side"),
+        (1, ["+data.params.validation=3"], "got 3 for a dataset"),
+        (1, ["lightning.max_steps=3"], "config.lightning.max_steps is set by main.py"),
+        (1, ["lightning.precision=17"], "precision"),
+        (1, ["lightning.strateggy=ddp"], "nearest known is strategy"),
+        (1, ["lightning.devices=auto", "--scale_lr", "True"], "expected devices as a number"),
+        (1, ["--gpus", "first"], "got --gpus 'first', expected numbers"),
+        (1, ["--base", "nowhere.yaml"], "no configuration file nowhere.yaml"),
+        (1, ["--nme", "x"], "unrecognized arguments: --nme"),
+        (1, ["--scale_lr", "maybe"], "got override 'maybe'"),
+        (2, ["dataroot_lt=nowhere"], "dataroot_lt: got nowhere, which is not there"),
+        (2, ["num_frames=9"], "got only clips of less than 9 frames"),
+        (2, ["perceptual=lpips"], "LPIPS with random weights"),
+        (2, ["lightning.gradient_clip_val=1"], "gradient"),
+        (2, ["model.params.loss.params.form=best"], "got form 'best'"),
+    ],
+)
+def test_a_wrong_training_is_one_line_and_leaves_nothing(tmp_path, data, capfd, stage, words, says):
+    assert says in refused(
+        capfd, tmp_path, runs.command(stage, data[stage], *runs.narrow(stage), *words, folder=tmp_path)
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics card")
+def test_a_card_that_is_not_there(tmp_path, data, capfd):
+    for word in ("0", "0,"):
+        words = runs.command(1, data[1], *runs.narrow(1), "--gpus", word, folder=tmp_path)
+        assert "got device 'cuda:0'" in refused(capfd, tmp_path, words)
+
+
+def test_nothing_to_train(tmp_path, capfd):
+    assert "nothing to train" in refused(capfd, tmp_path, ["--train"])
+    (tmp_path / "empty.yaml").write_text("steps: 3\n")
+    assert "config.model: got None" in refused(capfd, tmp_path, ["--train", "--base", str(tmp_path / "empty.yaml")])
+
+
+def test_a_value_to_choose_the_best_by_must_be_logged(tmp_path, data, capfd):
+    words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.best=train/lss", folder=tmp_path)
+    assert main.main(words) == 2
+    assert "checkpoints.best=train/lss, expected one of train/loss, train/" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_bad_clip_amid_a_training_is_one_line(tmp_path, capfd, workers):
+    words = runs.write_clips(tmp_path / "clips", count=2)
+    for bad in (tmp_path / "clips" / "clip1").iterdir():
+        assert cv2.imwrite(str(bad), np.zeros((8, 8, 3), np.uint8))
+    words = runs.command(1, words, *runs.narrow(1), f"num_workers={workers}", folder=tmp_path)
+    seed = next(s for s in range(9) if not np.random.default_rng([s, 0, 1]).permutation(2)[0])  # the good one first
+    assert main.main([*words, "--seed", str(seed)]) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    assert line == (
+        "main.py: clip1: got frames of 8x8, expected at least 32 pixels a side; lower gt_size or leave this clip out"
+    )
+
+
+# ---- losses that are no numbers
+
+
+@pytest.mark.parametrize(("stage", "term"), [(1, "denoising"), (2, "l1")])
+def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tmp_path, data, capfd, stage, term):
+    words = runs.command(stage, data[stage], *runs.narrow(stage), "learning_rate=1.0e+30", folder=tmp_path)
+    assert main.main(words) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    run = runs.run_of(tmp_path)
+    batch = run / "bad_batch_process0.safetensors"
+    assert (
+        f"got a {term} loss of " in line and " at step 1, " in line and line.endswith(f"the batch is kept in {batch}")
+    )
+    kept = checkpoint.read(batch)
+    assert kept["index"].tolist() == [1] and {"gt", "lq"} <= kept.keys() and torch.isfinite(kept["gt"]).all()
+
+
+# ---- words
+
+
+def parsed(*words):
+    return main.arguments(list(words))
+
+
+def test_switches_may_stand_bare_or_with_a_value():
+    args = parsed("--train", "--base", "a.yaml", "b.yaml", "x=1", "--scale_lr", "False", "--no-test", "y=2")
+    assert (args.train, args.scale_lr, args.no_test) == (True, False, True)
+    assert args.base == ["a.yaml", "b.yaml"] and sorted(args.overrides) == ["x=1", "y=2"]
+    assert parsed("-t", "True", "-b", "a.yaml").train and not parsed("--train", "no", "-b", "a.yaml").train
+    assert not parsed("-b", "a.yaml").scale_lr and parsed("-b", "a.yaml", "--scale_lr").scale_lr
+
+
+@pytest.mark.parametrize("word", ["", ","])
+def test_no_number_is_the_cpu(word):
+    assert main.devices_of(word) == {"accelerator": "cpu", "devices": 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "devices", "strategy"), [("0", [0], None), ("0,", [0], None), ("1, 3", [1, 3], "ddp_find")]
+)
+def test_numbers_are_cards(monkeypatch, word, devices, strategy):
+    asked = []
+    monkeypatch.setattr(main, "usable_device", asked.append)
+    hardware = main.devices_of(word)
+    assert hardware["accelerator"] == "gpu" and hardware["devices"] == devices
+    assert asked == [f"cuda:{number}" for number in devices]
+    assert hardware.get("strategy", "None").startswith(strategy or "None")
+
+
+@pytest.mark.parametrize(("flags", "factor"), [([], 1), (["--scale_lr", "True"], 6)])
+def test_the_rate_is_scaled_by_all_batches_of_a_step(flags, factor):
+    base = [str(path) for path in runs.COMMANDS[1]]
+    args = parsed("--train", "--base", *base, *flags, "accumulate=2", "batch_size=3", "learning_rate=5e-5")
+    assert main.read_settings(args, None).learning_rate == pytest.approx(factor * 5e-5, rel=1e-12)
+    args.overrides.append("lightning.devices=2")
+    assert main.read_settings(args, None).learning_rate == pytest.approx(5e-5 * (2 * factor if flags else 1), rel=1e-12)
+
+
+def test_the_seed_of_the_command_goes_everywhere():
+    args = parsed("--base", *map(str, runs.COMMANDS[1]), "--seed", "5")
+    settings = config.plain(main.read_settings(args, None))
+    assert settings["data"]["params"]["train"]["params"]["seed"] == 5
+    assert settings["model"]["params"]["objective"]["params"]["seed"] == 5
+
+
+@pytest.mark.parametrize(("best", "mode"), [("val/psnr", "max"), ("val/loss", "min"), ("train/loss", "min")])
+def test_the_best_is_the_highest_psnr_or_the_lowest_loss(tmp_path, best, mode):
+    args = parsed("--base", *map(str, runs.COMMANDS[1]), f"checkpoints.best={best}", "+data.params.validation={}")
+    calls = main.callbacks_of(main.read_settings(args, None), tmp_path)
+    (found,) = [call for call in calls if getattr(call, "monitor", None) == best]
+    assert found.mode == mode
+
+
+def test_an_error_of_a_worker_is_its_last_line():
+    text = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\nValueError: a: b\n'
+    assert main.in_one_line(ValueError(text)) == "a: b"
+    assert main.in_one_line(ValueError("a\nb")) == "a" and main.in_one_line(OSError()) == "OSError"
+
+
+def test_without_train_the_model_is_only_described(tmp_path, capsys):
+    words = runs.command(1, [], *runs.narrow(1), folder=tmp_path)
+    assert main.main(words[1:]) == 0
+    assert "AutoencoderKL" in capsys.readouterr().out and not list(tmp_path.iterdir())
