@@ -61,6 +61,8 @@ def main_table(run: Mapping) -> str:
         group = [lines[metric["name"], m["name"]] for m in run["methods"] if (metric["name"], m["name"]) in lines]
         if metric["of"] and len({line["measured"] for line in group}) == 1:  # the truth's own, whatever the method
             group = [group[0] | {"method": "truth"}]
+        elif len(group) > 1 and len({bare_reason(line) for line in group}) == 1 and bare_reason(group[0]):
+            group = [group[0] | {"method": "every method"}]
         digits = digits_for([line[key] for line in group for key in ("measured", "published")])
         best = best_of(metric, [line["measured"] for line in group])
         for place, line in enumerate(group):
@@ -69,6 +71,11 @@ def main_table(run: Mapping) -> str:
     head = [column("Metric", class_="text"), column("Method", class_="text")]
     head += [column(text) for text in ("Measured", "Published", "Difference", "Tolerance", "Within")]
     return table(head, rows, "Measured and published figures")
+
+
+def bare_reason(line: Mapping) -> str | None:
+    """Why there is no figure, in a line that has no published one either; else None."""
+    return line["reason"] if line["measured"] is None and line["published"] is None else None
 
 
 def best_of(metric: Mapping, values: Sequence[float | None]) -> float | None:
@@ -82,6 +89,8 @@ def best_of(metric: Mapping, values: Sequence[float | None]) -> float | None:
 def line_cells(line: Mapping, digits: int, best: float | None) -> str:
     """The cells of a method's line behind the metric's name."""
     cells = [element("td", escape(line["method"]), class_="text")]
+    if reason := bare_reason(line):
+        return cells[0] + element("td", escape(reason), class_="none text", colspan=5)
     measured = number(line["measured"], digits)
     if line["sd"] is not None:
         measured += f" \u00b1 {number(line['sd'], digits)}"
@@ -99,11 +108,13 @@ def line_cells(line: Mapping, digits: int, best: float | None) -> str:
 
 
 def clip_table(run: Mapping, anchors: Mapping[str, str]) -> str:
-    """One row per clip and method, means over seeds; clip names lead to `anchors`."""
+    """One row per clip and method, means over seeds, of the metrics that have figures; clip names lead to `anchors`."""
     groups: dict = {}
     for row in run["rows"]:
         groups.setdefault((row["clip"], row["method"]), {}).setdefault(row["metric"], []).append(row)
-    names = [metric["name"] for metric in run["metrics"]]
+    known = {row["metric"] for row in run["rows"] if row["value"] is not None or is_infinite(row)}
+    metrics = [metric for metric in run["metrics"] if metric["name"] in known]
+    names = [metric["name"] for metric in metrics]
     digits = {name: digits_for(r["value"] for r in run["rows"] if r["metric"] == name) for name in names}
     rows, several = [], len(run["methods"]) > 1
     for clip in run["clips"]:
@@ -115,7 +126,7 @@ def clip_table(run: Mapping, anchors: Mapping[str, str]) -> str:
             cells += [mean_cell(groups[clip["name"], method].get(name, []), digits[name]) for name in names]
             rows.append(element("tr", "".join(cells)))
     head = [column("Clip", class_="text")] + [column("Method", class_="text")] * several
-    return table(head + [column(metric["label"]) for metric in run["metrics"]], rows, "Figures of each clip")
+    return table(head + [column(metric["label"]) for metric in metrics], rows, "Figures of each clip")
 
 
 def mean_cell(rows: Sequence[Mapping], digits: int) -> str:
@@ -123,7 +134,14 @@ def mean_cell(rows: Sequence[Mapping], digits: int) -> str:
     if values and len(values) == len(rows):
         return element("td", number(sum(values) / len(values), digits))
     reason = next((row["reason"] for row in rows if row["reason"]), None)
-    return element("td", escape(reason.split(":")[0]) if reason else NONE, class_="none", title=reason)
+    return element(
+        "td", "\u221e" if any(map(is_infinite, rows)) else "n/a" if reason else NONE, class_="none", title=reason
+    )
+
+
+def is_infinite(row: Mapping) -> bool:
+    """Whether a figure is missing because it is infinite: a PSNR of equal pictures."""
+    return row["value"] is None and str(row["reason"]).startswith("inf")
 
 
 def published_table(run: Mapping) -> str:

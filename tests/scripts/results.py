@@ -56,9 +56,9 @@ def make_results(folder, clips=("000", "011"), frames=6, lossless=".mkv", tint=N
                 rows += rows_of(method, name, seed, number)
                 curves += curves_of(method, name, seed, frames, number)
         described.append(clip)
-    run = describe(described, rows, curves, frames)
-    (folder / "results.json").write_text(json.dumps(run))
-    return run
+    text = json.dumps(describe(described, rows, curves, frames))
+    (folder / "results.json").write_text(text)
+    return json.loads(text)
 
 
 def rows_of(method, clip, seed, number):

@@ -231,6 +231,15 @@ def test_curves_take_their_colours_from_the_page():
     assert text == report_curves.drawn({"PSNR": curves, "SSIM": curves[:1], "tOF": curves[:1]}, "k")
 
 
+def test_clips_have_columns_for_what_was_measured(made):
+    anchors = {"000": "a", "011": "b"}
+    page = Reader(report_tables.clip_table(made[1], anchors))
+    assert {"PSNR (dB)", "E_warp", "28.00", "0.001200"} <= set(page.text) and "LPIPS" not in page.text
+    run = made[1] | {"rows": [row | {"value": None, "reason": "inf: equal to the truth"} for row in made[1]["rows"]]}
+    page = Reader(report_tables.clip_table(run, anchors))
+    assert page.text.count("\u221e") == 4 * len(run["metrics"]) and page.all("a", href="#b")
+
+
 @pytest.mark.parametrize(("value", "digits"), [(27.123, 2), (0.7, 4), (0.0012, 6), (1234.0, 2), (0.0, 4), (7.7, 3)])
 def test_decimals_suit_the_size_of_the_values(value, digits):
     assert report_tables.digits_for([None, value, -value / 2]) == digits
