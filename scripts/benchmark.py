@@ -30,8 +30,8 @@ from ldm import checkpoint, config
 from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, find_weights
 from ldm.engine.device import usable_device
 from ldm.metrics.protocol import Options, measures
-from scripts import upscale
-from scripts.benchmark_making import raft_flow
+from scripts import degrade, upscale
+from scripts.benchmark_making import Restorer, raft_flow
 from scripts.benchmark_run import Run
 from scripts.benchmark_sets import GIVEN, Clip, Dataset, check_result, clips_at, looked_at, paired, some
 
@@ -142,6 +142,8 @@ def choose_lq(dataset: Dataset, found, wanted: str | None) -> str | None:
     if wanted:
         if wanted == GIVEN and GIVEN not in found.lq:
             raise ValueError(f"got --lq given, but no folder of LQ was found; there is {some(found.lq) or 'none'}")
+        if wanted not in found.lq:
+            degrade.find_protocol(wanted)
         return wanted
     makeable = [kind for kind in dataset.lq if kind in found.lq or (kind != GIVEN and found.gt)]
     return makeable[0] if makeable else next(iter(found.lq), None)
@@ -248,15 +250,20 @@ def run(args: argparse.Namespace) -> int:
     for line in odd:
         tell(f"not the published set: {line}")
     results = results_of(folders, clips, progress_bar)
-    upscaling = bool(args.weights) or not (folders or args.bicubic)
+    upscaling = bool(args.weights) or not folders
+    if (upscaling or args.bicubic) and kind not in found.lq and not found.gt:
+        raise ValueError(
+            f"{args.root}: no LQ ({kind}) and no truth to make it from; there is {some(found.lq) or 'none'}"
+        )
     files = find_weights(*args.weights or (EMBEDDED,)) if upscaling else None
+    restorer = Restorer(args, files, say, tell) if upscaling else None
     work = Run(args, dataset, names, options, (say, tell, progress_bar))
     work.take(found, kind, clips, odd)
     work.score_folders(folders, results)
     if args.bicubic:
         work.score_bicubic()
     if upscaling:
-        work.score_upscaled(files)
+        work.score_upscaled(restorer)
     work.write(shlex.join(["python", "scripts/benchmark.py", *args.words]))
     if not args.no_report:
         make_report(args.output)

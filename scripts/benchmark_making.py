@@ -32,12 +32,14 @@ class Degrader:
     protocol: str
     seed: int
     root: Path
-    most: int | None
+    most: int | None = None
+    scale: int | None = None
 
     def made(self, truths: Mapping[str, Path], report: Callable[[str, int, int], None]) -> tuple[dict[str, Path], str]:
         """Folders of LQ frames by clip, and how they were made in words. Clips that are there are left alone."""
         words = ["-i", ".", "-o", str(self.root), "--protocol", self.protocol, "--seed", str(self.seed)]
         words += ["--max_frames", str(self.most)] if self.most else []
+        words += ["--scale", str(self.scale)] if self.scale else []
         args = degrade.arguments(words)
         settings = degrade.config.plain(degrade.read_settings(args).degradation)
         digest = hashlib.sha256(json.dumps([settings, self.seed, self.most], sort_keys=True).encode()).hexdigest()[:8]
@@ -74,6 +76,8 @@ def enlarged(clip: Clip, output: Path, report: Callable[[int, int], None]) -> Pa
     beside = provenance.beside(output)
     if output.exists() and _read(beside).get("input") == about:
         return output
+    if output.parent.is_dir():
+        degrade.remove_partials(output)
     with video.open_writer(output, size=clip.size, names=names or None, overwrite=True) as writer:
         for number, frame in enumerate(video.read(clip.lq, 0, clip.frames, as_rgb8=True), 1):
             small = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
@@ -103,11 +107,12 @@ class Restorer:
             method.compile_networks()
         self.model = Model.of(method, files, self.settings, device, rounding=upscale.rounding_of(self.settings))
 
-    def restored(self, clip: Clip, output: Path, seed: int, scale: int) -> tuple[Path, dict]:
-        """The frames of a clip and their record; gone on with where a run was stopped.
+    def restored(self, clip: Clip, output: Path, how: tuple[int, int], title: str) -> tuple[Path, dict]:
+        """The frames of a clip by seed and scale, and their record; gone on with where a run was stopped.
 
         Raises ValueError for an output that was made otherwise.
         """
+        seed, scale = how
         memory = upscale.parse_bytes(self.args.memory) if self.args.memory else None
         wishes = Wishes(upscale=scale, seed=seed, save_every=self.args.save_every, memory=memory, overwrite=True)
         if clip.frames < clip.lq.frames:
@@ -115,7 +120,7 @@ class Restorer:
         job = prepare(Job(clip.lq.path, output), wishes, say=self.say)
         if (record := self._finished(job)) is not None:
             return output, record
-        with upscale.progress_bar(f"{clip.name}, seed {seed}") as report:
+        with upscale.progress_bar(title) as report:
             return output, restore_job(job, self.model, report=report, say=self.say, tell=self.tell)
 
     def _finished(self, job: Job) -> dict | None:

@@ -13,12 +13,13 @@ import av
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED
+from ldm.engine.device import hardware, usable_device
 from ldm.files import write_whole
 from ldm.metrics.protocol import Options
 from scripts.benchmark_making import Degrader, Restorer, enlarged, rates
 from scripts.benchmark_scores import Scores
 from scripts.benchmark_sets import Clip, Dataset, Found, paired
-from scripts.benchmark_tables import comparison, csv_text, document, label, published_entries, show
+from scripts.benchmark_tables import comparison, csv_text, document, label, published_clips, published_entries, show
 
 FORMAT = "mgld-vsr benchmark 1"
 EXACT = ("rgb", "gbr", "bgr", "yuv444", "ya", "gray")  # pixel formats that do not halve colour
@@ -38,6 +39,7 @@ class Run:
         self.methods, self.rows, self.curves, self.notes = [], [], [], []
         self.metrics: dict[str, dict] = {}
         self.results: dict[str, dict] = {}
+        self.hashes: dict[str, dict] = {}
         self.made: str | None = None  # how LQ was made
 
     def take(self, found: Found, kind: str | None, clips: Sequence[Clip], odd: Sequence[str]) -> None:
@@ -45,6 +47,7 @@ class Run:
         self.found, self.kind, self.clips, self.odd = found, kind, list(clips), list(odd)
         self._table()
         self.results = {clip.name: {} for clip in clips}
+        self.hashes = {clip.name: {} for clip in clips}
         self.notes += [f"Not the published set: {line}." for line in odd]
         cut = [(self.args.max_clips, "clips"), (self.args.max_frames, "frames of each clip")]
         self.notes += [f"Only the first {most} {what} at most." for most, what in cut if most]
@@ -53,9 +56,7 @@ class Run:
         """Make LQ clips where there are none."""
         if all(clip.lq for clip in self.clips):
             return
-        if self.kind is None or any(clip.gt is None for clip in self.clips):
-            raise ValueError(f"{self.args.root}: no LQ and nothing to make it from; expected a folder of LQ clips")
-        maker = Degrader(self.kind, self.args.lq_seed, self.folder / "lq", self.args.max_frames)
+        maker = Degrader(self.kind, self.args.lq_seed, self.folder / "lq", self.args.max_frames, self.args.scale)
         with self.bar("degrading") as report:
             paths, self.made = maker.made({clip.name: clip.gt.path for clip in self.clips}, report)
         self.clips = [self._with_lq(clip, paths[clip.name]) for clip in self.clips]
@@ -91,20 +92,20 @@ class Run:
                 enlarged(clip, output, partial(report, clip.name))
             self._score("bicubic", None, clip, video.probe(output))
 
-    def score_upscaled(self, files: Mapping[str, Path]) -> None:
+    def score_upscaled(self, restorer: Restorer) -> None:
         """The model's own results, for each seed."""
         self.needs_lq()
         args = self.args
-        restorer = Restorer(args, files, self.say, self.tell)
         seeds = [*range(args.seed, args.seed + args.seeds)]
         name = model_name(args)
         entry = self._enter(name, "upscaled", seeds, self.folder / "sr" / name)
         entry |= {"settings": config.plain(restorer.settings), "weights": dict(restorer.model.hashes)}
         records = []
         for seed in seeds:
-            for clip in self.clips:
+            for number, clip in enumerate(self.clips, 1):
+                title = f"{name}, seed {seed}, clip {number} of {len(self.clips)}: {clip.name}"
                 output = self.folder / "sr" / name / self._place() / f"seed{seed}" / clip.name
-                path, record = restorer.restored(clip, output, seed, self.scale)
+                path, record = restorer.restored(clip, output, (seed, self.scale), title)
                 records.append(record)
                 self._score(name, seed, clip, video.probe(path))
         entry["seconds_per_frame"], entry["peak_memory"] = rates(records)
@@ -126,6 +127,8 @@ class Run:
         with self.bar(f"scoring {method}") as report:
             scores = self.scores.of(clip, result, place=place, report=partial(report, clip.name))
         about = {"method": method, "clip": clip.name, "seed": seed}
+        self.hashes[clip.name] |= {"gt": scores["hashes"]["truth"]} if clip.gt else {}
+        self.hashes[clip.name][f"{method}/{seed}" if seed is not None else method] = scores["hashes"]["result"]
         for metric, value in scores["figures"].items():
             self.rows.append({**about, "metric": metric, "value": value, "reason": scores["reasons"].get(metric)})
             self._meet(metric, scores)
@@ -201,7 +204,9 @@ class Run:
             "curves": self.curves,
             "table": [],
             "published": published_entries(data.published),
+            "published_clips": published_clips(data.published),
             "versions": provenance.versions(),
+            "hardware": hardware(usable_device(args.device)),
             "command": command,
             "notes": self.notes,
         }  # fmt: skip
@@ -211,7 +216,13 @@ class Run:
         paths = {part: getattr(clip, part) for part in ("lq", "gt")}
         places = {part: self._relative(found.path) if found else None for part, found in paths.items()}
         about = {"name": clip.name, "frames": clip.frames, "width": size[1], "height": size[0]}
-        return {**about, "rate": str(source.rate), **places, "results": self.results[clip.name]}
+        return {
+            **about,
+            "rate": str(source.rate),
+            **places,
+            "results": self.results[clip.name],
+            "sha256": self.hashes[clip.name],
+        }
 
 
 def model_name(args: argparse.Namespace) -> str:

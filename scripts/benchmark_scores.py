@@ -25,19 +25,21 @@ class Scores:
     options: Options
 
     def of(self, clip: Clip, result: video.Source, *, place: str, report: Report) -> dict:
-        """`{figures, curves, reasons, protocols, better}` of a clip's result, each by metric.
+        """`{figures, curves, reasons, protocols, better, of, hashes}` of a clip's result, each by metric.
 
         A figure that is not there is None and has a reason. Raises ValueError naming the clip for frames that cannot
         be scored.
         """
         made = measures(self.names, options=self.options, count=clip.frames)
-        file, key = self.folder / f"{place}.json", self._key(clip, result, made)
+        hashes = {"result": provenance.digest(result.path, result.names)}
+        hashes["truth"] = provenance.digest(clip.gt.path, clip.gt.names) if clip.gt else None
+        file, key = self.folder / f"{place}.json", key_of(clip, hashes, made)
         if (kept := _kept(file, key)) is not None:
             report(clip.frames, clip.frames)
             return kept
         try:
             _push_all(clip, result, made, report)
-            scores = summary(made)
+            scores = {"hashes": hashes, **summary(made)}
         except ValueError as error:
             line = str(error)
             raise ValueError(line if str(result.path) in line else f"{result.path}: {line}") from None
@@ -45,17 +47,17 @@ class Scores:
         write_whole(file, f"{json.dumps({'key': key, **scores}, allow_nan=False)}\n".encode())
         return scores
 
-    def _key(self, clip: Clip, result: video.Source, made: Sequence[Measure]) -> str:
-        """A hash of all that decides the figures."""
-        what = {
-            "result": provenance.digest(result.path, result.names),
-            "truth": provenance.digest(clip.gt.path, clip.gt.names) if clip.gt else None,
-            "frames": clip.frames,
-            "size": clip.size,
-            "metrics": [(measure.name, measure.protocol, measure.missing) for measure in made],
-            "versions": provenance.versions(),
-        }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+def key_of(clip: Clip, hashes: dict, made: Sequence[Measure]) -> str:
+    """A hash of all that decides the figures."""
+    what = {
+        **hashes,
+        "frames": clip.frames,
+        "size": clip.size,
+        "metrics": [(measure.name, measure.protocol, measure.missing) for measure in made],
+        "versions": provenance.versions(),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def _kept(file: Path, key: str) -> dict | None:

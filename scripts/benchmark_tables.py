@@ -156,12 +156,16 @@ def paper_table(results: Mapping) -> str:
 
 def published_table(results: Mapping, source: str) -> str:
     """What one source prints for this set, all of its methods."""
-    entries = [entry for entry in results["published"] if entry["source"] == source and not entry.get("clip")]
+    return _by([entry for entry in results["published"] if entry["source"] == source], "method")
+
+
+def _by(entries: Sequence[Mapping], what: str) -> str:
+    """Published figures in a table with a line for each method, or each clip."""
     metrics = list(dict.fromkeys(entry["metric"] for entry in entries))
-    methods = list(dict.fromkeys(entry["method"] for entry in entries))
-    cells = {(entry["method"], entry["metric"]): entry["value"] for entry in entries}
+    methods = list(dict.fromkeys(entry[what] for entry in entries))
+    cells = {(entry[what], entry["metric"]): entry["value"] for entry in entries}
     lines = [[method, *(_printed(cells.get((method, m)), m) for m in metrics)] for method in methods]
-    return markdown(["method", *map(label, metrics)], lines)
+    return markdown([what, *map(label, metrics)], lines)
 
 
 def show(results: Mapping) -> None:
@@ -197,6 +201,9 @@ def document(results: Mapping) -> str:
     for source in dict.fromkeys(entry["source"] for entry in results["published"]):
         protocol = next(entry["protocol"] for entry in results["published"] if entry["source"] == source)
         parts += [f"\n## Published: {source}\n", f"{protocol}\n", published_table(results, source)]
+    for source in dict.fromkeys(entry["source"] for entry in results["published_clips"]):
+        entries = [entry for entry in results["published_clips"] if entry["source"] == source]
+        parts += [f"\n## Published by clip: MGLD-VSR, {source}\n", _by(entries, "clip")]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts += ["\n## Made with\n", f"{versions}."]
     return "\n".join(parts) + "\n"
@@ -218,7 +225,14 @@ def published_entries(tables: Mapping) -> list[dict]:
         about = {"source": table["source"], "protocol": table["protocol"]}
         for method, figures in table["methods"].items():
             entries += [{"method": method, "metric": m, "value": v, **about} for m, v in figures.items()]
+    return entries
+
+
+def published_clips(tables: Mapping) -> list[dict]:
+    """The figures of MGLD-VSR that are published clip by clip, in the same form."""
+    entries = []
+    for table in tables.values():
         for clip, figures in (table.get("clips") or {}).items():
-            mgld = {"method": "MGLD-VSR", "clip": clip}
-            entries += [{**mgld, "metric": m, "value": v, **about} for m, v in figures.items()]
+            about = {"method": "MGLD-VSR", "clip": clip, "source": table["source"], "protocol": table["protocol"]}
+            entries += [{**about, "metric": metric, "value": value} for metric, value in figures.items()]
     return entries

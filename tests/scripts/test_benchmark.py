@@ -4,12 +4,15 @@ import csv
 import json
 import re
 import shutil
+import tracemalloc
 
 import pytest
 
 from ldm import video
+from ldm.metrics.protocol import Options
 from scripts import benchmark, benchmark_scores
 from scripts.benchmark_making import Restorer
+from scripts.benchmark_sets import Clip
 from tests.scripts import sets, toy
 
 FAST = ("--metrics", "psnr", "ssim", "--no_report")
@@ -113,10 +116,24 @@ def test_lossless_videos_score_like_frames(mini, scored):
 )
 def test_every_layout_goes_through(tmp_path, dataset, make, lq):
     sets.make_set(tmp_path / "root", **make)
-    words = ["--dataset", dataset, "--root", tmp_path / "root", "--lq", lq, "--bicubic", "-o", tmp_path / "out", *FAST]
+    sets.make_results(tmp_path / "ours", clips=make.get("clips", ("000", "001")))
+    words = [
+        "--dataset",
+        dataset,
+        "--root",
+        tmp_path / "root",
+        "--lq",
+        lq,
+        "--bicubic",
+        "--results",
+        tmp_path / "ours",
+        "-o",
+        tmp_path / "out",
+        *FAST,
+    ]
     assert run(*words) == 0
     found = read(tmp_path / "out")
-    assert found["dataset"]["lq"] == lq and len(found["rows"]) == 4
+    assert found["dataset"]["lq"] == lq and len(found["rows"]) == 8
     if dataset == "videolq":
         assert (
             found["rows"][0]["reason"] == "n/a (there is no truth to compare with)" and found["clips"][0]["gt"] is None
@@ -290,6 +307,23 @@ def test_scores_follow_their_frames(mini, scored, monkeypatch):
     shutil.copytree(mini / "UDM10/GT/000", mini / "ours/000", dirs_exist_ok=True)
     assert run(*scored) == 0 and pushed == ["000"]
     assert first is not None and value(mini / "out", "psnr") is None
+
+
+def test_memory_of_scoring_does_not_grow_with_the_clip(tmp_path):
+    scores = benchmark_scores.Scores(tmp_path / "scores", ["psnr", "ssim", "e_warp", "tof"], Options())
+
+    def peak(frames):
+        truth, result = (sets.make_clip(tmp_path / f"{kind}{frames}", frames=frames) for kind in ("gt", "sr"))
+        clip = Clip("c", video.probe(truth), None, frames, sets.SIZE)
+        tracemalloc.start()
+        scores.of(clip, video.probe(result), place=f"{frames}", report=lambda done, total: None)
+        most = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return most
+
+    peak(4)  # what is loaded once
+    frame = sets.SIZE[0] * sets.SIZE[1] * 3
+    assert peak(40) < peak(8) + 8 * frame
 
 
 def test_cuts_are_said(mini, scored):
