@@ -277,6 +277,8 @@ def main(words: list[str] | None = None) -> int:
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # tips and hardware that is not there
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
+    # the discriminator's rate moves on before its first step
+    warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     try:
         train(arguments(words))
     except (ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
