@@ -215,8 +215,8 @@ def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
     return np.concatenate(frames)
 
 
-def make_clip(method: MGLD, job: Job, root: Path, *, seed: int, samples: bool) -> None:
-    """Read, restore and write one clip. Raises ValueError or FloatingPointError that names it."""
+def make_clip(method: MGLD, job: Job, *, seed: int, samples: bool) -> dict[str, np.ndarray]:
+    """Read and restore one clip: its frames by kind. Raises ValueError or FloatingPointError that names it."""
     try:
         gt, lq = job.read()
         latents = sampled_latents(method, lq, gt.shape[1:3], address(seed, job.name) % 2**31)
@@ -226,15 +226,17 @@ def make_clip(method: MGLD, job: Job, root: Path, *, seed: int, samples: bool) -
     content = {"gt": gt, "lq": lq, "latent": latents.numpy()}
     if samples:
         content["sample"] = decoded(method, latents)
-    latent_clips.write_latent_clip(root, job.name, content)
+    return content
 
 
 # ----------------------------------------------------------------------------------------------------- the command
 
 
 def compare_manifest(path: Path, manifest: Mapping) -> None:
-    """Raise ValueError where a set was begun with other settings."""
+    """Raise ValueError where a set was begun with other settings, or by something else."""
     if not path.exists():
+        if there := [name for name in latent_clips.FOLDERS if (path.parent / name).exists()]:
+            raise ValueError(f"{path.parent}: holds {there[0]} without a manifest.json; name another folder")
         return
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
@@ -296,8 +298,11 @@ def load_protocol(word: str, scale: int):
 
 
 def run(args: argparse.Namespace) -> None:
-    if min(args.part, args.step, args.crop or 1, args.scale, args.count or 1) < 1:
-        raise ValueError("got a number below 1 for --part, --step, --crop, --scale or --count, expected at least 1")
+    numbers = {name: getattr(args, name) for name in ("part", "step", "crop", "scale", "count")}
+    if low := [name for name, number in numbers.items() if number is not None and number < 1]:
+        raise ValueError(f"got --{low[0]} {numbers[low[0]]}, a number below 1; expected at least 1")
+    if args.seed < 0:
+        raise ValueError(f"got --seed {args.seed}, expected a whole number from 0")
     settings, file = find_weights(args)
     method = load_stage_one(settings, file, usable_device(args.device))
     unit = method.autoencoder.downsampling * method.unet.downsampling
@@ -316,9 +321,11 @@ def run(args: argparse.Namespace) -> None:
     left = [job for job in jobs if not latent_clips.is_written(args.output, job.name, kinds)]
     console = Console(stderr=True)
     for job in track(left, description=f"{len(jobs)} clips", console=console, disable=not console.is_terminal):
-        make_clip(method, job, args.output, seed=args.seed, samples=args.samples)
-        if not record.exists():
+        content = make_clip(method, job, seed=args.seed, samples=args.samples)
+        if not record.exists():  # before there is a clip that it must speak for, and only once something works
+            args.output.mkdir(parents=True, exist_ok=True)
             write_whole(record, (json.dumps(manifest, indent=1) + "\n").encode())
+        latent_clips.write_latent_clip(args.output, job.name, content)
     print(f"{args.output}: {len(jobs)} clips, {len(jobs) - len(left)} of them there before")
 
 

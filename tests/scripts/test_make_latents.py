@@ -115,6 +115,25 @@ def test_a_clip_does_not_hang_on_the_others(tmp_path, made, model, clips):
     assert all(among[name] == data for name, data in alone.items() if name != "manifest.json") and len(alone) == 9
 
 
+def test_a_set_without_a_manifest_is_not_ours(tmp_path, model, clips, capfd):
+    """Its clips could come from anything, and would be taken for finished."""
+    (tmp_path / "gt" / "a").mkdir(parents=True)
+    assert make("-i", clips, "--weights", model, "-o", tmp_path) == 2
+    assert "holds gt without a manifest.json" in capfd.readouterr().err and toy.left_behind(tmp_path) == ["gt", "gt/a"]
+
+
+def test_the_manifest_is_there_before_the_first_clip(tmp_path, model, clips, monkeypatch):
+    """So that what a kill leaves behind says what it is."""
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(make_latents.latent_clips, "write_latent_clip", killed)
+    words = ("-i", clips, "--weights", model, "method.params.sampling.params.steps=1")
+    assert make(*words, "-o", tmp_path / "set") == 130
+    assert toy.left_behind(tmp_path) == ["set", "set/manifest.json"]
+
+
 def test_the_manifest_names_what_decides(made):
     manifest = json.loads((made / "manifest.json").read_text())
     settings = manifest["settings"]
@@ -199,6 +218,9 @@ def test_examples_of_a_training_set_are_taken(tmp_path, model):
         (["-i", "CLIPS", "--crop", "72"], "a: got frames of 68x66, expected at least the 72"),
         (["-i", "CLIPS", "--crop", "16"], "a_s001: .*16x16, which the method restores at 32x32"),
         (["-i", "CLIPS", "--part", "0"], "below 1"),
+        (["-i", "CLIPS", "--crop", "0"], "got --crop 0, a number below 1"),
+        (["-i", "CLIPS", "--count", "0"], "got --count 0, a number below 1"),
+        (["-i", "CLIPS", "--seed", "-1"], "got --seed -1"),
         (["-i", "CLIPS", "--weights", "nowhere"], "nowhere"),
         (["-i", "CLIPS", "method.params.nothing=1"], "nothing"),
     ],

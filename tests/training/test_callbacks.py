@@ -1,0 +1,81 @@
+"""Beside a training: files that are whole, the batch that broke it, random numbers, and who draws the bar."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from ldm import checkpoint
+from ldm.training.callbacks import BadBatch, LastCheckpoint, RandomState, StepProgress, WholeFiles
+
+BATCH = {"gt": torch.rand(1, 2, 3, 4, 4), "index": torch.tensor([7])}
+
+
+def test_a_checkpoint_replaces_another_only_when_it_is_whole(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "last.ckpt"
+    WholeFiles().save_checkpoint({"step": 1}, path)
+
+    def breaks(content, to):
+        Path(to).write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(torch, "save", breaks)
+    with pytest.raises(OSError, match="no space"):
+        WholeFiles().save_checkpoint({"step": 2}, path)
+    assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"] and torch.load(path)["step"] == 1
+
+
+@pytest.mark.parametrize("begin", ["on_train_batch_start", "on_validation_batch_start"])
+def test_the_batch_behind_a_bad_loss_is_kept(tmp_path, begin):
+    keeper, trainer = BadBatch(tmp_path / "bad.safetensors"), SimpleNamespace(global_rank=3)
+    getattr(keeper, begin)(trainer, None, BATCH, 0)
+    keeper.on_exception(trainer, None, ValueError("something else"))
+    assert not list(tmp_path.iterdir())
+    error = FloatingPointError("got a l1 loss of nan")
+    keeper.on_exception(trainer, None, error)
+    assert str(error) == f"got a l1 loss of nan; the batch is kept in {tmp_path / 'bad_process3.safetensors'}"
+    kept = checkpoint.read(tmp_path / "bad_process3.safetensors")
+    assert kept.keys() == BATCH.keys() and all(torch.equal(kept[name], value) for name, value in BATCH.items())
+
+
+def test_random_numbers_go_on():
+    before = torch.get_rng_state()
+    torch.manual_seed(3)
+    state = RandomState().state_dict()
+    expected = torch.rand(4)
+    later = RandomState()
+    torch.manual_seed(4)
+    later.load_state_dict(state)
+    later.on_train_start(None, None)
+    assert torch.equal(torch.rand(4), expected)
+    fresh = torch.get_rng_state()
+    RandomState().on_train_start(None, None)
+    assert torch.equal(torch.get_rng_state(), fresh), "nothing was loaded"
+    torch.set_rng_state(before)
+
+
+@pytest.mark.parametrize(
+    ("step", "every", "written"), [(20, 7, True), (20, 10, False), (14, 8, False), (20, 3000, True)]
+)
+def test_the_last_step_is_saved_where_no_period_ends(tmp_path, step, every, written):
+    saved = []
+    trainer = SimpleNamespace(global_step=step, max_steps=20, save_checkpoint=saved.append)
+    LastCheckpoint(tmp_path / "last.ckpt", every=every).on_train_batch_end(trainer)
+    assert saved == [tmp_path / "last.ckpt"] * written
+
+
+def test_only_the_first_process_draws_a_bar():
+    trainer = SimpleNamespace(is_global_zero=False, max_steps=3, global_step=1, callback_metrics={})
+    bar = StepProgress()
+    bar.on_train_start(trainer, None)
+    bar.on_train_batch_end(trainer)
+    assert bar._bar is None
+    trainer.is_global_zero = True
+    bar.on_train_start(trainer, None)
+    trainer.callback_metrics = {"train/loss": torch.tensor(0.5), "val/loss": torch.tensor(9.0)}
+    bar.on_train_batch_end(trainer)
+    (task,) = bar._bar.tasks
+    assert (task.completed, task.total, task.fields["loss"]) == (1, 3, "loss 0.5")
+    bar.on_exception()
+    assert bar._bar is None
