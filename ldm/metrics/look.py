@@ -42,7 +42,8 @@ class Look:
     def _once(self, before, key, compute):
         """What was computed with the same moment before, or `compute()`."""
         if self._from is None or self._from[0] is not before:
-            self._from = before, {}
+            before._from = None  # else every moment would hold all before it
+            self._from, before._from = (before, {}), None  # else each would hold all before it
         kept = self._from[1]
         if key not in kept:
             kept[key] = compute()

@@ -1,5 +1,6 @@
 """Measures by name: their settings, the work they share, and figures that are those of the functions."""
 
+import gc
 import json
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 
 from ldm import video
 from ldm.metrics.fidelity import psnr, ssim
+from ldm.metrics.look import Look
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.protocol import METRICS, Options, measures
 from ldm.metrics.sharpness import edge_sharpness
@@ -54,6 +56,15 @@ def test_the_figures_are_means_of_the_functions():
         "tof": [flow_distance(*pair) for pair in flows],
     }
     assert got == {name: pytest.approx(np.mean(values), rel=1e-9) for name, values in wanted.items()}
+
+
+def test_two_moments_are_held():
+    output, truth = clips(6)
+    gc.collect()
+    before = sum(type(thing) is Look for thing in gc.get_objects())
+    made = taken(["psnr", "e_warp", "tof"], output, truth)
+    gc.collect()
+    assert sum(type(thing) is Look for thing in gc.get_objects()) - before == 2, made
 
 
 def test_the_published_warping_error_needs_no_truth_but_shows_its_own():
