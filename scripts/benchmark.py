@@ -108,7 +108,7 @@ def read_set(name: str) -> Dataset:
     """A test set by its name or the path of its YAML. Raises ValueError, naming what there is."""
     path = Path(name)
     if not name.endswith((".yaml", ".yml")):
-        known = sorted(file.stem for file in SETS.glob("*.yaml") if file.stem != "layouts")
+        known = sorted(file.stem for file in SETS.glob("*.yaml"))
         if name not in known:
             near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
             raise ValueError(f"got dataset {name!r}, expected a YAML file or one of {', '.join(known)}; {near[0]}?")

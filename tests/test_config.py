@@ -16,7 +16,7 @@ RELEASED = ROOT / "configs/mgldvsr/mgldvsr_512_realbasicvsr_deg.yaml"
 CHANGES = {path: RELEASED for path in sorted((ROOT / "configs/presets").glob("*.yaml"))}
 CHANGES |= {ROOT / "configs/mgldvsr/toy_stage1.yaml": RELEASED}
 CHANGES |= {path: STAGE_TWO for path in sorted((ROOT / "configs/video_vae").glob("*_stage2.yaml"))}
-BUILT = ("networks", "flows", "model", "data", "lightning", "method", "degradation")
+BUILT = ("networks", "flows", "model", "data", "lightning", "method", "degradation", "benchmark")
 
 BASE = """
 width: 4

@@ -6,7 +6,7 @@ from scripts import benchmark
 from scripts.benchmark_sets import looked_at, missing_frame, paired
 from tests.scripts import sets
 
-NAMES = sorted(path.stem for path in benchmark.SETS.glob("*.yaml") if path.stem != "layouts")
+NAMES = sorted(path.stem for path in benchmark.SETS.glob("*.yaml"))
 REDS4 = ("000", "011", "015", "020")
 LAYOUTS = [  # set, places of truth and LQ, clips, suffix, kind of LQ that is found
     ("udm10", "GT", "LQ", ("000", "001"), "", "given"),
