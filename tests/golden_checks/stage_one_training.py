@@ -2,7 +2,6 @@
 
 import torch
 
-from ldm.diffusion.schedule import Schedule
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.structure import StructureEncoder
 from ldm.nets.text import FixedContext
