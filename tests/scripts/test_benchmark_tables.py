@@ -31,7 +31,8 @@ def results(**more):
     content = {
         "methods": [{"name": "embedded", "kind": "upscaled"}], "metrics": [metric("psnr")], "notes": ["A note."],
         "rows": rows({("a", 1): 25.0, ("b", 1): 27.0, ("a", 2): 27.0, ("b", 2): 29.0}),
-        "clips": [{"name": "a"}, {"name": "b"}], "published": tables.published_entries({"x": TABLE}), "published_clips": [],
+        "clips": [{"name": "a"}, {"name": "b"}], "published": tables.published_entries({"x": TABLE}),
+        "published_clips": [],
         "dataset": {"title": "T"}, "command": "c", "versions": {"python": "3"},
     }  # fmt: skip
     content |= more
