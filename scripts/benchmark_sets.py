@@ -6,6 +6,7 @@ Every set is a file of configs/benchmark. All sizes are (height, width) in pixel
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 from ldm import video
@@ -207,7 +208,7 @@ def missing_frame(source: video.Source) -> str | None:
     if len(numbers) < 3 or not all(numbers):
         return None
     counted = [int(found[-1]) for found in numbers]
-    steps = [after - before for before, after in zip(counted, counted[1:], strict=False)]
+    steps = [after - before for before, after in pairwise(counted)]
     step = min(steps)
     if step < 1 or all(one == step for one in steps) or any(one % step for one in steps):
         return None

@@ -19,6 +19,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ def stacked(sequence, span: tuple[int, int]) -> np.ndarray:
 def parts_of(count: int, part: int) -> list[tuple[int, int]]:
     """`count` frames in as few parts as it takes, of nearly equal length."""
     edges = np.linspace(0, count, math.ceil(count / part) + 1).round().astype(int).tolist()
-    return list(zip(edges, edges[1:], strict=False))
+    return list(pairwise(edges))
 
 
 def boxes_of(height: int, width: int, *, crop: int | None, step: int, unit: int, name: str) -> list[tuple]:

@@ -41,7 +41,7 @@ def drawn(charts: Mapping[str, Sequence[Curve]], key: str) -> str:
         figure = Figure(figsize=(WIDTH * across, TALL * down), layout="constrained")
         FigureCanvasSVG(figure)
         grid = figure.subplots(down, across, squeeze=False).ravel()
-        for axes, (title, curves) in zip(grid, charts.items(), strict=False):
+        for axes, (title, curves) in zip(grid[: len(charts)], charts.items(), strict=True):
             draw_axes(axes, title, curves)
         for axes in grid[len(charts) :]:
             axes.set_axis_off()

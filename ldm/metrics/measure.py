@@ -107,7 +107,10 @@ class Measure:
         except Unavailable as error:
             self.missing = str(error)
             return
-        for number, value in zip(self._scored, values or (), strict=False):
+        if values and len(values) != len(self._scored):
+            self.missing = f"{len(values)} values came back for {len(self._scored)} frames"
+            return
+        for number, value in zip(self._scored if values else (), values or (), strict=True):
             self._values[number] = (value,)
 
 

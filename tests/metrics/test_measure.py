@@ -134,3 +134,10 @@ def test_a_moment_is_prepared_once_for_all():
     first = shared.look(0, frame, None)
     assert shared.look(0, frame, None) is first
     assert shared.look(1, frame, None) is not first
+
+
+def test_an_end_with_another_number_of_values_is_a_reason():
+    m = measure(lambda before, look: None, finish=lambda: ([7.0], [1.0]))
+    for value in (10, 20):
+        m.push(grey(value))
+    assert math.isnan(m.figures()["m"]) and m.missing == "1 values came back for 2 frames"
