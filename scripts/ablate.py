@@ -44,6 +44,7 @@ from ldm.ops.dis import DISFlow
 from ldm.ops.resize import resize
 from ldm.ops.stream import Each, Frame, Windowed, run_through, together
 from scripts.ablation_report import DOCUMENT, ROWS, Cells, Row, by_seed, findings, markdown, png, sheet, table, view
+from scripts.command import Parser, natural
 
 PROGRAM = "ablate.py"
 log = logging.getLogger(PROGRAM)
@@ -53,19 +54,6 @@ SAMPLING, WINDOWS = "+method.params.sampling.params", "+method.params.windows.pa
 DRY = {"seeds": 1, "max_frames": 3, "gt_size": (64, 64)}
 SMALLEST = 64  # pixels of a side of the truth
 BAND = 48  # rows of a frame in the pictures
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
-
-
-def natural(text: str, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
-    return int(text)
 
 
 def width_and_height(text: str) -> tuple[int, int]:

@@ -34,18 +34,12 @@ from scripts import degrade, upscale
 from scripts.benchmark_making import Restorer, raft_flow
 from scripts.benchmark_run import Run
 from scripts.benchmark_sets import GIVEN, Clip, Dataset, check_result, clips_at, looked_at, paired, some
+from scripts.command import Parser, first_line
 
 PROGRAM = "benchmark.py"
 SETS = ROOT / "configs" / "benchmark"
 LISTS = ("weights", "config", "results", "metrics")  # flags that take several words
 NAME = re.compile(r"[\w.+-]+")
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -282,10 +276,6 @@ def make_report(folder: Path) -> None:
         tell(str(importlib.import_module("scripts.report").report_of(folder)))
     except (ImportError, ValueError) as error:
         say(f"no HTML page: {first_line(error)}")
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def say(line: str) -> None:

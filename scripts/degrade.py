@@ -35,18 +35,12 @@ from ldm.engine.resume import remove
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
 from ldm.video.writing import refuse_input
+from scripts.command import Parser, first_line
 
 PROGRAM = "degrade.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 SHOWN = 100  # frames of --show at most
 VERSIONS = {"av": av.__version__, "cv2": cv2.__version__, "numpy": np.__version__}  # whose change may change bits
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
 
 
 def natural(text: str) -> int:
@@ -292,10 +286,6 @@ def run(args: argparse.Namespace) -> int:
     if failed and len(clips) > 1:
         say(f"{failed} of {len(clips)} clips failed")
     return 2 if failed else 0
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def say(line: str) -> None:

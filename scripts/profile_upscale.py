@@ -30,6 +30,7 @@ from ldm.engine.device import Peak, hardware, usable_device
 from ldm.methods.mgld import FLOW_SCALE, PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.flow import estimate_motion
+from scripts.command import Parser
 
 PROGRAM = "profile_upscale.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,13 +42,6 @@ SIZES = {
 STAGES = ("flow", "encode", "structure", "unet", "decode")
 OTHER_NAMES = {"encode": "autoencoder", "decode": "sequence_decoder"}  # of the networks that stages run
 TOKENS = 77  # of a prompt
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
 
 
 def counted(text: str) -> int:

@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import track
 
 from ldm.engine.resume import write_whole
+from scripts.command import Parser
 from scripts.report_clips import curve_of, curves_of, name_of, pictures_of, strands_of, wanted_of
 from scripts.report_tables import clip_table, digits_for, element, main_table, number, published_table
 from scripts.report_views import INPUT, TRUTH, Views, inlined, views_of
@@ -204,13 +205,6 @@ def making(run: Mapping) -> str:
         + command
         + element("details", element("summary", "Versions and settings") + text)
     )
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
 
 
 def size(text: str) -> float:

@@ -32,6 +32,7 @@ from ldm.engine.plan import parse_bytes
 from ldm.methods.mgld import PRECISIONS
 from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
+from scripts.command import Parser, first_line, natural
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -44,19 +45,6 @@ ROUNDING = {
 SAMPLING, WINDOWS, DECODING, PATCHES = (
     f"+method.params.{part}.params" for part in ("sampling", "windows", "decoding", "patches")
 )
-
-
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, like everything else here."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
-
-
-def natural(text: str, least: int = 0) -> int:
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
-    return int(text)
 
 
 def positive(text: str) -> float:
@@ -313,10 +301,6 @@ def say(line: str) -> None:
 
 def tell(line: str) -> None:
     print(line, flush=True)
-
-
-def first_line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def explain(error: Exception) -> str | None:

@@ -1,0 +1,22 @@
+"""What the commands share: a parser that says what is wrong in one line, whole numbers, errors in one line."""
+
+import argparse
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message):
+        raise ValueError(f"{message} (--help lists the options)")
+
+
+def natural(text: str, least: int = 0) -> int:
+    """A whole number of at least `least`, as a type of an argument."""
+    if not text.isdecimal() or int(text) < least:
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
+    return int(text)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
