@@ -10,10 +10,8 @@ manifest.json says what was made how; a stopped run goes on where it was.
 import argparse
 import contextlib
 import difflib
-import glob
 import hashlib
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,7 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from basicsr_deg.panels import Panels
 from basicsr_deg.pipeline import Degradation
 from ldm import config, video
-from ldm.engine.resume import remove
+from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
 from ldm.video.writing import refuse_input
@@ -223,24 +221,6 @@ def write_pictures(path: Path, panels: Panels, *, rate) -> None:
         for picture in panels.pictures():
             writer = writer or stack.enter_context(video.open_writer(path, size=picture.shape[:2], rate=rate))
             writer.write(picture)
-
-
-def remove_partials(output: Path) -> None:
-    """What a run that was killed left of this output, beside it."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
-        pid = path.name.rpartition("-")[2]
-        if pid.isdecimal() and not is_running(int(pid)):
-            remove(path)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 @contextlib.contextmanager

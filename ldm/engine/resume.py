@@ -1,7 +1,9 @@
 """The work folder of a run: what it was begun with, the finished parts, and what is needed to go on after any stop."""
 
 import contextlib
+import glob
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -166,3 +168,21 @@ def remove(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink()
+
+
+def remove_partials(output: Path) -> None:
+    """What a run that was killed left of this output, beside it."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+        pid = path.name.rpartition("-")[2]
+        if pid.isdecimal() and not _is_running(int(pid)):
+            remove(path)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
