@@ -16,7 +16,6 @@ import logging
 import os
 import shlex
 import sys
-import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from basicsr_deg.pipeline import Degradation
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, ROOT, build_method, find_weights, read_settings
@@ -43,12 +43,12 @@ from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.dis import DISFlow
 from ldm.ops.resize import resize
 from ldm.ops.stream import Each, Frame, Windowed, run_through, together
+from scripts import degrade
 from scripts.ablation_report import DOCUMENT, ROWS, Cells, Row, by_seed, findings, markdown, png, sheet, table, view
-from scripts.command import Parser, natural
+from scripts.command import Parser, first_line, natural
 
 PROGRAM = "ablate.py"
 log = logging.getLogger(PROGRAM)
-PROTOCOLS = ROOT / "configs" / "degradations"
 SCALE = 4
 SAMPLING, WINDOWS = "+method.params.sampling.params", "+method.params.windows.params"
 DRY = {"seeds": 1, "max_frames": 3, "gt_size": (64, 64)}
@@ -123,22 +123,31 @@ def find_clips(paths: list[Path]) -> dict[str, Path]:
     """Clips by name. Raises ValueError for two of one name, VideoError for what is no clip."""
     found = {}
     for path in (clip for given in paths for clip in video.clips_in(given)):
-        name = path.stem if path.is_file() else path.name
+        name = degrade.names_of([path])[path]
         if name in found:
             raise ValueError(f"got two clips named {name} ({found[name]} and {path}); rename one")
         found[name] = path
     return found
 
 
-def load_degradation(name: str) -> Callable:
-    """A protocol by its name or the path of its YAML. Raises ValueError, or as `config.load`."""
-    path = Path(name) if name.endswith((".yaml", ".yml")) else PROTOCOLS / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PROTOCOLS.glob("*.yaml")))
-        raise ValueError(f"got protocol {name!r}, expected one of {known}, or a YAML file")
-    settings = config.load(path)
-    config.check_target(settings, "degradation")
-    return config.instantiate(settings.degradation)
+def degrading(args: argparse.Namespace) -> Callable[[np.ndarray, str], np.ndarray]:
+    """`degraded(truth, name)`, (T, H, W, 3) -> (T, h, w, 3) uint8: what scripts/degrade.py makes of a clip of that name
+    with --protocol and --seed. Raises ValueError, or as `config.load`."""
+    words = ["-i", ".", "-o", ".", f"--protocol={args.protocol}", f"--seed={args.seed}"]
+    degradation = config.instantiate(degrade.read_settings(degrade.arguments(words)).degradation)
+    if not isinstance(degradation, Degradation):
+        raise ValueError(f"{args.protocol}: degradation is a {type(degradation).__name__}, expected a Degradation")
+
+    def degraded(truth: np.ndarray, name: str) -> np.ndarray:
+        rng = degrade.generator(args.seed, protocol_of(args), name)
+        return np.rint(degradation(truth, rng) * 255).astype(np.uint8)
+
+    return degraded
+
+
+def protocol_of(args: argparse.Namespace) -> str:
+    """The name of --protocol, which may be a path."""
+    return degrade.find_protocol(args.protocol).stem
 
 
 def seen_in_training(card: Path, clips: Mapping[str, Path]) -> list[str]:
@@ -147,16 +156,15 @@ def seen_in_training(card: Path, clips: Mapping[str, Path]) -> list[str]:
     return [name for name, path in clips.items() if any(form.format(path) in text for form in forms)]
 
 
-def load_clip(name: str, path: Path, degradation: Callable, args: argparse.Namespace) -> Clip:
-    """The beginning of a clip, shrunk to cover --gt_size and cropped to it, and degraded by the generator that seed
-    and name give. Raises ValueError naming the clip."""
+def load_clip(name: str, path: Path, degraded: Callable, args: argparse.Namespace) -> Clip:
+    """The beginning of a clip, shrunk to cover --gt_size and cropped to it, and `degraded` (see `degrading`). Raises
+    ValueError naming the clip."""
     truth = [fitted(frame, args.gt_size) for frame in video.read(path, 0, args.max_frames, as_rgb8=True)]
-    if min(truth[0].shape[:2], default=0) < SMALLEST:
-        raise ValueError(f"{path}: got frames with less than {SMALLEST} pixels a side, expected larger ones")
     if len(truth) < 2:
         raise ValueError(f"{path}: got {len(truth)} frame, expected at least 2 to see how steady they are")
-    rng = np.random.default_rng([args.seed, zlib.crc32(name.encode())])
-    lq = np.rint(degradation(np.stack(truth), rng) * 255).astype(np.uint8)
+    if min(truth[0].shape[:2]) < SMALLEST:
+        raise ValueError(f"{path}: got frames with less than {SMALLEST} pixels a side, expected larger ones")
+    lq = degraded(np.stack(truth), name)
     size = tuple(side // SCALE for side in truth[0].shape[:2])
     if lq.shape[1:3] != size:
         got = f"{lq.shape[2]}x{lq.shape[1]}"
@@ -314,9 +322,9 @@ def how(study: Study, clips: Mapping[str, Path]) -> str:
     weights = ", ".join(f"`{study.files[name].name}` {digest[:12]}" for name, digest in study.weights.items())
     size = "x".join(map(str, args.gt_size))
     return f"""Clips: {", ".join(clips)}; {args.max_frames} frames of {size} at most are the truth.
-They were degraded by `{args.protocol}` to a quarter of the sides, seeded by {args.seed} and the clip's name.
+They were degraded by `{protocol_of(args)}` to a quarter of the sides, as `scripts/degrade.py --seed {args.seed}` does.
 Noise of the seeds {study.seeds[0]} to {study.seeds[-1]}, {steps} sampling steps. Weights: {weights}.
-On {machine["name"]} ({machine["threads"]} threads), torch {torch.__version__}."""
+On {machine["name"]} ({machine["threads"]} thread{"s" * (machine["threads"] > 1)}), torch {torch.__version__}."""
 
 
 def draw(study: Study, clip: Clip, keys: Mapping) -> np.ndarray:
@@ -331,7 +339,7 @@ def write_results(study: Study, clips: Mapping[str, Path], used: list[str], pict
     rows = by_seed(cells)
     text = markdown(rows)
     found = [dict(zip(("claim", "measured", "holds"), entry, strict=True)) for entry in findings(rows)]
-    content = {"rows": rows, "findings": found, "cells": cells, "weights": study.weights, "protocol": args.protocol}
+    content = {"rows": rows, "findings": found, "cells": cells, "weights": study.weights, "protocol": protocol_of(args)}
     content |= {"settings": config.plain(study.settings)["method"], "versions": provenance.versions()}
     write_whole(args.output / "table.json", (json.dumps(content, indent=1) + "\n").encode())
     write_whole(args.output / "table.csv", table(rows).encode())
@@ -353,8 +361,8 @@ def run(args: argparse.Namespace) -> None:
     paths = find_clips(args.input)
     if args.picture and args.picture not in paths:
         raise ValueError(f"got picture {args.picture!r}, expected one of {', '.join(paths)}")
-    degradation = load_degradation(args.protocol)
-    clips = [load_clip(name, path, degradation, args) for name, path in paths.items()]
+    degraded = degrading(args)
+    clips = [load_clip(name, path, degraded, args) for name, path in paths.items()]
     study = Study(args, Cells(args.output))
     card = study.files.get("folder", study.files["stage_one"].parent) / "README.md"
     for name in seen_in_training(card, paths):
@@ -379,7 +387,7 @@ def main(words: list[str] | None = None) -> int:
         print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
         return 130
     except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{PROGRAM}: {next(iter(str(error).splitlines()), type(error).__name__)}", file=sys.stderr)
+        print(f"{PROGRAM}: {first_line(error)}", file=sys.stderr)
         return 2
     return 0
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 
 from ldm import video
 from ldm.engine.assemble import load_method
-from scripts import ablate
+from scripts import ablate, degrade
 from scripts.ablation_report import CLAIMS, METRICS, ROWS, Claim, by_seed, findings, gain, verdict
 from tests.scripts import toy
 
@@ -108,7 +109,7 @@ def test_a_damaged_measurement_is_named(clips, model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "expected"),
     [
-        (["--protocol", "mild"], "got protocol 'mild', expected one of bicubic_x4"),
+        (["--protocol", "mild"], "got protocol 'mild', expected a YAML file or one of bicubic_x4"),
         (["--picture", "three"], "got picture 'three', expected one of one, two"),
         (["--gt_size", "40x64"], "expected WIDTHxHEIGHT like 320x180"),
         (["--seeds", "0"], "expected a whole number from 1"),
@@ -136,14 +137,38 @@ def test_clips_that_cannot_be_judged(clips, model, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_degraded_clip_depends_on_seed_and_name_alone(clips):
-    args = ablate.arguments(["-i", str(clips), "--gt_size", "64x64"])
-    degradation = ablate.load_degradation("realbasicvsr_mild")
-    one, again, other = (
-        ablate.load_clip(name, clips / "one.mkv", degradation, args).lq for name in ("one", "one", "another")
-    )
-    assert one.shape == (3, 16, 16, 3)
-    assert np.array_equal(one, again) and not np.array_equal(one, other)
+def degraded_clips(*words):
+    args = ablate.arguments(["--protocol", "realbasicvsr_mild", "--seed", "5", *map(str, words)])
+    make = ablate.degrading(args)
+    return {name: ablate.load_clip(name, path, make, args) for name, path in ablate.find_clips(args.input).items()}
+
+
+@pytest.mark.parametrize("size", ["72x64", "64x64"])
+def test_the_low_quality_frames_are_those_of_degrade(clips, tmp_path, size):
+    made = degraded_clips("-i", clips, "--gt_size", size)
+    truth = clips if size == "72x64" else tmp_path / "truth"
+    if size != "72x64":  # then what was cropped is the input
+        for name, clip in made.items():
+            with video.open_writer(truth / f"{name}.mkv", size=(64, 64), lossless=True) as writer:
+                for frame in clip.truth:
+                    writer.write(frame)
+    words = ["-i", str(truth), "-o", str(tmp_path / "lq"), "--protocol", "realbasicvsr_mild", "--seed", "5"]
+    assert degrade.main(words) == 0
+    for name, clip in made.items():
+        assert np.array_equal(list(video.read(tmp_path / "lq" / name, as_rgb8=True)), clip.lq), name
+    assert not np.array_equal(made["one"].lq, made["two"].lq)  # of the same frames
+
+
+def test_a_clip_has_the_name_that_degrade_gives_it(clips, monkeypatch):
+    monkeypatch.chdir(clips / "two")
+    paths = ablate.find_clips([Path(".")])
+    assert list(paths) == list(degrade.names_of(list(paths.values())).values()) == ["two"]
+
+
+def test_a_protocol_that_degrades_nothing(tmp_path):
+    (tmp_path / "flow.yaml").write_text("degradation: {target: ldm.ops.dis.DISFlow}")
+    with pytest.raises(ValueError, match="degradation is a DISFlow, expected a Degradation"):
+        degraded_clips("-i", "x", "--protocol", tmp_path / "flow.yaml")
 
 
 def test_the_truth_is_shrunk_and_cropped_in_the_middle():
