@@ -37,10 +37,9 @@ from ldm.engine.device import hardware, usable_device
 from ldm.files import write_whole
 from ldm.methods.settings import COLOR_FIXES
 from ldm.metrics.fidelity import luma, rgb8
-from ldm.metrics.judge import Judge
+from ldm.metrics.protocol import measures
 from ldm.metrics.sharpness import gradient
 from ldm.nets.whole_frame import Cut, decode_frames
-from ldm.ops.dis import DISFlow
 from ldm.ops.resize import resize
 from ldm.ops.stream import Each, Frame, Windowed, run_through, together
 from scripts import degrade
@@ -54,6 +53,7 @@ SAMPLING, WINDOWS = "+method.params.sampling.params", "+method.params.windows.pa
 DRY = {"seeds": 1, "max_frames": 3, "gt_size": (64, 64)}
 SMALLEST = 64  # pixels of a side of the truth
 BAND = 48  # rows of a frame in the pictures
+MEASURES = ("psnr", "ssim", "sharpness", "e_warp", "tof")
 
 
 def width_and_height(text: str) -> tuple[int, int]:
@@ -245,13 +245,15 @@ def decoded(method, frames: list[Frame], *, lq: Tensor, sequence: bool) -> Tenso
 
 def measure(frames: list[np.ndarray], clip: Clip) -> dict[str, float]:
     """The figures of restored frames. Raises ValueError where one is not finite."""
-    judge = Judge(DISFlow("medium"))
+    taken = measures(MEASURES)
     for frame, truth in zip(frames, clip.truth, strict=True):
-        judge.push(frame, truth)
-    for name, value in judge.figures().items():
+        for one in taken:
+            one.push(frame, truth)
+    figures = {name: value for one in taken for name, value in one.figures().items()}
+    for name, value in figures.items():
         if not np.isfinite(value):
             raise ValueError(f"clip {clip.name}: {name} is {value}; its frames are flat or unrelated, leave it out")
-    return judge.figures()
+    return figures
 
 
 # ---- measurements

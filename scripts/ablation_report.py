@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,16 +149,20 @@ def spread(values: Sequence[float]) -> float:
 
 
 def gain(claim: Claim, rows: Mapping[str, Mapping[str, Sequence[float]]]) -> list[float]:
-    """By how much the row is better, seed by seed; a row without seeds is compared with each."""
+    """By how much the row is better, seed by seed; a row without seeds is compared with each. NaN beside a 0."""
     got, other = rows[claim.row][claim.metric], rows[claim.than][claim.metric]
     count, better = max(len(got), len(other)), METRICS[claim.metric].better
     got, other = (list(values) * (count if len(values) == 1 else 1) for values in (got, other))
-    return [better * (a - b) / (1 if claim.metric == "psnr" else b) for a, b in zip(got, other, strict=True)]
+    return [
+        better * (a - b) / (1 if claim.metric == "psnr" else b or math.nan) for a, b in zip(got, other, strict=True)
+    ]
 
 
 def verdict(claim: Claim, gains: Sequence[float]) -> str:
-    """yes, no, or that the seeds do not tell."""
+    """yes, no, or why it cannot be told."""
     margin = float(np.mean(gains)) - claim.least
+    if math.isnan(margin):
+        return "not told: there is nothing to compare with"
     if abs(margin) < spread(gains):
         return "not told: within the spread of the seeds"
     return "yes" if margin > 0 else "no"

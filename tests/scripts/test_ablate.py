@@ -171,6 +171,15 @@ def test_a_protocol_that_degrades_nothing(tmp_path):
         degraded_clips("-i", "x", "--protocol", tmp_path / "flow.yaml")
 
 
+def test_a_measurement_has_the_figures_of_the_table(clips):
+    clip = degraded_clips("-i", clips / "one.mkv", "--gt_size", "64x64")["one"]
+    soft = ablate.measure([cv2.GaussianBlur(frame, (0, 0), 1) for frame in clip.truth], clip)
+    assert list(soft) == list(METRICS)
+    assert 0.5 < soft["sharpness"] < 1 and soft["ssim"] < 1 and 0 < soft["e_warp"] != soft["e_warp_truth"]
+    with pytest.raises(ValueError, match="clip one: psnr is inf"):
+        ablate.measure(clip.truth, clip)
+
+
 def test_the_truth_is_shrunk_and_cropped_in_the_middle():
     frame = np.zeros((200, 400, 3), np.uint8)
     frame[:, 195:205] = 255
@@ -210,6 +219,12 @@ def test_a_verdict_needs_more_than_the_spread_of_the_seeds():
     assert verdict(claim, [0.20, 0.21]) == "no"
     assert verdict(claim, [0.20, 0.31]).startswith("not told")
     assert verdict(claim, [0.25]) == "no"
+
+
+def test_nothing_is_told_of_a_figure_beside_zero():
+    rows = figures(bicubic_sharpness=[0.0])
+    found = {claim: holds for claim, _, holds in findings(rows)}
+    assert found["full method: sharper than bicubic"] == "not told: there is nothing to compare with"
 
 
 def test_findings_say_what_was_measured():
