@@ -24,6 +24,7 @@ from ldm.engine.initial import fill
 from ldm.engine.run import check_checkpoint, check_settings
 from ldm.training.callbacks import (
     BadBatch,
+    GivenRates,
     LastCheckpoint,
     PeriodicPictures,
     RandomState,
@@ -130,7 +131,7 @@ def read_settings(args: argparse.Namespace, run: Path | None):
 def callbacks_of(settings, run: Path) -> list:
     saving = config.plain(settings.checkpoints)
     folder, every = run / "checkpoints", saving["every"]
-    calls = [StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState()]
+    calls = [StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState(), GivenRates()]
     if settings.get("ema"):
         calls.append(EMAWeightAveraging(decay=settings.ema))
     if settings.pictures.every:
@@ -216,7 +217,7 @@ def train(args: argparse.Namespace) -> None:
     data = built(settings.data, "config.data", TrainingData)
     data.check(model.needs)
     if resumed is not None:
-        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"))
+        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=model.optimizer.schedule != "none")
     run = run or run_folder(args)
     trainer = build_trainer(settings, model, run, hardware)
     if settings.get("export"):

@@ -64,8 +64,11 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None) -> None:
-    """Refuse a checkpoint that `model` cannot go on from to `steps`. Raises ValueError that names the file."""
+def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None, scheduled: bool) -> None:
+    """Refuse a checkpoint that `model` cannot go on from to `steps`. Raises ValueError that names the file.
+
+    `scheduled` says whether the learning rate follows a schedule now.
+    """
     try:
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         weights, done, rates = saved["state_dict"], saved["global_step"], saved["lr_schedulers"]
@@ -79,6 +82,9 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
     own = model.state_dict()
     if odd := sorted(name for name in {*own, *weights} if _form(own, name) != _form(weights, name)):
         raise ValueError(f"{path}: {len(odd)} weights are not those of this model, such as {odd[0]}; keep its settings")
+    if bool(rates) != scheduled:
+        was, now = (("a schedule" if some else "no schedule") for some in (rates, scheduled))
+        raise ValueError(f"{path}: its learning rate has {was}, got {now}; keep it as it was")
     for rate in rates:  # a schedule of known length ends where it was to end
         if steps + 1 > rate.get("total_steps", steps + 1):
             last = rate["total_steps"] - 1

@@ -146,6 +146,14 @@ class BadBatch(Callback):
             exception.args = (f"{exception}; the batch is kept in {path}",)
 
 
+class GivenRates(Callback):
+    """A resumed run learns at the rate, betas and weight decay that it is given now, not at those it was saved with."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        for optimizer in trainer.optimizers:
+            module.optimizer.renew(optimizer)
+
+
 class RandomState(Callback):
     """Torch's own random numbers go on where they were when a run is resumed.
 

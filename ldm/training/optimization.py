@@ -48,3 +48,14 @@ class Adam:
             optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=rise, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
+
+    def renew(self, optimizer: torch.optim.Optimizer) -> None:
+        """Give a restored optimizer these settings in place of those it was saved with; its schedule goes on."""
+        for group in optimizer.param_groups:
+            group |= {"betas": self.betas, "weight_decay": self.weight_decay}
+            if self.schedule == "none":
+                group["lr"] = self.lr
+                continue
+            change = self.lr / group["max_lr"]
+            for name in ("lr", "max_lr", "initial_lr", "min_lr"):  # what OneCycleLR finds there
+                group[name] *= change

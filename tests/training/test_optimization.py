@@ -51,3 +51,33 @@ def test_the_rate_rises_and_falls_to_zero(steps):
 def test_what_makes_no_optimizer_is_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         Adam(**settings)
+
+
+@pytest.mark.parametrize("schedule", ["none", "cosine"])
+def test_a_restored_optimizer_takes_new_settings_and_keeps_old_ones_to_the_bit(schedule):
+    def made(lr, steps_done=0, **settings):
+        adam = Adam(lr=lr, schedule=schedule, steps=9, **settings)
+        parts = adam(parameters())
+        for _ in range(steps_done):
+            parts["optimizer"].step()
+            if "lr_scheduler" in parts:
+                parts["lr_scheduler"]["scheduler"].step()
+        return adam, parts["optimizer"], parts.get("lr_scheduler", {}).get("scheduler")
+
+    saved, expected = made(1e-3, 4)[1].state_dict(), made(3e-4, 5)[1].param_groups[0]["lr"]
+    same, restored, _ = made(1e-3)
+    restored.load_state_dict(saved)
+    before = {key: value for key, value in restored.param_groups[0].items() if key != "params"}
+    same.renew(restored)
+    assert {key: value for key, value in restored.param_groups[0].items() if key != "params"} == before
+    lower, restored, rate = made(3e-4, betas=[0.5, 0.8], weight_decay=0.2)
+    restored.load_state_dict(saved)
+    if rate is not None:
+        rate.load_state_dict({**rate.state_dict(), "last_epoch": 4})
+    lower.renew(restored)
+    restored.step()
+    if rate is not None:
+        rate.step()
+    (group,) = restored.param_groups
+    assert (group["betas"], group["weight_decay"]) == ((0.5, 0.8), 0.2)
+    assert group["lr"] == pytest.approx(expected, rel=1e-9)

@@ -87,6 +87,16 @@ def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(tmp_path, 
     assert not runs.differing(runs.learned(runs.saved(whole)), runs.learned(runs.saved(run)))
 
 
+def test_a_lower_rate_is_taken_where_a_run_goes_on(tmp_path, data):
+    run = runs.train(1, data[1], "steps=1", folder=tmp_path)
+    begun = runs.saved(run)
+    assert main.main(["--train", "--resume", str(run), "steps=2", "learning_rate=1e-9"]) == 0
+    ended = runs.saved(run)
+    assert ended["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-9
+    moved = [(a - ended["state_dict"][name]).abs().max() for name, a in begun["state_dict"].items()]
+    assert 0 < max(moved) < 1e-6, "it learned at the rate it was saved with"
+
+
 # ---- what cannot be gone on from
 
 
@@ -115,6 +125,7 @@ def tree(run):
         (["steps=2", "ema=0.9"], "was trained without ema, got ema=0.9"),
         (["steps=2", "--scale_lr", "True"], "scaled already"),
         (["steps=2", "dataroot_gt=nowhere"], "got nowhere, which is not there"),
+        (["steps=2", "+model.params.optimizer.params={schedule: cosine, steps: 2}"], "has no schedule, got a schedule"),
     ],
 )
 def test_a_run_goes_on_only_as_it_was_begun(finished, capsys, words, says):
