@@ -14,7 +14,7 @@ import warnings
 from pathlib import Path
 
 from pytorch_lightning import LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import EMAWeightAveraging
+from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -131,7 +131,8 @@ def read_settings(args: argparse.Namespace, run: Path | None):
 def callbacks_of(settings, run: Path) -> list:
     saving = config.plain(settings.checkpoints)
     folder, every = run / "checkpoints", saving["every"]
-    calls = [StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState(), GivenRates()]
+    written = LambdaCallback(on_train_start=lambda trainer, _: save_settings(trainer, settings, run))
+    calls = [written, StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState(), GivenRates()]
     if settings.get("ema"):
         calls.append(EMAWeightAveraging(decay=settings.ema))
     if settings.pictures.every:
@@ -146,6 +147,11 @@ def callbacks_of(settings, run: Path) -> list:
     how = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20), "every_n_train_steps": every}
     calls.append(StepCheckpoint(folder, "step{step:08d}", save_last=True, **how, **named))
     return calls
+
+
+def save_settings(trainer: Trainer, settings, run: Path) -> None:
+    if trainer.is_global_zero:
+        config.save(settings, run / "config.yaml")
 
 
 def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -> Trainer:
@@ -188,14 +194,18 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 
 def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
-    """The folder with the configuration; curves of a stopped run are put aside."""
+    """The folder with the configuration; curves of a stopped run are put aside.
+
+    The configuration of a stopped run stays until it has gone on (see `callbacks_of`): the new one may not fit it.
+    """
     if RUN in os.environ:
         return
     run.mkdir(parents=True, exist_ok=resumed is not None)
     for left in run.glob("checkpoints/.*.partial-*"):  # of a run that was killed while it saved
         left.unlink()
-    config.save(settings, run / "config.yaml")
-    if resumed is not None and (run / "metrics.csv").exists():
+    if resumed is None:
+        config.save(settings, run / "config.yaml")
+    elif (run / "metrics.csv").exists():
         parts = len(list(run.glob("metrics.until_stop_*.csv")))
         os.replace(run / "metrics.csv", run / f"metrics.until_stop_{parts + 1}.csv")
 
@@ -217,7 +227,8 @@ def train(args: argparse.Namespace) -> None:
     data = built(settings.data, "config.data", TrainingData)
     data.check(model.needs)
     if resumed is not None:
-        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=model.optimizer.schedule != "none")
+        scheduled = model.optimizer.schedule != "none"
+        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=scheduled)
     run = run or run_folder(args)
     trainer = build_trainer(settings, model, run, hardware)
     if settings.get("export"):

@@ -135,7 +135,9 @@ def test_a_run_goes_on_only_as_it_was_begun(finished, capsys, words, says):
 
 
 def test_more_samples_a_step_are_other_samples(finished, capsys):
+    before = (finished / "config.yaml").read_bytes()
     assert "got 2 samples a batch" in refused(capsys, "--resume", finished, "steps=2", "batch_size=2")
+    assert (finished / "config.yaml").read_bytes() == before, "the next try would fail as well"
 
 
 def test_what_is_no_run_is_said(finished, tmp_path, capsys):
