@@ -11,35 +11,47 @@ output folder; a stopped run goes on where it was. Words like method.params.samp
 import argparse
 import contextlib
 import difflib
-import importlib
+import hashlib
+import json
 import logging
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 
 from ldm import checkpoint, config
-from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, find_weights
+from ldm.benchmark.flows import paper_flow
+from ldm.benchmark.looking import Report, Talk, look, look_at_results
+from ldm.benchmark.making import Restorer
+from ldm.benchmark.run import Asked, Run
+from ldm.benchmark.scores import Scores
+from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
+from ldm.benchmark.tables import clip_cells, main_cells, markdown
+from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, build_method, find_weights
 from ldm.engine.device import usable_device
+from ldm.engine.jobs import Model, Wishes
 from ldm.metrics.protocol import Options, measures
+from ldm.report.page import report_of
 from scripts import degrade, upscale
-from scripts.benchmark_making import Restorer, raft_flow
-from scripts.benchmark_run import Run
-from scripts.benchmark_sets import GIVEN, Clip, Dataset, check_result, clips_at, looked_at, paired, some
-from scripts.command import Parser, first_line
+from scripts.command import Parser, first_line, followed
 
 PROGRAM = "benchmark.py"
 SETS = ROOT / "configs" / "benchmark"
 LISTS = ("weights", "config", "results", "metrics")  # flags that take several words
 NAME = re.compile(r"[\w.+-]+")
+LONG = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -128,14 +140,11 @@ def folders_of(words: list[str]) -> dict[str, Path]:
     return folders
 
 
-# ---- the clips
-
-
-def choose_lq(dataset: Dataset, found, wanted: str | None) -> str | None:
+def choose_lq(dataset: Dataset, found: Found, wanted: str | None) -> str | None:
     """Which kind of LQ is taken: the one wanted, or the first of the set's that is there or can be made."""
     if wanted:
         if wanted == GIVEN and GIVEN not in found.lq:
-            raise ValueError(f"got --lq given, but no folder of LQ was found; there is {some(found.lq) or 'none'}")
+            raise ValueError(f"got --lq given, but no folder of LQ was found; there is {first_few(found.lq) or 'none'}")
         if wanted not in found.lq:
             degrade.find_protocol(wanted)
         return wanted
@@ -143,59 +152,23 @@ def choose_lq(dataset: Dataset, found, wanted: str | None) -> str | None:
     return makeable[0] if makeable else next(iter(found.lq), None)
 
 
-def look(dataset: Dataset, found, kind: str | None, args, bar) -> list[Clip]:
-    """All clips, checked against each other and against the set; what is odd is raised, all of it told before."""
-    names = found.names[: args.max_clips]
-    paths = {"gt": found.gt, "lq": found.lq.get(kind, {})}
-    absent = [name for name in names if paths["lq"] and name not in paths["lq"]]
-    if absent:
-        raise ValueError(f"{args.root}: {some(absent)} is in the truth, not in the LQ ({kind}); expected both")
-    sources, lines = {}, []
-    with bar("looking at clips", 2 * len(names)) as report:
-        for part, clips in paths.items():
-            chosen = {name: clips[name] for name in names if name in clips}
-            sources[part] = looked_at(chosen, lambda name: report(name, None, None))
-            lines += dataset.problems(sources[part])
-    raise_first(lines)
-    clips, scale = [], args.scale or dataset.scale
-    for name in names:
-        try:
-            gt, lq = (sources[part].get(name) for part in ("gt", "lq"))
-            clips.append(paired(name, gt, lq, scale, args.max_frames))
-        except ValueError as error:
-            lines.append(str(error))
-    raise_first(lines)
-    return clips
-
-
-def raise_first(lines: list[str]) -> None:
-    """Say every line but the last, and raise that: each a clip that is not whole."""
-    for line in lines[:-1]:
-        say(line)
-    if lines:
-        raise ValueError(lines[-1])
-
-
-def results_of(folders: dict[str, Path], clips: list[Clip], bar) -> dict[str, dict]:
-    """Sources of every method by clip. Raises ValueError, naming the first that is missing or does not fit."""
-    found, lines = {}, []
-    for method, folder in folders.items():
-        there = clips_at(folder, ".")
-        if absent := [clip.name for clip in clips if clip.name not in there]:
-            raise ValueError(f"{folder}: no result of clip {some(absent)}; expected folders or videos of these names")
-        with bar(f"looking at {method}", len(clips)) as report:
-            found[method] = looked_at({clip.name: there[clip.name] for clip in clips}, lambda n: report(n, None, None))
-        for clip in clips:
-            try:
-                whole = (clip.gt or clip.lq).frames
-                check_result(clip, found[method][clip.name], whole)
-            except ValueError as error:
-                lines.append(str(error))
-    raise_first(lines)
-    return found
-
-
 # ---- the run
+
+
+def asked_of(args: argparse.Namespace, dataset: Dataset) -> Asked:
+    """What the run is asked for."""
+    name = Path(args.dataset).stem
+    return Asked(
+        name=name,
+        root=args.root,
+        folder=args.output or Path("results") / name,
+        scale=args.scale or dataset.scale,
+        max_clips=args.max_clips,
+        max_frames=args.max_frames,
+        published=args.published,
+        device=usable_device(args.device),
+        command=shlex.join(["python", "scripts/benchmark.py", *args.words]),
+    )
 
 
 def options_of(args: argparse.Namespace) -> Options:
@@ -207,74 +180,139 @@ def options_of(args: argparse.Namespace) -> Options:
     if raft is None and args.weights:
         with contextlib.suppress(FileNotFoundError):
             raft = checkpoint.find(args.weights[0], FLOW_FILES["raft"])
-    flows = {"raft": raft_flow(raft, device)} if raft else {}
+    flows = {"raft": paper_flow(raft, device)} if raft else {}
     return Options(flows, niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, dover=args.dover, device=device)
 
 
+@dataclass(frozen=True)
+class Degrader:
+    """Makes LQ clips of the truth as scripts/degrade.py does, in a folder that protocol and seed decide."""
+
+    protocol: str
+    seed: int
+    root: Path
+    most: int | None = None
+    scale: int | None = None
+
+    def __call__(self, truths: Mapping[str, Path], report: Report) -> tuple[dict[str, Path], str]:
+        """Folders of LQ frames by clip, and how they were made in words. Clips that are there are left alone."""
+        words = ["-i", ".", "-o", str(self.root), "--protocol", self.protocol, "--seed", str(self.seed)]
+        words += ["--max_frames", str(self.most)] if self.most else []
+        words += ["--scale", str(self.scale)] if self.scale else []
+        args = degrade.arguments(words)
+        settings = config.plain(degrade.read_settings(args).degradation)
+        digest = hashlib.sha256(json.dumps([settings, self.seed, self.most], sort_keys=True).encode()).hexdigest()[:8]
+        args.output = self.root / f"{Path(self.protocol).stem}-seed{self.seed}-{digest}"
+        maker = degrade.maker_of(args)
+        for name, path in truths.items():
+            maker.make(path, name, lambda done, total, name=name: report(name, done, total))
+        hashes = "".join(maker.manifest.clips[name]["sha256"] for name in truths)
+        pixels = hashlib.sha256(hashes.encode()).hexdigest()[:16]
+        told = f"{Path(self.protocol).stem}, seed {self.seed}, settings {digest}, pixels {pixels}"
+        return {name: args.output / name for name in truths}, told
+
+
+def restorer_of(args: argparse.Namespace) -> Restorer:
+    """The model that the arguments ask for, built."""
+    device, files = usable_device(args.device), find_weights(*args.weights or (EMBEDDED,))
+    settings = upscale.choose_settings(files, args)
+    method = build_method(settings, files, device=device)
+    if args.compile:
+        method.compile_networks()
+    model = Model.of(method, files, settings, device, rounding=upscale.rounding_of(settings))
+    memory = upscale.parse_bytes(args.memory) if args.memory else None
+    return Restorer(model, Wishes(save_every=args.save_every, memory=memory), say=say, tell=tell)
+
+
 @contextlib.contextmanager
-def progress_bar(title: str, total: int | None = None) -> Iterator[Callable]:
+def progress_bar(title: str, total: int | None = None) -> Iterator[Report]:
     """A bar with the time left, on a terminal only; yields report(what, done, total), where done None is one more."""
     console = Console(stderr=True)
     times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     options = {"console": console, "transient": True, "disable": not console.is_terminal}
     with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        task = bar.add_task(title, total=total)
+        tasks = {}
 
         def report(what: str, done: int | None, total: int | None) -> None:
-            bar.update(task, description=f"{title}: {what}", advance=None if done is not None else 1)
-            if done is not None:
-                bar.update(task, completed=done, total=total)
+            if done is None:
+                bar.update(all_of_it, description=f"{title}: {what}", advance=1)
+                return
+            if what not in tasks:
+                tasks[what] = bar.add_task(f"{title}: {what}", total=None)
+            bar.update(tasks[what], completed=done, total=total)
 
+        all_of_it = bar.add_task(title, total=total, visible=total is not None)
         yield report
 
 
 def run(args: argparse.Namespace) -> int:
+    talk = Talk(say, tell, progress_bar)
     dataset, folders = read_set(args.dataset), folders_of(args.results)
-    args.output = args.output or Path("results") / Path(args.dataset).stem
+    asked = asked_of(args, dataset)
     names, options = args.metrics or list(dataset.metrics), options_of(args)
     measures(names, options=options, count=1)  # a wrong name shows here
     found = dataset.find(args.root)
     kind = choose_lq(dataset, found, args.lq)
     for line in found.lines:
         tell(line)
-    clips = look(dataset, found, kind, args, progress_bar)
-    odd = dataset.differences(clips)
+    clips = look(dataset, found, kind, scale=asked.scale, most=(args.max_clips, args.max_frames), talk=talk)
     tell(f"{len(clips)} clips, {sum(clip.frames for clip in clips)} frames; LQ: {describe_lq(kind, found)}")
-    for line in odd:
+    for line in dataset.differences(clips):
         tell(f"not the published set: {line}")
-    results = results_of(folders, clips, progress_bar)
+    results = look_at_results(folders, clips, talk)
     upscaling = bool(args.weights) or not folders
     if (upscaling or args.bicubic) and kind not in found.lq and not found.gt:
-        raise ValueError(
-            f"{args.root}: no LQ ({kind}) and no truth to make it from; there is {some(found.lq) or 'none'}"
-        )
-    files = find_weights(*args.weights or (EMBEDDED,)) if upscaling else None
-    restorer = Restorer(args, files, say, tell) if upscaling else None
-    work = Run(args, dataset, names, options, (say, tell, progress_bar))
-    work.take(found, kind, clips, odd)
+        there = first_few(found.lq) or "none"
+        raise ValueError(f"{args.root}: no LQ ({kind}) and no truth to make it from; there is {there}")
+    make_lq = Degrader(kind, args.lq_seed, asked.folder / "lq", args.max_frames, args.scale)
+    work = Run(asked, dataset, Scores(asked.folder / "scores", names, options), make_lq=make_lq, talk=talk)
+    work.take(found, kind, clips)
+    restorer = restorer_of(args) if upscaling else None  # before hours of scoring
     work.score_folders(folders, results)
     if args.bicubic:
         work.score_bicubic()
     if upscaling:
-        work.score_upscaled(restorer)
-    work.write(shlex.join(["python", "scripts/benchmark.py", *args.words]))
+        seeds = range(args.seed, args.seed + args.seeds)
+        work.score_upscaled(restorer, "mgld-vsr" if args.weights else "embedded", seeds)
+    if upscaling and not args.weights:
+        work.notes.append(f"The embedded model ({EMBEDDED.name}) is a small one: not the weights of the paper.")
+    show(work.write())
+    tell(", ".join(str(asked.folder / f"results.{kind}") for kind in ("json", "csv", "md")))
     if not args.no_report:
-        make_report(args.output)
+        make_report(asked.folder)
     return 0
 
 
-def describe_lq(kind: str | None, found) -> str:
+def describe_lq(kind: str | None, found: Found) -> str:
     if kind is None:
         return "none"
     return f"{kind}, in {found.folders[kind]}" if kind in found.lq else f"{kind}, made from the truth where needed"
 
 
+def show(results: Mapping) -> None:
+    """Print the table, then the clips of each method, then the notes; as Markdown where it goes into a file."""
+    console = Console()
+    tables = [("", *main_cells(results))]
+    tables += [(f"{m['name']}, by clip", *clip_cells(results, m["name"])) for m in results["methods"]]
+    for title, head, lines in tables:
+        if console.is_terminal:
+            table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+            for name in head:
+                table.add_column(name, overflow="fold", ratio=None if name not in LONG else LONG[name])
+            for line in lines:
+                table.add_row(*line)
+            console.print(table)
+        else:
+            print("\n".join(filter(None, [title, markdown(head, lines)])))
+    print("\n".join(results["notes"]), flush=True)
+
+
 def make_report(folder: Path) -> None:
-    """The HTML page, where what draws it is installed."""
+    """The HTML page."""
     try:
-        tell(str(importlib.import_module("scripts.report").report_of(folder)))
-    except (ImportError, ValueError) as error:
+        tell(str(report_of(folder, follow=partial(followed, title="report"))))
+    except ValueError as error:
         say(f"no HTML page: {first_line(error)}")
 
 

@@ -1,6 +1,10 @@
 """What the commands share: a parser that says what is wrong in one line, whole numbers, errors in one line."""
 
 import argparse
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.progress import track
 
 
 class Parser(argparse.ArgumentParser):
@@ -20,3 +24,9 @@ def natural(text: str, least: int = 0) -> int:
 def first_line(error: BaseException) -> str:
     """What an error says, in a line."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def followed(items: Iterable, title: str) -> Iterable:
+    """The items, with a progress bar on a terminal."""
+    console = Console(stderr=True)
+    return track(items, description=title, transient=True, console=console, disable=not console.is_terminal)

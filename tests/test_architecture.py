@@ -18,6 +18,17 @@ MAY_IMPORT = {  # room: the rooms it may import
     "ldm.methods": {"ldm.ops", "ldm.diffusion", "ldm.nets"},
     "ldm.training": {"ldm.ops", "ldm.diffusion", "ldm.nets", "ldm.methods", "ldm.files", "ldm.picture"},
     "ldm.engine": {"ldm.files", "ldm.config", "ldm.checkpoint", "ldm.video", "ldm.ops", "ldm.methods"},
+    "ldm.benchmark": {
+        "ldm.files",
+        "ldm.checkpoint",
+        "ldm.video",
+        "ldm.ops",
+        "ldm.nets",
+        "ldm.metrics",
+        "ldm.methods",
+        "ldm.engine",
+    },
+    "ldm.report": {"ldm.files", "ldm.video", "ldm.ops", "ldm.metrics"},
     "ldm.picture": set(),
     "basicsr_deg": set(),
 }

@@ -31,12 +31,13 @@ Flow = Callable[[Tensor, Tensor], Tensor]
 class Options:
     """What measures need besides frames.
 
-    `flows`: estimators by the name that `flow=` says, e.g. {"raft": RAFT with 20 iterations}; "dis" is always there.
+    `flows`: by the name that `flow=` says, how an estimator is called beside a number, and the estimator, e.g.
+    {"raft": ("RAFT, 20 iterations", raft)}; "dis" is always there.
     `niqe_params`: the official .npz. `ffmpeg`: an executable with libvmaf. `dover`: a checkout of DOVER's code with
     its weights. `device`: where learned measures run.
     """
 
-    flows: Mapping[str, Flow] = field(default_factory=dict)
+    flows: Mapping[str, tuple[str, Flow]] = field(default_factory=dict)
     niqe_params: Path | None = None
     ffmpeg: Path | None = None
     dover: Path | None = None
@@ -183,11 +184,10 @@ def _e_warp_quantvsr(words: Words, options: Options) -> Recipe:
 
 def _estimator(name: str, options: Options) -> tuple[Flow, str]:
     """The flow of that name, and how it is called. Raises Unavailable for one that is not there."""
-    if name == "dis":
-        return options.flows.get("dis") or _DIS, f"DIS medium, OpenCV {cv2.__version__}"
-    if name not in options.flows:
+    if name not in options.flows and name != "dis":
         raise Unavailable(f"needs the weights of {name}")
-    return options.flows[name], name
+    said, flow = options.flows.get(name) or (f"DIS medium, OpenCV {cv2.__version__}", _DIS)
+    return flow, said
 
 
 _DIS = DISFlow("medium")

@@ -9,10 +9,11 @@ import tracemalloc
 import pytest
 
 from ldm import video
+from ldm.benchmark import scores as scoring
+from ldm.benchmark.making import Restorer
+from ldm.benchmark.sets import Clip
 from ldm.metrics.protocol import Options
-from scripts import benchmark, benchmark_scores
-from scripts.benchmark_making import Restorer
-from scripts.benchmark_sets import Clip
+from scripts import benchmark
 from tests.scripts import sets, toy
 
 FAST = ("--metrics", "psnr", "ssim", "--no_report")
@@ -269,11 +270,11 @@ def test_a_stopped_run_goes_on(tmp_path, upscaled, monkeypatch, capfd):
     shutil.rmtree(tmp_path / "out")
     done, restored = [], Restorer.restored
 
-    def stop(self, clip, *args):
+    def stop(self, clip, *args, **how):
         if done:
             raise KeyboardInterrupt
         done.append(clip.name)
-        return restored(self, clip, *args)
+        return restored(self, clip, *args, **how)
 
     with monkeypatch.context() as patched:
         patched.setattr(Restorer, "restored", stop)
@@ -299,10 +300,8 @@ def test_frames_made_otherwise_are_not_taken(tmp_path, upscaled, capfd):
 
 def test_scores_follow_their_frames(mini, scored, monkeypatch):
     assert run(*scored) == 0
-    first, pushed, push = value(mini / "out", "psnr"), [], benchmark_scores._push_all
-    monkeypatch.setattr(
-        benchmark_scores, "_push_all", lambda clip, *rest: (pushed.append(clip.name), push(clip, *rest))
-    )
+    first, pushed, push = value(mini / "out", "psnr"), [], scoring._push_all
+    monkeypatch.setattr(scoring, "_push_all", lambda clip, *rest: (pushed.append(clip.name), push(clip, *rest)))
     assert run(*scored) == 0 and not pushed
     shutil.copytree(mini / "UDM10/GT/000", mini / "ours/000", dirs_exist_ok=True)
     assert run(*scored) == 0 and pushed == ["000"]
@@ -310,7 +309,7 @@ def test_scores_follow_their_frames(mini, scored, monkeypatch):
 
 
 def test_memory_of_scoring_does_not_grow_with_the_clip(tmp_path):
-    scores = benchmark_scores.Scores(tmp_path / "scores", ["psnr", "ssim", "e_warp", "tof"], Options())
+    scores = scoring.Scores(tmp_path / "scores", ["psnr", "ssim", "e_warp", "tof"], Options())
 
     def peak(frames):
         truth, result = (sets.make_clip(tmp_path / f"{kind}{frames}", frames=frames) for kind in ("gt", "sr"))

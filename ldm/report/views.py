@@ -1,8 +1,8 @@
-"""The pictures of a report: what of a clip to look at, and how to keep it small. Nothing to run here."""
+"""The pictures of a report: what of a clip to look at, and how to keep it small."""
 
 import base64
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -40,15 +40,17 @@ class Strand:
             raise ValueError(f"{self.path}: has {source.frames} frames, expected {frames}")
         return source
 
-    def frames(self, source: video.Source, first: int, stop: int) -> Iterable[np.ndarray]:
-        """(H, W, 3) uint8 in the size of the output: the input is enlarged bicubically, others must fit."""
+    def frames(self, source: video.Source, first: int, stop: int) -> Iterator[np.ndarray]:
+        """(H, W, 3) uint8 in the size of the output: the input is enlarged bicubically; others lose the rows and
+        columns that are too many, as in scoring."""
+        width, height = self.size
         for frame in video.read(source, first, stop, as_rgb8=True):
-            fits = frame.shape[1::-1] == self.size
-            if not fits and self.key != INPUT:
-                width, height = self.size
+            if self.key == INPUT and frame.shape[1::-1] != self.size:
+                frame = cv2.resize(frame, self.size, interpolation=cv2.INTER_CUBIC)
+            if frame.shape[0] < height or frame.shape[1] < width:
                 got = f"{frame.shape[1]}x{frame.shape[0]}"
                 raise ValueError(f"{self.path}: got frames of {got}, expected {width}x{height}")
-            yield frame if fits else cv2.resize(frame, self.size, interpolation=cv2.INTER_CUBIC)
+            yield frame[:height, :width]
 
 
 class Wanted(NamedTuple):

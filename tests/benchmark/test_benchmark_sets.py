@@ -2,8 +2,8 @@
 
 import pytest
 
+from ldm.benchmark.looking import looked_at, missing_frame, paired
 from scripts import benchmark
-from scripts.benchmark_sets import looked_at, missing_frame, paired
 from tests.scripts import sets
 
 NAMES = sorted(path.stem for path in benchmark.SETS.glob("*.yaml"))

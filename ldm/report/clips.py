@@ -1,12 +1,12 @@
-"""A clip on the page of a report: slider, detail, profile, difference maps, curves. Nothing to run here."""
+"""A clip on the page of a report: slider, detail, profile, difference maps, curves."""
 
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
-from scripts.report_curves import COLOURS, Curve, drawn
-from scripts.report_tables import element
-from scripts.report_views import INPUT, TRUTH, Strand, Views, Wanted, inlined
+from ldm.report.curves import COLOURS, Curve, drawn
+from ldm.report.elements import element
+from ldm.report.views import INPUT, TRUTH, Strand, Views, Wanted, inlined
 
 SHARES = {"middle": 0.5, "detail": 0.2, "profiles": 0.15, "maps": 0.15}  # of what a clip may take
 
@@ -99,7 +99,7 @@ def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float) -> str:
     }
     left, top, width, height = views.box
     wanted = views.wanted
-    text = comparison(clip, uris["middle"], names, wanted.middle)
+    text = slider(clip, uris["middle"], names, wanted.middle)
     text += element("h4", "Detail")
     text += row_of(uris["detail"], names, f"detail of {clip['name']}", class_="pixels")
     text += element("small", f"{width}x{height} pixels of frame {wanted.middle}, from column {left} and row {top}.")
@@ -115,7 +115,7 @@ def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float) -> str:
     return text
 
 
-def comparison(clip: Mapping, uris: Mapping[str, str], names: Mapping[str, str], frame: int) -> str:
+def slider(clip: Mapping, uris: Mapping[str, str], names: Mapping[str, str], frame: int) -> str:
     """The before/after slider."""
     keys = [*uris]
     left = keys[0]
@@ -133,8 +133,8 @@ def comparison(clip: Mapping, uris: Mapping[str, str], names: Mapping[str, str],
         for key, uri in uris.items()
     ]  # fmt: skip
     label = f"Divider between the left and the right picture of {clip['name']}"
-    slider = element("input", type="range", min=0, max=100, value=50, step=1, aria_label=label)
-    stage = "".join(images) + slider + element("span", class_="divider", aria_hidden="true")
+    handle = element("input", type="range", min=0, max=100, value=50, step=1, aria_label=label)
+    stage = "".join(images) + handle + element("span", class_="divider", aria_hidden="true")
     text += element("div", stage, class_="stage", style=f"--w: {clip['width']}; --h: {clip['height']}")
     size = f"{clip['width']}x{clip['height']}"
     caption = f"Frame {frame} of 0 to {clip['frames'] - 1}, {size}. Drag, touch, or use the arrow keys."

@@ -1,4 +1,4 @@
-"""The curves of a report, frame by frame, as pictures that take their colours from the page. Nothing to run here."""
+"""The curves of a report, frame by frame, as pictures that take their colours from the page."""
 
 import io
 import math

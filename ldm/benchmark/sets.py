@@ -1,12 +1,10 @@
-"""Test sets of scripts/benchmark.py: what a set should hold, which layout a folder has, and what is wrong with it.
+"""Test sets: what a set should hold, which layout a folder has, and in what its clips are not the published ones.
 
 Every set is a file of configs/benchmark. All sizes are (height, width) in pixels. Nothing is computed here.
 """
 
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 
 from ldm import video
@@ -21,6 +19,7 @@ GIVEN = "given"  # LQ of unknown making, as it was found
 class Found:
     """A folder that was understood: clips of the truth by name, those of every kind of LQ, and what to tell of it."""
 
+    base: Path
     gt: dict[str, Path]
     lq: dict[str, dict[str, Path]]
     lines: tuple[str, ...]
@@ -113,7 +112,7 @@ class Dataset:
             if gt or (lq and place is None):
                 names = names or [layouts[0][0]]
                 lines = self._told(base, place if gt else None, gt, lq, folders, names)
-                found.append(Found(gt, lq, lines, folders | ({"gt": place} if gt else {})))
+                found.append(Found(base, gt, lq, lines, folders | ({"gt": place} if gt else {})))
         return found
 
     def _chosen(self, clips: Mapping[str, Path], layout: Mapping) -> dict[str, Path]:
@@ -143,31 +142,20 @@ class Dataset:
         lines, names = [], [clip.name for clip in clips]
         if self.clips and set(names) != set(self.clips):
             absent = [name for name in self.clips if name not in names]
-            lines.append(f"{len(self.clips) - len(absent)} of {len(self.clips)} clips, without {some(absent)}")
+            lines.append(f"{len(self.clips) - len(absent)} of {len(self.clips)} clips, without {first_few(absent)}")
         elif self.count and len(names) != self.count:
             lines.append(f"{len(names)} clips, the set has {self.count}")
         odd = [f"{c.name} ({c.frames})" for c in clips if self.expected_frames(c.name) not in (None, c.frames)]
         if odd:
-            lines.append(f"clips of another length than {self._length()}: {some(odd)}")
+            lines.append(f"clips of another length than {self._length()}: {first_few(odd)}")
         size = tuple(self.size[::-1]) if self.size else None
         odd = [f"{c.name} ({c.size[1]}x{c.size[0]})" for c in clips if size and c.size and c.size != size]
         if odd:
-            lines.append(f"frames of another size than {size[1]}x{size[0]}: {some(odd)}")
+            lines.append(f"frames of another size than {size[1]}x{size[0]}: {first_few(odd)}")
         return lines
 
     def _length(self) -> str:
         return "published" if isinstance(self.frames, Mapping) else f"{self.frames} frames"
-
-    def problems(self, clips: Mapping[str, video.Source]) -> list[str]:
-        """What is missing in sources that should be whole clips of one set: one line for each."""
-        lines = [f"{source.path}: {line}" for source in clips.values() if (line := missing_frame(source))]
-        named = {source.path for source in clips.values() if missing_frame(source)}
-        fixed = isinstance(self.frames, int)
-        usual = max((source.frames for source in clips.values()), default=0) if fixed else None
-        for source in clips.values():
-            if fixed and source.frames != usual and source.path not in named:
-                lines.append(f"{source.path}: has {source.frames} frames, other clips of the set {usual}")
-        return lines
 
 
 def _places(layout: Mapping) -> list[str]:
@@ -175,7 +163,10 @@ def _places(layout: Mapping) -> list[str]:
 
 
 def clips_at(base: Path, place: str) -> dict[str, Path]:
-    """Clips by name at a place below a folder, in which case does not matter; none where it is not there."""
+    """Clips by name at a place below a folder, in which case does not matter; none where it is not there.
+
+    Raises ValueError for two of one name.
+    """
     head, per_clip, tail = place.partition("{clip}")
     folder = below(base, head)
     if folder is None:
@@ -189,7 +180,13 @@ def clips_at(base: Path, place: str) -> dict[str, Path]:
         return {}
     if paths == [folder]:
         return {base.resolve().name: folder}
-    return {path.name if path.is_dir() else path.stem: path for path in paths}
+    clips = {}
+    for path in paths:
+        name = path.name if path.is_dir() else path.stem
+        if name in clips:
+            raise ValueError(f"{folder}: got {clips[name].name} and {path.name}, expected one clip of the name {name}")
+        clips[name] = path
+    return clips
 
 
 def below(base: Path, place: str) -> Path | None:
@@ -202,68 +199,7 @@ def below(base: Path, place: str) -> Path | None:
     return base
 
 
-def missing_frame(source: video.Source) -> str | None:
-    """A gap in the numbers of a folder's images, in words."""
-    numbers = [re.findall(r"[0-9]+", Path(name).stem) for name in source.names]
-    if len(numbers) < 3 or not all(numbers):
-        return None
-    counted = [int(found[-1]) for found in numbers]
-    steps = [after - before for before, after in pairwise(counted)]
-    step = min(steps)
-    if step < 1 or all(one == step for one in steps) or any(one % step for one in steps):
-        return None
-    gap = next(k for k, one in enumerate(steps) if one != step)
-    digits = numbers[gap][-1]
-    lost = str(counted[gap] + step).zfill(len(digits))
-    before, name = Path(source.names[gap]).stem.rpartition(digits)[0], Path(source.names[gap])
-    return f"frame {before}{lost}{name.suffix} is missing ({source.frames} are there)"
-
-
-def looked_at(paths: Mapping[str, Path], report: Callable[[str], None]) -> dict[str, video.Source]:
-    """Sources by name. Raises VideoError for what cannot be read."""
-    sources = {}
-    for name, path in paths.items():
-        report(name)
-        sources[name] = video.probe(path)
-    return sources
-
-
-def paired(name: str, gt: video.Source | None, lq: video.Source | None, scale: int, most: int | None) -> Clip:
-    """A clip of truth and LQ that fit each other. Raises ValueError naming the one that does not.
-
-    A truth that is not a multiple of the scale loses the rows and columns that are too many, as in making LQ.
-    """
-    sides = [(source.height, source.width) if source else None for source in (gt, lq)]
-    size, frames = sides[0], (gt or lq).frames
-    if lq is not None:
-        size = tuple(side * scale for side in sides[1])
-    if gt is not None and lq is not None:
-        if gt.frames != lq.frames:
-            got = f"{lq.path}: has {lq.frames} frames and the truth {gt.path} {gt.frames}"
-            raise ValueError(f"{got}; expected as many")
-        if not all(0 <= large - small < scale for large, small in zip(sides[0], size, strict=True)):
-            got, want = f"{lq.width}x{lq.height}", f"{gt.width}x{gt.height}"
-            raise ValueError(f"{lq.path}: got frames of {got}, expected 1/{scale} of the truth's {want}")
-    elif gt is not None:
-        size = tuple(side - side % scale for side in sides[0])
-    return Clip(name, gt, lq, min(frames, most or frames), size)
-
-
-def check_result(clip: Clip, source: video.Source, whole_frames: int) -> None:
-    """Raise ValueError, naming what is wrong, unless restored frames belong to a clip."""
-    if lost := missing_frame(source):
-        raise ValueError(f"{source.path}: {lost}")
-    if source.frames not in (clip.frames, whole_frames):
-        raise ValueError(f"{source.path}: has {source.frames} frames, clip {clip.name} has {whole_frames}")
-    if clip.gt is None:
-        return
-    got = source.height, source.width
-    if got not in (clip.size, (clip.gt.height, clip.gt.width)):
-        sizes = f"got frames of {got[1]}x{got[0]}, expected {clip.size[1]}x{clip.size[0]}"
-        raise ValueError(f"{source.path}: {sizes} as clip {clip.name} has")
-
-
-def some(names) -> str:
+def first_few(names) -> str:
     """A few names for a message."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")

@@ -5,7 +5,7 @@ import io
 
 import pytest
 
-from scripts import benchmark_tables as tables
+from ldm.benchmark import published, tables
 
 TABLE = {
     "source": "a paper", "protocol": "RGB", "lq": "given", "tolerance": {"psnr": 0.5},
@@ -31,36 +31,36 @@ def results(**more):
     content = {
         "methods": [{"name": "embedded", "kind": "upscaled"}], "metrics": [metric("psnr")], "notes": ["A note."],
         "rows": rows({("a", 1): 25.0, ("b", 1): 27.0, ("a", 2): 27.0, ("b", 2): 29.0}),
-        "clips": [{"name": "a"}, {"name": "b"}], "published": tables.published_entries({"x": TABLE}),
+        "clips": [{"name": "a"}, {"name": "b"}], "published": published.published_entries({"x": TABLE}),
         "published_clips": [],
         "dataset": {"title": "T"}, "command": "c", "versions": {"python": "3"},
     }  # fmt: skip
     content |= more
-    content["table"] = tables.comparison(content, TABLE, True)
+    content["table"] = published.compared_with(content, TABLE, True)
     return content
 
 
 def test_the_mean_is_over_clips_then_over_seeds_with_its_deviation():
-    mean, deviation, reason = tables.mean_of(results()["rows"])
+    mean, deviation, reason = published.mean_of(results()["rows"])
     assert (mean, reason) == (27.0, None) and deviation == pytest.approx(2**0.5)
-    assert tables.mean_of(rows({("a", None): 3.0, ("b", None): 5.0})) == (4.0, None, None)
+    assert published.mean_of(rows({("a", None): 3.0, ("b", None): 5.0})) == (4.0, None, None)
 
 
 def test_a_clip_without_a_figure_leaves_none_for_all():
-    assert tables.mean_of(rows({("a", 1): 3.0, ("b", 1): "n/a (x)"})) == (None, None, "n/a (x) in clip b")
-    assert tables.mean_of(rows({("a", 1): "n/a (x)", ("b", 1): "n/a (x)"})) == (None, None, "n/a (x)")
+    assert published.mean_of(rows({("a", 1): 3.0, ("b", 1): "n/a (x)"})) == (None, None, "n/a (x) in clip b")
+    assert published.mean_of(rows({("a", 1): "n/a (x)", ("b", 1): "n/a (x)"})) == (None, None, "n/a (x)")
 
 
 @pytest.mark.parametrize(
-    ("published", "tolerance", "within"), [(27.4, 0.5, True), (27.6, 0.5, False), (27.6, None, None)]
+    ("printed", "tolerance", "within"), [(27.4, 0.5, True), (27.6, 0.5, False), (27.6, None, None)]
 )
-def test_a_difference_is_within_its_tolerance_or_not(published, tolerance, within):
-    table = TABLE | {"methods": {"MGLD-VSR": {"psnr": published}}, "tolerance": {"psnr": tolerance}}
-    line = tables.comparison(results(), table, True)[0]
-    assert line["difference"] == pytest.approx(27 - published) and line["within"] is within
+def test_a_difference_is_within_its_tolerance_or_not(printed, tolerance, within):
+    table = TABLE | {"methods": {"MGLD-VSR": {"psnr": printed}}, "tolerance": {"psnr": tolerance}}
+    line = published.compared_with(results(), table, True)[0]
+    assert line["difference"] == pytest.approx(27 - printed) and line["within"] is within
     assert line["source"] == "a paper" and line["published_protocol"] == "RGB"
-    assert tables.comparison(results(), table, False)[0]["within"] is None  # other clips
-    assert tables.comparison(results(), None, True)[0]["published"] is None
+    assert published.compared_with(results(), table, False)[0]["within"] is None  # other clips
+    assert published.compared_with(results(), None, True)[0]["published"] is None
 
 
 def test_results_of_others_are_compared_with_their_own_figures():

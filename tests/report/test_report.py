@@ -10,7 +10,9 @@ import cv2
 import numpy as np
 import pytest
 
-from scripts import report, report_clips, report_curves, report_tables, report_views
+from ldm.report import clips, curves, elements, tables, views
+from ldm.report.page import header, report_of, worst_frames
+from scripts import report
 from tests.scripts import browser, results
 
 TINT = {"lq": (230, 40, 40), "ours": (40, 60, 230), "other": (40, 200, 60), "gt": (128, 128, 128)}
@@ -61,7 +63,7 @@ def pixels(uri):
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report") / "run"
     run = results.make_results(folder)
-    assert report.report_of(folder) == folder / "report.html"
+    assert report_of(folder) == folder / "report.html"
     return folder, run, read(folder)
 
 
@@ -104,24 +106,24 @@ def test_the_table_says_what_was_measured_and_published(made):
 def test_a_cut_set_is_named(tmp_path):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
     run["dataset"]["cut"] = {"max_clips": 1, "max_frames": 2}
-    text = report.header(run)
+    text = header(run)
     assert "Not the published set: cut to at most 1 clips and 2 frames a clip." in text
 
 
 def test_worst_frames_are_those_of_the_values(made):
     run = made[1]
-    worst = report.worst_frames(run, "ours")
+    worst = worst_frames(run, "ours")
     expected = [(30.0 - k / 2 - t, name) for k, name in enumerate(("000", "011")) for t in range(5)]
     assert [(value, name) for value, name, _ in worst] == sorted(expected)
     assert worst[0] == (25.5, "011", 4)
     run["metrics"][0]["better"] = "lower"
-    assert report.worst_frames(run, "ours")[0][0] == 30.0
+    assert worst_frames(run, "ours")[0][0] == 30.0
     run["metrics"][0]["better"] = "higher"
 
 
 def test_worst_frames_show_the_result_and_the_truth(tmp_path):
     results.make_results(tmp_path / "run", clips=("a",), tint=TINT)
-    report.report_of(tmp_path / "run", method="other")
+    report_of(tmp_path / "run", method="other")
     page = read(tmp_path / "run")
     shown = [image for image in page.all("img") if image["alt"] in ("other, frame 4", "truth, frame 4")]
     colours = {image["alt"].split(",")[0]: pixels(image["src"]).mean(axis=(0, 1)) for image in shown}
@@ -131,28 +133,28 @@ def test_worst_frames_show_the_result_and_the_truth(tmp_path):
 
 def test_the_shown_pair_is_the_one_with_the_greatest_warping_error(made):
     run = made[1]
-    assert report_clips.wanted_of(run, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
+    assert clips.wanted_of(run, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
     bare = run | {"curves": []}
-    assert report_clips.wanted_of(bare, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
-    assert report_clips.wanted_of(bare, run["clips"][0] | {"frames": 1}, "ours", ())[:2] == (1, 0)
+    assert clips.wanted_of(bare, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
+    assert clips.wanted_of(bare, run["clips"][0] | {"frames": 1}, "ours", ())[:2] == (1, 0)
 
 
 def test_a_profile_is_one_row_of_every_frame(made):
     folder, run, _ = made
     clip = run["clips"][1]
-    strands = report_clips.strands_of(run, clip, folder)
+    strands = clips.strands_of(run, clip, folder)
     assert [strand.key for strand in strands] == ["input", "result-0", "result-1", "truth"]
-    views = report_views.views_of(strands, report_views.Wanted(6, 3, 2))
-    left, top, width, height = views.box
+    shown = views.views_of(strands, views.Wanted(6, 3, 2))
+    left, top, width, height = shown.box
     frames = [np.roll(frame, 3, axis=1) for frame in results.toy.make_frames(6, *results.SIZE)]
     rows = np.stack([frame[top + height // 2] for frame in frames])
-    assert np.array_equal(views.profiles["truth"][:: len(views.profiles["truth"]) // 6], rows)
-    assert np.array_equal(views.detail["truth"], frames[3][top : top + height, left : left + width])
+    assert np.array_equal(shown.profiles["truth"][:: len(shown.profiles["truth"]) // 6], rows)
+    assert np.array_equal(shown.detail["truth"], frames[3][top : top + height, left : left + width])
 
 
 def test_difference_maps_follow_the_motion():
     still, moved = results.toy.make_frames(4, 64, 96)[::3]
-    maps, errors, scale = report_views.difference_maps({"truth": (still, moved), "twice": (still, still)}, "truth")
+    maps, errors, scale = views.difference_maps({"truth": (still, moved), "twice": (still, still)}, "truth")
     assert errors["truth"] < 0.1 * errors["twice"] and 0.1 <= scale <= 1
     assert np.median(maps["truth"][8:-8, 8:-8].sum(axis=2)) < np.median(maps["twice"][8:-8, 8:-8].sum(axis=2))
 
@@ -160,14 +162,14 @@ def test_difference_maps_follow_the_motion():
 def test_a_region_of_detail_is_where_the_texture_is():
     frame = np.full((60, 90, 3), 90, np.uint8)
     frame[30:50, 60:80] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
-    assert report_views.busiest_box(frame, (30, 30))[:2] == pytest.approx((55, 25), abs=6)
-    assert report_views.busiest_box(frame, (500, 300)) == (0, 0, 90, 60)
+    assert views.busiest_box(frame, (30, 30))[:2] == pytest.approx((55, 25), abs=6)
+    assert views.busiest_box(frame, (500, 300)) == (0, 0, 90, 60)
 
 
 def test_pictures_shrink_together_to_their_share():
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
-    whole = report_views.inlined({"a": noise, "b": noise // 2}, 1e6)
-    small = report_views.inlined({"a": noise, "b": noise // 2}, 60_000)
+    whole = views.inlined({"a": noise, "b": noise // 2}, 1e6)
+    small = views.inlined({"a": noise, "b": noise // 2}, 60_000)
     assert pixels(whole["a"]).shape == noise.shape
     assert sum(map(len, small.values())) <= 60_000
     assert pixels(small["a"]).shape == pixels(small["b"]).shape < noise.shape
@@ -185,7 +187,7 @@ def test_a_page_keeps_to_its_size(tmp_path):
     (tmp_path / "run" / "results.json").write_text(json.dumps(run))
     sizes = []
     for megabytes in (0.3, 5):
-        report.report_of(tmp_path / "run", megabytes=megabytes)
+        report_of(tmp_path / "run", megabytes=megabytes)
         sizes.append((tmp_path / "run" / "report.html").stat().st_size)
     assert sizes[0] < 300_000 < sizes[1]
 
@@ -199,7 +201,7 @@ def test_no_name_becomes_markup(tmp_path):
     for row in (*run["rows"], *run["curves"]):
         row["method"] = odd if row["method"] == "ours" else row["method"]
     (tmp_path / "run" / "results.json").write_text(json.dumps(run))
-    report.report_of(tmp_path / "run")
+    report_of(tmp_path / "run")
     page = read(tmp_path / "run")
     assert len(page.all("script")) == 1 and odd in page.text
 
@@ -208,7 +210,7 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_rest_is_there(tmp_path):
     results.make_results(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "lq" / "1")
     max((tmp_path / "run" / "sr" / "ours" / "42" / "0").iterdir()).unlink()
-    report.report_of(tmp_path / "run")
+    report_of(tmp_path / "run")
     page = read(tmp_path / "run")
     text = " ".join(page.text)
     assert "No pictures: " in text and "has 5 frames, expected 6" in text and "no such file or folder" in text
@@ -217,32 +219,32 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_rest_is_there(tmp_path):
 
 def test_without_matplotlib_the_page_says_what_is_missing(tmp_path, monkeypatch):
     results.make_results(tmp_path / "run", clips=("a",), frames=1)
-    monkeypatch.setattr(report_clips, "drawn", lambda charts, key: (_ for _ in ()).throw(ImportError("matplotlib")))
-    report.report_of(tmp_path / "run")
+    monkeypatch.setattr(clips, "drawn", lambda charts, key: (_ for _ in ()).throw(ImportError("matplotlib")))
+    report_of(tmp_path / "run")
     text = " ".join(read(tmp_path / "run").text)
     assert "Curves need matplotlib" in text and "Difference along the motion" not in text
 
 
 def test_curves_take_their_colours_from_the_page():
-    curves = [report_curves.Curve("a", 0, [1.0, None, 2.0]), report_curves.Curve("t", 1, [1.0, 1.5], dashed=True)]
-    text = report_curves.drawn({"PSNR": curves, "SSIM": curves[:1], "tOF": curves[:1]}, "k")
+    drawn = [curves.Curve("a", 0, [1.0, None, 2.0]), curves.Curve("t", 1, [1.0, 1.5], dashed=True)]
+    text = curves.drawn({"PSNR": drawn, "SSIM": drawn[:1], "tOF": drawn[:1]}, "k")
     assert "var(--series-0)" in text and "var(--faint)" in text and "currentColor" in text
     assert not re.search(r"#0[123]0\d0\d", text) and "<metadata" not in text and "http" not in text
-    assert text == report_curves.drawn({"PSNR": curves, "SSIM": curves[:1], "tOF": curves[:1]}, "k")
+    assert text == curves.drawn({"PSNR": drawn, "SSIM": drawn[:1], "tOF": drawn[:1]}, "k")
 
 
 def test_clips_have_columns_for_what_was_measured(made):
     anchors = {"000": "a", "011": "b"}
-    page = Reader(report_tables.clip_table(made[1], anchors))
+    page = Reader(tables.clip_table(made[1], anchors))
     assert {"PSNR (dB)", "E_warp", "28.00", "0.001200"} <= set(page.text) and "LPIPS" not in page.text
     run = made[1] | {"rows": [row | {"value": None, "reason": "inf: equal to the truth"} for row in made[1]["rows"]]}
-    page = Reader(report_tables.clip_table(run, anchors))
+    page = Reader(tables.clip_table(run, anchors))
     assert page.text.count("\u221e") == 4 * len(run["metrics"]) and page.all("a", href="#b")
 
 
 @pytest.mark.parametrize(("value", "digits"), [(27.123, 2), (0.7, 4), (0.0012, 6), (1234.0, 2), (0.0, 4), (7.7, 3)])
 def test_decimals_suit_the_size_of_the_values(value, digits):
-    assert report_tables.digits_for([None, value, -value / 2]) == digits
+    assert elements.digits_for([None, value, -value / 2]) == digits
 
 
 BAD = {
@@ -288,7 +290,7 @@ def window(tmp_path_factory):
         pytest.skip(browser.MISSING)
     folder = tmp_path_factory.mktemp("page") / "run"
     results.make_results(folder, clips=("000",), tint=TINT)
-    report.report_of(folder)
+    report_of(folder)
     with browser.Browser() as opened:
         opened.open(folder / "report.html")
         yield opened

@@ -1,13 +1,10 @@
-"""The tables of scripts/benchmark.py: means over clips and seeds beside published figures; JSON, CSV, Markdown."""
+"""The tables of a benchmark run, as Markdown and CSV."""
 
 import csv
 import io
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 
-from rich import box
-from rich.console import Console
-from rich.table import Table
+from ldm.benchmark.published import mean_of
 
 LABELS = {  # metric: heading and digits
     "psnr": ("PSNR, dB", 2), "ssim": ("SSIM", 4), "sharpness": ("sharpness", 3), "e_warp": ("E_warp", 6),
@@ -17,7 +14,6 @@ LABELS = {  # metric: heading and digits
     "ilniqe": ("ILNIQE", 2), "nrqm": ("NRQM", 3), "fastervqa": ("FasterVQA", 4), "dover_technical": ("DOVER, x100", 3),
     "e_warp_star": ("E*_warp, x1000", 2), "tof_stablevsr": ("tOF, RAFT x10", 3), "tlpips": ("tLPIPS, x1000", 3),
 }  # fmt: skip
-LONG = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
 ARROWS = {"higher": "↑", "lower": "↓"}
 CSV_FIELDS = ("method", "seed", "clip", "metric", "value", "reason")
 
@@ -35,54 +31,6 @@ def shown(value: float | None, metric: str, *, sign: bool = False) -> str:
         return "-"
     digits = LABELS.get(metric.removesuffix("_truth").partition(":")[0], ("", 4))[1]
     return f"{value:{'+' if sign else ''}.{digits}f}"
-
-
-def mean_of(rows: Sequence[Mapping]) -> tuple[float | None, float | None, str | None]:
-    """Mean over clips of each seed, then over seeds; the standard deviation over seeds; why there is none.
-
-    A clip without a value has none for the whole: a mean over other clips would not be comparable.
-    """
-    if lacking := next((row for row in rows if row["value"] is None), None):
-        every = all(row["reason"] == lacking["reason"] for row in rows)
-        return None, None, lacking["reason"] if every else f"{lacking['reason']} in clip {lacking['clip']}"
-    seeds = {row["seed"]: [r["value"] for r in rows if r["seed"] == row["seed"]] for row in rows}
-    means = [statistics.fmean(values) for values in seeds.values()]
-    return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None, None
-
-
-def comparison(results: Mapping, table: Mapping | None, same: bool) -> list[dict]:
-    """One line for each method and metric: measured, beside what `table` publishes for the method.
-
-    `same`: whether clips and LQ are those of the table, so that a difference is within its tolerance or not.
-    """
-    lines, table = [], table or {}
-    for method in results["methods"]:
-        published = _of_method(table, method)
-        for metric in results["metrics"]:
-            rows = [r for r in results["rows"] if (r["method"], r["metric"]) == (method["name"], metric["name"])]
-            measured, deviation, reason = mean_of(rows)
-            printed = published.get(metric["name"])
-            difference = measured - printed if None not in (measured, printed) else None
-            tolerance = (table.get("tolerance") or {}).get(metric["name"]) if printed is not None else None
-            judged = same and None not in (difference, tolerance)
-            lines.append(
-                {
-                    "method": method["name"], "metric": metric["name"], "protocol": metric["protocol"],
-                    "measured": measured, "sd": deviation, "published": printed,
-                    "source": table.get("source") if printed is not None else None,
-                    "published_protocol": table.get("protocol") if printed is not None else None,
-                    "difference": difference, "tolerance": tolerance,
-                    "within": abs(difference) <= tolerance if judged else None, "reason": reason,
-                }
-            )  # fmt: skip
-    return lines
-
-
-def _of_method(table: Mapping, method: Mapping) -> Mapping:
-    """The figures that a table has for a method: by its name; those upscaled here are MGLD-VSR's."""
-    names = {name.casefold(): name for name in table.get("methods") or {}}
-    wanted = "mgld-vsr" if method["kind"] == "upscaled" else method["name"].casefold()
-    return table["methods"][names[wanted]] if wanted in names else {}
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -154,7 +102,7 @@ def paper_table(results: Mapping) -> str:
     return markdown(head, lines)
 
 
-def published_table(results: Mapping, source: str) -> str:
+def printed_by(results: Mapping, source: str) -> str:
     """What one source prints for this set, all of its methods."""
     return _by([entry for entry in results["published"] if entry["source"] == source], "method")
 
@@ -166,24 +114,6 @@ def _by(entries: Sequence[Mapping], what: str) -> str:
     cells = {(entry[what], entry["metric"]): entry["value"] for entry in entries}
     lines = [[method, *(_printed(cells.get((method, m)), m) for m in metrics)] for method in methods]
     return markdown([what, *map(label, metrics)], lines)
-
-
-def show(results: Mapping) -> None:
-    """Print the table, then the clips of each method, then the notes; as Markdown where it goes into a file."""
-    console = Console()
-    tables = [("", *main_cells(results))]
-    tables += [(f"{m['name']}, by clip", *clip_cells(results, m["name"])) for m in results["methods"]]
-    for title, head, lines in tables:
-        if console.is_terminal:
-            table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
-            for name in head:
-                table.add_column(name, overflow="fold", ratio=None if name not in LONG else LONG[name])
-            for line in lines:
-                table.add_row(*line)
-            console.print(table)
-        else:
-            print("\n".join(filter(None, [title, markdown(head, lines)])))
-    print("\n".join(results["notes"]), flush=True)
 
 
 def _printed(value: float | None, metric: str) -> str:
@@ -200,7 +130,7 @@ def document(results: Mapping) -> str:
         parts += [f"\n## By clip: {method['name']}\n", markdown(*clip_cells(results, method["name"]))]
     for source in dict.fromkeys(entry["source"] for entry in results["published"]):
         protocol = next(entry["protocol"] for entry in results["published"] if entry["source"] == source)
-        parts += [f"\n## Published: {source}\n", f"{protocol}\n", published_table(results, source)]
+        parts += [f"\n## Published: {source}\n", f"{protocol}\n", printed_by(results, source)]
     for source in dict.fromkeys(entry["source"] for entry in results["published_clips"]):
         entries = [entry for entry in results["published_clips"] if entry["source"] == source]
         parts += [f"\n## Published by clip: MGLD-VSR, {source}\n", _by(entries, "clip")]
@@ -216,23 +146,3 @@ def csv_text(rows: Iterable[Mapping]) -> str:
     writer.writeheader()
     writer.writerows({name: row[name] for name in CSV_FIELDS} for row in rows)
     return out.getvalue()
-
-
-def published_entries(tables: Mapping) -> list[dict]:
-    """All published figures of a set as a flat list."""
-    entries = []
-    for table in tables.values():
-        about = {"source": table["source"], "protocol": table["protocol"]}
-        for method, figures in table["methods"].items():
-            entries += [{"method": method, "metric": m, "value": v, **about} for m, v in figures.items()]
-    return entries
-
-
-def published_clips(tables: Mapping) -> list[dict]:
-    """The figures of MGLD-VSR that are published clip by clip, in the same form."""
-    entries = []
-    for table in tables.values():
-        for clip, figures in (table.get("clips") or {}).items():
-            about = {"method": "MGLD-VSR", "clip": clip, "source": table["source"], "protocol": table["protocol"]}
-            entries += [{**about, "metric": metric, "value": value} for metric, value in figures.items()]
-    return entries

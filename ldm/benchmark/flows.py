@@ -1,0 +1,29 @@
+"""The flow estimator that papers measure warping errors with."""
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm import checkpoint
+from ldm.nets.raft import RAFT
+
+ITERATIONS = 20  # in QuantVSR's and EvalCrafter's scripts
+
+
+def paper_flow(file: Path, device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+    """What to call it beside a number, and RAFT, its weights loaded at first use: frames (1, 3, H, W) in [0, 1]."""
+
+    @functools.cache
+    def network() -> RAFT:
+        raft = RAFT(iterations=ITERATIONS)
+        checkpoint.load(raft, checkpoint.read(file))
+        return raft.to(device)
+
+    @torch.inference_mode()
+    def flow(one: Tensor, other: Tensor) -> Tensor:
+        return network()(one.to(device), other.to(device)).cpu()
+
+    return f"RAFT, {ITERATIONS} iterations, weights {checkpoint.sha256(file)[:8]}", flow
