@@ -136,7 +136,7 @@ def _chosen(words: Words, count: int | None) -> tuple[Callable[[int], bool], str
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise ValueError(f"got {words.name!r}, expected frames= all, centre, first25, or numbers as in 0+50+99")
     numbers = {int(part) for part in parts}
-    return lambda number: number in numbers, f"frames {', '.join(parts)}"
+    return lambda number: number in numbers, f"frames {', '.join(parts)} as far as a clip has them"
 
 
 # ---- the measures: each takes its settings first, then looks whether it can be had

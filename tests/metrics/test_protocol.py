@@ -100,7 +100,7 @@ def test_the_truths_motion_is_found_once():
         ("all", [0, 1, 2, 3], "all frames"),
         ("centre", [2], "centre frame"),
         ("first2", [0, 1], "first 2 frames"),
-        ("0+3+99", [0, 3], "frames 0, 3, 99"),
+        ("0+3+99", [0, 3], "frames 0, 3, 99 as far as a clip has them"),
     ],
 )
 def test_frames_are_chosen(frames, numbers, said):

@@ -152,6 +152,16 @@ def test_a_profile_is_one_row_of_every_frame(made):
     assert np.array_equal(shown.detail["truth"], frames[3][top : top + height, left : left + width])
 
 
+def test_what_is_too_much_for_the_scale_is_left_out_as_in_scoring(tmp_path):
+    frames = results.toy.make_frames(1, 66, 98)
+    path = results.write_clip(tmp_path / "gt", frames)
+    strand = views.Strand("truth", path, (96, 64))
+    (shown,) = strand.frames(strand.open(1), 0, 1)
+    assert np.array_equal(shown, frames[0][:64, :96])
+    with pytest.raises(ValueError, match="got frames of 98x66, expected 100x64"):
+        next(views.Strand("truth", path, (100, 64)).frames(strand.open(1), 0, 1))
+
+
 def test_difference_maps_follow_the_motion():
     still, moved = results.toy.make_frames(4, 64, 96)[::3]
     maps, errors, scale = views.difference_maps({"truth": (still, moved), "twice": (still, still)}, "truth")

@@ -7,11 +7,14 @@ import shutil
 import tracemalloc
 
 import pytest
+import torch
 
 from ldm import video
 from ldm.benchmark import scores as scoring
 from ldm.benchmark.making import Restorer
 from ldm.benchmark.sets import Clip
+from ldm.metrics import learned
+from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import Options
 from scripts import benchmark
 from tests.scripts import sets, toy
@@ -306,6 +309,38 @@ def test_scores_follow_their_frames(mini, scored, monkeypatch):
     shutil.copytree(mini / "UDM10/GT/000", mini / "ours/000", dirs_exist_ok=True)
     assert run(*scored) == 0 and pushed == ["000"]
     assert first is not None and value(mini / "out", "psnr") is None
+
+
+def test_a_measure_more_does_not_take_the_others_anew(mini, scored, monkeypatch):
+    assert run(*scored) == 0
+    before, asked, push = read(mini / "out")["rows"], [], scoring._push_all
+    monkeypatch.setattr(
+        scoring,
+        "_push_all",
+        lambda clip, result, made, report: (asked.append(made[0].name), push(clip, result, made, report)),
+    )
+    words = [word for word in scored if word not in FAST]
+    assert run(*words, "--metrics", "psnr", "sharpness", "ssim", "psnr", "--no_report") == 0
+    assert asked == ["sharpness", "sharpness"]
+    rows = read(mini / "out")["rows"]
+    assert [row["metric"] for row in rows] == ["psnr", "sharpness", "ssim"] * 2
+    assert [row for row in rows if row["metric"] != "sharpness"] == before
+
+
+def test_a_measure_that_failed_is_tried_again(mini, scored, monkeypatch):
+    words = [word for word in scored if word not in FAST]
+    words += ["--metrics", "lpips", "psnr", "--no_report"]
+    monkeypatch.setattr(learned, "version_of", lambda package: "0.1")
+
+    def fails(net, device):
+        raise Unavailable("lpips failed: no weights")
+
+    monkeypatch.setattr(learned, "_lpips", fails)
+    assert run(*words) == 0 and value(mini / "out", "lpips") is None
+    monkeypatch.setattr(learned, "_lpips", lambda net, device: lambda one, other: torch.tensor(0.25))
+    assert run(*words) == 0 and value(mini / "out", "lpips") == 0.25
+    monkeypatch.setattr(learned, "_lpips", fails)
+    assert run(*words) == 0 and value(mini / "out", "lpips") == 0.25  # kept
 
 
 def test_memory_of_scoring_does_not_grow_with_the_clip(tmp_path):
