@@ -11,7 +11,7 @@ import torch
 
 from ldm import video
 from ldm.engine.assemble import load_method
-from scripts import ablate, degrade
+from scripts import ablate, ablation_clips, degrade
 from scripts.ablation_report import CLAIMS, METRICS, ROWS, Claim, by_seed, findings, gain, verdict
 from tests.scripts import toy
 
@@ -139,8 +139,8 @@ def test_clips_that_cannot_be_judged(clips, model, tmp_path, capsys):
 
 def degraded_clips(*words):
     args = ablate.arguments(["--protocol", "realbasicvsr_mild", "--seed", "5", *map(str, words)])
-    make = ablate.degrading(args)
-    return {name: ablate.load_clip(name, path, make, args) for name, path in ablate.find_clips(args.input).items()}
+    paths = ablation_clips.find_clips(args.input)
+    return {clip.name: clip for clip in ablation_clips.load_clips(paths, args)}
 
 
 @pytest.mark.parametrize("size", ["72x64", "64x64"])
@@ -161,14 +161,15 @@ def test_the_low_quality_frames_are_those_of_degrade(clips, tmp_path, size):
 
 def test_a_clip_has_the_name_that_degrade_gives_it(clips, monkeypatch):
     monkeypatch.chdir(clips / "two")
-    paths = ablate.find_clips([Path(".")])
+    paths = ablation_clips.find_clips([Path(".")])
     assert list(paths) == list(degrade.names_of(list(paths.values())).values()) == ["two"]
 
 
 def test_a_protocol_that_degrades_nothing(tmp_path):
     (tmp_path / "flow.yaml").write_text("degradation: {target: ldm.ops.dis.DISFlow}")
+    args = ablate.arguments(["-i", "x", "--protocol", str(tmp_path / "flow.yaml")])
     with pytest.raises(ValueError, match="degradation is a DISFlow, expected a Degradation"):
-        degraded_clips("-i", "x", "--protocol", tmp_path / "flow.yaml")
+        ablation_clips.degrading(args)
 
 
 def test_a_measurement_has_the_figures_of_the_table(clips):
@@ -183,18 +184,18 @@ def test_a_measurement_has_the_figures_of_the_table(clips):
 def test_the_truth_is_shrunk_and_cropped_in_the_middle():
     frame = np.zeros((200, 400, 3), np.uint8)
     frame[:, 195:205] = 255
-    got = ablate.fitted(frame, (102, 101))
+    got = ablation_clips.fitted(frame, (102, 101))
     assert got.shape == (100, 100, 3)
     assert abs(np.flatnonzero(got[50, :, 0] > 100).mean() - 49.5) <= 1
-    assert ablate.fitted(frame[:, :90], (320, 180)).shape == (180, 88, 3)  # never enlarged
+    assert ablation_clips.fitted(frame[:, :90], (320, 180)).shape == (180, 88, 3)  # never enlarged
 
 
 def test_clips_named_in_the_card_are_found(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("Trained on `bear` and on clean/dog.mkv; the demo shows a bunny.")
     paths = {name: tmp_path / "clean" / f"{name}.mkv" for name in ("bear", "dog", "bunny")}
-    assert ablate.seen_in_training(card, paths) == ["bear", "dog"]
-    assert ablate.seen_in_training(tmp_path / "none.md", paths) == []
+    assert ablation_clips.seen_in_training(card, paths) == ["bear", "dog"]
+    assert ablation_clips.seen_in_training(tmp_path / "none.md", paths) == []
 
 
 def figures(**changes):
@@ -244,4 +245,4 @@ def test_seeds_are_averaged_over_clips():
 
 
 def test_videos_are_read_as_the_rest_of_the_house_reads_them(clips):
-    assert set(ablate.find_clips([clips])) == {path.stem for path in video.clips_in(clips)}
+    assert set(ablation_clips.find_clips([clips])) == {path.stem for path in video.clips_in(clips)}
