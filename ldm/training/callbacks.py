@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.files import partial
 from ldm.picture import comparison
+from ldm.training.losses import check_gradients
 
 
 class StepProgress(Callback):
@@ -126,7 +127,11 @@ class WholeFiles(TorchCheckpointIO):
 
 
 class BadBatch(Callback):
-    """Keeps the batch on which a loss stopped being a number, as safetensors."""
+    """Keeps the batch on which a loss or a gradient stopped being a number, as safetensors.
+
+    A gradient that is none stops the training before it reaches the weights and what is saved of them; with a gradient
+    scaler (16-mixed) it is in order, and its step left out.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self._batch = Path(path), {}
@@ -136,6 +141,10 @@ class BadBatch(Callback):
 
     def on_validation_batch_start(self, _trainer: Trainer, _module: LightningModule, batch: dict, *_: int) -> None:
         self._batch = batch
+
+    def on_after_backward(self, trainer: Trainer, module: LightningModule) -> None:
+        if getattr(trainer.precision_plugin, "scaler", None) is None:
+            check_gradients(module, trainer.global_step)
 
     def on_exception(self, trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, FloatingPointError):

@@ -63,6 +63,15 @@ def adversarial(fake: Tensor) -> Tensor:
     return -fake.float().mean()
 
 
+def check_gradients(module: nn.Module, step: int) -> None:
+    """FloatingPointError naming the step and a parameter of `module` whose gradient is NaN or infinite."""
+    slopes = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
+    if not slopes or torch.stack([slope.isfinite().all() for slope in slopes.values()]).all():
+        return
+    name = next(name for name, slope in slopes.items() if not slope.isfinite().all())
+    raise FloatingPointError(f"got a gradient of {name} at step {step} that is no number, expected one; lower lr")
+
+
 def check_finite(loss: Tensor, name: str, step: int) -> Tensor:
     """`loss` itself; FloatingPointError naming the term and the step if it is NaN or infinite."""
     if not torch.isfinite(loss):

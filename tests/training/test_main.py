@@ -7,6 +7,8 @@ import torch
 
 import main
 from ldm import checkpoint, config
+from ldm.training.decoder import StageTwo
+from ldm.training.diffusion import StageOne
 from tests.training import runs
 
 # Lightning advises on workers, folders and hardware, and lags behind torch
@@ -128,6 +130,24 @@ def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tmp_path, data, capf
     )
     kept = checkpoint.read(batch)
     assert kept["index"].tolist() == [1] and {"gt", "lq"} <= kept.keys() and torch.isfinite(kept["gt"]).all()
+
+
+@pytest.mark.parametrize(("stage", "kind"), [(1, StageOne), (2, StageTwo)])
+def test_a_gradient_that_overflows_reaches_no_checkpoint(tmp_path, data, capfd, monkeypatch, stage, kind):
+    def overflow(module, _batch, number):
+        if number == 2:
+            next(p for p in module.parameters() if p.requires_grad).register_hook(lambda slope: slope * torch.inf)
+
+    monkeypatch.setattr(kind, "on_train_batch_start", overflow)
+    words = runs.command(stage, data[stage], *runs.narrow(stage), "checkpoints.every=1", folder=tmp_path)
+    assert main.main(words) == 2
+    line = capfd.readouterr().err.splitlines()[-1]
+    batch = runs.run_of(tmp_path) / "bad_batch_process0.safetensors"
+    assert "main.py: got a gradient of " in line and " at step 2 " in line and line.endswith(f"kept in {batch}")
+    assert checkpoint.read(batch)["index"].tolist() == [2]
+    last = runs.saved(runs.run_of(tmp_path))
+    assert last["global_step"] == 2
+    assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
 
 
 # ---- words
