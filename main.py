@@ -9,7 +9,9 @@ import datetime
 import logging
 import os
 import shutil
+import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 
@@ -37,6 +39,7 @@ from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
+PATIENCE = 5  # seconds that further processes have to end by themselves
 RUN = "MGLDVSR_RUN"  # environment: the folder of the run, for the further processes of a training on several devices
 
 
@@ -255,17 +258,37 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
     os.environ[RUN] = str(run)
     try:
         trainer.fit(model, data, ckpt_path=resumed and str(resumed), weights_only=True)
-    except (ValueError, MisconfigurationException):
-        if first and resumed is None and trainer.global_step == 0:
+    except BaseException as error:
+        end_others(trainer)
+        wrong = isinstance(error, (ValueError, MisconfigurationException))
+        if wrong and first and resumed is None and trainer.global_step == 0:
             shutil.rmtree(run, ignore_errors=True)
             with contextlib.suppress(OSError):  # there are other runs
                 run.parent.rmdir()
+        if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from error
         raise
-    except SystemExit as stopped:  # what Lightning makes of Ctrl-C
-        raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from stopped
     finally:
         if first:
             del os.environ[RUN]
+
+
+def end_others(trainer: Trainer) -> None:
+    """End the processes that this one has started: without it they would wait for its gradients, on their cards.
+
+    They have a moment to end by themselves, in which they may keep a bad batch of their own.
+    """
+    deadline = time.monotonic() + PATIENCE
+    for process in getattr(trainer.strategy.launcher, "procs", []):
+        try:
+            process.wait(max(deadline - time.monotonic(), 0))
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def lost_others(error: RuntimeError) -> bool:
+    """Whether an error says that another process of the training has gone."""
+    return type(error).__name__ == "DistBackendError" or "gloo" in str(error)
 
 
 def write_export(model: LightningModule, export: dict) -> None:
@@ -300,6 +323,8 @@ def main(words: list[str] | None = None) -> int:
     except RuntimeError as error:
         if is_out_of_memory(error):
             return refuse("out of memory: lower batch_size or the crop, or set checkpointing=true")
+        if lost_others(error):
+            return refuse("another process of this training has stopped, and said why; this one stops, too")
         if not str(error).startswith("DataLoader worker"):
             raise
         return refuse(in_one_line(error))

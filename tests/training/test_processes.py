@@ -3,8 +3,10 @@
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from basicsr_deg.training_clips import shuffled
 from tests.training import runs
 
 # Lightning advises on workers, folders and hardware, and lags behind torch
@@ -29,3 +31,18 @@ def test_two_processes_are_one_with_twice_the_batches(tmp_path, stage):
         assert a.keys() == b.keys()
         for name in a:
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-7), name
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_a_bad_batch_in_one_process_ends_them_all(tmp_path, process):
+    data = runs.write_set(tmp_path / "set", count=4)
+    clip = shuffled(23, 0, 4)[2 + process]  # that of the second step in this process
+    for path in (tmp_path / "set" / "latent" / f"clip{clip}").iterdir():
+        np.save(path, np.full_like(np.load(path), 1e38))
+    words = runs.command(2, data, *runs.narrow(2), *TWO, folder=tmp_path)
+    done = subprocess.run(
+        [sys.executable, str(runs.ROOT / "main.py"), *words], capture_output=True, text=True, check=False, timeout=120
+    )  # which waits for all that hold its output
+    assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
+    kept = runs.run_of(tmp_path) / f"bad_batch_process{process}.safetensors"
+    assert kept.exists() and f"at step 1, expected a number; lower lr; the batch is kept in {kept}" in done.stderr
