@@ -91,15 +91,15 @@ def legend(charts: Iterable[Iterable[Curve]]) -> str:
     return element("ul", "".join(entries.values()), class_="legend")
 
 
-def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float) -> str:
-    """Slider, detail, profile and difference maps of a clip."""
+def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float, method: str) -> str:
+    """Slider between the input and a method, detail, profile and difference maps of a clip."""
     names = {key: name_of(key, run) for key in views.middle}
     uris = {
         part: inlined(pictures, most * share) for part, share in SHARES.items() if (pictures := getattr(views, part))
     }
     left, top, width, height = views.box
     wanted = views.wanted
-    text = slider(clip, uris["middle"], names, wanted.middle)
+    text = slider(clip, uris["middle"], names, wanted.middle, method)
     text += element("h4", "Detail")
     text += row_of(uris["detail"], names, f"detail of {clip['name']}", class_="pixels")
     text += element("small", f"{width}x{height} pixels of frame {wanted.middle}, from column {left} and row {top}.")
@@ -115,11 +115,11 @@ def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float) -> str:
     return text
 
 
-def slider(clip: Mapping, uris: Mapping[str, str], names: Mapping[str, str], frame: int) -> str:
-    """The before/after slider."""
+def slider(clip: Mapping, uris: Mapping[str, str], names: Mapping[str, str], frame: int, method: str) -> str:
+    """The before/after slider: at first the input and a method."""
     keys = [*uris]
     left = keys[0]
-    right = next((key for key in keys[1:] if key != TRUTH), keys[-1])
+    right = next((key for key in keys[1:] if names[key] == method and key != TRUTH), keys[-1])
     choices = []
     for side, chosen in (("Left", left), ("Right", right)):
         options = [element("option", escape(names[key]), value=key, selected=key == chosen) for key in keys]

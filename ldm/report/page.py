@@ -89,7 +89,7 @@ def page_of(run: Mapping, folder: Path, method: str, most: float, follow: Follow
         numbers = [frame for _, name, frame in worst if name == clip["name"]]
         try:
             views = views_of(strands_of(run, clip, folder), wanted_of(run, clip, method, numbers))
-            pictures = pictures_of(run, clip, views, share)
+            pictures = pictures_of(run, clip, views, share, method)
             taken = {number: thumbnail_of(views, number, run, method, spare * 0.15 / WORST) for number in numbers}
             thumbnails |= {(clip["name"], number): picture for number, picture in taken.items()}
         except (ValueError, OSError, FloatingPointError) as error:
