@@ -283,7 +283,9 @@ def run(args: argparse.Namespace) -> None:
         log.warning("%s: named in %s; figures on clips of the training say little", name, card)
     used, pictures = [], {}
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600, transient=True) as bar:
+    console = Console(stderr=True)
+    options = {"console": console, "disable": not console.is_terminal, "transient": True}
+    with Progress(*columns, speed_estimate_period=600, **options) as bar:
         task = bar.add_task("ablation", total=sum(len(study.plan(row)) for row in ROWS) * len(clips))
         for clip in clips:
             bar.update(task, description=clip.name)

@@ -104,6 +104,8 @@ class Cells:
 
     def __init__(self, folder: Path):
         self.file, self.views = folder / "cells.json", folder / "views"
+        if folder.exists() and not folder.is_dir():
+            raise ValueError(f"{folder}: is a file, expected a folder to write")
         try:
             self.done = json.loads(self.file.read_text(encoding="utf-8")) if self.file.exists() else {}
             self.done = {key: cell for key, cell in self.done.items() if self._view(key).is_file()}

@@ -124,6 +124,13 @@ def test_what_is_wrong_is_said_in_one_line(clips, model, tmp_path, capsys, more,
     assert not toy.left_behind(tmp_path)
 
 
+def test_an_output_that_is_a_file_is_left_alone(clips, model, tmp_path, capsys):
+    (tmp_path / "notes").write_text("mine")
+    assert run(clips, tmp_path / "notes", model, "--doc", str(tmp_path / "doc.md")) == 2
+    assert capsys.readouterr().err == f"ablate.py: {tmp_path / 'notes'}: is a file, expected a folder to write\n"
+    assert toy.left_behind(tmp_path) == ["notes"]
+
+
 def test_clips_that_cannot_be_judged(clips, model, tmp_path, capsys):
     toy.make_clip(tmp_path / "short.mkv", 1, size=(64, 72))
     toy.make_clip(tmp_path / "small.mkv", 3, size=(48, 64))
