@@ -127,7 +127,8 @@ def read_settings(args: argparse.Namespace, run: Path | None):
     count = settings.lightning.get("devices") or len(args.gpus.replace(",", " ").split()) or 1
     if isinstance(count, str):
         raise ValueError(f"got --scale_lr True with lightning.devices={count}, expected devices as a number")
-    factor = settings.accumulate * settings.batch_size * (count if isinstance(count, int) else len(count))
+    devices = (count if isinstance(count, int) else len(count)) * (settings.lightning.get("num_nodes") or 1)
+    factor = settings.accumulate * settings.batch_size * devices
     return config.override(settings, [f"learning_rate={settings.learning_rate * factor!r}"])
 
 
@@ -220,7 +221,8 @@ def train(args: argparse.Namespace) -> None:
     seed_everything(settings.seed, workers=True, verbose=False)
     model = built(settings.model, "config.model", LightningModule)
     if resumed is None:
-        for line in fill(model, config.plain(settings).get("init") or []):
+        entries = config.plain(settings).get("init") or []
+        for line in [*fill(model, entries), *left_random(model, entries)]:
             print(line)
     if settings.get("checkpointing"):
         recompute_blocks(model)
@@ -242,6 +244,19 @@ def train(args: argparse.Namespace) -> None:
     fit(trainer, model, data, run=run, resumed=resumed)
     if settings.get("export") and trainer.is_global_zero:
         write_export(model, config.plain(settings.export))
+
+
+def left_random(model: LightningModule, entries: list[dict]) -> list[str]:
+    """A line for every part with frozen weights that no entry of `init` fills: they stay random, and nothing trains."""
+    filled = tuple(f"{name}." for entry in entries for name in entry["modules"])
+    parts = {}
+    for name, weight in model.named_parameters():
+        if weight.ndim and not weight.requires_grad and not name.startswith(filled):
+            parts.setdefault(name.partition(".")[0], []).append(name)
+    why = "no entry of `init` fills them"
+    return [
+        f"{part}: {len(left)} frozen weights, such as {left[0]}, stay random: {why}" for part, left in parts.items()
+    ]
 
 
 def built(node, place: str, kind: type):

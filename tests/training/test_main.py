@@ -189,6 +189,8 @@ def test_the_rate_is_scaled_by_all_batches_of_a_step(flags, factor):
     assert main.read_settings(args, None).learning_rate == pytest.approx(factor * 5e-5, rel=1e-12)
     args.overrides.append("lightning.devices=2")
     assert main.read_settings(args, None).learning_rate == pytest.approx(5e-5 * (2 * factor if flags else 1), rel=1e-12)
+    args.overrides.append("lightning.num_nodes=3")
+    assert main.read_settings(args, None).learning_rate == pytest.approx(5e-5 * (6 * factor if flags else 1), rel=1e-12)
 
 
 def test_the_seed_of_the_command_goes_everywhere():
@@ -210,6 +212,15 @@ def test_an_error_of_a_worker_is_its_last_line():
     text = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\nValueError: a: b\n'
     assert main.in_one_line(ValueError(text)) == "a: b"
     assert main.in_one_line(ValueError("a\nb")) == "a" and main.in_one_line(OSError()) == "OSError"
+
+
+def test_frozen_weights_that_nothing_fills_are_named(tmp_path, data, capsys):
+    runs.train(2, data[2], "flow=spynet", "steps=1", folder=tmp_path)
+    first = "loss.flownet.basic_module.0.basic_module.0.weight"
+    line = f"loss: 60 frozen weights, such as {first}, stay random: no entry of `init` fills them"
+    assert line in capsys.readouterr().out.splitlines()
+    runs.train(2, data[2], "steps=1", folder=tmp_path / "dis")
+    assert "loss.flownet" not in capsys.readouterr().out
 
 
 def test_without_train_the_model_is_only_described(tmp_path, capsys):
