@@ -22,6 +22,13 @@ from ldm.metrics.look import Look, Unavailable
 MODELS = {"default": "vmaf_v0.6.1", "neg": "vmaf_v0.6.1neg"}
 RATE = 25
 DOVER_SCRIPT = "evaluate_one_video.py"
+SEEDED = """import random, runpy, sys
+import numpy, torch
+for seed in (random.seed, numpy.random.seed, torch.manual_seed):
+    seed(0)
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""  # the script draws its frames and fragments anew in every run
 
 
 class _Film:
@@ -95,7 +102,7 @@ class Dover:
         """The clip's figure. Raises Unavailable where the script fails."""
         if not self._film.close():
             return [float("nan")], None
-        words = [sys.executable, DOVER_SCRIPT, "-f", "-v", self._film.path, "-d", self.device]
+        words = [sys.executable, "-c", SEEDED, DOVER_SCRIPT, "-f", "-v", self._film.path, "-d", self.device]
         said = re.search(r"fused overall score.*:\s*([0-9.eE+-]+)", _run("DOVER", words, self.checkout))
         _remove(self._folder)
         if not said:
@@ -119,9 +126,13 @@ def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
 def find_dover(checkout: Path | None) -> Path:
     """The folder of DOVER's code. Raises Unavailable where it is not named or not whole."""
     if checkout is None:
-        raise Unavailable("needs a checkout of DOVER with its weights")
+        raise Unavailable("needs a checkout of DOVER with its weights: --dover DIR")
     if not (checkout / DOVER_SCRIPT).is_file():
         raise Unavailable(f"no {DOVER_SCRIPT} in {checkout}")
+    settings = checkout / "dover.yml"
+    named = re.search(r"^test_load_path:\s*(\S+)", settings.read_text() if settings.is_file() else "", re.MULTILINE)
+    if named and not (checkout / named[1]).is_file():
+        raise Unavailable(f"no {named[1]} in {checkout}: fetch DOVER's weights as its README says")
     return checkout.resolve()
 
 
