@@ -1,8 +1,17 @@
-"""Measures of other packages: what they are given, and what is said where they fail. The packages are stand-ins."""
+"""Measures of other packages: what they are given, and what is said where they fail.
 
+The packages are stand-ins, and the real ones with random weights where they are installed.
+"""
+
+import importlib
 import importlib.metadata
 import json
+import os
+import socket
 import sys
+import urllib.error
+import urllib.request
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -53,15 +62,24 @@ def packages(monkeypatch):
     stand_ins = {"lpips": "LPIPS", "DISTS_pytorch": "DISTS", "pyiqa": "create_metric"}
     for module, name in stand_ins.items():
         monkeypatch.setitem(sys.modules, module, SimpleNamespace(**{name: maker}))
+    monkeypatch.setitem(sys.modules, "torchvision", SimpleNamespace())
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "1.2.3")
+    return made
+
+
+@pytest.fixture(autouse=True)
+def afresh(monkeypatch):
+    """Nothing is loaded before or kept after, and nobody is asked over the network."""
     clear()
-    yield made
+    monkeypatch.setattr(learned, "_hub_answers", lambda: True)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    yield
     clear()
 
 
 def clear():
-    for loader in (learned._lpips, learned._dists, learned._pyiqa, learned._brisque):
-        loader.cache_clear()
+    for loader in (learned._lpips, learned._dists, learned._pyiqa, learned._brisque, learned._vision):
+        loader.forget()
 
 
 def test_lpips_is_asked_for_by_net_and_told_the_range(packages):
@@ -109,18 +127,109 @@ def test_a_model_is_kept_for_the_clips_that_follow(packages):
 
 
 def test_what_is_not_installed_is_said():
-    with pytest.raises(Unavailable, match="^no-such-package-of-metrics is not installed$"):
-        learned.version_of("no-such-package-of-metrics")
+    name = "no-such-package-of-metrics"
+    with pytest.raises(Unavailable, match=f"^{name} is not installed: pip install {name}$"):
+        learned.version_of(name)
 
 
-def test_weights_that_cannot_be_had_are_the_reason(packages, monkeypatch):
+def pyiqa_that(monkeypatch, make):
+    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=make))
+
+
+def test_weights_that_cannot_be_had_are_the_reason_and_asked_for_once(packages, monkeypatch):
+    asked = []
+
     def offline(*names, **words):
+        asked.append(names)
         raise OSError("no route to host\nand more")
 
-    monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=offline))
+    pyiqa_that(monkeypatch, offline)
+    for name in ("musiq", "musiq", "clipiqa"):
+        (measure,) = measures([name])
+        measure.push(grey(10))
+        assert measure.missing == "pyiqa failed: OSError: no route to host"
+    assert asked == [("musiq",), ("clipiqa",)]
+
+
+@pytest.mark.parametrize(
+    ("there", "said"), [(False, "pyiqa needs net.pth in {folder}: "), (True, "pyiqa cannot read {folder}/net.pth, ")]
+)
+def test_the_file_of_weights_is_named(packages, monkeypatch, tmp_path, there, said):
+    def load(name, device):
+        cached_file = str(tmp_path / "net.pth")
+        Path(cached_file).write_text("half") if there else None
+        raise RuntimeError("it did not go")
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    pyiqa_that(monkeypatch, load)
     (measure,) = measures(["musiq"])
     measure.push(grey(10))
-    assert measure.missing == "pyiqa failed: OSError: no route to host"
+    assert measure.missing.startswith(said.format(folder=learned._short(tmp_path)))
+    assert measure.missing.endswith("RuntimeError: it did not go")
+
+
+def test_what_the_hub_should_give_is_named(packages, monkeypatch):
+    def load(name, device):
+        repo_id, cache_dir = "timm/vit", str(Path.home() / "hub")
+        raise OSError(f"{repo_id} is not in {cache_dir}")
+
+    pyiqa_that(monkeypatch, load)
+    (measure,) = measures(["maniqa"])
+    measure.push(grey(10))
+    assert measure.missing.startswith("pyiqa needs timm/vit of https://huggingface.co in ~/hub: OSError")
+
+
+def test_a_silent_network_is_not_waited_for(packages, monkeypatch):
+    monkeypatch.setattr(learned, "PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call, says nothing
+        address = f"http://127.0.0.1:{server.getsockname()[1]}/net.pth"
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+        pyiqa_that(monkeypatch, lambda name, device: urllib.request.urlopen(address))
+        (measure,) = measures(["musiq"])
+        measure.push(grey(10))
+    assert "timed out" in measure.missing and socket.getdefaulttimeout() is None
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_without_the_hub_its_client_is_told_to_be_offline(packages, monkeypatch, answers):
+    monkeypatch.setattr(learned, "_hub_answers", lambda: answers)
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    learned.pyiqa_score("musiq", "cpu")(grey(10))
+    assert os.environ.get("HF_HUB_OFFLINE") == (None if answers else "1")
+
+
+def test_a_torchvision_of_another_torch_is_the_reason(packages, monkeypatch):
+    def load(module):
+        if module == "torchvision":
+            raise RuntimeError("operator torchvision::nms does not exist")
+        return sys.modules[module]
+
+    monkeypatch.setattr(importlib, "import_module", load)
+    for name in ("lpips", "dists", "musiq"):
+        (measure,) = measures([name])
+        measure.push(grey(10), grey(20))
+        assert measure.missing.startswith("torchvision does not import, take the torchvision build of your torch")
+
+
+def test_what_a_package_prints_is_not_output_and_its_warnings_are_its_own(packages, monkeypatch, capsys):
+    def load(name, device):
+        print("loading")
+        warnings.warn("deprecated", UserWarning, stacklevel=1)
+        return Net()
+
+    pyiqa_that(monkeypatch, load)
+    learned.pyiqa_score("musiq", "cpu")(grey(10))
+    assert capsys.readouterr() == ("", "loading\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_frame_without_a_value_is_not_left_out_of_the_mean(packages, monkeypatch, value):
+    pyiqa_that(monkeypatch, lambda name, device: lambda frame: torch.tensor(value if frame.mean() < 0.1 else 1.0))
+    (measure,) = measures(["nrqm"])
+    for level in (100, 0, 100):
+        measure.push(grey(level))
+    assert measure.missing == f"pyiqa gave {value} for a frame"
+    assert np.isnan(measure.figures()["nrqm"])
 
 
 def test_frames_that_a_model_cannot_take_are_the_reason(packages, monkeypatch):
@@ -142,3 +251,89 @@ def test_recorded_values_of_brisque():
     for name, values in json.loads((RECORDED / "values.json").read_text())["no_reference"].items():
         frame = cv2.imread(str(RECORDED / "images" / name))[..., ::-1]
         assert score(frame) == pytest.approx(values["brisque"]["brisque_pkg(own model in the wheel)"], abs=1), name
+
+
+# ---- the real packages, where they are installed: their weights are random
+
+
+def real(name):
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        pytest.skip(f"{name}: {error}")
+
+
+def noise(seed, h=96, w=128):
+    return np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
+
+
+def as_tensor(frame):
+    return torch.from_numpy(frame).permute(2, 0, 1)[None] / 255
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("net", learned.NETS)
+def test_lpips_by_its_package(monkeypatch, net):
+    package, nets = real("lpips"), real("torchvision").models
+    name, make = {
+        "alex": ("alexnet", lambda: nets.AlexNet(num_classes=2).features),
+        "vgg": ("vgg16", lambda: nets.vgg.make_layers(nets.vgg.cfgs["D"])),
+        "squeeze": ("squeezenet1_1", lambda: nets.SqueezeNet("1_1").features),
+    }[net]
+    torch.manual_seed(0)
+    trunk = make()
+    monkeypatch.setattr(nets, name, lambda pretrained: SimpleNamespace(features=trunk))
+    direct = package.LPIPS(net=net, verbose=False)
+    (measure,) = measures([f"lpips:net={net}"])
+    measure.push(noise(1), noise(2))
+    assert measure.missing is None
+    with torch.no_grad():
+        wanted = float(direct(as_tensor(noise(1)) * 2 - 1, as_tensor(noise(2)) * 2 - 1))
+    assert measure.figures()[measure.name] == pytest.approx(wanted, abs=1e-6) and wanted > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_dists_by_its_package(monkeypatch):
+    package, nets = real("DISTS_pytorch"), real("torchvision").models
+    torch.manual_seed(0)
+    trunk = nets.vgg.make_layers(nets.vgg.cfgs["D"])
+    monkeypatch.setattr(nets, "vgg16", lambda pretrained: SimpleNamespace(features=trunk))
+    direct = package.DISTS()
+    (measure,) = measures(["dists"])
+    measure.push(noise(1), noise(2))
+    wanted = float(direct(as_tensor(noise(1)), as_tensor(noise(2))))
+    assert measure.figures()["dists"] == pytest.approx(wanted, abs=1e-6) and wanted > 1e-4
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_musiq_by_pyiqa(monkeypatch, tmp_path):
+    package, arch = real("pyiqa"), real("pyiqa.archs.musiq_arch")
+
+    def some_weights(net, *args):
+        torch.manual_seed(0)
+        for value in net.parameters():
+            torch.nn.init.normal_(value, std=0.05)
+
+    monkeypatch.setattr(arch, "load_pretrained_network", some_weights)
+    cv2.imwrite(str(tmp_path / "frame.png"), noise(1)[..., ::-1])
+    wanted = float(package.create_metric("musiq", device=torch.device("cpu"))(str(tmp_path / "frame.png")))
+    (measure,) = measures(["musiq"])
+    measure.push(noise(1))
+    assert measure.missing is None
+    assert measure.figures()["musiq"] == pytest.approx(wanted, abs=1e-6) and wanted != 0
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_lpips_lacks_are_named(monkeypatch, tmp_path):
+    real("lpips"), real("torchvision")
+
+    def unreachable(*args, **words):
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "urlopen", unreachable)
+    (measure,) = measures(["lpips"])
+    measure.push(noise(1), noise(2))
+    folder = learned._short(tmp_path / "hub" / "checkpoints")
+    assert measure.missing == f"lpips needs alexnet-owt-7be5be79.pth in {folder}: URLError: <urlopen error no network>"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written"

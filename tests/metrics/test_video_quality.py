@@ -148,6 +148,13 @@ def test_the_fused_score_of_dover(tmp_path):
     assert "fused" in measure.protocol and not measure.reference
 
 
+def test_dover_draws_the_same_in_every_run(tmp_path):
+    end = "import numpy, random\nvalue = numpy.random.rand() + random.random()\n"
+    options = checkout(tmp_path, f"{end}print('Normalized fused overall score:', value)")
+    figures = {pushed(measures(["dover"], options=options)[0], frames()).figures()["dover"] for _ in range(2)}
+    assert len(figures) == 1
+
+
 @pytest.mark.parametrize(
     ("end", "reason"),
     [("raise SystemExit('DOVER.pth: no such file')", "DOVER.pth: no such file"), ("print('0.7')", "no fused score")],
@@ -161,3 +168,10 @@ def test_a_script_that_fails_is_the_reason(tmp_path, end, reason):
 def test_dover_needs_its_code(tmp_path):
     missing = [measures(["dover"], options=Options(dover=folder))[0].missing for folder in (None, tmp_path)]
     assert "needs a checkout" in missing[0] and "no evaluate_one_video.py" in missing[1]
+    options = checkout(tmp_path, "")
+    (tmp_path / "dover.yml").write_text("name: DOVER\ntest_load_path: ./weights/DOVER.pth\n")
+    (measure,) = measures(["dover"], options=options)
+    assert measure.missing.startswith("no ./weights/DOVER.pth in")
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "DOVER.pth").touch()
+    assert measures(["dover"], options=options)[0].missing is None
