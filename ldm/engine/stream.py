@@ -1,5 +1,6 @@
 """A method over a video of any length: read, restore, write in parts, put together; resumable after any stop."""
 
+import contextlib
 import itertools
 import queue
 import threading
@@ -58,41 +59,52 @@ def restore_parts(
     """All parts of the output, in `work.parts`; goes on where an earlier run stopped.
 
     Returns the last state ("parts", their names; "written", frames; "seconds" by stage) and the plan: where memory runs
-    out, tiles are halved, which `say` is told, and what was not yet saved is done again.
+    out, tiles are halved, which `say` is told, and what was not yet saved is done again. The method is left as it was.
 
     Raises VideoError, FloatingPointError or whatever ends the work; what was saved stays in the folder.
     """
-    while True:
-        plan.apply(method)
-        try:
-            return _parts(method, task, work, plan.part_frames, report), plan
-        except Exception as error:
-            smaller = plan.smaller(step=method.unet.downsampling) if is_out_of_memory(error) else None
-            if smaller is None or method.patches:
-                raise
-        plan = smaller
-        work.replan(vars(plan))
-        say(f"out of memory; going on from the last saved frame: {plan}")
+    asked = method.windows, method.decoding
+    try:
+        while True:
+            plan.apply(method)
+            try:
+                return _parts(method, task, work, plan.part_frames, report), plan
+            except Exception as error:
+                smaller = plan.smaller(step=method.unet.downsampling) if is_out_of_memory(error) else None
+                if smaller is None or method.patches:
+                    raise
+            plan = smaller
+            work.replan(vars(plan))
+            say(f"out of memory; going on from the last saved frame: {plan}")
+    finally:
+        method.windows, method.decoding = asked  # a plan is that of one clip
 
 
 def _parts(method: MGLD, task: Task, work: WorkFolder, part_frames: int, report: Progress) -> dict:
-    run = _Run(method, task, work.load(), report)
-    while not run.finished:
-        began, number = time.perf_counter(), len(run.parts)
-        frames = run.until_saved(part_frames)
-        if (first := next(frames, None)) is not None:
-            names = task.source.names[task.start : task.stop][run.written :]
-            path, rest = work.part(number), ahead(itertools.chain([first], frames), WRITE_BEHIND)
-            run.written += video.write_part(path, rest, task.format, names=names)
-            run.parts.append(path.name)
-        run.seconds["all"] += time.perf_counter() - began
-        work.save(run.state())
-        give_back_memory()
-    return run.state()
+    names = video.png_names(task.source.names[task.start : task.stop])  # of all parts, for they may depend on others
+    with contextlib.closing(_Run(method, task, work.load(), report)) as run:
+        while not run.finished:
+            began, path = time.perf_counter(), work.part(len(run.parts))
+            frames = run.until_saved(part_frames)
+            if (first := next(frames, None)) is not None:
+                with contextlib.closing(ahead(itertools.chain([first], frames), WRITE_BEHIND, run.left)) as rest:
+                    run.written += video.write_part(path, rest, task.format, names=names[run.written :])
+                run.parts.append(path.name)
+            run.seconds["all"] += time.perf_counter() - began
+            work.save(run.state())
+            give_back_memory()
+        return run.state()
+
+
+class _Left(Exception):
+    """Nobody waits for the frames any more."""
 
 
 class _Run:
-    """The frames on their way between two savings of the state."""
+    """The frames on their way between two savings of the state.
+
+    They may be made in another thread than they are used in; where `left` is set it stops at the next network call.
+    """
 
     def __init__(self, method: MGLD, task: Task, state: dict | None, report: Progress) -> None:
         state = state or {}
@@ -108,10 +120,16 @@ class _Run:
         if "pipeline" in state:
             self.pipeline.resume(state["pipeline"])
         reading = () if self.finished else _read(source, task.start + self.taken, task.stop)
-        self.source = ahead(reading, READ_AHEAD)
+        self.source, self.left = ahead(reading, READ_AHEAD), threading.Event()
+
+    def close(self) -> None:
+        """Stop reading, and let go of what is on the way."""
+        self.source.close()
+        self.pipeline = None  # whose stages report to this run
 
     def until_saved(self, count: int) -> Iterator[Tensor | np.ndarray]:
         """What comes out until `count` more frames went in, or, after the last one, until as many came out."""
+        self.left.clear()
         for pixels in itertools.islice(self.source, count):
             self.pipeline.push(Frame(self.task.start + self.taken, _values(pixels)))
             self.taken += 1
@@ -132,6 +150,8 @@ class _Run:
         return self.task.rounding(sr)
 
     def _progress(self, stage: str, done: int, total: int | None) -> None:
+        if self.left.is_set():
+            raise _Left
         self.calls[stage] = self.before[stage] + done
         self.report(stage, self.calls[stage], total and max(total, self.calls[stage]))
 
@@ -164,9 +184,12 @@ def _values(pixels: np.ndarray) -> dict[str, Tensor]:
     return values | {"alpha": planes[3:]} if len(planes) > 3 else values
 
 
-def ahead(items: Iterable, depth: int) -> Iterator:
-    """The items, made up to `depth` ahead of their use in another thread; its errors arrive here."""
-    ready, over = queue.Queue(depth), threading.Event()
+def ahead(items: Iterable, depth: int, over: threading.Event | None = None) -> Iterator:
+    """The items, made up to `depth` ahead of their use in another thread; its errors arrive here.
+
+    `over` is set when no more are wanted: an item that takes long may look at it.
+    """
+    ready, over = queue.Queue(depth), over or threading.Event()
 
     def make() -> None:
         try:
@@ -190,6 +213,7 @@ def ahead(items: Iterable, depth: int) -> Iterator:
     finally:
         over.set()
         thread.join()
+        end = None  # an error would hold this frame, which would hold it, and all that its traceback names
 
 
 def _put(ready: queue.Queue, item: tuple, over: threading.Event) -> bool:

@@ -13,6 +13,7 @@ from ldm.video.formats import Format, choose_format, losses
 from ldm.video.joining import join
 from ldm.video.pixels import frame_tensor
 from ldm.video.reading import clips_in, probe, read, read_clip, sequences
+from ldm.video.sinks import png_names
 from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
 from ldm.video.writing import Writer, open_writer, write_part
 
@@ -31,6 +32,7 @@ __all__ = [
     "join",
     "losses",
     "open_writer",
+    "png_names",
     "probe",
     "read",
     "read_clip",

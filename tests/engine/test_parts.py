@@ -1,0 +1,126 @@
+"""A clip in parts: what it leaves to the next clip, what a failure sets free, and how images of all parts are named."""
+
+import gc
+import threading
+import time
+import weakref
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from ldm import video
+from ldm.engine.plan import Plan
+from ldm.engine.resume import WorkFolder
+from ldm.engine.stream import Task, ahead, restore_parts
+from tests.methods.toy import pixelwise
+
+SMALL = Plan(8, 2, 12, 4, "tile", 2**30, 2)
+APART = ("windows.frame_overlap=0", "decoding.windows.frame_overlap=0", "sampling.guidance=none")
+
+
+@pytest.fixture
+def task(tmp_path):
+    """A folder of 15 images, two of which only their suffixes tell apart."""
+    (tmp_path / "in").mkdir()
+    for name in ("1.bmp", *(f"{number}.png" for number in range(1, 15))):
+        assert cv2.imwrite(str(tmp_path / "in" / name), np.full((16, 16, 3), 90, np.uint8))
+    source = video.probe(tmp_path / "in")
+    return Task(source, video.choose_format(source, tmp_path / "out", size=(16, 16)), upscale=1.0)
+
+
+def test_the_plan_of_a_clip_is_not_the_next_ones(task, tmp_path):
+    toy = pixelwise()
+    before = toy.windows, toy.decoding
+    with WorkFolder(tmp_path / "out", {}) as work:
+        assert restore_parts(toy, task, work, SMALL)[1] == SMALL
+    assert (toy.windows, toy.decoding) == before
+
+
+def test_images_are_named_alike_in_every_part(task, tmp_path):
+    with WorkFolder(tmp_path / "out", {}) as work:
+        state, _ = restore_parts(pixelwise(), task, work, SMALL)
+        names = [[file.name for file in (work.parts / part).iterdir()] for part in state["parts"]]
+    assert len(names) > 1
+    assert sorted(sum(names, [])) == sorted(f"{name}.png" for name in task.source.names)
+
+
+def test_what_memory_ran_out_for_is_free_before_the_next_try(task, tmp_path, monkeypatch):
+    toy, maps, gone = pixelwise(*APART), [], []
+    decode = toy.decode
+
+    def scarce(x, work, **options):
+        if len(maps) == 1:
+            gone.append(maps[0]() is None)
+        if not maps and threading.current_thread() is not threading.main_thread():
+            huge = torch.zeros(10)
+            maps.append(weakref.ref(huge))
+            raise RuntimeError("can't allocate memory")
+        return decode(x, work, **options)
+
+    monkeypatch.setattr(toy, "decode", scarce)
+    gc.collect()
+    gc.disable()
+    try:
+        with WorkFolder(tmp_path / "out", {}) as work:
+            restore_parts(toy, task, work, replace(SMALL, decoder_tile=24, part_frames=100))
+    finally:
+        gc.enable()
+    assert gone and gone[0]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full")])
+def test_nothing_more_is_computed_where_writing_stops(task, tmp_path, monkeypatch, error):
+    calls, at_stop = [], []
+
+    def write(path, frames, *args, **options):
+        next(frames)
+        before = len(calls)
+        while len(calls) == before:  # another window has begun, which takes three calls
+            time.sleep(0.001)
+        at_stop.append(len(calls))
+        raise error
+
+    def count(*call):
+        calls.append(call)
+        time.sleep(0.05)
+
+    monkeypatch.setattr(video, "write_part", write)
+    threads = threading.active_count()
+    with WorkFolder(tmp_path / "out", {}) as work, pytest.raises(type(error)):
+        restore_parts(
+            pixelwise(*APART),
+            task,
+            work,
+            replace(SMALL, tile=16, decoder_tile=24, part_frames=100),
+            report=count,
+        )
+    assert threading.active_count() == threads
+    assert len(calls) == at_stop[0]
+
+
+def test_an_error_ahead_does_not_hold_itself():
+    class Held:
+        pass
+
+    def items():
+        held = Held()
+        seen.append(weakref.ref(held))
+        yield 1
+        raise ValueError("broken")
+
+    def said():
+        try:
+            return list(ahead(items(), 1))
+        except ValueError as error:
+            return str(error)
+
+    seen = []
+    gc.disable()
+    try:
+        assert said() == "broken"
+        assert seen[0]() is None
+    finally:
+        gc.enable()
