@@ -124,9 +124,12 @@ def read_set(name: str) -> Dataset:
     return config.instantiate(settings.benchmark)
 
 
-def folders_of(words: list[str]) -> dict[str, Path]:
-    """Methods by name from `[name=]DIR` words. Raises ValueError for folders that are not there and names twice."""
-    folders, own = {}, ("bicubic", "embedded", "mgld-vsr")
+def folders_of(words: list[str], own: list[str]) -> dict[str, Path]:
+    """Methods by name from `[name=]DIR` words; `own` names are taken by what is made here.
+
+    Raises ValueError for folders that are not there and names twice.
+    """
+    folders = {}
     for word in words:
         name, equals, place = word.partition("=")
         path = Path(place if equals and not Path(word).exists() else word)
@@ -140,15 +143,17 @@ def folders_of(words: list[str]) -> dict[str, Path]:
     return folders
 
 
-def choose_lq(dataset: Dataset, found: Found, wanted: str | None) -> str | None:
-    """Which kind of LQ is taken: the one wanted, or the first of the set's that is there or can be made."""
+def choose_lq(dataset: Dataset, found: Found, wanted: str | None, *, needed: bool) -> str | None:
+    """Which kind of LQ is taken: the one wanted, or the first of the set's that is there or, where it is needed, can be
+    made; None where nobody knows."""
     if wanted:
         if wanted == GIVEN and GIVEN not in found.lq:
             raise ValueError(f"got --lq given, but no folder of LQ was found; there is {first_few(found.lq) or 'none'}")
         if wanted not in found.lq:
             degrade.find_protocol(wanted)
         return wanted
-    makeable = [kind for kind in dataset.lq if kind in found.lq or (kind != GIVEN and found.gt)]
+    made = needed and bool(found.gt)
+    makeable = [kind for kind in dataset.lq if kind in found.lq or (kind != GIVEN and made)]
     return makeable[0] if makeable else next(iter(found.lq), None)
 
 
@@ -248,12 +253,14 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Report]:
 
 def run(args: argparse.Namespace) -> int:
     talk = Talk(say, tell, progress_bar)
-    dataset, folders = read_set(args.dataset), folders_of(args.results)
+    dataset, own_name = read_set(args.dataset), "mgld-vsr" if args.weights else "embedded"
+    upscaling = bool(args.weights) or not args.results
+    folders = folders_of(args.results, ["bicubic"] * args.bicubic + [own_name] * upscaling)
     asked = asked_of(args, dataset)
     names, options = args.metrics or list(dataset.metrics), options_of(args)
     measures(names, options=options, count=1)  # a wrong name shows here
     found = dataset.find(args.root)
-    kind = choose_lq(dataset, found, args.lq)
+    kind = choose_lq(dataset, found, args.lq, needed=upscaling or args.bicubic)
     for line in found.lines:
         tell(line)
     clips = look(dataset, found, kind, scale=asked.scale, most=(args.max_clips, args.max_frames), talk=talk)
@@ -261,7 +268,6 @@ def run(args: argparse.Namespace) -> int:
     for line in dataset.differences(clips):
         tell(f"not the published set: {line}")
     results = look_at_results(folders, clips, talk)
-    upscaling = bool(args.weights) or not folders
     if (upscaling or args.bicubic) and kind not in found.lq and not found.gt:
         there = first_few(found.lq) or "none"
         raise ValueError(f"{args.root}: no LQ ({kind}) and no truth to make it from; there is {there}")
@@ -274,7 +280,7 @@ def run(args: argparse.Namespace) -> int:
         work.score_bicubic()
     if upscaling:
         seeds = range(args.seed, args.seed + args.seeds)
-        work.score_upscaled(restorer, "mgld-vsr" if args.weights else "embedded", seeds)
+        work.score_upscaled(restorer, own_name, seeds)
     if upscaling and not args.weights:
         work.notes.append(f"The embedded model ({EMBEDDED.name}) is a small one: not the weights of the paper.")
     show(work.write())
@@ -286,7 +292,7 @@ def run(args: argparse.Namespace) -> int:
 
 def describe_lq(kind: str | None, found: Found) -> str:
     if kind is None:
-        return "none"
+        return "not known"
     return f"{kind}, in {found.folders[kind]}" if kind in found.lq else f"{kind}, made from the truth where needed"
 
 

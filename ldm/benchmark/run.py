@@ -14,7 +14,7 @@ from ldm.benchmark.looking import Talk, paired
 from ldm.benchmark.making import Restorer, enlarge_clip, rates
 from ldm.benchmark.published import compared_with, published_clips, published_entries
 from ldm.benchmark.scores import Scores
-from ldm.benchmark.sets import Clip, Dataset, Found
+from ldm.benchmark.sets import GIVEN, Clip, Dataset, Found
 from ldm.benchmark.tables import csv_text, document, label
 from ldm.engine import provenance
 from ldm.engine.device import hardware
@@ -165,10 +165,7 @@ class Run:
         same = not self.odd and not self.asked.max_clips and not self.asked.max_frames
         results["table"] = compared_with(results, table, same and table is not None and self._is_input_of(table))
         if table is not None:
-            if not self._is_input_of(table):
-                was = f"{table['lq']}, x{table.get('scale', self.dataset.scale)}"
-                here = f"{self.kind}, x{self.asked.scale}"
-                self.notes.insert(0, f"Its LQ was {was}; here it is {here}: differences say little.")
+            self.notes.insert(0, self._about_lq(table))
             self.notes.insert(0, f"Published, table `{key}`: {table['source']}. Its protocol: {table['protocol']}.")
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, allow_nan=False)
@@ -176,6 +173,19 @@ class Run:
         write_whole(self.folder / "results.md", document(results).encode())
         write_whole(self.folder / "results.json", f"{text}\n".encode())
         return results
+
+    def _about_lq(self, table: Mapping) -> str:
+        """How far the LQ taken here is that of a published table."""
+        was = f"{table['lq']}, x{table.get('scale', self.dataset.scale)}"
+        if not self._is_input_of(table):
+            return (
+                f"Its LQ was {was}; here it is {self.kind or 'not known'}, x{self.asked.scale}: differences say little."
+            )
+        if self.kind == GIVEN:
+            return (
+                "The LQ that was found is taken for the files of that publication: with others, differences say little."
+            )
+        return f"Its LQ was {was}, as it is here; another draw of a random degradation gives other figures."
 
     def _table(self) -> tuple[str | None, Mapping | None]:
         """The published table to compare with. Raises ValueError for a name that is none."""
@@ -188,7 +198,8 @@ class Run:
 
     def _is_input_of(self, table: Mapping) -> bool:
         """Whether a published table is of the LQ and the scale taken here."""
-        return (table["lq"], table.get("scale", self.dataset.scale)) == (self.kind, self.asked.scale)
+        same_lq = self.kind is not None and table["lq"] == self.kind
+        return same_lq and table.get("scale", self.dataset.scale) == self.asked.scale
 
     def _content(self) -> dict:
         data, asked = self.dataset, self.asked

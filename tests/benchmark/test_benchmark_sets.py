@@ -70,11 +70,14 @@ def test_a_kind_of_lq_is_chosen(tmp_path):
     dataset = benchmark.read_set("udm10")
     found = dataset.find(root)
     assert set(found.lq) == {"bicubic_x4", "blur_down_x4"}
-    assert benchmark.choose_lq(dataset, found, None) == "realbasicvsr"  # which is made
-    assert benchmark.choose_lq(dataset, found, "blur_down_x4") == "blur_down_x4"
-    assert benchmark.choose_lq(benchmark.read_set("vid4"), found, None) == "bicubic_x4"
+    assert benchmark.choose_lq(dataset, found, None, needed=True) == "realbasicvsr"  # which is made
+    assert benchmark.choose_lq(dataset, found, None, needed=False) == "bicubic_x4"  # which is there
+    assert benchmark.choose_lq(dataset, found, "blur_down_x4", needed=True) == "blur_down_x4"
+    assert benchmark.choose_lq(benchmark.read_set("vid4"), found, None, needed=True) == "bicubic_x4"
+    alone = dataset.find(sets.make_set(tmp_path / "alone", lq=None))
+    assert benchmark.choose_lq(dataset, alone, None, needed=False) is None  # nobody knows of what results were made
     with pytest.raises(ValueError, match="no folder of LQ was found"):
-        benchmark.choose_lq(dataset, found, "given")
+        benchmark.choose_lq(dataset, found, "given", needed=True)
 
 
 def test_a_folder_without_a_layout_names_those_there_are(tmp_path):

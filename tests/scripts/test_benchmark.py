@@ -96,6 +96,16 @@ def test_names_are_compared_with_their_published_figures(mini, scored):
     assert run(*words, "--published", "nobody") == 2
 
 
+def test_results_of_unknown_lq_are_not_judged(mini):
+    shutil.rmtree(mini / "UDM10/LQ")
+    words = ["--dataset", "udm10", "--root", mini / "UDM10", "-o", mini / "out", *FAST]
+    assert run(*words, "--results", f"MGLD-VSR={mini / 'ours'}") == 0  # a name of one's own where nothing is upscaled
+    found = read(mini / "out")
+    assert found["dataset"]["lq"] is None and found["methods"][0]["name"] == "MGLD-VSR"
+    assert all(line["within"] is None for line in found["table"]) and found["table"][0]["published"] is not None
+    assert any("here it is not known, x4: differences say little" in note for note in found["notes"])
+
+
 def test_lossless_videos_score_like_frames(mini, scored):
     assert run(*scored) == 0
     frames = value(mini / "out", "psnr")
