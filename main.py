@@ -18,7 +18,9 @@ from pathlib import Path
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm import checkpoint, config
 from ldm.engine.device import is_out_of_memory, usable_device
@@ -176,7 +178,18 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
     params = {**hardware, **config.plain(settings.lightning)}
     if twice := [key for key in params if key in own]:
         raise ValueError(f"config.lightning.{twice[0]} is set by main.py; use steps, accumulate, checkpoints or ema")
-    return config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
+    trainer = config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
+    check_whole(trainer.strategy, settings)
+    return trainer
+
+
+def check_whole(strategy: Strategy, settings) -> None:
+    """Refuse what one process cannot do where each holds pieces of the weights (FSDP). Raises ValueError."""
+    if strategy.restore_checkpoint_after_setup and (settings.pictures.every or settings.get("export")):
+        what = (
+            f"got {type(strategy).__name__}, which cuts weights into pieces, with pictures or an export of whole ones"
+        )
+        raise ValueError(f"{what}; set pictures.every=0 and export=null")
 
 
 def loggers_of(run: Path) -> list:
@@ -187,6 +200,11 @@ def loggers_of(run: Path) -> list:
     except ModuleNotFoundError:
         print("no TensorBoard curves: pip install tensorboard; metrics.csv has the same")
     return curves
+
+
+def is_first() -> bool:
+    """Whether no other process of this training has started this one, and none stands before it (torchrun, srun)."""
+    return RUN not in os.environ and rank_zero_only.rank == 0
 
 
 def run_folder(args: argparse.Namespace) -> Path:
@@ -202,7 +220,7 @@ def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
 
     The configuration of a stopped run stays until it has gone on (see `callbacks_of`): the new one may not fit it.
     """
-    if RUN in os.environ:
+    if not is_first():
         return
     run.mkdir(parents=True, exist_ok=resumed is not None)
     for left in run.glob("checkpoints/.*.partial-*"):  # of a run that was killed while it saved
@@ -222,7 +240,8 @@ def train(args: argparse.Namespace) -> None:
     model = built(settings.model, "config.model", LightningModule)
     if resumed is None:
         entries = config.plain(settings).get("init") or []
-        for line in [*fill(model, entries), *left_random(model, entries)]:
+        lines = [*fill(model, entries), *left_random(model, entries)]
+        for line in lines if is_first() else []:
             print(line)
     if settings.get("checkpointing"):
         recompute_blocks(model)
@@ -239,7 +258,7 @@ def train(args: argparse.Namespace) -> None:
     if settings.get("export"):
         Path(settings.export.file).parent.mkdir(parents=True, exist_ok=True)
     prepare_folder(run, settings, resumed)
-    if RUN not in os.environ:
+    if is_first():
         print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
     fit(trainer, model, data, run=run, resumed=resumed)
     if settings.get("export") and trainer.is_global_zero:
@@ -269,7 +288,7 @@ def built(node, place: str, kind: type):
 
 def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Path, resumed: Path | None) -> None:
     """Train; what stops before the first step leaves no folder behind. Raises KeyboardInterrupt naming the folder."""
-    first = RUN not in os.environ  # of the processes of this training
+    first, started = is_first(), RUN in os.environ
     os.environ[RUN] = str(run)
     try:
         trainer.fit(model, data, ckpt_path=resumed and str(resumed), weights_only=True)
@@ -284,7 +303,7 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
             raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from error
         raise
     finally:
-        if first:
+        if not started:
             del os.environ[RUN]
 
 

@@ -149,6 +149,7 @@ class BadBatch(Callback):
     def on_exception(self, trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, FloatingPointError):
             path = self.path.with_stem(f"{self.path.stem}_process{trainer.global_rank}")
+            path.parent.mkdir(parents=True, exist_ok=True)  # processes of torchrun may differ in the second of its name
             tensors = {name: value.detach().cpu().contiguous() for name, value in self._batch.items()}
             with partial(path) as temporary:
                 save_file(tensors, temporary, {"error": str(exception)})

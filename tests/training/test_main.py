@@ -4,6 +4,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.strategies import FSDPStrategy, SingleDeviceStrategy
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import main
 from ldm import checkpoint, config
@@ -212,6 +214,23 @@ def test_an_error_of_a_worker_is_its_last_line():
     text = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\nValueError: a: b\n'
     assert main.in_one_line(ValueError(text)) == "a: b"
     assert main.in_one_line(ValueError("a\nb")) == "a" and main.in_one_line(OSError()) == "OSError"
+
+
+def test_only_the_first_of_processes_started_together_makes_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr(rank_zero_only, "rank", 1)  # as torchrun and srun start them, all at once
+    main.prepare_folder(tmp_path / "run", config.load(*runs.COMMANDS[1]), None)
+    assert not (tmp_path / "run").exists()
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+    main.prepare_folder(tmp_path / "run", config.load(*runs.COMMANDS[1]), None)
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_weights_in_pieces_make_no_pictures():
+    settings = config.load(*runs.COMMANDS[1], overrides=["pictures.every=5"])
+    main.check_whole(SingleDeviceStrategy("cpu"), settings)
+    with pytest.raises(ValueError, match="got FSDPStrategy.* set pictures.every=0"):
+        main.check_whole(FSDPStrategy(), settings)
+    main.check_whole(FSDPStrategy(), config.override(settings, ["pictures.every=0"]))
 
 
 def test_frozen_weights_that_nothing_fills_are_named(tmp_path, data, capsys):
