@@ -34,7 +34,8 @@ def _processor() -> str:
 def free_memory(device: str) -> int | None:
     """Bytes that can be taken on a device: of the machine, or of the container it runs in; None where nobody says."""
     if device.startswith("cuda"):
-        return torch.cuda.mem_get_info(device)[0]
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch gives it out again
+        return torch.cuda.mem_get_info(device)[0] + cached
     free = []
     with contextlib.suppress(OSError, ValueError, KeyError):
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()

@@ -45,6 +45,13 @@ def test_free_memory_minds_the_limit_of_a_container(monkeypatch, tmp_path):
     assert free_memory("cpu") is None
 
 
+def test_memory_that_torch_holds_in_reserve_is_free(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (30, 100))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 60)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10)
+    assert free_memory("cuda:0") == 80
+
+
 @pytest.mark.skipif(free_memory("cpu") is None or not Peak("cpu").reset(), reason="no /proc here")
 def test_a_peak_is_seen():
     peak = Peak("cpu")
