@@ -111,7 +111,7 @@ def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") ->
         looks_like = checkpoint.recognise(one) or "nothing known"
         what = f"{files['stage_one']}: looks like {looks_like}"
         raise checkpoint.CheckpointError(f"{what}, expected {checkpoint.STAGE_ONE.file}")
-    flow_state = _flow_weights(settings, files, one)
+    own_flow = flow_file(settings, files)
     filled = {*checkpoint.slots_held(one, checkpoint.STAGE_ONE), "sequence_decoder"}
     networks = {}
     for name, node in settings.networks.items():
@@ -121,10 +121,10 @@ def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") ->
         if not isinstance(networks[name], nn.Module):
             raise config.ConfigError(f"config.networks.{name}: got no network, expected target and params")
     slots = {name: net for name, net in networks.items() if name in checkpoint.STAGE_ONE.slots and net.state_dict()}
-    if flow_state is not None:
+    if own_flow is not None:
         constant = tuple(getattr(networks["flow"], "constant_buffers", ()))
         with named(f"the weights of flow {settings.flow}"):
-            checkpoint.load(slots.pop("flow"), flow_state, tolerated_missing=constant)
+            checkpoint.load(slots.pop("flow"), checkpoint.read(own_flow), tolerated_missing=constant)
     absent = [slot for slot in ("flow", "text") if slot not in slots]
     with named(files["stage_one"]):
         checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
@@ -144,15 +144,19 @@ def named(file: Path | str) -> Iterator[None]:
         raise checkpoint.CheckpointError(line if line.startswith(str(file)) else f"{file}: {line}") from error
 
 
-def _flow_weights(settings, files: Mapping[str, Path], stage_one: Mapping) -> dict | None:
-    """The flow estimator's own weight file, None where it needs none or the stage-1 file holds them."""
+def flow_file(settings, files: Mapping[str, Path]) -> Path | None:
+    """The flow estimator's own weight file, None where it needs none or the stage-1 file holds them.
+
+    Raises FileNotFoundError or CheckpointError where it needs one that is not there.
+    """
     name = FLOW_FILES.get(settings.flow)
     if name is None:
         return None
     if settings.flow in files:
-        return checkpoint.read(files[settings.flow])
-    if settings.flow == "raft" and "flow" in checkpoint.slots_held(stage_one, checkpoint.STAGE_ONE):
-        return None
+        return files[settings.flow]
+    if settings.flow == "raft":
+        if "flow" in checkpoint.slots_held(checkpoint.read(files["stage_one"]), checkpoint.STAGE_ONE):
+            return None
     if "folder" not in files:
         raise checkpoint.CheckpointError(f"flow {settings.flow} needs {name}.pth; name it too, or choose flow dis")
-    return checkpoint.read(checkpoint.find(files["folder"], name))
+    return checkpoint.find(files["folder"], name)

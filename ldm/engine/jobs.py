@@ -1,12 +1,15 @@
 """From a path and wishes to finished files: one job per clip, each whole or, once begun, to be gone on with."""
 
+import glob
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ldm import checkpoint, config, video
 from ldm.engine import provenance
+from ldm.engine.assemble import flow_file
 from ldm.engine.device import Peak, free_memory, hardware
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak
 from ldm.engine.resume import WorkFolder, plan_begun_with, remove
@@ -71,8 +74,10 @@ class Model:
 
     @classmethod
     def of(cls, method: MGLD, files: Mapping[str, Path], settings, device: str, *, rounding: Callable) -> "Model":
-        """Hashes the weight files."""
+        """Hashes the weight files, that of the flow estimator too where it has its own."""
         weights = {slot: path for slot, path in files.items() if path.is_file() and slot != "card"}
+        if (flow := flow_file(settings, files)) is not None:
+            weights[settings.flow] = flow
         hashes = {slot: checkpoint.sha256(path) for slot, path in weights.items()}
         return cls(method, weights, config.plain(settings), device, hashes, rounding)
 
@@ -89,8 +94,10 @@ def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> l
         raise ValueError(f"{output}: got one file for {len(found)} clips, expected a folder; leave out the suffix")
     names = {child: child.name if child.is_dir() else f"{child.stem}.mp4" for child in found}
     names |= {child: child.name for child in found if child.suffix.lower() in CONTAINERS}
-    twice = [name for name in names.values() if list(names.values()).count(name) > 1]
-    names |= {child: f"{child.name}.mp4" for child, name in names.items() if name in twice}
+    count = Counter(names.values())
+    names |= {child: f"{child.name}.mp4" for child, name in names.items() if count[name] > 1}
+    if twice := [name for name, times in Counter(names.values()).items() if times > 1]:
+        raise ValueError(f"{path}: got several clips that would become {twice[0]}, expected one; rename them")
     return [Job(child, output / names[child]) for child in found][shard[0] - 1 :: shard[1]]
 
 
@@ -196,7 +203,8 @@ def _give_up(work: WorkFolder, error: BaseException, say: Say) -> None:
 
 def _clear_stale(output: Path) -> None:
     """Remove what a run that was killed while it wrote the output left beside it; the work folder's lock is ours."""
-    for pattern in (f".{output.name}.partial-*", f".{output.name}.old-*"):
+    name = glob.escape(output.name)
+    for pattern in (f".{name}.partial-*", f".{name}.old-*"):
         for left in output.parent.glob(pattern):
             remove(left)
 

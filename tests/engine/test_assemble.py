@@ -10,6 +10,7 @@ from ldm import checkpoint, config
 from ldm.checkpoint import CheckpointError
 from ldm.diffusion.schedule import Schedule
 from ldm.engine.assemble import ROOT, find_weights, load_method, read_settings
+from ldm.engine.jobs import Model
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from tests.methods.toy import TOY, clip, method, randomise
@@ -138,6 +139,15 @@ def test_a_flow_network_is_found_beside_the_weights(folder, place, with_constant
     built = load_method(folder, flow="spynet")
     assert_same_state(built.flow, net)
     assert built.restore(clip(2), upscale=1).shape == (2, 3, 16, 16)
+
+
+def test_the_hash_of_a_flow_network_is_noted(folder):
+    torch.save(SpyNet().state_dict(), folder / "spynet_sintel_final-3d2a1287.pth")
+    files = find_weights(folder)
+    for flow, noted in ("spynet", {"spynet"}), ("dis", set()):
+        settings = read_settings(files, flow=flow)
+        model = Model.of(method(), files, settings, "cpu", rounding=None)
+        assert set(model.hashes) == set(model.files) == {"stage_one", "stage_two"} | noted
 
 
 def test_a_flow_network_may_be_named(weights, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ldm import video
+from ldm.engine import jobs
 from ldm.engine.assemble import EMBEDDED, STAGES, find_weights
 from ldm.methods.mgld import MGLD
 from ldm.ops.stream import Each, Pipeline
@@ -69,10 +70,21 @@ def test_clips_of_a_folder_keep_their_names_and_one_may_fail(tmp_path, model, mo
 def test_outputs_of_a_folder_do_not_collide(tmp_path):
     for name in ("a.mp4", "a.avi", "b.avi"):
         (tmp_path / name).touch()
-    jobs = upscale.find_jobs(tmp_path, Path("out"))
-    assert [job.output.name for job in jobs] == ["a.avi.mp4", "a.mp4.mp4", "b.mp4"]
+    found = upscale.find_jobs(tmp_path, Path("out"))
+    assert [job.output.name for job in found] == ["a.avi.mp4", "a.mp4.mp4", "b.mp4"]
     with pytest.raises(ValueError, match="leave out the suffix"):
         upscale.find_jobs(tmp_path, Path("out.mp4"))
+    (tmp_path / "a.avi.webm").touch()
+    with pytest.raises(ValueError, match="several clips that would become a.avi.mp4, expected one; rename"):
+        upscale.find_jobs(tmp_path, Path("out"))
+
+
+def test_what_another_run_writes_is_left_alone(tmp_path):
+    own, other = tmp_path / ".a[1].mp4.partial-7", tmp_path / ".a1.mp4.partial-8"
+    own.touch()
+    other.touch()
+    jobs._clear_stale(tmp_path / "a[1].mp4")
+    assert other.exists() and not own.exists()
 
 
 def settings_after(model, *words):
