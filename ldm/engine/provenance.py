@@ -66,6 +66,8 @@ def verify(path: Path) -> list[tuple[str, str]]:
         content = json.loads(path.read_text(encoding="utf-8"))
         entries = {"output": content["output"], "input": content["input"], **content["weights"]}
         named = {what: (entry["path"], entry["sha256"], entry.get("names", ())) for what, entry in entries.items()}
+        for name, _, names in named.values():
+            Path(name, *names)  # a TypeError unless all of them are words
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError):

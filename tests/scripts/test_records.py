@@ -51,7 +51,22 @@ def test_verify_names_what_is_no_longer_as_recorded(made, capfd):
     assert f"output {output}: differs" in said and f"input {clip}: not found" in said
 
 
-@pytest.mark.parametrize("content", ["", "{}", "[1]", '{"output": 3, "input": 4, "weights": {}}', "\x00\xff"])
+ODD = '{"output": {"path": "o", "sha256": "0"}, "input": {"path": "i", "sha256": "0"%s}, "weights": {}}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"output": 3, "input": 4, "weights": {}}',
+        "\x00\xff",
+        ODD % ', "names": 3',
+        ODD % ', "names": [3]',
+        ODD % ', "path": 3',
+    ],
+)
 def test_verify_refuses_what_is_no_record(tmp_path, content, capfd):
     (tmp_path / "x.json").write_text(content, encoding="latin-1")
     assert upscale.main(["--verify", str(tmp_path / "x.json")]) == 2
