@@ -27,9 +27,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def to_half(name: str, value: Tensor) -> Tensor:
-    """float16, but for what needs more digits or range than that."""
+    """float16, but for what needs more digits or range than that. Raises ValueError for numbers beyond its range."""
     exact = name in checkpoint.SCHEDULE_BUFFERS or name.endswith(("running_mean", "running_var"))
-    return value if exact or not value.is_floating_point() else value.to(torch.float16)
+    if exact or not value.is_floating_point():
+        return value
+    halved = value.to(torch.float16)
+    if not halved.isfinite().all():
+        raise ValueError(f"{name} holds {value.abs().max():g}, expected at most 65504 with --half; leave it out")
+    return halved
 
 
 def convert(source: Path, target: Path, *, half: bool = False, force: bool = False) -> str:
@@ -37,10 +42,10 @@ def convert(source: Path, target: Path, *, half: bool = False, force: bool = Fal
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists; give another name or --force")
     state = checkpoint.read(source)
-    if half:
-        state = {name: to_half(name, value) for name, value in state.items()}
     for name, value in state.items():
         checkpoint.require_finite(name, value)
+    if half:
+        state = {name: to_half(name, value) for name, value in state.items()}
     metadata = {
         "source_name": source.name,
         "source_sha256": checkpoint.sha256(source),
