@@ -252,7 +252,7 @@ class MGLD(nn.Module):
         and the frames, about [-1, 1]."""
         tally, count = Tally(progress, {}), z.shape[1]
         x = self.sampling.start(z, noise("start", range(count)).to(z))
-        values = [{"work": work[:, k], "z": z[:, k].cpu(), "x": x[:, k].cpu()} for k in range(count)]
+        values = [{"work": work[:, k].cpu(), "z": z[:, k].cpu(), "x": x[:, k].cpu()} for k in range(count)]
         for name, field in motion._asdict().items():
             for k in range(1, count):
                 values[k][name] = field[:, k - 1].cpu()

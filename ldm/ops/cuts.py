@@ -29,5 +29,5 @@ def scene_ends(first: Tensor, second: Tensor, motion: Motion, *, unmatched: floa
 
 def _likeness(a: Tensor, b: Tensor) -> float:
     """Correlation of two pictures; 0 where one of them is plain."""
-    a, b = ((x - x.mean()).flatten().double() for x in (a, b))
+    a, b = ((x - x.mean()).flatten().cpu().double() for x in (a, b))  # on the CPU: not every device knows float64
     return (torch.dot(a, b) / (a.norm() * b.norm()).clamp_min(1e-12)).item()
