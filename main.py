@@ -41,6 +41,7 @@ from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
+HALF = ("16-true", "bf16-true")  # of Trainer: the weights themselves, which 5e-5 does not move by a bit
 PATIENCE = 5  # seconds that further processes have to end by themselves
 RUN = "MGLDVSR_RUN"  # environment: the folder of the run, for the further processes of a training on several devices
 
@@ -179,6 +180,10 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
     if twice := [key for key in params if key in own]:
         raise ValueError(f"config.lightning.{twice[0]} is set by main.py; use steps, accumulate, checkpoints or ema")
     trainer = config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
+    if trainer.precision in HALF:
+        raise ValueError(
+            f"got precision {trainer.precision}, expected 32 or bf16-mixed; most steps are too small for such weights"
+        )
     check_whole(trainer.strategy, settings)
     return trainer
 

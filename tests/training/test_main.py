@@ -65,6 +65,7 @@ def refused(capfd, folder, words) -> str:
         (1, ["+data.params.validation=3"], "got 3 for a dataset"),
         (1, ["lightning.max_steps=3"], "config.lightning.max_steps is set by main.py"),
         (1, ["lightning.precision=17"], "precision"),
+        (1, ["lightning.precision=bf16-true"], "got precision bf16-true, expected 32 or bf16-mixed"),
         (1, ["lightning.strateggy=ddp"], "nearest known is strategy"),
         (1, ["lightning.devices=auto", "--scale_lr", "True"], "expected devices as a number"),
         (1, ["--gpus", "first"], "got --gpus 'first', expected numbers"),
