@@ -317,8 +317,10 @@ def end_others(trainer: Trainer) -> None:
 
     They have a moment to end by themselves, in which they may keep a bad batch of their own.
     """
-    deadline = time.monotonic() + PATIENCE
-    for process in getattr(trainer.strategy.launcher, "procs", []):
+    watched = getattr(trainer.strategy.launcher, "procs", [])
+    processes, deadline = list(watched), time.monotonic() + PATIENCE
+    watched.clear()  # Lightning's observer kills this process, too, when one of them ends: before it has said why
+    for process in processes:
         try:
             process.wait(max(deadline - time.monotonic(), 0))
         except subprocess.TimeoutExpired:

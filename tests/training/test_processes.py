@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import main
 from basicsr_deg.training_clips import shuffled
 from tests.training import runs
 
@@ -46,3 +48,13 @@ def test_a_bad_batch_in_one_process_ends_them_all(tmp_path, process):
     assert done.returncode != 0 and "Traceback" not in done.stderr, done.stderr
     kept = runs.run_of(tmp_path) / f"bad_batch_process{process}.safetensors"
     assert kept.exists() and f"at step 1, expected a number; lower lr; the batch is kept in {kept}" in done.stderr
+
+
+def test_further_processes_are_ended_and_no_longer_watched(monkeypatch):
+    monkeypatch.setattr(main, "PATIENCE", 0.3)
+    commands = ["raise SystemExit(3)", "import time; time.sleep(60)"]
+    started = [subprocess.Popen([sys.executable, "-S", "-c", command]) for command in commands]
+    watched = list(started)
+    main.end_others(SimpleNamespace(strategy=SimpleNamespace(launcher=SimpleNamespace(procs=watched))))
+    assert started[1].wait(5) != 0 and started[0].poll() is not None and watched == []
+    main.end_others(SimpleNamespace(strategy=SimpleNamespace(launcher=None)))
