@@ -49,6 +49,10 @@ class ResumableLoader(DataLoader):
         super().__init__(dataset, sampler=sampler, **settings)
         self.done = done
 
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        self.sampler.start = max(self.sampler.start, self.done())  # behind an epoch that ended (limit_train_batches)
+        return super().__iter__()
+
     def state_dict(self) -> dict[str, int]:
         """Batches that were trained on (not those that are only prepared), and samples of all processes in each."""
         return {"batches": self.done(), "samples": self.sampler.batch_size * self.sampler.processes}

@@ -50,6 +50,14 @@ def test_a_stop_changes_nothing(tmp_path, data, stage, words, later):
     assert curves == runs.rows(whole)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_epoch_that_ends_starts_no_sample_anew(tmp_path, data, workers):
+    words = [*data[1], "steps=4", f"num_workers={workers}"]
+    whole = runs.train(1, words, folder=tmp_path / "whole")
+    short = runs.train(1, words, "lightning.limit_train_batches=2", folder=tmp_path / "short")
+    assert not runs.differing(*(runs.saved(run)["state_dict"] for run in (whole, short)))
+
+
 def test_weights_are_averaged_into_the_export(tmp_path, data):
     file = tmp_path / "new" / "one.safetensors"
     run = runs.train(1, data[1], "ema=0.5", "steps=2", f"+export={{file: {file}}}", folder=tmp_path)
