@@ -27,10 +27,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm import config
 from ldm.engine.device import Peak, hardware, usable_device
+from ldm.files import write_whole
 from ldm.methods.mgld import FLOW_SCALE, PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.flow import estimate_motion
-from scripts.command import Parser
+from scripts.command import Parser, first_line, natural
 
 PROGRAM = "profile_upscale.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,12 +43,7 @@ SIZES = {
 STAGES = ("flow", "encode", "structure", "unet", "decode")
 OTHER_NAMES = {"encode": "autoencoder", "decode": "sequence_decoder"}  # of the networks that stages run
 TOKENS = 77  # of a prompt
-
-
-def counted(text: str) -> int:
-    if text.isdecimal() and int(text) > 0:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
+counted = partial(natural, least=1)
 
 
 def height_and_width(text: str) -> tuple[int, int]:
@@ -143,8 +139,7 @@ def compiled(net: nn.Module, work: Callable[[], object]) -> bool:
         work()
     except Exception as error:  # whatever the compiler raises
         net._compiled_call_impl = None
-        first = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"{PROGRAM}: not compiled: {first}", file=sys.stderr)
+        print(f"{PROGRAM}: not compiled: {first_line(error)}", file=sys.stderr)
         return False
     return True
 
@@ -258,7 +253,7 @@ def run(args: argparse.Namespace) -> int:
     figures = profile(args)
     print(table(figures))
     if args.output:
-        args.output.write_text(json.dumps(figures, indent=2) + "\n", encoding="utf-8")
+        write_whole(args.output, (json.dumps(figures, indent=2) + "\n").encode())
     return 0
 
 
@@ -267,8 +262,7 @@ def main(words: list[str] | None = None) -> int:
     try:
         return run(arguments(words))
     except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        print(f"{PROGRAM}: {line}", file=sys.stderr)
+        print(f"{PROGRAM}: {first_line(error)}", file=sys.stderr)
         return 2
 
 
