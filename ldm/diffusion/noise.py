@@ -12,6 +12,13 @@ import torch
 from torch import Tensor
 
 
+def _checked(seed: int) -> int:
+    """The seed, or ValueError unless it is one that generators take."""
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"got seed {seed}, expected 0 to 2**63 - 1")
+    return seed
+
+
 class FrameNoise:
     """Standard normal noise with an address: seed, step and frame number alone decide it.
 
@@ -19,9 +26,7 @@ class FrameNoise:
     """
 
     def __init__(self, seed: int) -> None:
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"got seed {seed}, expected 0 to 2**63 - 1")
-        self.seed = seed
+        self.seed = _checked(seed)
 
     def __call__(self, step: int | str, frames: Sequence[int], shape: Sequence[int]) -> Tensor:
         """(T, *shape) float32 on the CPU for the frame numbers `frames` (>= 0) of the whole video.
@@ -48,7 +53,7 @@ class ReleasedNoise:
     """
 
     def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = torch.Generator().manual_seed(_checked(seed))
 
     def __call__(self, step: int | str, frames: Sequence[int], shape: Sequence[int]) -> Tensor:
         """The next (T, *shape) float32 numbers of the stream; "start" is filled in the order T, h, w, c."""

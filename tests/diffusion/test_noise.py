@@ -52,3 +52,10 @@ def test_released_noise_replays_the_global_generator():
     replay = [noise(name, range(5), SHAPE) for name in ("posterior", "start", 1, 0)]
     assert all(torch.equal(a, b) for a, b in zip([posterior, start, *steps], replay, strict=True))
     assert torch.equal(ReleasedNoise(42)("posterior", range(100, 105), SHAPE), posterior)  # each patch starts again
+
+
+@pytest.mark.parametrize("source", [FrameNoise, ReleasedNoise])
+@pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
+def test_a_seed_that_is_none_is_refused(source, seed):
+    with pytest.raises(ValueError, match=f"got seed {seed}, expected 0 to"):
+        source(seed)
