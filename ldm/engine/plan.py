@@ -155,8 +155,8 @@ def _signature(method: MGLD) -> str:
     """Names what the costs depend on."""
     shapes = [(name, tuple(value.shape)) for name, value in method.state_dict().items()]
     device = hardware(str(method.device))["name"]
-    windows = method.windows.n_frames, method.windows.batch, method.decoding.windows.n_frames
-    text = repr((shapes, device, str(method.dtype), windows, method.decoding.dec_w, torch.__version__))
+    windows = method.windows.n_frames, method.windows.batch
+    text = repr((shapes, device, str(method.dtype), windows, method.decoding, torch.__version__))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

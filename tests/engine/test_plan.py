@@ -108,8 +108,11 @@ def test_a_plan_is_given_to_the_method_and_read_from_it():
 def test_costs_are_measured_once(tmp_path, monkeypatch):
     costs = measured_costs(method(), cache=tmp_path)
     assert set(costs) == {"sampling", "encoding", "decoding"} and all(min(pair) >= 0 for pair in costs.values())
-    monkeypatch.setattr("ldm.engine.plan._stages", lambda method: pytest.fail("measured again"))
-    assert measured_costs(method(), cache=tmp_path) == costs
+    again = []
+    monkeypatch.setattr("ldm.engine.plan._stages", lambda method: again.append(method) or {})
+    assert measured_costs(method(), cache=tmp_path) == costs and not again
+    measured_costs(method("+method.params.decoding.params.norms=frame"), cache=tmp_path)
+    assert len(again) == 1, "what decoding takes depends on what norms see"
 
 
 def test_the_prediction_follows_tiles_and_not_the_clip():
