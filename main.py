@@ -59,7 +59,12 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("-t", "--train", type=_switch, default=False, help="train; without it the model is described")
     parser.add_argument("-n", "--name", help="name of the run (default: the first YAML's)")
     parser.add_argument("-r", "--resume", type=Path, help="folder of a run, or a checkpoint of it, to go on from")
-    parser.add_argument("-s", "--seed", type=int, help="seed of weights, samples and noise (default: the YAML's, 23)")
+    parser.add_argument(
+        "-s",
+        "--seed",
+        type=int,
+        help="seed of weights and noise, and of samples where their seed is ${seed} (default: the YAML's, 23)",
+    )
     parser.add_argument("--gpus", default="", help="numbers: 0, or 0,1 or just 0; empty trains on the CPU (default)")
     parser.add_argument("--scale_lr", type=_switch, default=False, help="multiply the learning rate by accumulated "
                         "batches, batch size and processes (default False; the released default is True)")  # fmt: skip

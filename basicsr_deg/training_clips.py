@@ -45,7 +45,8 @@ class TrainingClips(Dataset):
         source: see `basicsr_deg.clips`.
         degradation: (T, H, W, 3) uint8 and a generator -> (T, h, w, 3) float32 in [0, 1]; None: no "lq".
         gt_size: side of the square crop, at one place in all frames.
-        variation: None: every pass is the same, with crops of the middle; for validation.
+        variation: None: every pass is the same, with crops of the middle; for validation. Rendered scenes come from the
+            seed alone: give those another one than the training's.
         usm: True: the target is sharpened, after the input was taken from it, as released; or arguments of
             `basicsr_deg.sharpen.unsharp_mask`, for the same with other constants.
 
