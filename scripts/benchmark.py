@@ -18,7 +18,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while t
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ldm import checkpoint, config
@@ -45,11 +44,15 @@ from ldm.engine.jobs import Model, Wishes
 from ldm.metrics.protocol import Options, measures
 from ldm.report.page import report_of
 from scripts import degrade, upscale
-from scripts.command import Parser, first_line, followed
+from scripts.command import Parser, first_line, followed, progress_bar
 
 PROGRAM = "benchmark.py"
 SETS = ROOT / "configs" / "benchmark"
 LISTS = ("weights", "config", "results", "metrics")  # flags that take several words
+MODEL = (  # flags that say something to a model only
+    *("config", "preset", "memory", "compile", "seeds", "ddpm_steps", "colorfix_type", "dec_w", "n_frames"),
+    *("tile_overlap", "vqgantile_size", "vqgantile_stride", "flow", "guidance", "precision"),
+)
 NAME = re.compile(r"[\w.+-]+")
 LONG = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
 
@@ -65,11 +68,24 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_intermixed_args(words)
     for name in LISTS:  # which also catch overrides that follow them
         given = getattr(args, name)
-        caught = [w for w in given if w.count("=") and "." in w.split("=")[0] and not Path(w).exists()]
+        caught = [word for word in given if is_override(word)]
         setattr(args, name, [word for word in given if word not in caught])
         args.overrides += caught
     args.words = sys.argv[1:] if words is None else words
+    args.idle = [f"--{name}" for name in MODEL if getattr(args, name) != parser.get_default(name)]
     return args
+
+
+def is_override(word: str) -> bool:
+    """Whether a word is key.key=value and not NAME=DIR or a path."""
+    key, equals, value = word.partition("=")
+    names = key.lstrip("+").split(".")
+    return (
+        bool(equals)
+        and len(names) > 1
+        and all(map(str.isidentifier, names))
+        and not any(map(os.path.exists, (word, value)))
+    )
 
 
 def add_files(group) -> None:
@@ -77,8 +93,22 @@ def add_files(group) -> None:
     add("--dataset", required=True, help="a name in configs/benchmark, or a YAML file")
     add("--root", type=Path, required=True, help="folder of the test set")
     add("-o", "--output", type=Path, help="folder to write (default: results/DATASET)")
-    add("--results", nargs="+", default=[], metavar="[NAME=]DIR", help="score these folders (upscale: with --weights)")
-    add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
+    add(
+        "--results",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]DIR",
+        help="score these folders (upscale: with --weights)",
+    )
+    add(
+        "--weights",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="PATH",
+        help="folder or weight files (default: the embedded model)",
+    )
     add("--bicubic", action="store_true", help="also score bicubic interpolation (default: no)")
     add("--lq", metavar="KIND", help="given, or a degradation: the folder found, or made (default: the set's)")
     add("--scale", type=upscale.counted, help="sides of the restored frames over those of the LQ (default: the set's)")
@@ -88,7 +118,14 @@ def add_files(group) -> None:
 
 def add_measures(group) -> None:
     add = group.add_argument
-    add("--metrics", nargs="+", default=[], metavar="NAME", help="such as psnr psnr:channels=y (default: the set's)")
+    add(
+        "--metrics",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="NAME",
+        help="such as psnr psnr:channels=y (default: the set's)",
+    )
     add("--published", metavar="TABLE", help="which table of the set to compare with (default: the first that fits)")
     add("--niqe_params", type=Path, metavar="NPZ", help="the official pristine parameters (default: an installed one)")
     add("--raft", type=Path, metavar="FILE", help="raft-things weights for flow=raft (default: in --weights)")
@@ -101,7 +138,14 @@ def add_measures(group) -> None:
 
 def add_running(group) -> None:
     add = group.add_argument
-    add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
+    add(
+        "--config",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="YAML",
+        help="model configuration (default: that of the weights)",
+    )
     add("--preset", help="a file of configs/presets merged last, such as released (default: none)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
@@ -176,6 +220,13 @@ def asked_of(args: argparse.Namespace, dataset: Dataset) -> Asked:
     )
 
 
+def try_output(folder: Path) -> None:
+    """Raise ValueError where a folder cannot be made or written, before any work."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ValueError(f"{there}: {'cannot be written' if there.is_dir() else 'is a file'}; choose another -o")
+
+
 def options_of(args: argparse.Namespace) -> Options:
     """What measures need besides frames. Raises ValueError for files that are not there."""
     for path in (args.niqe_params, args.raft, args.ffmpeg, args.dover):
@@ -229,34 +280,15 @@ def restorer_of(args: argparse.Namespace) -> Restorer:
     return Restorer(model, Wishes(save_every=args.save_every, memory=memory), say=say, tell=tell)
 
 
-@contextlib.contextmanager
-def progress_bar(title: str, total: int | None = None) -> Iterator[Report]:
-    """A bar with the time left, on a terminal only; yields report(what, done, total), where done None is one more."""
-    console = Console(stderr=True)
-    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
-    options = {"console": console, "transient": True, "disable": not console.is_terminal}
-    with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        tasks = {}
-
-        def report(what: str, done: int | None, total: int | None) -> None:
-            if done is None:
-                bar.update(all_of_it, description=f"{title}: {what}", advance=1)
-                return
-            if what not in tasks:
-                tasks[what] = bar.add_task(f"{title}: {what}", total=None)
-            bar.update(tasks[what], completed=done, total=total)
-
-        all_of_it = bar.add_task(title, total=total, visible=total is not None)
-        yield report
-
-
 def run(args: argparse.Namespace) -> int:
     talk = Talk(say, tell, progress_bar)
     dataset, own_name = read_set(args.dataset), "mgld-vsr" if args.weights else "embedded"
     upscaling = bool(args.weights) or not args.results
+    if not upscaling and (idle := args.idle + args.overrides):
+        raise ValueError(f"got {idle[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
     folders = folders_of(args.results, ["bicubic"] * args.bicubic + [own_name] * upscaling)
     asked = asked_of(args, dataset)
+    try_output(asked.folder)
     names, options = args.metrics or list(dataset.metrics), options_of(args)
     measures(names, options=options, count=1)  # a wrong name shows here
     found = dataset.find(args.root)

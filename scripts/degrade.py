@@ -29,6 +29,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedCo
 from basicsr_deg.panels import Panels
 from basicsr_deg.pipeline import Degradation
 from ldm import config, video
+from ldm.engine import provenance
 from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
@@ -38,7 +39,12 @@ from scripts.command import Parser, first_line
 PROGRAM = "degrade.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 SHOWN = 100  # frames of --show at most
-VERSIONS = {"av": av.__version__, "cv2": cv2.__version__, "numpy": np.__version__}  # whose change may change bits
+VERSIONS = {  # whose change may change bits
+    "av": av.__version__,
+    "cv2": cv2.__version__,
+    "numpy": np.__version__,
+    "code": provenance.code_digest(PROTOCOLS.parents[1] / "basicsr_deg"),
+}
 
 
 def natural(text: str) -> int:
@@ -154,13 +160,15 @@ class Maker:
         """Degrade one clip and enter it, unless it is there; what became of it in a line."""
         source = video.probe(clip)
         output, shown = self._outputs(name)
+        count = min(source.frames, self.args.max_frames or source.frames)
+        made_of = provenance.digest(clip, source.names[:count])
         entered = self.manifest.clips.get(name)
         if entered and output.exists() and (shown.exists() or not self.args.show):
+            check_made(output, entered, made_of, clip)
             return f"{output}: there already, {entered['frames']} frames"
         if output.exists() and not entered:
             raise ValueError(f"{output}: is there but not in the manifest; remove it or choose another folder")
         remove_partials(output)
-        count = min(source.frames, self.args.max_frames or source.frames)
         panels = Panels(most=SHOWN) if self.args.show else None
         kept, size = self._sizes(source)
         frames = self._degraded(source, name, kept, size, panels)
@@ -174,6 +182,7 @@ class Maker:
             if panels:
                 write_pictures(shown, panels, rate=source.rate)
             entry = {"frames": writer.written, "height": size[0], "width": size[1], "sha256": total.hexdigest()}
+            entry["of"] = made_of
             self.manifest.enter(name, entry)
         return f"{output}: {entry['frames']} frames of {size[1]}x{size[0]}"
 
@@ -206,6 +215,17 @@ class Maker:
             return video.open_writer(output, size=size, rate=source.rate, lossless=True, source=source)
         refuse_input(output, source)
         return video.Writer(output, size, Pictures(source.names), overwrite=True)  # whatever dots are in its name
+
+
+def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None:
+    """Raise ValueError unless a degraded clip is of this clip as it is now, and as it was written."""
+    if entered.get("of") != made_of:
+        raise ValueError(f"{output}: was made of other frames than {clip} has; remove it, or choose another folder")
+    total = hashlib.sha256()
+    for frame in video.read(output, as_rgb8=True):
+        total.update(frame.tobytes())
+    if total.hexdigest() != entered["sha256"]:
+        raise ValueError(f"{output}: has changed since it was written; remove it to make it anew")
 
 
 def traced(frames, panels: Panels, name: str, factor: float = 1) -> Iterator[np.ndarray]:

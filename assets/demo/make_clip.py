@@ -1,7 +1,7 @@
 """Render the demo clip: a street drawn here from nothing, with a slow camera, a van, a clock, leaves in the wind.
 
 python assets/demo/make_clip.py                                 writes assets/demo/clip.mp4 (160x90, 24 frames)
-python assets/demo/make_clip.py --ground-truth street.mkv       also writes what it was made from (640x360, lossless)
+python assets/demo/make_clip.py --ground-truth street.mkv       writes what it is made from instead (640x360, lossless)
 
 The scene is drawn three times larger and averaged down. The clip is the scene slightly blurred, averaged 4x4, with a
 little noise, compressed by H.264. Lengths below are pixels of the 640x360 picture; x runs right, y down.
@@ -357,16 +357,17 @@ def degrade(frame, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("clip.mp4"))
-    parser.add_argument("--ground-truth", type=Path, help="also write the scene itself, lossless")
+    parser.add_argument("--ground-truth", type=Path, help="write the scene itself instead, lossless")
     args = parser.parse_args()
-    frames, rng = list(render()), np.random.default_rng(2)
-    with video.open_writer(args.output, size=(HEIGHT // SCALE, WIDTH // SCALE), rate=RATE, crf=20) as writer:
-        for frame in frames:
-            writer.write(degrade(frame, rng))
     if args.ground_truth:
         with video.open_writer(args.ground_truth, size=(HEIGHT, WIDTH), rate=RATE, lossless=True) as writer:
-            for frame in frames:
+            for frame in render():
                 writer.write(frame)
+        return
+    rng = np.random.default_rng(2)
+    with video.open_writer(args.output, size=(HEIGHT // SCALE, WIDTH // SCALE), rate=RATE, crf=20) as writer:
+        for frame in render():
+            writer.write(degrade(frame, rng))
 
 
 if __name__ == "__main__":

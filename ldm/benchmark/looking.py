@@ -3,15 +3,14 @@
 All sizes are (height, width) in pixels.
 """
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
 from ldm import video
-from ldm.benchmark.sets import Clip, Dataset, Found, clips_at, first_few
+from ldm.benchmark.numbering import gap_in, other_frames
+from ldm.benchmark.sets import Clip, Dataset, Found, clips_at, first_few, refuse_doubt
 
 Report = Callable[[str, int | None, int | None], None]  # what, done (None: one more), total
 
@@ -58,6 +57,7 @@ def look_at_results(folders: Mapping[str, Path], clips: Sequence[Clip], talk: Ta
     """Restored clips by method and name. Raises ValueError for those that are missing or do not fit, and says all."""
     found, lines = {}, []
     for method, folder in folders.items():
+        refuse_doubt(folder, ".")
         there = clips_at(folder, ".")
         if absent := [clip.name for clip in clips if clip.name not in there]:
             raise ValueError(
@@ -67,7 +67,7 @@ def look_at_results(folders: Mapping[str, Path], clips: Sequence[Clip], talk: Ta
             found[method] = looked_at({clip.name: there[clip.name] for clip in clips}, lambda n: report(n, None, None))
         for clip in clips:
             try:
-                check_result(clip, found[method][clip.name], (clip.gt or clip.lq).frames)
+                check_result(clip, found[method][clip.name])
             except ValueError as error:
                 lines.append(str(error))
     _raise_first(lines, talk.say)
@@ -84,30 +84,13 @@ def _raise_first(lines: Sequence[str], say: Callable[[str], None]) -> None:
 
 def problems(clips: Mapping[str, video.Source], *, fixed: bool) -> list[str]:
     """What is missing in sources that should be whole clips, a line for each; `fixed`: all are of one length."""
-    gaps = {source.path: gap for source in clips.values() if (gap := missing_frame(source))}
+    gaps = {source.path: gap for source in clips.values() if (gap := gap_in(source.names))}
     lines = [f"{path}: {gap}" for path, gap in gaps.items()]
     usual = max((source.frames for source in clips.values()), default=0)
     for source in clips.values():
         if fixed and source.frames != usual and source.path not in gaps:
             lines.append(f"{source.path}: has {source.frames} frames, other clips of the set {usual}")
     return lines
-
-
-def missing_frame(source: video.Source) -> str | None:
-    """A gap in the numbers of a folder's images, in words."""
-    numbers = [re.findall(r"[0-9]+", Path(name).stem) for name in source.names]
-    if len(numbers) < 3 or not all(numbers):
-        return None
-    counted = [int(found[-1]) for found in numbers]
-    steps = [after - before for before, after in pairwise(counted)]
-    step = min(steps)
-    if step < 1 or all(one == step for one in steps) or any(one % step for one in steps):
-        return None
-    gap = next(k for k, one in enumerate(steps) if one != step)
-    digits = numbers[gap][-1]
-    lost = str(counted[gap] + step).zfill(len(digits))
-    before, name = Path(source.names[gap]).stem.rpartition(digits)[0], Path(source.names[gap])
-    return f"frame {before}{lost}{name.suffix} is missing ({source.frames} are there)"
 
 
 def looked_at(paths: Mapping[str, Path], report: Callable[[str], None]) -> dict[str, video.Source]:
@@ -132,6 +115,8 @@ def paired(name: str, gt: video.Source | None, lq: video.Source | None, scale: i
         if gt.frames != lq.frames:
             got = f"{lq.path}: has {lq.frames} frames and the truth {gt.path} {gt.frames}"
             raise ValueError(f"{got}; expected as many")
+        if odd := other_frames(lq.names, gt.names):
+            raise ValueError(f"{lq.path}: {odd}")
         if not all(0 <= large - small < scale for large, small in zip(sides[0], size, strict=True)):
             got, want = f"{lq.width}x{lq.height}", f"{gt.width}x{gt.height}"
             raise ValueError(f"{lq.path}: got frames of {got}, expected 1/{scale} of the truth's {want}")
@@ -140,15 +125,18 @@ def paired(name: str, gt: video.Source | None, lq: video.Source | None, scale: i
     return Clip(name, gt, lq, min(frames, most or frames), size)
 
 
-def check_result(clip: Clip, source: video.Source, whole_frames: int) -> None:
+def check_result(clip: Clip, source: video.Source) -> None:
     """Raise ValueError, naming what is wrong, unless restored frames belong to a clip."""
-    if lost := missing_frame(source):
+    if lost := gap_in(source.names):
         raise ValueError(f"{source.path}: {lost}")
-    if source.frames not in (clip.frames, whole_frames):
-        raise ValueError(f"{source.path}: has {source.frames} frames, clip {clip.name} has {whole_frames}")
-    if clip.gt is None:
-        return
-    got = source.height, source.width
-    if got not in (clip.size, (clip.gt.height, clip.gt.width)):
+    whole = (clip.gt or clip.lq).frames
+    if source.frames not in (clip.frames, whole):
+        raise ValueError(f"{source.path}: has {source.frames} frames, clip {clip.name} has {whole}")
+    odd = [other_frames(source.names, known.names) for known in (clip.gt, clip.lq) if known]
+    if all(odd):
+        raise ValueError(f"{source.path}: {odd[0]}")
+    got, truth = (source.height, source.width), clip.gt and (clip.gt.height, clip.gt.width)
+    if got not in (clip.size, truth):
+        of = f"as clip {clip.name} has" if clip.gt else f"for clip {clip.name} (--scale?)"
         sizes = f"got frames of {got[1]}x{got[0]}, expected {clip.size[1]}x{clip.size[0]}"
-        raise ValueError(f"{source.path}: {sizes} as clip {clip.name} has")
+        raise ValueError(f"{source.path}: {sizes} {of}")

@@ -14,6 +14,7 @@ from ldm.engine.jobs import Job, Model, Say, Wishes, manifest_of, plan_for, prep
 from ldm.engine.resume import differences, remove_partials
 from ldm.methods.mgld import Progress
 from ldm.ops.resize import resize
+from ldm.video.sinks import Pictures
 
 DECIDING = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: what decides frames
 
@@ -23,16 +24,21 @@ def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -
     names = clip.lq.names[: clip.frames]
     about = {"sha256": provenance.digest(clip.lq.path, names), "frames": clip.frames, "size": list(clip.size)}
     made_of = {"input": about, "weights": {}, "versions": provenance.versions()}
-    if output.exists() and made_of.items() <= _read(provenance.beside(output)).items():
+    record = _read(provenance.beside(output))
+    if output.exists() and made_of.items() <= record.items() and _is_as_written(output, record):
         return output
     remove_partials(output)
-    with video.open_writer(output, size=clip.size, names=names or None, overwrite=True) as writer:
+    with video.Writer(output, clip.size, Pictures(names), overwrite=True) as writer:
         for number, frame in enumerate(video.read(clip.lq, 0, clip.frames, as_rgb8=True), 1):
             small = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
             writer.write(resize(small, clip.size).clamp(0, 1))
             report(number, clip.frames)
     provenance.record(output, made_of)
     return output
+
+
+def _is_as_written(output: Path, record: Mapping) -> bool:
+    return (record.get("output") or {}).get("sha256") == provenance.digest(output)
 
 
 def _read(record: Path) -> dict:
@@ -78,6 +84,10 @@ class Restorer:
         if found := differences(_lasting(was), _lasting({key: now[key] for key in was})):
             what = "; ".join(found[:2])
             raise ValueError(f"{job.output}: made with {what}; choose another -o, or remove it to make it anew")
+        if not _is_as_written(job.output, record):
+            raise ValueError(
+                f"{job.output}: its frames have changed since they were written; remove it to make it anew"
+            )
         return record
 
 

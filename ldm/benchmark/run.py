@@ -10,7 +10,7 @@ from pathlib import Path
 import av
 
 from ldm import video
-from ldm.benchmark.looking import Talk, paired
+from ldm.benchmark.looking import Talk, check_result, paired
 from ldm.benchmark.making import Restorer, enlarge_clip, rates
 from ldm.benchmark.published import compared_with, published_clips, published_entries
 from ldm.benchmark.scores import Scores
@@ -66,6 +66,12 @@ class Run:
         self.hashes = {clip.name: {} for clip in clips}
         self.notes += [f"Not the published set: {line}." for line in self.odd]
         cut = [(self.asked.max_clips, "clips"), (self.asked.max_frames, "frames of each clip")]
+        self._note_lossy("Clips of the truth", [clip.gt for clip in clips if clip.gt])
+        cropped = [clip for clip in clips if clip.gt and (clip.gt.height, clip.gt.width) != clip.size]
+        for clip in cropped[:1]:
+            sizes = f"{clip.gt.width}x{clip.gt.height} is scored over {clip.size[1]}x{clip.size[0]}"
+            self.notes.append(f"A truth that is no multiple of the scale is cut: {clip.name} of {sizes}.")
+        self.notes += [f"{line}." for line in found.left_out]
         self.notes += [f"Only the first {most} {what} at most." for most, what in cut if most]
 
     def needs_lq(self) -> None:
@@ -90,8 +96,11 @@ class Run:
             self._enter(name, "folder", [None], path)
             for clip in self.clips:
                 self._score(name, None, clip, results[name][clip.name])
-            if lossy := next((clip.name for clip in self.clips if is_lossy(results[name][clip.name])), None):
-                self.notes.append(f"Results of {name} have halved colour ({lossy}): figures include the codec's loss.")
+            self._note_lossy(f"Results of {name}", [results[name][clip.name] for clip in self.clips])
+
+    def _note_lossy(self, what: str, sources: Sequence[video.Source]) -> None:
+        if lossy := next((source.path.name for source in sources if is_lossy(source)), None):
+            self.notes.append(f"{what} have halved colour ({lossy}): figures include the codec's loss.")
 
     def score_bicubic(self) -> None:
         """The LQ enlarge_clip."""
@@ -100,7 +109,7 @@ class Run:
         self._enter("bicubic", "folder", [None], folder)
         for clip in self.clips:
             with self.talk.bar("bicubic") as report:
-                output = enlarge_clip(clip, folder / self._place() / clip.name, partial(report, clip.name))
+                output = enlarge_clip(clip, folder / self._place() / file_name(clip), partial(report, clip.name))
             self._score("bicubic", None, clip, video.probe(output))
 
     def score_upscaled(self, restorer: Restorer, name: str, seeds: Sequence[int]) -> None:
@@ -111,7 +120,7 @@ class Run:
         entry |= {"settings": dict(restorer.model.settings), "weights": dict(restorer.model.hashes)}
         for seed in seeds:
             for number, clip in enumerate(self.clips, 1):
-                output = folder / self._place() / f"seed{seed}" / clip.name
+                output = folder / self._place() / f"seed{seed}" / file_name(clip)
                 with self.talk.bar(f"{name}, seed {seed}, clip {number} of {len(self.clips)}, {clip.name}") as report:
                     how = {"seed": seed, "scale": self.asked.scale, "report": report}
                     records.append(restorer.restored(clip, output, **how))
@@ -129,6 +138,7 @@ class Run:
         return self.methods[-1]
 
     def _score(self, method: str, seed: int | None, clip: Clip, result: video.Source) -> None:
+        check_result(clip, result)
         place = f"{method}/{clip.name}" if seed is None else f"{method}/seed{seed}/{clip.name}"
         with self.talk.bar(f"scoring {method}") as report:
             scores = self.scores.of(clip, result, place=place, report=partial(report, clip.name))
@@ -154,7 +164,7 @@ class Run:
 
     def _relative(self, path: Path) -> str:
         try:
-            return Path(os.path.relpath(path, self.folder)).as_posix()
+            return Path(os.path.relpath(path.resolve(), self.folder.resolve())).as_posix()
         except ValueError:  # another drive
             return path.resolve().as_posix()
 
@@ -234,6 +244,11 @@ class Run:
             "name": clip.name, "frames": clip.frames, "width": width, "height": height, "rate": str(source.rate),
             **places, "results": self.results[clip.name], "sha256": self.hashes[clip.name],
         }  # fmt: skip
+
+
+def file_name(clip: Clip) -> str:
+    """The name of a folder of frames: a clip `a.mp4` makes no video of that name."""
+    return clip.name.replace("%", "%25").replace(".", "%2E")
 
 
 def is_lossy(source: video.Source) -> bool:

@@ -87,7 +87,7 @@ def _together(parts) -> dict:
 
 def _push_all(clip: Clip, result: video.Source, made: Sequence[Measure], report: Callable[[int, int], None]) -> None:
     """Feed all frames of a result and its truth, never holding more than the measures do."""
-    truths = video.read(clip.gt, 0, clip.frames, as_rgb8=True) if clip.gt else None
+    truths, number = video.read(clip.gt, 0, clip.frames, as_rgb8=True) if clip.gt else None, 0
     for number, frame in enumerate(video.read(result, 0, clip.frames, as_rgb8=True), 1):
         truth = next(truths) if truths else None
         if truth is not None:
@@ -96,6 +96,8 @@ def _push_all(clip: Clip, result: video.Source, made: Sequence[Measure], report:
         for measure in made:
             measure.push(frame, truth)
         report(number, clip.frames)
+    if number != clip.frames:
+        raise ValueError(f"has {number} frames, expected {clip.frames}")
 
 
 def summary(measure: Measure) -> dict:
@@ -109,14 +111,17 @@ def summary(measure: Measure) -> dict:
         good = math.isfinite(value) and not measure.missing
         said["figures"][name] = value if good else None
         if not good:
-            said["reasons"][name] = _reason(value, measure.missing)
+            said["reasons"][name] = _reason(value, measure.missing, measure.per_frame())
         said["protocols"][name], said["better"][name] = measure.protocol, measure.better
         if name != measure.name:
             said["of"][name] = measure.name
     return said
 
 
-def _reason(value: float, missing: str | None) -> str:
+def _reason(value: float, missing: str | None, per_frame: Sequence[float]) -> str:
     if missing:
         return f"n/a ({missing})"
-    return "inf (equal to the truth)" if math.isinf(value) else "n/a (no frame or pair has a value)"
+    if not math.isinf(value):
+        return "n/a (no frame or pair has a value)"
+    equal = [number for number, one in enumerate(per_frame) if math.isinf(one)]
+    return f"inf (equal to the truth{f' in frame {equal[0]}' if len(equal) < len(per_frame) else ''})"

@@ -4,14 +4,15 @@ Every set is a file of configs/benchmark. All sizes are (height, width) in pixel
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ldm import video
-from ldm.video.source import files_in, natural_order
+from ldm.video.source import files_in, is_visible, natural_order
 
 KEYS = {"gt", "lq", "kind", "renamed"}  # of a layout
 SHOWN = 5  # names in a message
+TABLE = ("source", "protocol", "lq", "methods")  # of a published table
 GIVEN = "given"  # LQ of unknown making, as it was found
 
 
@@ -24,6 +25,7 @@ class Found:
     lq: dict[str, dict[str, Path]]
     lines: tuple[str, ...]
     folders: dict[str, str] = field(default_factory=dict)  # kind of LQ, or "gt": the folder
+    left_out: tuple[str, ...] = ()  # what is there and not taken, in words
 
     @property
     def names(self) -> list[str]:
@@ -72,6 +74,22 @@ class Dataset:
         for name, layout in self.layouts.items():
             if unknown := set(layout) - KEYS:
                 raise ValueError(f"layout {name}: got {sorted(unknown)[0]!r}, expected {', '.join(sorted(KEYS))}")
+        for key in ("clips", "renamed"):
+            if not _are(getattr(self, key), str):
+                raise ValueError(f"got {key}: {getattr(self, key)}, expected a list of names, each in quotes")
+        lengths = [*self.frames.values()] if isinstance(self.frames, Mapping) else [self.frames]
+        for key, numbers in (
+            ("scale", [self.scale]),
+            ("count", [self.count]),
+            ("frames", lengths),
+            ("size", self.size),
+        ):
+            if not _are(numbers, int) or any(number is not None and number < 1 for number in numbers or ()):
+                raise ValueError(f"got {key}: {getattr(self, key)}, expected whole numbers from 1")
+        if self.size is not None and len(self.size) != 2:
+            raise ValueError(f"got size: {list(self.size)}, expected width and height")
+        for name, table in self.published.items():
+            _check_table(name, table)
 
     def expected_frames(self, name: str) -> int | None:
         """Of a clip, as published; None where nobody says."""
@@ -86,7 +104,11 @@ class Dataset:
             wanted = dict.fromkeys(str(word) for layout in self.layouts.values() for word in _places(layout))
             looked = ", ".join("clips in it" if word == "." else f"{word}/" for word in wanted)
             raise ValueError(f"{root}: no layout of {self.title} fits; expected one of {looked} (read README.md)")
-        return max(candidates, key=self._fitness)
+        best = max(candidates, key=self._fitness)
+        for place in best.folders.values():
+            refuse_doubt(best.base, place)
+        lines = (*best.lines, *_left_aside(best))
+        return replace(best, lines=lines, left_out=(*_without_truth(best), *_without_frames(best)))
 
     def _bases(self, root: Path) -> list[Path]:
         """The root, and folders in it that are named like the set."""
@@ -163,10 +185,7 @@ def _places(layout: Mapping) -> list[str]:
 
 
 def clips_at(base: Path, place: str) -> dict[str, Path]:
-    """Clips by name at a place below a folder, in which case does not matter; none where it is not there.
-
-    Raises ValueError for two of one name.
-    """
+    """Clips by name at a place below a folder, in which case does not matter; none where it is not there."""
     head, per_clip, tail = place.partition("{clip}")
     folder = below(base, head)
     if folder is None:
@@ -180,13 +199,86 @@ def clips_at(base: Path, place: str) -> dict[str, Path]:
         return {}
     if paths == [folder]:
         return {base.resolve().name: folder}
-    clips = {}
+    return {_name_of(path): path for path in paths}
+
+
+def _name_of(path: Path) -> str:
+    return path.name if path.is_dir() else path.stem
+
+
+def refuse_doubt(base: Path, place: str) -> None:
+    """Raise ValueError for a place with two clips of one name, or with pictures beside folders of pictures."""
+    head, per_clip, _ = place.partition("{clip}")
+    folder = below(base, head)
+    if per_clip or folder is None:
+        return
+    paths = video.clips_in(folder)
+    if paths == [folder]:
+        clips = [child.name for child in _visible(folder) if child.is_dir() and files_in(child, video.IMAGE_SUFFIXES)]
+        if clips:
+            stray = files_in(folder, video.IMAGE_SUFFIXES)[0]
+            raise ValueError(
+                f"{folder}: got {stray} beside folders of frames ({first_few(clips)}); move one or the other"
+            )
+        return
     for path in paths:
-        name = path.name if path.is_dir() else path.stem
-        if name in clips:
-            raise ValueError(f"{folder}: got {clips[name].name} and {path.name}, expected one clip of the name {name}")
-        clips[name] = path
-    return clips
+        if twin := next((other for other in paths if other != path and _name_of(other) == _name_of(path)), None):
+            raise ValueError(
+                f"{folder}: got {path.name} and {twin.name}, expected one clip of the name {_name_of(path)}"
+            )
+
+
+def _without_truth(found: Found) -> list[str]:
+    """Clips that have LQ and no truth, where others have one."""
+    extra = {kind: [name for name in clips if name not in found.gt] for kind, clips in found.lq.items() if found.gt}
+    return [f"LQ ({kind}) without a truth, left out: {first_few(names)}" for kind, names in extra.items() if names]
+
+
+def _without_frames(found: Found) -> list[str]:
+    """Entries among the clips that hold nothing that can be read."""
+    places = [place for place in found.folders.values() if "{clip}" not in place and place != "."]
+    folders = [folder for place in places if (folder := below(found.base, place))]
+    empty = [child for folder in folders for child in _visible(folder) if not child.exists() or _holds_nothing(child)]
+    return [f"{path} holds no frames that can be read, left out" for path in empty]
+
+
+def _holds_nothing(path: Path) -> bool:
+    return path.is_dir() and not files_in(path, (*video.IMAGE_SUFFIXES, *video.VIDEO_SUFFIXES))
+
+
+def _left_aside(found: Found) -> list[str]:
+    """Folders of clips beside those taken, in words."""
+    used = {place.partition("{clip}")[0].strip("/").partition("/")[0].casefold() for place in found.folders.values()}
+    if used & {"", "."}:
+        return []
+    others = [child for child in _visible(found.base) if child.is_dir() and child.name.casefold() not in used]
+    names = [child.name for child in others if clips_at(found.base, child.name)]
+    return [f"left aside: {first_few(names)}"] if names else []
+
+
+def _visible(folder: Path) -> list[Path]:
+    return sorted(child for child in folder.iterdir() if is_visible(child))
+
+
+def _are(values, kind: type) -> bool:
+    """Whether a value is a list of things of a kind, or None among them; or no list at all."""
+    if values is None:
+        return True
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return False
+    return all(value is None or (isinstance(value, kind) and not isinstance(value, bool)) for value in values)
+
+
+def _check_table(name: str, table) -> None:
+    """Raises ValueError for a published table that lacks something, or has words for figures."""
+    if not isinstance(table, Mapping) or (lacking := [key for key in TABLE if key not in table]):
+        raise ValueError(
+            f"published {name}: got no {lacking[0] if isinstance(table, Mapping) else 'table'}, expected it"
+        )
+    figures = [*table["methods"].values(), *(table.get("clips") or {}).values(), table.get("tolerance") or {}]
+    for metric, value in (pair for each in figures for pair in each.items()):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"published {name}: got {metric}: {value}, expected a number")
 
 
 def below(base: Path, place: str) -> Path | None:

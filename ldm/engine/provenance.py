@@ -22,15 +22,15 @@ def versions() -> dict[str, str]:
             found[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             found[name] = "not installed as a package"
-    return found | {"code": _code()[:16]}
+    return found | {"code": code_digest(Path(__file__).parents[1])}
 
 
-def _code() -> str:
-    """A hash over the source files of this package."""
-    root, total = Path(__file__).parents[1], hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        total.update(f"{path.relative_to(root).as_posix()}\n".encode() + path.read_bytes())
-    return total.hexdigest()
+def code_digest(package: Path) -> str:
+    """The beginning of a SHA-256 over the source files of a package."""
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        total.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def digest(path: Path, names: Iterable[str] = ()) -> str:

@@ -45,13 +45,15 @@ class Options:
 
 
 class Words:
-    """The settings behind a name, taken out one by one."""
+    """The settings behind a name, taken out one by one. Raises ValueError for one that is said twice."""
 
     def __init__(self, name: str):
         self.name = name
         self.metric, _, rest = name.partition(":")
         pairs = [word.partition("=") for word in rest.split(",") if word]
         self._left = {key.strip(): value.strip() for key, _, value in pairs}
+        if len(self._left) < len(pairs):
+            raise ValueError(f"got {name!r}, expected every setting once")
         self._known: list[str] = []
 
     def text(self, key: str, default: str) -> str:
@@ -254,8 +256,10 @@ def _vmaf(words: Words, options: Options) -> Recipe:
 
 
 def _dover(words: Words, options: Options) -> Recipe:
-    dover = video_quality.Dover(video_quality.find_dover(options.dover), options.device)
-    protocol = f"fused score 0..1 by {video_quality.DOVER_SCRIPT} of DOVER, lossless RGB mp4 at {video_quality.RATE}/s"
+    checkout, version = video_quality.find_dover(options.dover)
+    dover = video_quality.Dover(checkout, options.device)
+    program = f"{video_quality.DOVER_SCRIPT} of DOVER ({version})"
+    protocol = f"fused score 0..1 by {program}, lossless RGB mp4 at {video_quality.RATE}/s"
     return Recipe(protocol, dover.push, finish=dover.finish)
 
 

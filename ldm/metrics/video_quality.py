@@ -3,6 +3,7 @@
 Frames go into lossless temporary files as they come, so that memory does not grow with the clip.
 """
 
+import hashlib
 import importlib
 import json
 import re
@@ -123,8 +124,11 @@ def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
     raise Unavailable(what)
 
 
-def find_dover(checkout: Path | None) -> Path:
-    """The folder of DOVER's code. Raises Unavailable where it is not named or not whole."""
+def find_dover(checkout: Path | None) -> tuple[Path, str]:
+    """The folder of DOVER's code, and a hash of its script, settings and weights.
+
+    Raises Unavailable where it is not named or not whole.
+    """
     if checkout is None:
         raise Unavailable("needs a checkout of DOVER with its weights: --dover DIR")
     if not (checkout / DOVER_SCRIPT).is_file():
@@ -133,7 +137,20 @@ def find_dover(checkout: Path | None) -> Path:
     named = re.search(r"^test_load_path:\s*(\S+)", settings.read_text() if settings.is_file() else "", re.MULTILINE)
     if named and not (checkout / named[1]).is_file():
         raise Unavailable(f"no {named[1]} in {checkout}: fetch DOVER's weights as its README says")
-    return checkout.resolve()
+    files = [checkout / name for name in (DOVER_SCRIPT, "dover.yml", *(named.groups() if named else ()))]
+    stamps = tuple((str(file), file.stat().st_mtime_ns) for file in files if file.is_file())
+    return checkout.resolve(), _digest(stamps)
+
+
+@cache
+def _digest(stamps: tuple[tuple[str, int], ...]) -> str:
+    """The beginning of a SHA-256 over files, read once as long as their times do not change."""
+    total = hashlib.sha256()
+    for path, _ in stamps:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                total.update(block)
+    return total.hexdigest()[:8]
 
 
 def _packaged_ffmpeg() -> str | None:

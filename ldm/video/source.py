@@ -112,4 +112,5 @@ def is_visible(path):
 
 def natural_order(name):
     """A sorting key by which digits count as numbers."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", name.casefold())], name
+    parts = re.split(r"([0-9]+)", name.casefold())  # words and numbers by turns
+    return [int(part) if place % 2 else part for place, part in enumerate(parts)], name

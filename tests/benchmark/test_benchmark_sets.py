@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldm.benchmark.looking import looked_at, missing_frame, paired
+from ldm.benchmark.looking import looked_at, paired
 from scripts import benchmark
 from tests.scripts import sets
 
@@ -87,19 +87,6 @@ def test_a_folder_without_a_layout_names_those_there_are(tmp_path):
     assert "\n" not in str(error.value)
     with pytest.raises(ValueError, match="no such folder"):
         benchmark.read_set("vid4").find(tmp_path / "no")
-
-
-@pytest.mark.parametrize(
-    ("numbers", "lost"),
-    [([0, 1, 2, 4], "00000003.png"), ([1, 3, 7], "00000005.png"), ([0, 50, 99], None), ([5, 6, 7], None)],
-)
-def test_a_gap_in_the_numbers_is_a_missing_frame(tmp_path, numbers, lost):
-    clip = sets.make_clip(tmp_path / "clip", frames=max(numbers) + 1)
-    for path in clip.iterdir():
-        if int(path.stem) not in numbers:
-            path.unlink()
-    said = missing_frame(looked_at({"clip": clip}, lambda name: None)["clip"])
-    assert said is None if lost is None else f"frame {lost} is missing ({len(numbers)} are there)" in said
 
 
 def test_truth_and_lq_fit_each_other(tmp_path):

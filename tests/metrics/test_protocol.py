@@ -88,7 +88,9 @@ def test_the_truths_motion_is_found_once():
         calls.append(1)
         return DISFlow()(one, other)
 
-    made = taken(["e_warp:flow=own", "e_warp:flow=own,frames=first3", "psnr"], output, truth, flows={"own": ("own", flow)})
+    made = taken(
+        ["e_warp:flow=own", "e_warp:flow=own,frames=first3", "psnr"], output, truth, flows={"own": ("own", flow)}
+    )
     assert len(calls) == 2 * 3  # forth and back, for three pairs
     assert made[0].figures()["e_warp:flow=own"] == taken(["e_warp"], output, truth)[0].figures()["e_warp"]
     assert "(own)" in made[0].protocol

@@ -45,7 +45,11 @@ def test_a_folder_of_clips_becomes_folders_of_pngs(clips, tmp_path, capfd):
     film = video.read_clip(out / "film")
     assert film.shape == (5, 3, 8, 11)  # of 33x46, 32x44 is what 4 divides
     said = manifest(out)
-    assert said["protocol"] == "realbasicvsr" and said["seed"] == 0 and set(said["versions"]) == {"av", "cv2", "numpy"}
+    assert (
+        said["protocol"] == "realbasicvsr"
+        and said["seed"] == 0
+        and set(said["versions"]) == {"av", "cv2", "numpy", "code"}
+    )
     assert said["clips"]["film"].items() >= {"frames": 5, "height": 8, "width": 11}.items()
     assert said["settings"]["params"]["stages"]["blur_1"]["params"]["beta"] == "walk"
     assert "/" not in json.dumps(said)  # nothing of this machine
@@ -181,3 +185,18 @@ def test_what_is_not_ours_is_not_touched(clips, tmp_path, capfd):
     assert [p.name for p in (out / "film").iterdir()] == ["mine.png"]
     (out / "manifest.json").write_text("[1]")
     assert run("-i", clips, "-o", out) == 2 and "not a manifest of this program" in capfd.readouterr().err
+
+
+def test_other_frames_are_not_taken_for_those_that_are_there(clips, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert run("-i", clips, "-o", out) == 0
+    frame = out / "pictures" / "3.png"
+    kept = frame.read_bytes()
+    frame.write_bytes((out / "pictures" / "4.png").read_bytes())
+    assert run("-i", clips, "-o", out) == 2
+    assert "pictures: has changed since it was written" in capfd.readouterr().err
+    frame.write_bytes(kept)
+    assert run("-i", clips, "-o", out) == 0
+    (clips / "pictures" / "3.png").write_bytes((clips / "pictures" / "4.png").read_bytes())
+    assert run("-i", clips, "-o", out) == 2
+    assert "pictures: was made of other frames than" in capfd.readouterr().err

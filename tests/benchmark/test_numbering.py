@@ -1,0 +1,66 @@
+"""Frames by their file names: numbers, gaps, and whether two folders hold the same frames."""
+
+import pytest
+
+from ldm.benchmark.numbering import gap_in, numbers_of, other_frames
+
+
+def named(numbers, form="{:08d}.png"):
+    return [form.format(number) for number in numbers]
+
+
+@pytest.mark.parametrize(
+    ("names", "numbers"),
+    [
+        (named([0, 1, 2]), [0, 1, 2]),
+        (named([0, 1, 2], "{:04d}_x4.png"), [0, 1, 2]),  # the 4 says nothing
+        (named([7, 8], "clip3_Frame{}.PNG"), [7, 8]),
+        (["f_7.png"], [7]),
+        (["a.png", "b.png"], None),
+        (["a1.png", "b2.png"], None),
+        (["s1_1.png", "s1_2.png", "s2_1.png"], None),
+        (["1_a1.png", "2_a1.png", "3_a2.png"], [1, 2, 3]),
+        ((), None),
+    ],
+)
+def test_the_number_is_what_differs(names, numbers):
+    assert numbers_of(names) == numbers
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (named([0, 1, 2, 4]), "frame 00000003.png is missing (4 are there)"),
+        (named([0, 1, 3], "{:04d}_x4.png"), "frame 0002_x4.png is missing (3 are there)"),
+        (named([1, 3, 7]), "frame 00000005.png is missing (3 are there)"),
+        (named([0, 50, 99]), None),
+        (named([5, 6, 7]), None),
+        (named([4, 2]), None),
+        ([*named([0, 1]), "avg.png"], "avg.png is not named like the other frames, such as 00000000.png"),
+        (["0 (1).png", *named([0, 1, 2])], "0 (1).png is not named like"),
+        (["1.jpg", "1.png", "2.png"], "1.jpg and 1.png have one number"),
+    ],
+)
+def test_a_gap_and_a_stranger_are_named(names, said):
+    assert gap_in(names) is said is None or said in gap_in(names)
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "same"),
+    [
+        ([0, 1, 2], [0, 1, 2], True),
+        ([1, 2, 3], [0, 1, 2], True),  # counted from 1
+        ([0, 1, 2], [10, 20, 30], True),  # counted anew
+        ([0, 50, 99], [0, 1, 2], False),
+        ([0, 50, 99], [0, 50, 99], True),
+        ([0, 1, 2], [0, 50, 99], True),
+        ([0, 1], [0, 1, 2, 3], True),  # the first ones
+        ([0, 1], [1, 2, 3, 4], True),
+        ([2, 3], [0, 1, 2, 3], False),
+        ([0, 2], [0, 1, 2, 3], False),
+    ],
+)
+def test_frames_are_those_of_the_clip(ours, theirs, same):
+    said = other_frames(named(ours, "{}_x4.png"), named(theirs))
+    assert (said is None) == same and (same or f"numbered {ours[0]}, {ours[1]}" in said)
+    assert other_frames(["a.png", "b.png"], named(theirs)) is None
