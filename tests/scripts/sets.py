@@ -1,13 +1,17 @@
 """Miniature test sets in the layouts that people have, for the tests of the benchmark."""
 
+import json
+
 import cv2
 import numpy as np
 
 from ldm import video
+from scripts import benchmark
 from tests.scripts import toy
 
 SIZE = (64, 96)
 FRAMES = 4
+FAST = ("--metrics", "psnr", "ssim", "--no_report")
 
 
 def make_clip(path, *, shrink=1, frames=FRAMES, first=0, noise=0):
@@ -37,3 +41,21 @@ def make_results(folder, *, clips=("000", "001"), noise=4, suffix=""):
     for clip in clips:
         make_clip(folder / f"{clip}{suffix}", noise=noise)
     return folder
+
+
+def run(*words):
+    return benchmark.main([*map(str, words)])
+
+
+def read(folder):
+    return json.loads((folder / "results.json").read_text())
+
+
+def value(folder, metric, method="ours", clip="000", seed=None):
+    found = [
+        r
+        for r in read(folder)["rows"]
+        if (r["method"], r["metric"], r["clip"], r["seed"]) == (method, metric, clip, seed)
+    ]
+    assert len(found) == 1
+    return found[0]["value"]

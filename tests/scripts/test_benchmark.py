@@ -1,7 +1,6 @@
 """benchmark.py from end to end on miniature sets: layouts, tables, resumption, and what is refused before any work."""
 
 import csv
-import json
 import re
 import shutil
 import tracemalloc
@@ -16,28 +15,8 @@ from ldm.benchmark.sets import Clip
 from ldm.metrics import learned
 from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import Options
-from scripts import benchmark
 from tests.scripts import sets, toy
-
-FAST = ("--metrics", "psnr", "ssim", "--no_report")
-
-
-def run(*words):
-    return benchmark.main([*map(str, words)])
-
-
-def read(folder):
-    return json.loads((folder / "results.json").read_text())
-
-
-def value(folder, metric, method="ours", clip="000", seed=None):
-    found = [
-        r
-        for r in read(folder)["rows"]
-        if (r["method"], r["metric"], r["clip"], r["seed"]) == (method, metric, clip, seed)
-    ]
-    assert len(found) == 1
-    return found[0]["value"]
+from tests.scripts.sets import FAST, read, run, value
 
 
 @pytest.fixture
