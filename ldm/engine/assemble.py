@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ldm import checkpoint, config
+from ldm.engine.device import exact_float32
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "assets" / "tiny"
@@ -106,6 +107,7 @@ def _preset(name: str) -> Path:
 
 def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") -> nn.Module:
     """The method of `settings` with the weights of `files`. Raises CheckpointError or ConfigError."""
+    exact_float32()
     one = checkpoint.read(files["stage_one"])
     if "unet" not in checkpoint.slots_held(one, checkpoint.STAGE_ONE):  # before anything is missed in a wrong file
         looks_like = checkpoint.recognise(one) or "nothing known"

@@ -19,6 +19,11 @@ def usable_device(name: str | None) -> str:
     return name
 
 
+def exact_float32() -> None:
+    """Have float32 be float32 on CUDA too, where cuDNN's convolutions would keep 10 of 23 bits (TF32)."""
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
 def hardware(device: str) -> dict[str, str | int]:
     """The device a result was computed on, and how many threads took part."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()

@@ -369,7 +369,7 @@ class MGLD(nn.Module):
         return {"sampling": pieces * sampling, "decoding": pieces * decoding}
 
     def compile_networks(self) -> None:
-        """Have torch.compile work on what takes the time."""
+        """Have torch.compile work on what takes the time; on encoder and decoder only where they run by tiles."""
         for network in (self.unet, self.structure, self.autoencoder.encoder, self.sequence_decoder.decoder):
             network.compile()
 

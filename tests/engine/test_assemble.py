@@ -91,6 +91,12 @@ def test_named_files_keep_the_card_beside_them(weights):
     assert_same_weights(load_method(weights / f"{TWO}.safetensors", str(weights / f"{ONE}.safetensors")))
 
 
+def test_a_method_computes_in_whole_float32(folder, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    load_method(folder)
+    assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
+
+
 def test_named_configurations_replace_the_card(folder):
     (folder / "model.yaml").write_text("networks: {}\n")
     assert_same_weights(load_method(folder, configs=[TOY]))
