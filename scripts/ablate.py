@@ -24,8 +24,6 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while t
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
 from ldm import config
@@ -41,7 +39,7 @@ from ldm.ops.resize import resize
 from ldm.ops.stream import Each, Frame, Windowed, run_through, together
 from scripts.ablation_clips import SCALE, SMALLEST, Clip, find_clips, load_clips, protocol_of, seen_in_training
 from scripts.ablation_report import DOCUMENT, ROWS, Cells, Row, by_seed, findings, markdown, png, sheet, table, view
-from scripts.command import Parser, first_line, natural
+from scripts.command import Parser, carry_out, natural, progress_bar
 
 PROGRAM = "ablate.py"
 log = logging.getLogger(PROGRAM)
@@ -282,14 +280,9 @@ def run(args: argparse.Namespace) -> None:
     for name in seen_in_training(card, paths):
         log.warning("%s: named in %s; figures on clips of the training say little", name, card)
     used, pictures = [], {}
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
-    options = {"console": console, "disable": not console.is_terminal, "transient": True}
-    with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        task = bar.add_task("ablation", total=sum(len(study.plan(row)) for row in ROWS) * len(clips))
+    with progress_bar("ablation", sum(len(study.plan(row)) for row in ROWS) * len(clips)) as report:
         for clip in clips:
-            bar.update(task, description=clip.name)
-            keys = study.measure(clip, lambda: bar.advance(task))
+            keys = study.measure(clip, functools.partial(report, clip.name))
             used += keys.values()
             pictures[clip.name] = png(draw(study, clip, keys))
     write_results(study, paths, used, pictures)
@@ -297,15 +290,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(words: list[str] | None = None) -> int:
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.WARNING)
-    try:
-        run(arguments(words))
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{PROGRAM}: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

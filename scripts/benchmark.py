@@ -44,7 +44,7 @@ from ldm.engine.jobs import Model, Wishes
 from ldm.metrics.protocol import Options, measures
 from ldm.report.page import report_of
 from scripts import degrade, upscale
-from scripts.command import Parser, first_line, followed, progress_bar
+from scripts.command import Parser, carry_out, first_line, followed, progress_bar
 
 PROGRAM = "benchmark.py"
 SETS = ROOT / "configs" / "benchmark"
@@ -364,14 +364,7 @@ def tell(line: str) -> None:
 
 def main(words: list[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
-    try:
-        return run(arguments(words))
-    except KeyboardInterrupt:
-        say("interrupted; the same command goes on")
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        say(first_line(error))
-        return 2
+    return carry_out(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""What the commands share: a parser that says what is wrong in one line, whole numbers, errors in one line, bars."""
+"""What the commands share: arguments, bars with the time left, and errors that are one line with exit status 2."""
 
 import argparse
 import contextlib
+import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
@@ -34,22 +35,40 @@ def followed(items: Iterable, title: str) -> Iterable:
 
 
 @contextlib.contextmanager
-def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[[str, int | None, int | None], None]]:
-    """Bars with the time left, on a terminal only; yields report(what, done, total), where done None is one more."""
+def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
+    """Bars with the time left, on a terminal only; yields report(what, done, total).
+
+    Every `what` has a line, that of one that is finished where there is one. Without `done` it is one more of `total`.
+    """
     console = Console(stderr=True)
     times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     options = {"console": console, "transient": True, "disable": not console.is_terminal}
     with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        tasks = {}
+        whole, lines, finished = bar.add_task(title, total=total), {}, []
 
-        def report(what: str, done: int | None, total: int | None) -> None:
+        def report(what: str, done: int | None = None, total: int | None = None) -> None:
             if done is None:
-                bar.update(all_of_it, description=f"{title}: {what}", advance=1)
+                bar.update(whole, description=f"{title}: {what}", advance=1)
                 return
-            if what not in tasks:
-                tasks[what] = bar.add_task(f"{title}: {what}", total=None)
-            bar.update(tasks[what], completed=done, total=total)
+            if what not in lines:
+                bar.update(whole, visible=False)
+                lines[what] = lines.pop(finished.pop()) if finished else bar.add_task(title)
+                bar.reset(lines[what], description=f"{title}: {what}")
+            bar.update(lines[what], completed=done, total=total)
+            if done == total and what not in finished:
+                finished.append(what)
 
-        all_of_it = bar.add_task(title, total=total, visible=total is not None)
         yield report
+
+
+def carry_out(program: str, work: Callable[[], int | None], *, stopped: str = "interrupted") -> int:
+    """The exit status: what work() returns; 2 after one line for what a person can cause; 130 after Ctrl-C."""
+    try:
+        return work() or 0
+    except KeyboardInterrupt:
+        print(f"{program}: {stopped}", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, FloatingPointError) as error:
+        print(f"{program}: {first_line(error)}", file=sys.stderr)
+        return 2

@@ -13,10 +13,13 @@ import torch
 from torch import Tensor
 
 from ldm import __version__, checkpoint
+from scripts.command import Parser, carry_out
+
+PROGRAM = "convert_checkpoint.py"
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, help="file to read; optimizer states in it are left out")
     parser.add_argument("target", type=Path, nargs="?", help="file to write (default: the source's name, .safetensors)")
     parser.add_argument("--half", action="store_true", help="store float16 (not schedules and running statistics)")
@@ -57,14 +60,12 @@ def convert(source: Path, target: Path, *, half: bool = False, force: bool = Fal
     return f"{target}: {len(state)} entries, {sum(v.numel() for v in state.values())} numbers, {size:.1f} MB ({kind})"
 
 
+def run(args: argparse.Namespace) -> None:
+    print(convert(args.source, args.target, half=args.half, force=args.force))
+
+
 def main(words: list[str] | None = None) -> int:
-    args = arguments(words)
-    try:
-        print(convert(args.source, args.target, half=args.half, force=args.force))
-    except (ValueError, OSError) as error:
-        print(f"convert_checkpoint: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return carry_out(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import av
 import cv2
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from basicsr_deg.panels import Panels
 from basicsr_deg.pipeline import Degradation
@@ -34,7 +32,7 @@ from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
 from ldm.video.writing import refuse_input
-from scripts.command import Parser, first_line
+from scripts.command import Parser, carry_out, first_line, natural, progress_bar
 
 PROGRAM = "degrade.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
@@ -47,18 +45,6 @@ VERSIONS = {  # whose change may change bits
 }
 
 
-def natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 0")
-    return int(text)
-
-
-def counted(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from 1")
-    return int(text)
-
-
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -68,7 +54,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--protocol", default="realbasicvsr", help="a name in configs/degradations, or a YAML (default: realbasicvsr)")
     add("--seed", type=natural, default=0, help="of all that is drawn (default: 0)")
     add("--scale", type=float, help="sides of the clip over those of the degraded one (default: the protocol's)")
-    add("--max_frames", type=counted, help="frames to take of each clip at most (default: all)")
+    add("--max_frames", type=partial(natural, least=1), help="frames to take of each clip at most (default: all)")
     add("--video", action="store_true", help="write lossless videos CLIP.mkv instead of folders (default: no)")
     add("--show", action="store_true", help="also write CLIP.show.mp4, every stage side by side (default: no)")
     return parser.parse_intermixed_args(words)
@@ -243,17 +229,6 @@ def write_pictures(path: Path, panels: Panels, *, rate) -> None:
             writer.write(picture)
 
 
-@contextlib.contextmanager
-def progress_bar() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar with the time left, on a terminal only; yields report(clip, done, total)."""
-    console = Console(stderr=True)
-    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("degrading", total=None)
-        yield lambda clip, done, total: bar.update(task, description=clip, completed=done, total=total)
-
-
 def maker_of(args: argparse.Namespace) -> Maker:
     """What makes the clips that the arguments ask for. Raises ValueError for a protocol that is none."""
     settings = read_settings(args)
@@ -275,7 +250,7 @@ def run(args: argparse.Namespace) -> int:
     clips = video.clips_in(args.input)
     maker = maker_of(args)
     failed = 0
-    with progress_bar() as report:
+    with progress_bar("degrading") as report:
         for clip, name in names_of(clips).items():
             try:
                 tell(maker.make(clip, name, partial(report, f"{name} ({len(clips)} clips)")))
@@ -297,14 +272,7 @@ def tell(line: str) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    try:
-        return run(arguments(words))
-    except KeyboardInterrupt:
-        say("interrupted")
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        say(first_line(error))
-        return 2
+    return carry_out(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -27,8 +27,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 
 from basicsr_deg import latent_clips
 from basicsr_deg.clips import find_clips, some
@@ -40,8 +38,10 @@ from ldm.engine.resume import differences
 from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
 from ldm.ops.stream import together
+from scripts.command import Parser, carry_out, followed
 from scripts.degrade import find_protocol, generator
 
+PROGRAM = "make_latents.py"
 LOG = logging.getLogger("make_latents")
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
@@ -320,8 +320,7 @@ def run(args: argparse.Namespace) -> None:
     latent_clips.remove_partial(args.output)
     kinds = ("gt", "lq", "latent", *(["sample"] * args.samples))
     left = [job for job in jobs if not latent_clips.is_written(args.output, job.name, kinds)]
-    console = Console(stderr=True)
-    for job in track(left, description=f"{len(jobs)} clips", console=console, disable=not console.is_terminal):
+    for job in followed(left, f"{len(jobs)} clips"):
         content = make_clip(method, job, seed=args.seed, samples=args.samples)
         if not record.exists():  # before there is a clip that it must speak for, and only once something works
             args.output.mkdir(parents=True, exist_ok=True)
@@ -331,7 +330,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("-i", "--input", type=Path, metavar="CLIPS", help="sharp clips: sub-folders of pictures, videos, or one clip")
     add("--protocol", default="realbasicvsr", help="degradation: a name of configs/degradations or a YAML file")
@@ -355,16 +354,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format="make_latents.py: %(message)s", stream=sys.stderr)
-    try:
-        run(arguments(words))
-    except KeyboardInterrupt:
-        print("make_latents.py: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"make_latents.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    logging.basicConfig(level=logging.INFO, format=f"{PROGRAM}: %(message)s", stream=sys.stderr)
+    return carry_out(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command goes on")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
@@ -12,7 +13,9 @@ import numpy as np
 
 from basicsr_deg.clips import RenderedScenes
 from ldm import config
+from scripts.command import Parser, carry_out, natural
 
+PROGRAM = "profile_degradation.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 
 
@@ -33,29 +36,31 @@ def seconds_of(degradation, clip: np.ndarray, seeds: range) -> tuple[list[float]
     return whole, stages
 
 
-def main(words: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--protocols", nargs="+", default=["realbasicvsr", "realbasicvsr_released", "realbasicvsr_mild"]
-    )
-    parser.add_argument("--frames", type=int, default=5, help="of the clip (default 5)")
-    parser.add_argument("--size", type=int, default=512, help="sides of its frames (default 512)")
-    parser.add_argument("--clips", type=int, default=20, help="seeds (default 20)")
-    args = parser.parse_args(words)
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    known = ["realbasicvsr", "realbasicvsr_released", "realbasicvsr_mild"]
+    counted = partial(natural, least=1)
+    parser.add_argument("--protocols", nargs="+", default=known, help=f"of configs/degradations (default: {known})")
+    parser.add_argument("--frames", type=counted, default=5, help="of the clip (default: 5)")
+    parser.add_argument("--size", type=counted, default=512, help="sides of its frames (default: 512)")
+    parser.add_argument("--clips", type=counted, default=20, help="seeds (default: 20)")
+    return parser.parse_args(words)
+
+
+def run(args: argparse.Namespace) -> None:
     cv2.setNumThreads(1)
-    try:
-        scene = RenderedScenes(length=1, size=args.size)
-        clip = scene.clip(0, np.random.default_rng(0), args.frames)
-        for protocol in args.protocols:
-            degradation = config.instantiate(config.load(PROTOCOLS / f"{protocol}.yaml").degradation)
-            whole, stages = seconds_of(degradation, clip, range(args.clips))
-            print(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at worst")
-            shares = sorted(stages.items(), key=lambda item: -item[1])
-            print("  " + ", ".join(f"{name} {spent / sum(whole):.0%}" for name, spent in shares))
-    except (ValueError, OSError) as error:
-        print(f"profile_degradation.py: {error}", file=sys.stderr)
-        return 2
-    return 0
+    scene = RenderedScenes(length=1, size=args.size)
+    clip = scene.clip(0, np.random.default_rng(0), args.frames)
+    for protocol in args.protocols:
+        degradation = config.instantiate(config.load(PROTOCOLS / f"{protocol}.yaml").degradation)
+        whole, stages = seconds_of(degradation, clip, range(args.clips))
+        print(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at worst")
+        shares = sorted(stages.items(), key=lambda item: -item[1])
+        print("  " + ", ".join(f"{name} {spent / sum(whole):.0%}" for name, spent in shares))
+
+
+def main(words: list[str] | None = None) -> int:
+    return carry_out(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm.report.page import MEGABYTES, report_of
-from scripts.command import Parser, followed
+from scripts.command import Parser, carry_out, followed
 
 PROGRAM = "report.py"
 
@@ -33,21 +33,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
+def run(args: argparse.Namespace) -> None:
+    follow = partial(followed, title="report")
+    print(report_of(args.folder, method=args.method, megabytes=args.megabytes, follow=follow))
+
+
 def main(words: list[str] | None = None) -> int:
-    try:
-        args = arguments(words)
-        print(
-            report_of(
-                args.folder, method=args.method, megabytes=args.megabytes, follow=partial(followed, title="report")
-            )
-        )
-        return 0
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+    return carry_out(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -7,12 +7,11 @@ Words like method.params.windows.params.batch=2 change any setting of the model'
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
 
 from ldm import config, video
 from ldm.engine import provenance
@@ -32,7 +29,7 @@ from ldm.engine.plan import parse_bytes
 from ldm.methods.mgld import PRECISIONS
 from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
-from scripts.command import Parser, first_line, natural
+from scripts.command import Parser, first_line, natural, progress_bar
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -236,24 +233,6 @@ def compare_path(output: Path) -> Path:
 def save_picture(picture, path: Path) -> None:
     with video.open_writer(path, size=picture.shape[:2]) as writer:
         writer.write(picture)
-
-
-@contextlib.contextmanager
-def progress_bar(name: str) -> Iterator[Callable[[str, int, int], None]]:
-    """A bar per stage with the time left, on a terminal only; yields report(stage, done, total)."""
-    console = Console(stderr=True)
-    times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
-    columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
-    options = {"console": console, "transient": True, "disable": not console.is_terminal}
-    with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        tasks = {"sampling": bar.add_task(f"{name}: sampling", total=None)}
-
-        def report(stage: str, done: int, total: int | None) -> None:
-            if stage not in tasks:
-                tasks[stage] = bar.add_task(f"{name}: {stage}", total=None)
-            bar.update(tasks[stage], completed=done, total=total)
-
-        yield report
 
 
 def restore_all(jobs: list[Job], find_files: Callable[[], Mapping[str, Path]], args: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
 from scripts import upscale
 from scripts import vsr_val_ddpm_text_T_vqganfin_oldcanvas_tile as tiles
+from scripts.command import progress_bar
 
 STEPS, MULTIPLE, GUIDANCE_SCALE = 200, 32, -1.0
 Restored = tuple[torch.Tensor, torch.Tensor]  # latents (T, c, h, w) and frames (T, 3, H, W) in [0, 1], on the CPU
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
         size = (args.input_size, args.input_size)
         with video.open_writer(job.output, size=size, names=names, source=source, overwrite=True) as writer:
             lq = torch.stack([prepare(frame, args.input_size) for frame in video.read(source, as_rgb8=True)])
-            with upscale.progress_bar(job.path.name) as progress:
+            with progress_bar(job.path.name) as progress:
                 seed = args.seed + args.select_idx + number * args.n_gpus
                 latents, frames = restore_sequence(method, lq, seed=seed, progress=progress)
             for frame in frames:

@@ -177,15 +177,6 @@ def test_a_mistake_in_the_code_keeps_its_traceback(tmp_path, model, monkeypatch)
     assert toy.left_behind(tmp_path) == ["clip.mp4"]
 
 
-def test_the_bar_goes_on_where_an_earlier_run_stopped(monkeypatch):
-    seen = []
-    monkeypatch.setattr(upscale.Progress, "update", lambda self, task, **known: seen.append((task, *known.values())))
-    with upscale.progress_bar("clip") as report:
-        for call in [("sampling", 5, 9), ("decoding", 3, 7), ("sampling", 6, 9), ("decoding", 4, None)]:
-            report(*call)
-    assert seen == [(0, 5, 9), (1, 3, 7), (0, 6, 9), (1, 4, None)]
-
-
 def test_it_runs_from_anywhere_as_a_script(tmp_path):
     script = Path(upscale.__file__).resolve()
     done = subprocess.run(

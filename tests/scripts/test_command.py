@@ -1,0 +1,45 @@
+"""What the commands share: bars, exits."""
+
+import pytest
+
+from scripts import command
+
+
+def test_the_bar_goes_on_where_an_earlier_run_stopped(monkeypatch):
+    seen = []
+    monkeypatch.setattr(command.Progress, "update", lambda self, task, **known: seen.append((task, *known.values())))
+    with command.progress_bar("clip") as report:
+        for call in [("sampling", 5, 9), ("decoding", 3, 7), ("sampling", 6, 9), ("decoding", 4, None)]:
+            report(*call)
+    shown = [line for line in seen if line[0] > 0]  # 0 is that of the whole, hidden by any other
+    assert shown == [(1, 5, 9), (2, 3, 7), (1, 6, 9), (2, 4, None)]
+
+
+def test_a_finished_line_is_taken_by_the_next_clip(monkeypatch):
+    seen = []
+    monkeypatch.setattr(command.Progress, "update", lambda self, task, **known: seen.append((task, *known.values())))
+    with command.progress_bar("degrading") as report:
+        for call in [("a", 1, 2), ("a", 2, 2), ("b", 1, 5), ("b", 5, 5), ("c", 1, 1)]:
+            report(*call)
+    assert {line[0] for line in seen if line[0] > 0} == {1}
+
+
+@pytest.mark.parametrize(
+    ("work", "status", "said"),
+    [
+        (lambda: None, 0, ""),
+        (lambda: 3, 3, ""),
+        (lambda: int("x"), 2, "tool.py: invalid literal for int() with base 10: 'x'\n"),
+        (lambda: (_ for _ in ()).throw(ValueError("one\ntwo")), 2, "tool.py: one\n"),
+        (lambda: (_ for _ in ()).throw(KeyboardInterrupt), 130, "tool.py: stopped\n"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(capsys, work, status, said):
+    raising = work if status in (0, 3) or "literal" in said else lambda: next(work())
+    assert command.carry_out("tool.py", raising, stopped="stopped") == status
+    assert capsys.readouterr().err == said
+
+
+def test_mistakes_in_the_code_keep_their_traceback():
+    with pytest.raises(KeyError):
+        command.carry_out("tool.py", lambda: {}["x"])
