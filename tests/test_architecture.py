@@ -28,7 +28,7 @@ MAY_IMPORT = {  # room: the rooms it may import
         "ldm.methods",
         "ldm.engine",
     },
-    "ldm.report": {"ldm.files", "ldm.video", "ldm.ops", "ldm.metrics"},
+    "ldm.report": {"ldm.files", "ldm.video", "ldm.ops", "ldm.metrics", "ldm.engine"},
     "ldm.picture": set(),
     "basicsr_deg": set(),
 }

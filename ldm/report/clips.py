@@ -13,15 +13,15 @@ SHARES = {"middle": 0.5, "detail": 0.2, "profiles": 0.15, "maps": 0.15}  # of wh
 
 def strands_of(run: Mapping, clip: Mapping, folder: Path) -> list[Strand]:
     """Input, results and truth of a clip, in the order of the page. Raises ValueError where no result is named."""
-    size, strands = (clip["width"], clip["height"]), []
+    size, strands, scored = (clip["width"], clip["height"]), [], clip.get("sha256") or {}
     if clip["lq"]:
         strands.append(Strand(INPUT, folder / clip["lq"], size))
-    results = [(place, clip["results"].get(method["name"])) for place, method in enumerate(run["methods"])]
-    strands += [
-        Strand(f"result-{place}", folder / next(iter(paths.values())), size) for place, paths in results if paths
-    ]
+    for place, method in enumerate(run["methods"]):
+        for seed, path in [*(clip["results"].get(method["name"]) or {}).items()][:1]:
+            known = scored.get(f"{method['name']}/{seed}" if seed else method["name"])
+            strands.append(Strand(f"result-{place}", folder / path, size, known))
     if clip["gt"]:
-        strands.append(Strand(TRUTH, folder / clip["gt"], size))
+        strands.append(Strand(TRUTH, folder / clip["gt"], size, scored.get("gt")))
     if not strands:
         raise ValueError(f"{clip['name']}: results.json names no frames")
     return strands

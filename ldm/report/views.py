@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 
 from ldm import video
+from ldm.engine import provenance
 from ldm.metrics.temporal import e_warp, motion_back
 from ldm.ops.dis import DISFlow
 from ldm.ops.flow import flow_warp
@@ -27,15 +28,18 @@ FULL = 0.1  # of the difference maps' scale at least: a difference of 25 in 255
 @dataclass(frozen=True)
 class Strand:
     """One video of a clip. `key` is INPUT, TRUTH, or any other word for a result; `size` (width, height) is that of the
-    output."""
+    output, `sha256` what was scored, where that is known."""
 
     key: str
     path: Path
     size: tuple[int, int]
+    sha256: str | None = None
 
     def open(self, frames: int) -> video.Source:
-        """Raises ValueError (VideoError) for a path without a video, or with too few frames."""
+        """Raises ValueError for a path without a video, with too few frames, or with others than were scored."""
         source = video.probe(self.path)
+        if self.sha256 and provenance.digest(source.path, source.names) != self.sha256:
+            raise ValueError(f"{self.path}: has changed since it was scored; run benchmark.py again")
         if source.frames < frames:
             raise ValueError(f"{self.path}: has {source.frames} frames, expected {frames}")
         return source

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from ldm import video
+from ldm.report.page import report_of
 from scripts import benchmark
 from tests.scripts import sets, toy
 from tests.scripts.sets import FAST, read, run, value
@@ -174,3 +175,13 @@ def test_a_set_of_ones_own_is_checked(mini, own, capfd, change, says):
     assert run(*own, "--results", mini / "ours") == 2
     said = capfd.readouterr().err
     assert says in said and said.count("\n") == 1
+
+
+def test_the_page_shows_no_frames_but_those_that_were_scored(mini, own):
+    assert run(*[word for word in own if word != "--no_report"], "--results", mini / "ours") == 0
+    text = (mini / "out/report.html").read_text()
+    assert text.count('class="stage"') == 2 and "No pictures" not in text
+    shutil.copy(mini / "set/GT/000/00000001.png", mini / "ours/000/00000002.png")
+    report_of(mini / "out")
+    text = (mini / "out/report.html").read_text()
+    assert text.count('class="stage"') == 1 and "ours/000: has changed since it was scored" in text
