@@ -1,3 +1,3 @@
 """Motion-guided latent diffusion for video super-resolution."""
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
