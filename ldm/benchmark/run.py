@@ -103,7 +103,7 @@ class Run:
             self.notes.append(f"{what} have halved colour ({lossy}): figures include the codec's loss.")
 
     def score_bicubic(self) -> None:
-        """The LQ enlarge_clip."""
+        """The LQ enlarged."""
         self.needs_lq()
         folder = self.folder / "sr" / "bicubic"
         self._enter("bicubic", "folder", [None], folder)
