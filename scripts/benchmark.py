@@ -53,7 +53,7 @@ MODEL = (  # flags that say something to a model only
     *("config", "preset", "memory", "compile", "seeds", "ddpm_steps", "colorfix_type", "dec_w", "n_frames"),
     *("tile_overlap", "vqgantile_size", "vqgantile_stride", "flow", "guidance", "precision"),
 )
-NAME = re.compile(r"[\w.+-]+")
+NAME = re.compile(r"[\w.+-]*\w[\w.+-]*")
 LONG = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
 
 

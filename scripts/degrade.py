@@ -31,6 +31,7 @@ from ldm.engine import provenance
 from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
+from ldm.video.source import is_visible
 from ldm.video.writing import refuse_input
 from scripts.command import Parser, carry_out, first_line, natural, progress_bar
 
@@ -105,13 +106,13 @@ class Manifest:
         self.path, self.made_by, self.clips = folder / "manifest.json", dict(made_by), {}
         if self.path.exists():
             self._go_on()
-        elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        elif folder.exists() and (not folder.is_dir() or any(map(is_visible, folder.iterdir()))):
             raise ValueError(f"{folder}: holds other things than degraded clips, expected a new or empty folder")
 
     def _go_on(self) -> None:
         try:
             recorded = json.loads(self.path.read_text(encoding="utf-8"))
-            self.clips = dict(recorded.pop("clips"))
+            self.clips = {name: dict(entry) for name, entry in recorded.pop("clips").items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{self.path}: not a manifest of this program; choose another folder") from error
         if different := first_difference(recorded, self.made_by):
@@ -205,7 +206,9 @@ class Maker:
 
 def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None:
     """Raise ValueError unless a degraded clip is of this clip as it is now, and as it was written."""
-    if entered.get("of") != made_of:
+    if "of" not in entered:
+        raise ValueError(f"{output}: was made by an earlier version; remove it, or choose another folder")
+    if entered["of"] != made_of:
         raise ValueError(f"{output}: was made of other frames than {clip} has; remove it, or choose another folder")
     total = hashlib.sha256()
     for frame in video.read(output, as_rgb8=True):

@@ -59,6 +59,7 @@ def look_at_results(folders: Mapping[str, Path], clips: Sequence[Clip], talk: Ta
     for method, folder in folders.items():
         refuse_doubt(folder, ".")
         there = clips_at(folder, ".")
+        there = {clip.name: path for clip in clips if (path := clip.found_in(there))} or there
         if absent := [clip.name for clip in clips if clip.name not in there]:
             raise ValueError(
                 f"{folder}: no result of clip {first_few(absent)}; expected folders or videos of these names"
@@ -130,7 +131,7 @@ def check_result(clip: Clip, source: video.Source) -> None:
     if lost := gap_in(source.names):
         raise ValueError(f"{source.path}: {lost}")
     whole = (clip.gt or clip.lq).frames
-    if source.frames not in (clip.frames, whole):
+    if not clip.frames <= source.frames <= whole:
         raise ValueError(f"{source.path}: has {source.frames} frames, clip {clip.name} has {whole}")
     odd = [other_frames(source.names, known.names) for known in (clip.gt, clip.lq) if known]
     if all(odd):

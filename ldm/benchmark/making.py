@@ -38,7 +38,8 @@ def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -
 
 
 def _is_as_written(output: Path, record: Mapping) -> bool:
-    return (record.get("output") or {}).get("sha256") == provenance.digest(output)
+    written = record.get("output")
+    return isinstance(written, dict) and written.get("sha256") == provenance.digest(output)
 
 
 def _read(record: Path) -> dict:
@@ -76,12 +77,12 @@ class Restorer:
             return None
         try:
             record = json.loads(beside.read_text(encoding="utf-8"))
-            was = {key: record[key] for key in DECIDING}
-        except (ValueError, KeyError, TypeError):
+            was = _lasting({key: record[key] for key in DECIDING})
+        except (ValueError, KeyError, TypeError, AttributeError):
             raise ValueError(f"{beside}: not a record of an output; remove it and {job.output}") from None
         plan, _ = plan_for(job, self.model, lambda line: None)
         now = json.loads(json.dumps(manifest_of(job, self.model, plan)))
-        if found := differences(_lasting(was), _lasting({key: now[key] for key in was})):
+        if found := differences(was, _lasting({key: now[key] for key in was})):
             what = "; ".join(found[:2])
             raise ValueError(f"{job.output}: made with {what}; choose another -o, or remove it to make it anew")
         if not _is_as_written(job.output, record):

@@ -10,25 +10,45 @@ DIGITS = re.compile("([0-9]+)")
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
-    """The number of every frame: the digits in which names of one pattern differ; None where names tell nothing.
+    """The number of every frame: the digits that count in names of one pattern; None where names tell nothing.
 
     Raises ValueError for a file that is not named like the others, and for two of one number.
     """
-    parts = [DIGITS.split(Path(name).stem.casefold()) for name in names]
-    patterns = ["#".join(words[::2]) for words in parts]
+    patterns = [_pattern(name) for name in names]
     usual, count = Counter(patterns).most_common(1)[0] if names else ("", 0)
-    if "#" not in usual or (count < len(names) and count * 2 <= len(names)):
+    if count < len(names) and count * 2 <= len(names):
+        _refuse_disorder(names)
         return None
     if odd := next((name for name, pattern in zip(names, patterns, strict=True) if pattern != usual), None):
         raise ValueError(f"{odd} is not named like the other frames, such as {names[patterns.index(usual)]}")
-    groups = [*zip(*([int(digits) for digits in words[1::2]] for words in parts), strict=True)]
+    groups = [*zip(*map(_numbers, names), strict=True)]
     differing = [group for group in groups if len(set(group)) > 1] or groups[-1:]
-    counting = [group for group in differing if len(set(group)) == len(names)]
-    if not counting and len(differing) == 1:
-        twice = next(number for number in differing[0] if differing[0].count(number) > 1)
-        both = [name for name, number in zip(names, differing[0], strict=True) if number == twice]
+    rising = [group for group in differing if all(after > before for before, after in pairwise(group))]
+    if not rising and len(differing) == 1 and (twice := [n for n, k in Counter(differing[0]).items() if k > 1]):
+        both = [name for name, number in zip(names, differing[0], strict=True) if number == twice[0]]
         raise ValueError(f"{both[0]} and {both[1]} have one number")
-    return list(counting[-1]) if counting else None
+    steady = [group for group in rising if len({after - before for before, after in pairwise(group)}) < 2]
+    return list((steady or rising)[0]) if rising else None
+
+
+def _pattern(name: str) -> str:
+    return DIGITS.sub("#", Path(name).stem.casefold())
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in DIGITS.findall(Path(name).stem)]
+
+
+def _refuse_disorder(names: Sequence[str]) -> None:
+    """Raise ValueError for names of several patterns, of which some have no number or numbers do not rise."""
+    last = [numbers[-1] if (numbers := _numbers(name)) else None for name in names]
+    if all(number is None for number in last):
+        return
+    if None in last:
+        raise ValueError(f"{names[last.index(None)]} has no number, others have one")
+    for (before, one), (after, other) in pairwise(zip(names, last, strict=True)):
+        if other <= one:
+            raise ValueError(f"{before} comes before {after}, so frames are not in the order of their numbers")
 
 
 def gap_in(names: Sequence[str]) -> str | None:
@@ -48,7 +68,12 @@ def gap_in(names: Sequence[str]) -> str | None:
 def step_of(numbers: Sequence[int]) -> int | None:
     """By how much numbers would grow if none were missing; 0 where none is, None where that cannot be told."""
     steps = [after - before for before, after in pairwise(numbers)]
-    if not steps or min(steps) < 1 or any(one % min(steps) for one in steps):
+    if (
+        not steps
+        or min(steps) < 1
+        or any(one % min(steps) for one in steps)
+        or steps.count(min(steps)) * 2 < len(steps)
+    ):
         return None
     return 0 if len(set(steps)) == 1 else min(steps)
 
@@ -57,22 +82,26 @@ def _renumbered(name: str, old: int, new: int) -> str:
     """A name with another number, as many digits wide."""
     path = Path(name)
     words = DIGITS.split(path.stem)
-    place = next(k for k in range(len(words) - 2, 0, -2) if int(words[k]) == old)
+    place = next(k for k in range(1, len(words), 2) if int(words[k]) == old)
     return "".join([*words[:place], str(new).zfill(len(words[place])), *words[place + 1 :]]) + path.suffix
 
 
 def other_frames(names: Sequence[str], reference: Sequence[str]) -> str | None:
     """In what frames are not those of a reference, in words: with fewer of them, its first ones.
 
-    Both may count from another number; folders without gaps are of the same frames if they have as many.
+    Numbers are to be the same, or counted anew from 0 or 1; where some frames are left out, only under another pattern.
     """
+    stems = [[Path(name).stem.casefold() for name in each] for each in (names, reference)]
+    if len(reference) < 2 or stems[0] == stems[1][: len(names)]:
+        return None
     ours, theirs = numbers_of(names), numbers_of(reference)
     if not ours or not theirs:
         return None
     offsets = {one - other for one, other in zip(ours, theirs, strict=False)}
-    if len(ours) == len(theirs):
-        same = len(offsets) == 1 or step_of(ours) == 0
-    else:
-        same = len(offsets) == 1 and max(offsets) <= 0
+    anew = ours[0] in (0, 1) and (len(ours) == 1 or {b - a for a, b in pairwise(ours)} == {1})
+    if len(ours) < len(theirs):
+        anew = anew and theirs[0] in (0, 1) and _pattern(names[0]) != _pattern(reference[0])
+    if offsets == {0} or anew or (len(ours) == 1 and theirs[0] in _numbers(names[0])):
+        return None
     told = [", ".join(map(str, numbers[:3])) for numbers in (ours, theirs)]
-    return None if same else f"its frames are numbered {told[0]} ..., the clip's {told[1]} ...; expected the same"
+    return f"its frames are numbered {told[0]} ..., the clip's {told[1]} ...; expected the same numbers"

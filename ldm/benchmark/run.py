@@ -21,7 +21,6 @@ from ldm.engine.device import hardware
 from ldm.files import write_whole
 
 FORMAT = "mgld-vsr benchmark 1"
-EXACT = ("rgb", "gbr", "bgr", "yuv444", "ya", "gray")  # pixel formats that do not halve colour
 
 MakeLQ = Callable[[Mapping[str, Path], Callable], tuple[dict[str, Path], str]]
 
@@ -109,7 +108,7 @@ class Run:
         self._enter("bicubic", "folder", [None], folder)
         for clip in self.clips:
             with self.talk.bar("bicubic") as report:
-                output = enlarge_clip(clip, folder / self._place() / file_name(clip), partial(report, clip.name))
+                output = enlarge_clip(clip, folder / self._place() / clip.file_name, partial(report, clip.name))
             self._score("bicubic", None, clip, video.probe(output))
 
     def score_upscaled(self, restorer: Restorer, name: str, seeds: Sequence[int]) -> None:
@@ -120,7 +119,7 @@ class Run:
         entry |= {"settings": dict(restorer.model.settings), "weights": dict(restorer.model.hashes)}
         for seed in seeds:
             for number, clip in enumerate(self.clips, 1):
-                output = folder / self._place() / f"seed{seed}" / file_name(clip)
+                output = folder / self._place() / f"seed{seed}" / clip.file_name
                 with self.talk.bar(f"{name}, seed {seed}, clip {number} of {len(self.clips)}, {clip.name}") as report:
                     how = {"seed": seed, "scale": self.asked.scale, "report": report}
                     records.append(restorer.restored(clip, output, **how))
@@ -195,7 +194,7 @@ class Run:
             return (
                 "The LQ that was found is taken for the files of that publication: with others, differences say little."
             )
-        return f"Its LQ was {was}, as it is here; another draw of a random degradation gives other figures."
+        return f"Its LQ was {was}, as it is here; where a degradation draws, another draw gives other figures."
 
     def _table(self) -> tuple[str | None, Mapping | None]:
         """The published table to compare with. Raises ValueError for a name that is none."""
@@ -246,14 +245,10 @@ class Run:
         }  # fmt: skip
 
 
-def file_name(clip: Clip) -> str:
-    """The name of a folder of frames: a clip `a.mp4` makes no video of that name."""
-    return clip.name.replace("%", "%25").replace(".", "%2E")
-
-
 def is_lossy(source: video.Source) -> bool:
     """Whether a video keeps colour at half the resolution only."""
     if source.kind != "video":
         return False
     with av.open(str(source.path)) as container:
-        return not container.streams.video[0].format.name.startswith(EXACT)
+        pixels = container.streams.video[0].format
+        return (pixels.chroma_width(2), pixels.chroma_height(2)) != (2, 2)

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ldm import video
+from ldm.benchmark.checking import check_dataset
 from ldm.video.source import files_in, is_visible, natural_order
 
-KEYS = {"gt", "lq", "kind", "renamed"}  # of a layout
 SHOWN = 5  # names in a message
-TABLE = ("source", "protocol", "lq", "methods")  # of a published table
 GIVEN = "given"  # LQ of unknown making, as it was found
 
 
@@ -43,6 +42,16 @@ class Clip:
     frames: int
     size: tuple[int, int] | None
 
+    @property
+    def file_name(self) -> str:
+        """The name of a folder of its frames: a clip `a.mp4` makes no video of that name."""
+        return self.name.replace("%", "%25").replace(".", "%2E")
+
+    def found_in(self, paths: Mapping[str, Path]) -> Path | None:
+        """Its path among those by name, in whatever case, or under its file name."""
+        folded = {name.casefold(): path for name, path in paths.items()}
+        return paths.get(self.name) or paths.get(self.file_name) or folded.get(self.name.casefold())
+
 
 @dataclass(frozen=True)
 class Dataset:
@@ -71,25 +80,7 @@ class Dataset:
     truth: bool = True
 
     def __post_init__(self):
-        for name, layout in self.layouts.items():
-            if unknown := set(layout) - KEYS:
-                raise ValueError(f"layout {name}: got {sorted(unknown)[0]!r}, expected {', '.join(sorted(KEYS))}")
-        for key in ("clips", "renamed"):
-            if not _are(getattr(self, key), str):
-                raise ValueError(f"got {key}: {getattr(self, key)}, expected a list of names, each in quotes")
-        lengths = [*self.frames.values()] if isinstance(self.frames, Mapping) else [self.frames]
-        for key, numbers in (
-            ("scale", [self.scale]),
-            ("count", [self.count]),
-            ("frames", lengths),
-            ("size", self.size),
-        ):
-            if not _are(numbers, int) or any(number is not None and number < 1 for number in numbers or ()):
-                raise ValueError(f"got {key}: {getattr(self, key)}, expected whole numbers from 1")
-        if self.size is not None and len(self.size) != 2:
-            raise ValueError(f"got size: {list(self.size)}, expected width and height")
-        for name, table in self.published.items():
-            _check_table(name, table)
+        check_dataset(self)
 
     def expected_frames(self, name: str) -> int | None:
         """Of a clip, as published; None where nobody says."""
@@ -129,6 +120,8 @@ class Dataset:
                 clips = self._chosen(clips_at(base, layout.get("lq")), layout) if layout.get("lq") else {}
                 if clips and (layout.get("kind") or GIVEN) not in lq:
                     kind = layout.get("kind") or GIVEN
+                    as_truth = {name.casefold(): name for name in gt}
+                    clips = {n if n in gt else as_truth.get(n.casefold(), n): path for n, path in clips.items()}
                     lq[kind], folders[kind] = clips, layout["lq"]
                     names.append(name)
             if gt or (lq and place is None):
@@ -148,7 +141,8 @@ class Dataset:
                 return moved
         if not self.clips:
             return dict(clips)
-        return {name: clips[name] for name in self.clips if name in clips} or dict(clips)
+        folded = {name.casefold(): path for name, path in clips.items()}
+        return {name: folded[name.casefold()] for name in self.clips if name.casefold() in folded} or dict(clips)
 
     def _told(self, base, place, gt, lq, folders, names) -> tuple[str, ...]:
         holds = [f"truth in {place}"] * bool(gt) + [f"LQ ({kind}) in {folders[kind]}" for kind in lq]
@@ -258,27 +252,6 @@ def _left_aside(found: Found) -> list[str]:
 
 def _visible(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if is_visible(child))
-
-
-def _are(values, kind: type) -> bool:
-    """Whether a value is a list of things of a kind, or None among them; or no list at all."""
-    if values is None:
-        return True
-    if isinstance(values, str) or not isinstance(values, Sequence):
-        return False
-    return all(value is None or (isinstance(value, kind) and not isinstance(value, bool)) for value in values)
-
-
-def _check_table(name: str, table) -> None:
-    """Raises ValueError for a published table that lacks something, or has words for figures."""
-    if not isinstance(table, Mapping) or (lacking := [key for key in TABLE if key not in table]):
-        raise ValueError(
-            f"published {name}: got no {lacking[0] if isinstance(table, Mapping) else 'table'}, expected it"
-        )
-    figures = [*table["methods"].values(), *(table.get("clips") or {}).values(), table.get("tolerance") or {}]
-    for metric, value in (pair for each in figures for pair in each.items()):
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise ValueError(f"published {name}: got {metric}: {value}, expected a number")
 
 
 def below(base: Path, place: str) -> Path | None:

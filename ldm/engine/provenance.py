@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ldm import checkpoint
 from ldm.files import write_whole
+from ldm.video.source import is_visible
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safetensors")
 NAME = "mgld-vsr"
@@ -34,11 +35,11 @@ def code_digest(package: Path) -> str:
 
 
 def digest(path: Path, names: Iterable[str] = ()) -> str:
-    """The SHA-256 of a file, or over the names and contents of the files of a folder (by default all of them)."""
+    """The SHA-256 of a file, or over the names and contents of files of a folder (by default all but hidden ones)."""
     if not path.is_dir():
         return checkpoint.sha256(path)
     total = hashlib.sha256()
-    for name in names or sorted(child.name for child in path.iterdir() if child.is_file()):
+    for name in names or sorted(child.name for child in path.iterdir() if child.is_file() and is_visible(child)):
         total.update(f"{name}\n{checkpoint.sha256(path / name)}\n".encode())
     return total.hexdigest()
 

@@ -186,6 +186,8 @@ def _e_warp_quantvsr(words: Words, options: Options) -> Recipe:
 
 def _estimator(name: str, options: Options) -> tuple[Flow, str]:
     """The flow of that name, and how it is called. Raises Unavailable for one that is not there."""
+    if name not in ("dis", "raft", *options.flows):
+        raise ValueError(f"got flow={name}, expected dis or raft")
     if name not in options.flows and name != "dis":
         raise Unavailable(f"needs the weights of {name}")
     said, flow = options.flows.get(name) or (f"DIS medium, OpenCV {cv2.__version__}", _DIS)

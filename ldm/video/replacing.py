@@ -3,7 +3,7 @@
 import os
 import shutil
 
-from ldm.video.source import VideoError
+from ldm.video.source import VideoError, is_visible
 
 
 class Replacement:
@@ -47,7 +47,7 @@ class Replacement:
                 folder.rmdir()
 
     def _check_folder(self):
-        present = sorted(child.name for child in self.path.iterdir())
+        present = sorted(child.name for child in self.path.iterdir() if is_visible(child))
         if present and not self.overwrite:
             raise VideoError(f"{self.path}: the folder is not empty; remove it, choose another or allow overwriting")
         foreign = [name for name in present if not name.lower().endswith(".png")]

@@ -106,8 +106,8 @@ def files_in(folder, suffixes):
 
 
 def is_visible(path):
-    """Whether a person would see this entry: not a dot file, nor what macOS puts into archives."""
-    return not path.name.startswith((".", "__MACOSX"))
+    """Whether a person put this entry there: not a dot file, nor what macOS and Windows leave in folders."""
+    return not path.name.startswith((".", "__MACOSX")) and path.name.casefold() not in ("thumbs.db", "desktop.ini")
 
 
 def natural_order(name):

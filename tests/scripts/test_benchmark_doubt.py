@@ -2,6 +2,7 @@
 
 import shutil
 
+import av
 import pytest
 
 from ldm import video
@@ -108,6 +109,25 @@ def test_what_is_left_out_is_said(mini, own, capfd):
     assert "left aside: low" in capfd.readouterr().out
 
 
+def test_clips_are_found_in_whatever_case_and_under_the_names_we_give_them(mini, own):
+    for place, name in (("set/GT", "Car.1"), ("set/LQ", "car.1"), ("ours", "CAR.1")):
+        (mini / place / "000").rename(mini / place / name)
+    assert run(*own, "--results", mini / "ours", "--bicubic") == 0
+    first = value(mini / "out", "psnr", "bicubic", clip="Car.1")
+    assert value(mini / "out", "psnr", clip="Car.1") is not None
+    assert run(*own, "--results", f"again={mini / 'out/sr/bicubic/given-x4'}") == 0
+    assert value(mini / "out", "psnr", "again", clip="Car.1") == first
+
+
+def test_hidden_files_change_nothing(mini, own):
+    assert run(*own, "--results", mini / "ours", "--bicubic") == 0
+    first = read(mini / "out")["rows"]
+    for folder in ("out/sr/bicubic/given-x4/000", "ours/000", "set/GT/000"):
+        (mini / folder / ".DS_Store").write_bytes(b"x")
+        (mini / folder / "Thumbs.db").write_bytes(b"x")
+    assert run(*own, "--results", mini / "ours", "--bicubic") == 0 and read(mini / "out")["rows"] == first
+
+
 def test_a_clip_called_like_a_video_is_a_folder_of_frames(mini, own):
     for place in ("set/GT", "set/LQ", "ours"):
         (mini / place / "000").rename(mini / place / "a.mp4")
@@ -129,6 +149,23 @@ def test_pictures_beside_folders_and_clips_of_one_name_are_refused(mini, own, ca
     (mini / "ours/000.mkv").rename(mini / "set/demo.mkv")
     shutil.copy(mini / "set/demo.mkv", mini / "set/demo.mp4")  # of no layout that is taken
     assert run(*own) == 0
+
+
+def test_videos_of_whole_colour_are_not_noted(mini, own):
+    for name in ("000.mp4", "001.mov"):
+        path = sets.make_clip(mini / "ours" / name)
+        shutil.rmtree(path.with_suffix(""))
+        source = path.rename(path.with_name(f"lossless{path.suffix}"))
+        codec, pixels = ("libx264", "yuvj444p") if path.suffix == ".mp4" else ("qtrle", "argb")
+        with av.open(str(path), "w") as container:
+            stream = container.add_stream(codec, rate=25)
+            stream.height, stream.width, stream.pix_fmt = *sets.SIZE, pixels
+            for frame in video.read(source, as_rgb8=True):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(stream.encode())
+        source.unlink()
+    assert run(*own, "--results", mini / "ours") == 0
+    assert not any("halved colour" in note for note in read(mini / "out")["notes"])
 
 
 def test_a_truth_with_halved_colour_is_noted(mini, own):
@@ -166,6 +203,13 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(mini, own, capfd):
         ("frames: abc", "got frames: abc"),
         ("scale: 0", "got scale: 0"),
         ("published: {x: {source: a, protocol: b, lq: given}}", "published x: got no methods"),
+        ("published: {x: {source: a, protocol: b, lq: given, methods: {m: {psnr: .nan}}}}", "got psnr: nan"),
+        ("published: {x: {source: a, protocol: b, lq: given, methods: {0: {psnr: 1}}}}", "got 0, expected a name"),
+        ("published: 5", "published"),
+        ("metrics: psnr", "got metrics: psnr, expected a list of names"),
+        ("lq: null", "got lq: None"),
+        ("layouts: {x: {gt: 5}}", "layout x: got {'gt': 5}, expected folders"),
+        ("renamed: [a]", "got 1 renamed clips"),
         ("published: {x: {source: a, protocol: b, lq: given, methods: {m: {psnr: high}}}}", "got psnr: high"),
     ],
 )

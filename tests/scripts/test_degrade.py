@@ -200,3 +200,22 @@ def test_other_frames_are_not_taken_for_those_that_are_there(clips, tmp_path, ca
     (clips / "pictures" / "3.png").write_bytes((clips / "pictures" / "4.png").read_bytes())
     assert run("-i", clips, "-o", out) == 2
     assert "pictures: was made of other frames than" in capfd.readouterr().err
+
+
+def test_what_a_killed_first_clip_left_is_no_stranger(clips, tmp_path, capfd):
+    left = tmp_path / "out" / ".film.partial-999999"
+    left.mkdir(parents=True)
+    (left / "00000000.png").write_bytes(b"half")
+    (tmp_path / "out" / ".DS_Store").write_bytes(b"x")
+    assert run("-i", clips, "-o", tmp_path / "out") == 0 and not left.exists()
+
+
+def test_a_folder_of_an_earlier_version_is_said_to_be_one(clips, tmp_path, capfd):
+    out = tmp_path / "out"
+    assert run("-i", clips, "-o", out) == 0
+    said = manifest(out)
+    del said["clips"]["film"]["of"]
+    (out / "manifest.json").write_text(json.dumps(said))
+    assert run("-i", clips, "-o", out) == 2 and "film: was made by an earlier version" in capfd.readouterr().err
+    (out / "manifest.json").write_text(json.dumps(said | {"clips": {"film": [1]}}))
+    assert run("-i", clips, "-o", out) == 2 and "not a manifest of this program" in capfd.readouterr().err
