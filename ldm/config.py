@@ -40,7 +40,7 @@ def load(*paths: str | Path, overrides: Iterable[str] = ()) -> DictConfig:
     """
     try:
         merged = OmegaConf.merge(*[_read(Path(path), ()) for path in paths])
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
         raise ConfigError(f"{', '.join(map(str, paths))} do not merge: {_first_line(error)}") from error
     return override(merged, overrides)
 
@@ -49,7 +49,7 @@ def merge(config: DictConfig, path: str | Path) -> DictConfig:
     """`config` with the YAML file `path` merged over it. Raises as `load`."""
     try:
         return OmegaConf.merge(config, _read(Path(path), ()))
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
         raise ConfigError(f"{path} does not merge with the configuration: {_first_line(error)}") from error
 
 
@@ -226,7 +226,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> DictConfig:
         raise ConfigError(f"{path}: include must be a list of file names, got {includes}")
     try:
         return OmegaConf.merge(*[_read(path.parent / name, (*chain, path)) for name in includes], own)
-    except OmegaConfBaseException as error:
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
         raise ConfigError(f"{path} does not merge with what it includes: {_first_line(error)}") from error
 
 

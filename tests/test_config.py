@@ -282,3 +282,15 @@ def test_instantiate_leaves_the_configuration_as_it_was(base):
     before = str(loaded)
     config.instantiate(loaded)
     assert str(loaded) == before
+
+
+def test_a_list_over_a_mapping_is_one_line(tmp_path):
+    (tmp_path / "a.yaml").write_text("layouts: {x: 1}\n")
+    (tmp_path / "b.yaml").write_text("include: [a.yaml]\nlayouts: [x]\n")
+    (tmp_path / "c.yaml").write_text("layouts: [x]\n")
+    with pytest.raises(config.ConfigError, match="does not merge with what it includes"):
+        config.load(tmp_path / "b.yaml")
+    with pytest.raises(config.ConfigError, match="do not merge"):
+        config.load(tmp_path / "a.yaml", tmp_path / "c.yaml")
+    with pytest.raises(config.ConfigError, match="does not merge with the configuration"):
+        config.merge(config.load(tmp_path / "a.yaml"), tmp_path / "c.yaml")
