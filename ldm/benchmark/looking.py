@@ -59,13 +59,14 @@ def look_at_results(folders: Mapping[str, Path], clips: Sequence[Clip], talk: Ta
     for method, folder in folders.items():
         refuse_doubt(folder, ".")
         there = clips_at(folder, ".")
-        there = {clip.name: path for clip in clips if (path := clip.found_in(there))} or there
-        if absent := [clip.name for clip in clips if clip.name not in there]:
+        paths = {clip.name: clip.found_in(there) for clip in clips}
+        if absent := [name for name, path in paths.items() if path is None]:
+            wanted = "expected folders or videos of these names"
             raise ValueError(
-                f"{folder}: no result of clip {first_few(absent)}; expected folders or videos of these names"
+                f"{folder}: no result of clip {first_few(absent)}; {wanted}, got {first_few(there) or 'none'}"
             )
         with talk.bar(f"looking at {method}", len(clips)) as report:
-            found[method] = looked_at({clip.name: there[clip.name] for clip in clips}, lambda n: report(n, None, None))
+            found[method] = looked_at(paths, lambda name: report(name, None, None))
         for clip in clips:
             try:
                 check_result(clip, found[method][clip.name])
