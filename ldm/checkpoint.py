@@ -19,7 +19,7 @@ from ldm.files import partial
 
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
-SHOWN = 10  # names per list in a message
+SHOWN = 3  # names per list in a message
 
 
 class CheckpointError(ValueError):
