@@ -160,8 +160,8 @@ def read_set(name: str) -> Dataset:
     if not name.endswith((".yaml", ".yml")):
         known = sorted(file.stem for file in SETS.glob("*.yaml"))
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-            raise ValueError(f"got dataset {name!r}, expected a YAML file or one of {', '.join(known)}; {near[0]}?")
+            near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, n=1))
+            raise ValueError(f"got dataset {name!r}, expected a YAML file or one of {', '.join(known)}{near}")
         path = SETS / f"{name}.yaml"
     settings = config.load(path)
     config.check_target(settings, "benchmark")

@@ -67,8 +67,8 @@ def find_protocol(name: str) -> Path:
         return Path(name)
     known = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
     if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ValueError(f"got protocol {name!r}, expected a YAML file or one of {', '.join(known)}; {close[0]}?")
+        near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, n=1))
+        raise ValueError(f"got protocol {name!r}, expected a YAML file or one of {', '.join(known)}{near}")
     return PROTOCOLS / f"{name}.yaml"
 
 

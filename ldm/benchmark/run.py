@@ -175,7 +175,7 @@ class Run:
         results["table"] = compared_with(results, table, same and table is not None and self._is_input_of(table))
         if table is not None:
             self.notes.insert(0, self._about_lq(table))
-            self.notes.insert(0, f"Published, table `{key}`: {table['source']}. Its protocol: {table['protocol']}.")
+            self.notes.insert(0, f"Published, table {key}: {table['source']}. Its protocol: {table['protocol']}.")
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, allow_nan=False)
         write_whole(self.folder / "results.csv", csv_text(self.rows).encode())
@@ -219,6 +219,7 @@ class Run:
                 "layout": "; ".join(self.found.lines), "root": self._relative(asked.root), "clips": len(self.clips),
                 "frames": sum(clip.frames for clip in self.clips), "degradation": self.made, "lq": self.kind,
                 "config": vars(data), "cut": {"max_clips": asked.max_clips, "max_frames": asked.max_frames},
+                "odd": self.odd,
             },
             "methods": self.methods,
             "metrics": [*self.metrics.values()],

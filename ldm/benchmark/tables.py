@@ -43,38 +43,52 @@ def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
 
 
 def main_cells(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: metric by metric: protocol, published, measured, difference, within tolerance?"""
-    several = len(results["methods"]) > 1
-    better, lines = {m["name"]: m["better"] for m in results["metrics"]}, []
-    for line in results["table"]:
-        metric = line["metric"]
-        measured = line["reason"] or shown(line["measured"], metric)
-        if line["sd"] is not None:
-            measured += f" ± {shown(line['sd'], metric)}"
-        within = {True: "yes", False: "no", None: "-"}[line["within"]]
-        if line["within"] is not None:
-            within += f" (± {line['tolerance']:g})"
-        arrow = "" if metric.endswith("_truth") else f" {ARROWS[better[metric]]}"
-        cells = [f"{label(metric)}{arrow}", line["protocol"] or "-", shown(line["published"], metric), measured]
-        cells += [shown(line["difference"], metric, sign=True), within]
-        lines.append([line["method"], *cells] if several else cells)
-    head = ["metric", "protocol", "published", "measured", "difference", "within tolerance?"]
-    return ["method", *head] if several else head, lines
+    """Head and lines, metric by metric: protocol, method where there are several, published, measured, difference,
+    within tolerance?; what is published and its verdict only where something is."""
+    several, published = len(results["methods"]) > 1, any(line["published"] is not None for line in results["table"])
+    lines = []
+    for metric in results["metrics"]:
+        arrow = "" if metric["of"] else f" {ARROWS[metric['better']]}"
+        named = [f"{label(metric['name'])}{arrow}", metric["protocol"] or "-"]
+        for line in (line for line in results["table"] if line["metric"] == metric["name"]):
+            figures = _figures(line) if published else _figures(line)[1:2]
+            lines.append([*named, *([line["method"]] if several else []), *figures])
+            named = ["", ""]
+    figures = ["published", "measured", "difference", "within tolerance?"] if published else ["measured"]
+    return ["metric", "protocol", *(["method"] if several else []), *figures], lines
+
+
+def _figures(line: Mapping) -> list[str]:
+    """Published, measured, difference, verdict."""
+    metric = line["metric"]
+    measured = line["reason"] or shown(line["measured"], metric)
+    if line["sd"] is not None:
+        measured += f" ± {shown(line['sd'], metric)}"
+    within = {True: "yes", False: "no", None: "-"}[line["within"]]
+    if line["within"] is not None:
+        within += f" (± {line['tolerance']:g})"
+    return [shown(line["published"], metric), measured, shown(line["difference"], metric, sign=True), within]
 
 
 def clip_cells(results: Mapping, method: str) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: one for every clip of a method, means over seeds, and the mean of all."""
-    metrics = [metric["name"] for metric in results["metrics"]]
+    """Head and lines: one for every clip of a method, means over seeds, and the mean of all; without metrics that are
+    lacking."""
     cells = {}
     for row in results["rows"]:
         if row["method"] == method:
             cells.setdefault((row["clip"], row["metric"]), []).append(row)
+    had = {metric for (_, metric), rows in cells.items() if not all(_is_lacking(row) for row in rows)}
+    metrics = [metric["name"] for metric in results["metrics"] if metric["name"] in had]
     lines = []
     for clip in (clip["name"] for clip in results["clips"]):
         lines.append([clip, *(_cell(cells[clip, metric], metric) for metric in metrics)])
     whole = {line["metric"]: line for line in results["table"] if line["method"] == method}
     lines.append(["mean", *(shown(whole[metric]["measured"], metric) for metric in metrics)])
     return ["clip", *map(label, metrics)], lines
+
+
+def _is_lacking(row: Mapping) -> bool:
+    return row["value"] is None and not str(row["reason"]).startswith("inf")
 
 
 def _cell(rows: Sequence[Mapping], metric: str) -> str:

@@ -189,7 +189,7 @@ def _estimator(name: str, options: Options) -> tuple[Flow, str]:
     if name not in ("dis", "raft", *options.flows):
         raise ValueError(f"got flow={name}, expected dis or raft")
     if name not in options.flows and name != "dis":
-        raise Unavailable(f"needs the weights of {name}")
+        raise Unavailable("needs raft-things.pth: --raft FILE, or in the folder of --weights")
     said, flow = options.flows.get(name) or (f"DIS medium, OpenCV {cv2.__version__}", _DIS)
     return flow, said
 

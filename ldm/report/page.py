@@ -111,7 +111,7 @@ def page_of(run: Mapping, folder: Path, method: str, most: float, follow: Follow
 def header(run: Mapping) -> str:
     data, methods = run["dataset"], run["methods"]
     seeds = sorted({seed for method in methods for seed in method["seeds"] if seed is not None})
-    facts = [f"{data['clips']} clips, {data['frames']} frames, scale {data['scale']}"]
+    facts = [f"{data['clips']} clip{'s' * (data['clips'] != 1)}, {data['frames']} frames, scale {data['scale']}"]
     facts += [f"input: {data['degradation']}"] if data["degradation"] else []
     facts += [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
     for method in methods:
@@ -120,13 +120,13 @@ def header(run: Mapping) -> str:
             facts.append(f"{method['name']}: {method['seconds_per_frame']:.2f} s per frame{memory}")
     title = element("h1", f"{escape(data['title'])}: {escape(', '.join(method['name'] for method in methods))}")
     text = title + element("p", escape("; ".join(facts) + "."), class_="lead")
-    cut = [f"{count} {what}" for key, what in (("max_clips", "clips"), ("max_frames", "frames a clip"))
-           if (count := data["cut"][key])]  # fmt: skip
-    if cut:
-        line = (
-            f"Not the published set: cut to at most {' and '.join(cut)}. These figures do not compare with a paper's."
-        )
-        text += element("p", line, class_="notice")
+    limits = (("max_clips", "clip", ""), ("max_frames", "frame", " a clip"))
+    cut = [f"{most} {what}{'s' * (most != 1)}{each}" for key, what, each in limits if (most := data["cut"][key])]
+    reasons = [f"cut to at most {' and '.join(cut)}"] if cut else []
+    reasons += data.get("odd") or []
+    if reasons and run["published"]:
+        line = f"Not the published set: {'; '.join(reasons)}. These figures do not compare with a paper's."
+        text += element("p", escape(line), class_="notice")
     return text
 
 

@@ -19,7 +19,7 @@ def heading(metric: Mapping) -> str:
 def main_table(run: Mapping) -> str:
     """metric, protocol | method | measured | published | difference | within tolerance?"""
     lines = {(line["metric"], line["method"]): line for line in run["table"]}
-    rows = []
+    rows, published = [], any(line["published"] is not None for line in run["table"])
     for metric in run["metrics"]:
         group = [lines[metric["name"], m["name"]] for m in run["methods"] if (metric["name"], m["name"]) in lines]
         if metric["of"] and len({line["measured"] for line in group}) == 1:  # the truth's own, whatever the method
@@ -30,9 +30,11 @@ def main_table(run: Mapping) -> str:
         best = best_of(metric, [line["measured"] for line in group])
         for place, line in enumerate(group):
             title = element("th", heading(metric), class_="metric", scope="rowgroup", rowspan=len(group))
-            rows.append(element("tr", (title if place == 0 else "") + line_cells(line, digits, best)))
+            rows.append(element("tr", (title if place == 0 else "") + line_cells(line, digits, best, published)))
     head = [column("Metric", class_="text"), column("Method", class_="text")]
-    head += [column(text) for text in ("Measured", "Published", "Difference", "Tolerance", "Within")]
+    head += [
+        column(text) for text in ("Measured", "Published", "Difference", "Tolerance", "Within")[: 5 if published else 1]
+    ]
     return table(head, rows, "Measured and published figures")
 
 
@@ -49,11 +51,11 @@ def best_of(metric: Mapping, values: Sequence[float | None]) -> float | None:
     return max(values) if metric["better"] == "higher" else min(values)
 
 
-def line_cells(line: Mapping, digits: int, best: float | None) -> str:
-    """The cells of a method's line behind the metric's name."""
+def line_cells(line: Mapping, digits: int, best: float | None, published: bool) -> str:
+    """The cells of a method's line behind the metric's name; what is published and its verdict where there is any."""
     cells = [element("td", escape(line["method"]), class_="text")]
     if reason := bare_reason(line):
-        return cells[0] + element("td", escape(reason), class_="none text", colspan=5)
+        return cells[0] + element("td", escape(reason), class_="none text", colspan=5 if published else 1)
     measured = number(line["measured"], digits)
     if line["sd"] is not None:
         measured += f" \u00b1 {number(line['sd'], digits)}"
@@ -61,6 +63,8 @@ def line_cells(line: Mapping, digits: int, best: float | None) -> str:
         cells.append(element("td", escape(line["reason"] or NONE), class_="none"))
     else:
         cells.append(element("td", measured, class_="best" if line["measured"] == best else None))
+    if not published:
+        return "".join(cells)
     source = "; ".join(filter(None, (line["source"], line["published_protocol"])))
     cells.append(element("td", number(line["published"], digits), title=source or None))
     cells.append(element("td", number(line["difference"], digits, signed=True)))

@@ -102,3 +102,24 @@ def test_csv_has_a_line_for_every_figure():
 def test_names_of_metrics():
     assert tables.label("psnr:channels=y,crop=4") == "PSNR, dB (channels=y,crop=4)"
     assert tables.label("e_warp_truth") == "E_warp, the truth's own" and tables.label("unheard") == "unheard"
+
+
+def test_without_published_figures_the_table_is_narrow():
+    head, lines = tables.main_cells(results())
+    assert head == ["metric", "protocol", "published", "measured", "difference", "within tolerance?"]
+    content = results()
+    content["methods"] = [{"name": "embedded", "kind": "folder"}, {"name": "other", "kind": "folder"}]
+    content["rows"] += [row | {"method": "other"} for row in content["rows"]]
+    content["table"] = published.compared_with(content, None, True)
+    head, lines = tables.main_cells(content)
+    assert head == ["metric", "protocol", "method", "measured"]
+    assert [line[2:] for line in lines] == [["embedded", "27.00 ± 1.41"], ["other", "27.00 ± 1.41"]]
+    assert lines[0][:2] == ["PSNR, dB ↑", "psnr|p"] and lines[1][:2] == ["", ""]
+
+
+def test_metrics_that_are_lacking_have_no_column_by_clip():
+    content, lost = results(), {(clip, seed): "n/a (x)" for clip in ("a", "b") for seed in (1, 2)}
+    content["metrics"] = [metric("psnr"), metric("lpips", "lower")]
+    content["rows"] += rows(lost, metric="lpips")
+    content["table"] = published.compared_with(content, None, True)
+    assert tables.clip_cells(content, "embedded")[0] == ["clip", "PSNR, dB"]

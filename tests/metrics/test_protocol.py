@@ -120,8 +120,8 @@ def test_what_cannot_be_had_has_a_reason_and_the_rest_goes_on():
     reasons = [measure.missing for measure in made]
     assert reasons[:3] == [
         "there is no truth to compare with",
-        "needs the weights of raft",
-        "needs the weights of raft",
+        "needs raft-things.pth: --raft FILE, or in the folder of --weights",
+        "needs raft-things.pth: --raft FILE, or in the folder of --weights",
     ]
     assert "checkout" in reasons[3] and "niqe_pris_params.npz" in reasons[4]
     assert np.isfinite(figures(taken(["dover", "psnr"], output, truth))["psnr"])

@@ -107,7 +107,19 @@ def test_a_cut_set_is_named(tmp_path):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
     run["dataset"]["cut"] = {"max_clips": 1, "max_frames": 2}
     text = header(run)
-    assert "Not the published set: cut to at most 1 clips and 2 frames a clip." in text
+    assert "Not the published set: cut to at most 1 clip and 2 frames a clip." in text
+    run["dataset"]["odd"] = ["clips of another length"]
+    assert "2 frames a clip; clips of another length." in header(run)
+    assert "notice" not in header(run | {"published": []})  # clips of one's own
+
+
+def test_without_published_figures_there_are_no_columns_for_them(made):
+    run = made[1]
+    assert "Published" in tables.main_table(run) and "Within" in tables.main_table(run)
+    bare = [line | {"published": None, "difference": None, "within": None} for line in run["table"]]
+    text = tables.main_table(run | {"table": bare})
+    assert "Measured" in text and "Published" not in text and "Within" not in text
+    assert len({row.count("</td>") for row in text.split("<tr>")[2:]}) == 1
 
 
 def test_worst_frames_are_those_of_the_values(made):

@@ -140,7 +140,7 @@ def test_what_cannot_be_had_is_said_and_the_run_goes_on(mini, scored):
     assert run(*words, "--metrics", "psnr", "e_warp_quantvsr", "--no_report") == 0
     line = next(line for line in read(mini / "out")["table"] if line["metric"] == "e_warp_quantvsr")
     assert line["measured"] is None and re.fullmatch(r"n/a \(.*raft.*\)", line["reason"])
-    assert "n/a (needs the weights of raft)" in (mini / "out" / "results.md").read_text()
+    assert "n/a (needs raft-things.pth: --raft FILE" in (mini / "out" / "results.md").read_text()
 
 
 def test_a_result_equal_to_the_truth_is_no_number(mini):
