@@ -111,3 +111,9 @@ def test_the_rules_see_what_they_look_for():
     assert public_homes(trees) == {"f": ["a.py:1", "b.py:1"]}
     assert parameters(trees["b.py"].body[0]) == 2
     assert MACHINE_PATH.search("x = '/" + "home/me/x'") and not MACHINE_PATH.search("a/home/b ../shared/work/x")
+
+
+def test_every_file_stands_in_the_list_of_files():
+    listed = (ROOT / "docs" / "FILES.md").read_text(encoding="utf-8")
+    names = [Path(name).name for name in PRODUCT if not name.endswith("__init__.py")]
+    assert not [name for name in names if not re.search(rf"(?<![\w]){re.escape(name)}", listed)]
