@@ -38,7 +38,24 @@ from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.resize import resize
 from ldm.ops.stream import Each, Frame, Windowed, run_through, together
 from scripts.ablation_clips import SCALE, SMALLEST, Clip, find_clips, load_clips, protocol_of, seen_in_training
-from scripts.ablation_report import DOCUMENT, ROWS, Cells, Row, by_seed, findings, markdown, png, sheet, table, view
+from scripts.ablation_report import (
+    CARD,
+    DOCUMENT,
+    DRY_RUN,
+    ROWS,
+    Cells,
+    Row,
+    by_seed,
+    counted,
+    findings,
+    markdown,
+    means,
+    png,
+    sheet,
+    table,
+    top_of,
+    view,
+)
 from scripts.command import Parser, carry_out, natural, progress_bar
 
 PROGRAM = "ablate.py"
@@ -58,6 +75,13 @@ def width_and_height(text: str) -> tuple[int, int]:
     return int(parts[0]), int(parts[1])
 
 
+def text_of(path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        raise argparse.ArgumentTypeError(f"got {path!r}, expected a text file") from None
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
@@ -71,7 +95,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         metavar="CLIP",
         help="videos or folders of images or clips",
     )
-    add("-o", "--output", type=Path, default=Path("results/ablation"), help="folder (default: results/ablation)")
+    add("-o", "--output", type=Path, help="folder (default: results/ablation; results/ablation_dry with --dry)")
     add("--protocol", default="realbasicvsr_mild", help="degradation: a file of configs/degradations, or a path")
     add("--seeds", type=functools.partial(natural, least=1), default=3, help="noise seeds per row (default: 3)")
     add("--seed", type=natural, default=42, help="the first of them, and that of the degradation (default: 42)")
@@ -81,6 +105,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--doc", type=Path, help="the document (default: docs/ABLATION.md; OUTPUT/ABLATION.md with --dry)")
+    add("--about", type=text_of, metavar="FILE", help="text for the document: whose the clips are")
     add("--picture", help="name of the clip in the document's picture (default: the first)")
     add("--dry", action="store_true", help="3 frames of 64x64, one seed, one step: only to see that all runs")
     args = parser.parse_intermixed_args(words)
@@ -91,6 +116,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     if args.dry:
         vars(args).update(DRY)
         args.overrides.append(f"{SAMPLING}.steps=1")
+    args.output = args.output or Path("results/ablation_dry" if args.dry else "results/ablation")
     args.doc = args.doc or (args.output if args.dry else ROOT / "docs") / "ABLATION.md"
     args.words = sys.argv[1:] if words is None else words
     return args
@@ -184,7 +210,12 @@ class Study:
 
     def key(self, row: Row, clip: Clip, seed: int | None) -> str:
         """A hash of all that decides a measurement."""
-        what = {"clip": clip.digest, "code": provenance.versions(), "script": provenance.digest(Path(__file__))}
+        what = {
+            "clip": clip.digest,
+            "line": clip.line,
+            "code": provenance.versions(),
+            "script": provenance.digest(Path(__file__)),
+        }
         if seed is not None:
             settings = config.override(self.settings, row_words(row, self.settings))
             what |= {"seed": seed, "sequence": row.sequence, "weights": self.weights}
@@ -230,29 +261,39 @@ class Study:
 
 def how(study: Study, clips: Mapping[str, Path]) -> str:
     """What was measured on, in words."""
-    args, machine = study.args, hardware(study.device)
+    args, machine, seeds = study.args, hardware(study.device), study.seeds
+    noise = f"seeds {seeds[0]} to {seeds[-1]}" if len(seeds) > 1 else f"seed {seeds[0]}"
     steps = config.instantiate(study.settings.method.params.sampling).steps
     weights = ", ".join(f"`{study.files[name].name}` {digest[:12]}" for name, digest in study.weights.items())
     size = "x".join(map(str, args.gt_size))
-    return f"""Clips: {", ".join(clips)}; {args.max_frames} frames of {size} at most are the truth.
+    names = f"Clip{'s' * (len(clips) > 1)}: {', '.join(clips)}"
+    return f"""{names}; {args.max_frames} frames of {size} at most are the truth.
 They were degraded by `{protocol_of(args)}` to a quarter of the sides, as `scripts/degrade.py --seed {args.seed}` does.
-Noise of the seeds {study.seeds[0]} to {study.seeds[-1]}, {steps} sampling steps. Weights: {weights}.
-On {machine["name"]} ({machine["threads"]} thread{"s" * (machine["threads"] > 1)}), torch {torch.__version__}."""
+Noise of {noise}, {counted(steps, "sampling step")}. Weights: {weights}.
+On {machine["name"]} ({counted(machine["threads"], "thread")}), torch {torch.__version__}."""
 
 
 def draw(study: Study, clip: Clip, keys: Mapping) -> np.ndarray:
     """The picture of a clip: the first seed of every row, and the truth."""
     views = {row.label.replace("`", ""): study.cells.view(keys[row.name, study.plan(row)[0]]) for row in ROWS}
-    return sheet(views | {"the truth": view(clip.truth, clip.line, BAND)}, BAND)
+    marked = clip.line - top_of(clip.line, len(clip.truth[0]), BAND)
+    return sheet(views | {"the truth": view(clip.truth, clip.line, BAND)}, BAND, marked)
 
 
 def write_results(study: Study, clips: Mapping[str, Path], used: list[str], pictures: Mapping[str, bytes]) -> None:
     """table.csv, table.json and the pictures of the folder, and the document with its picture; prints the table."""
     args, cells = study.args, [study.cells.done[key] for key in used]
     rows = by_seed(cells)
-    text = markdown(rows)
-    found = [dict(zip(("claim", "measured", "holds"), entry, strict=True)) for entry in findings(rows)]
-    content = {"rows": rows, "findings": found, "cells": cells, "weights": study.weights, "protocol": protocol_of(args)}
+    found = [] if args.dry else findings(rows)
+    text = markdown(rows, found)
+    claims = [dict(zip(("claim", "measured", "holds"), entry, strict=True)) for entry in found]
+    content = {
+        "rows": rows,
+        "findings": claims,
+        "cells": cells,
+        "weights": study.weights,
+        "protocol": protocol_of(args),
+    }
     content |= {"settings": config.plain(study.settings)["method"], "versions": provenance.versions()}
     write_whole(args.output / "table.json", (json.dumps(content, indent=1) + "\n").encode())
     write_whole(args.output / "table.csv", table(rows).encode())
@@ -263,9 +304,13 @@ def write_results(study: Study, clips: Mapping[str, Path], used: list[str], pict
     beside.parent.mkdir(parents=True, exist_ok=True)
     write_whole(beside, pictures[shown])
     link = f"{beside.parent.name}/{beside.name}"
-    words = [Path(word).name if Path(word).is_absolute() else word for word in args.words]
-    facts = {"command": f"python scripts/ablate.py {shlex.join(words)}", "seeds": args.seeds, "how": how(study, clips)}
-    write_whole(args.doc, DOCUMENT.format(text=text, picture=link, **facts).encode())
+    facts = {"command": f"python scripts/ablate.py {shlex.join(args.words)}", "how": how(study, clips)}
+    facts |= {
+        "means": means(len(clips), args.seeds),
+        "reading": DRY_RUN if args.dry else CARD,
+        "about": args.about or "",
+    }
+    write_whole(args.doc, (DOCUMENT.format(text=text, picture=link, **facts).rstrip() + "\n").encode())
     print(text)
     print(f"{args.doc}, {args.output / 'table.csv'}, {args.output / 'table.json'}")
 

@@ -1,4 +1,5 @@
-"""The clips of scripts/ablate.py: the truth, shrunk and cropped, and what scripts/degrade.py makes of it."""
+"""No command: the clips of scripts/ablate.py, that is the truth, shrunk and cropped, and what scripts/degrade.py makes
+of it."""
 
 import argparse
 import hashlib
@@ -11,7 +12,6 @@ import numpy as np
 from basicsr_deg.pipeline import Degradation
 from ldm import config, video
 from ldm.metrics.fidelity import luma
-from ldm.metrics.sharpness import gradient
 from scripts import degrade
 
 SCALE = 4
@@ -23,12 +23,25 @@ class Clip:
 
     def __init__(self, name: str, truth: list[np.ndarray], lq: np.ndarray):
         self.name, self.truth, self.lq = name, truth, lq
-        self.line = int(np.argmax(gradient(luma(truth[len(truth) // 2])).mean(axis=1)))  # the one to look at
+        self.line = telling_row(truth)
 
     @property
     def digest(self) -> str:
         """A hash of all pixels."""
         return hashlib.sha256(b"".join(part.tobytes() for part in (self.lq, *self.truth))).hexdigest()
+
+
+def telling_row(frames: list[np.ndarray]) -> int:
+    """The row of (H, W, 3) uint8 frames to be looked at over time: with much detail along it, and no edge that lies
+    along it within the reach of a degraded pixel, beside which blur would show the other side of the edge."""
+    kernel, reach = np.float32([-0.5, 0, 0.5]), 2 * SCALE + 1
+    smooth = [cv2.GaussianBlur(luma(frame), (0, 0), 1) for frame in frames]
+    along = np.mean([np.abs(cv2.filter2D(frame, -1, kernel[None])).mean(axis=1) for frame in smooth], axis=0)
+    across = np.max([np.abs(cv2.filter2D(frame, -1, kernel[:, None])).mean(axis=1) for frame in smooth], axis=0)
+    detail = cv2.blur(along[:, None], (1, reach))[:, 0]
+    edges = cv2.dilate(across[:, None], np.ones((reach, 1)))[:, 0]
+    score = detail**2 / np.maximum(detail + edges, 1e-6)
+    return SCALE + int(np.argmax(score[SCALE:-SCALE]))  # what lies beyond the border is not known
 
 
 def find_clips(paths: list[Path]) -> dict[str, Path]:

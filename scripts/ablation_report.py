@@ -1,4 +1,4 @@
-"""The table of scripts/ablate.py: its rows, figures kept, findings, document and x-t pictures. Nothing to run here."""
+"""No command: the table of scripts/ablate.py, its rows, figures kept, findings, document and x-t pictures."""
 
 import csv
 import io
@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ldm.files import write_whole
-from ldm.picture import INK, PAPER
+from ldm.picture import ACCENT, INK, PAPER
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ METRICS = {
     "e_warp_truth": Metric("the truth's own", 3, 0, 1000),
     "tof": Metric("tOF, px", 3, -1),
 }
-TALL, WIDE, LINE = 96, 640, 26  # of a picture: pixels of a panel and of a row of text
+TALL, WIDE, LINE, MARK = 96, 640, 26, 12  # of a picture: pixels of a panel, of a row of text, of the mark of a line
 
 
 @dataclass(frozen=True)
@@ -83,20 +83,25 @@ DOCUMENT = """# What each part is worth
 Written by `{command}`; each row of the first table adds one part to the row above it.
 
 {text}
-Means over the clips, ± the standard deviation over {seeds} seeds of the noise (bicubic draws none). Sharpness is the
-mean gradient of the luma on the truth's edges, in parts of the truth's own: 1 is as sharp as the truth, more is
-over-sharpened. The warping error follows the truth's motion (DIS); blur lowers it, even below the truth's own, so it
-compares rows of like sharpness. tOF is the distance between the motion (Farneback) of output and truth.
+{means}
+Sharpness is the mean gradient of the luma on the truth's edges, in parts of the truth's own: 1 is as sharp as the
+truth, more is over-sharpened. The warping error follows the truth's motion (DIS); blur lowers it, even below the
+truth's own, so it compares rows of like sharpness. tOF is the distance between the motion (Farneback) of output and
+truth.
+
+{reading}
 
 ![One line of the clip over time, row by row]({picture})
 
-A claim that does not hold for the model that ships here is explained on its card, `assets/tiny/README.md`.
-
-Left a detail of the middle frame, right one line of it over time (time downward): smooth where the clip is steady,
-combed where it flickers.
+Left a detail of the middle frame, right the line marked in it over time (time downward): smooth where the clip is
+steady, combed where it flickers.
 
 {how}
+
+{about}
 """
+CARD = "A claim that does not hold for the model that ships here is explained on its card, `assets/tiny/README.md`."
+DRY_RUN = "A dry run, only to see that all runs: nothing can be concluded from its figures."
 
 
 class Cells:
@@ -182,8 +187,20 @@ def findings(rows: Mapping) -> list[tuple[str, str, str]]:
     return found
 
 
-def markdown(rows: Mapping) -> str:
-    """The table and the findings."""
+def counted(number: int, noun: str) -> str:
+    """1 seed, 3 seeds."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def means(clips: int, seeds: int) -> str:
+    """What the figures of a table are, in words."""
+    over = "Means over the clips" if clips > 1 else "Figures of one clip"
+    off = "± the standard deviation over " if seeds > 1 else ""
+    return f"{over}, {off}{counted(seeds, 'seed')} of the noise (bicubic draws none)."
+
+
+def markdown(rows: Mapping, found: Sequence[tuple[str, str, str]]) -> str:
+    """The table, and the findings where there are any."""
     lines = ["| | " + " | ".join(metric.heading for metric in METRICS.values()) + " |"]
     lines.append("|---" * (len(METRICS) + 1) + "|")
     for row in ROWS:
@@ -193,8 +210,9 @@ def markdown(rows: Mapping) -> str:
             off = f" ± {spread(values):.{metric.digits}f}" if len(values) > 1 and metric.better else ""
             figures.append(f"{np.mean(values):.{metric.digits}f}{off}")
         lines.append(f"| {row.label} | " + " | ".join(figures) + " |")
-    lines += ["", "| claim | measured | holds |", "|---|---|---|"]
-    lines += [f"| {claim} | {measured} | {holds} |" for claim, measured, holds in findings(rows)]
+    if found:
+        lines += ["", "| claim | measured | holds |", "|---|---|---|"]
+    lines += [f"| {claim} | {measured} | {holds} |" for claim, measured, holds in found]
     return "\n".join(lines) + "\n"
 
 
@@ -210,15 +228,21 @@ def table(rows: Mapping) -> str:
     return text.getvalue()
 
 
+def top_of(line: int, height: int, band: int) -> int:
+    """The first of the `band` rows around a line that a picture shows."""
+    return min(max(line - band // 2, 0), height - band)
+
+
 def view(frames: Sequence[np.ndarray], line: int, band: int) -> np.ndarray:
     """What a picture shows of a clip, (T + band, w, 3): row `line` of every frame, then some around it of one."""
-    top = min(max(line - band // 2, 0), len(frames[0]) - band)
+    top = top_of(line, len(frames[0]), band)
     return np.vstack([np.stack([frame[line] for frame in frames]), frames[len(frames) // 2][top : top + band]])
 
 
-def sheet(views: Mapping[str, np.ndarray], band: int) -> np.ndarray:
-    """Views by title, one under the other: (H, W, 3) uint8. Left a detail, right the line over time (time downward):
-    smooth where a clip is steady, combed where it flickers."""
+def sheet(views: Mapping[str, np.ndarray], band: int, line: int) -> np.ndarray:
+    """Views by title, one under the other: (H, W, 3) uint8. Left a detail with its row `line` marked at both ends,
+    right that row over time (time downward): smooth where a clip is steady, combed where it flickers."""
+    y = round((line + 0.5) * TALL / band)
     panels = []
     for title, picture in views.items():
         time, detail = picture[:-band], picture[-band:]
@@ -226,5 +250,8 @@ def sheet(views: Mapping[str, np.ndarray], band: int) -> np.ndarray:
         strip = np.full((LINE, 2 * width + 8, 3), PAPER, np.uint8)
         cv2.putText(strip, title, (4, LINE - 8), cv2.FONT_HERSHEY_SIMPLEX, 0.5, INK, 1, cv2.LINE_AA)
         both = [cv2.resize(part, (width, TALL), interpolation=cv2.INTER_NEAREST) for part in (detail, time)]
+        for edge, inwards in ((0, MARK), (width - 1, -MARK)):
+            tip = np.array([[edge, y - MARK // 2], [edge + inwards, y], [edge, y + MARK // 2]])
+            cv2.fillConvexPoly(both[0], tip, ACCENT, cv2.LINE_AA)
         panels += [strip, np.hstack([both[0], np.full((TALL, 8, 3), PAPER, np.uint8), both[1]])]
     return np.vstack(panels)

@@ -11,8 +11,24 @@ import torch
 
 from ldm import video
 from ldm.engine.assemble import load_method
+from ldm.picture import ACCENT
 from scripts import ablate, ablation_clips, degrade
-from scripts.ablation_report import CLAIMS, METRICS, ROWS, Claim, by_seed, findings, gain, verdict
+from scripts.ablation_report import (
+    CLAIMS,
+    METRICS,
+    ROWS,
+    TALL,
+    Claim,
+    by_seed,
+    findings,
+    gain,
+    markdown,
+    means,
+    sheet,
+    top_of,
+    verdict,
+    view,
+)
 from tests.scripts import toy
 
 FULL = ROWS[-1]
@@ -77,13 +93,35 @@ def test_a_run_leaves_table_pictures_and_document(clips, model, tmp_path, capsys
     assert names == [row.name for row in ROWS]
     content = json.loads((output / "table.json").read_text())
     assert len(content["cells"]) == 2 * len(ROWS) and content["protocol"] == "bicubic_x4"
-    assert [finding["claim"] for finding in content["findings"]] == [claim.text for claim in CLAIMS]
     document = (output / "ABLATION.md").read_text()
     assert all(row.label in document and row.label in shown for row in ROWS)
-    assert "(ablation/one.png)" in document and str(tmp_path) not in document
+    assert "(ablation/one.png)" in document and f"ablate.py -i {clips} -o {output} " in document  # as typed
+    assert "1 seed of" in document and "Noise of seed 42, 1 sampling step." in document
     for picture in (output / "one.png", output / "two.png", output / "ablation" / "one.png"):
         assert cv2.imread(str(picture)).shape[1] == 2 * 640 + 8
     assert not [name for name in toy.left_behind(output) if "partial" in name]
+
+
+def test_a_dry_run_claims_nothing(clips, model, tmp_path, capsys):
+    assert run(clips / "one.mkv", tmp_path, model) == 0
+    assert json.loads((tmp_path / "table.json").read_text())["findings"] == []
+    for text in (capsys.readouterr().out, (tmp_path / "ABLATION.md").read_text()):
+        assert not [claim.text for claim in CLAIMS if claim.text in text] and "holds" not in text
+    assert "A dry run" in text and "A claim" not in text
+
+
+def test_a_dry_run_leaves_the_results_of_another_alone():
+    folders = [ablate.arguments(["-i", "x", *more]).output for more in ([], ["--dry"], ["--dry", "-o", "mine"])]
+    assert folders == [Path("results/ablation"), Path("results/ablation_dry"), Path("mine")]
+
+
+def test_what_is_said_of_the_clips_ends_the_document(clips, model, tmp_path, capsys):
+    (tmp_path / "about.md").write_text("`one` is drawn, {free} for all.\n\n")
+    assert run(clips / "one.mkv", tmp_path / "out", model, "--about", str(tmp_path / "about.md")) == 0
+    document = (tmp_path / "out" / "ABLATION.md").read_text()
+    assert document.endswith("\n\n`one` is drawn, {free} for all.\n")
+    assert run(clips / "one.mkv", tmp_path / "new", model, "--about", str(tmp_path / "none.md")) == 2
+    assert "none.md', expected a text file" in capsys.readouterr().err
 
 
 def test_a_finished_run_samples_nothing(clips, model, tmp_path, monkeypatch):
@@ -197,6 +235,40 @@ def test_the_truth_is_shrunk_and_cropped_in_the_middle():
     assert ablation_clips.fitted(frame[:, :90], (320, 180)).shape == (180, 88, 3)  # never enlarged
 
 
+def stripes(*parts, width=96):
+    """A picture of rows by (height, stripe width, darkest, brightest); 0 for no stripes."""
+    x, rows = np.arange(width), []
+    for height, stripe, low, high in parts:
+        line = np.where(x // stripe % 2, high, low) if stripe else np.full(width, low)
+        rows.append(np.tile(line, (height, 1)))
+    return np.repeat(np.vstack(rows)[..., None], 3, axis=-1).astype(np.uint8)
+
+
+def test_the_line_over_time_lies_in_texture_and_beside_no_edge():
+    """The strongest gradients are at the kerb between the flat parts, the next where the stripes begin and end."""
+    frame = stripes((30, 0, 20, 20), (20, 0, 250, 250), (30, 4, 90, 160), (16, 0, 125, 125))
+    line = ablation_clips.telling_row([frame] * 3)
+    assert 50 + ablation_clips.SCALE <= line < 80 - ablation_clips.SCALE
+    moved = np.roll(frame, 14, axis=0)  # an edge that comes near in one frame counts as well
+    assert 64 + ablation_clips.SCALE <= ablation_clips.telling_row([frame, moved]) < 80 - ablation_clips.SCALE
+
+
+def test_a_line_is_found_where_there_is_nothing_to_see():
+    assert 0 <= ablation_clips.telling_row([np.full((64, 64, 3), 9, np.uint8)] * 2) < 64
+
+
+@pytest.mark.parametrize("line", [2, 40, 77])
+def test_the_line_is_marked_where_it_lies(line):
+    frame = np.zeros((80, 640, 3), np.uint8)
+    frame[line] = (0, 0, 255)
+    marked = line - top_of(line, 80, 48)
+    picture = sheet({"one": view([frame] * 3, line, 48)}, 48, marked)[-TALL:, :640]
+    assert (np.flatnonzero((picture[:, 320] == (0, 0, 255)).all(1)) == [2 * marked, 2 * marked + 1]).all()
+    for column in (1, 638):
+        mark = np.flatnonzero((picture[:, column] == ACCENT).all(1))
+        assert len(mark) > 2 and abs(mark.mean() - (2 * marked + 1)) <= 1.5
+
+
 def test_clips_named_in_the_card_are_found(tmp_path):
     card = tmp_path / "README.md"
     card.write_text("Trained on `bear` and on clean/dog.mkv; the demo shows a bunny.")
@@ -241,6 +313,17 @@ def test_findings_say_what_was_measured():
     assert found["full method: sharper than bicubic"] == ("sharpness +50.0 ± 0.0 %", "yes")
     assert found["full method: steadier than frame by frame by 25 %"][0] == "E_warp -30.0 ± 14.1 %"
     assert found["temporal layers: steadier than frame by frame"][1] == "no"
+
+
+def test_claims_are_told_where_there_are_any():
+    rows = figures()
+    assert "holds" in markdown(rows, findings(rows)) and CLAIMS[0].text in markdown(rows, findings(rows))
+    assert "holds" not in markdown(rows, [])
+
+
+def test_one_is_no_plural():
+    assert means(1, 1) == "Figures of one clip, 1 seed of the noise (bicubic draws none)."
+    assert means(2, 3).startswith("Means over the clips, ± the standard deviation over 3 seeds of")
 
 
 def test_seeds_are_averaged_over_clips():
