@@ -296,7 +296,9 @@ def run(args: argparse.Namespace) -> int:
     for line in found.lines:
         tell(line)
     clips = look(dataset, found, kind, scale=asked.scale, most=(args.max_clips, args.max_frames), talk=talk)
-    tell(f"{len(clips)} clips, {sum(clip.frames for clip in clips)} frames; LQ: {describe_lq(kind, found)}")
+    tell(
+        f"{len(clips)} clip{'s' * (len(clips) != 1)}, {sum(clip.frames for clip in clips)} frames; LQ: {describe_lq(kind, found)}"
+    )
     for line in dataset.differences(clips):
         tell(f"not the published set: {line}")
     results = look_at_results(folders, clips, talk)

@@ -64,14 +64,14 @@ class Run:
         self.results = {clip.name: {} for clip in clips}
         self.hashes = {clip.name: {} for clip in clips}
         self.notes += [f"Not the published set: {line}." for line in self.odd]
-        cut = [(self.asked.max_clips, "clips"), (self.asked.max_frames, "frames of each clip")]
+        cut = [(self.asked.max_clips, "clip", ""), (self.asked.max_frames, "frame", " of each clip")]
         self._note_lossy("Clips of the truth", [clip.gt for clip in clips if clip.gt])
         cropped = [clip for clip in clips if clip.gt and (clip.gt.height, clip.gt.width) != clip.size]
         for clip in cropped[:1]:
             sizes = f"{clip.gt.width}x{clip.gt.height} is scored over {clip.size[1]}x{clip.size[0]}"
             self.notes.append(f"A truth that is no multiple of the scale is cut: {clip.name} of {sizes}.")
         self.notes += [f"{line}." for line in found.left_out]
-        self.notes += [f"Only the first {most} {what} at most." for most, what in cut if most]
+        self.notes += [f"At most {most} {what}{'s' * (most != 1)}{each}." for most, what, each in cut if most]
 
     def needs_lq(self) -> None:
         """Make LQ clips where there are none."""

@@ -357,4 +357,4 @@ def test_cuts_are_said(mini, scored):
         "max_frames": 2,
     }
     assert len(next(c for c in found["curves"] if c["metric"] == "psnr")["values"]) == 2
-    assert any("first 2 frames" in note for note in found["notes"])
+    assert any("At most 2 frames of each clip" in note for note in found["notes"])
