@@ -22,8 +22,9 @@ from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.device import is_out_of_memory, usable_device
+from ldm.engine.export import write_export
 from ldm.engine.initial import fill
 from ldm.engine.run import check_checkpoint, check_settings
 from ldm.training.callbacks import (
@@ -65,7 +66,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         type=int,
         help="seed of weights and noise, and of samples where their seed is ${seed} (default: the YAML's, 23)",
     )
-    parser.add_argument("--gpus", default="", help="numbers: 0, or 0,1 or just 0; empty trains on the CPU (default)")
+    parser.add_argument("--gpus", default="", help="graphics cards: '0' or '0,1'; '' trains on the CPU (default)")
     parser.add_argument("--scale_lr", type=_switch, default=False, help="multiply the learning rate by accumulated "
                         "batches, batch size and processes (default False; the released default is True)")  # fmt: skip
     parser.add_argument("--no-test", type=_switch, default=True, help="accepted; no test follows a training here")
@@ -272,7 +273,7 @@ def train(args: argparse.Namespace) -> None:
         print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
     fit(trainer, model, data, run=run, resumed=resumed)
     if settings.get("export") and trainer.is_global_zero:
-        write_export(model, config.plain(settings.export))
+        print(write_export(model, settings))
 
 
 def left_random(model: LightningModule, entries: list[dict]) -> list[str]:
@@ -282,10 +283,8 @@ def left_random(model: LightningModule, entries: list[dict]) -> list[str]:
     for name, weight in model.named_parameters():
         if weight.ndim and not weight.requires_grad and not name.startswith(filled):
             parts.setdefault(name.partition(".")[0], []).append(name)
-    why = "no entry of `init` fills them"
-    return [
-        f"{part}: {len(left)} frozen weights, such as {left[0]}, stay random: {why}" for part, left in parts.items()
-    ]
+    why = ": no entry of `init` fills them" if entries else ", as this configuration has it (no `init`)"
+    return [f"{part}: {len(left)} frozen weights, such as {left[0]}, stay random{why}" for part, left in parts.items()]
 
 
 def built(node, place: str, kind: type):
@@ -335,14 +334,6 @@ def end_others(trainer: Trainer) -> None:
 def lost_others(error: RuntimeError) -> bool:
     """Whether an error says that another process of the training has gone."""
     return type(error).__name__ == "DistBackendError" or "gloo" in str(error)
-
-
-def write_export(model: LightningModule, export: dict) -> None:
-    """The trained weights as safetensors: {file, half, drop: prefixes left out}."""
-    state = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(export.get("drop", ())))}
-    if export.get("half"):
-        state = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}
-    checkpoint.save(export["file"], state, {"trained_by": "main.py"})
 
 
 def in_one_line(error: BaseException) -> str:

@@ -1,8 +1,8 @@
 """Make the clips that stage 2 trains on, with latents drawn by a stage-1 model.
 
-python scripts/make_latents.py -i CLIPS --protocol realbasicvsr --weights FOLDER -o OUT       degrades the clips itself
-python scripts/make_latents.py --gt CLIPS --lq CLIPS --weights FOLDER -o OUT                  pairs that are there
-python scripts/make_latents.py --data YAML [key=value ...] --weights FOLDER -o OUT            examples of a training set
+python scripts/make_latents.py -i CLIPS --protocol realbasicvsr --weights PLACE -o OUT        degrades the clips itself
+python scripts/make_latents.py --gt CLIPS --lq CLIPS --weights PLACE -o OUT                   pairs that are there
+python scripts/make_latents.py --data YAML [key=value ...] --weights PLACE -o OUT             examples of a training set
 
 Writes OUT/gt, OUT/lq and, with --samples, OUT/sample: CLIP/00000000.png; OUT/latent: CLIP/00000000.npy, float32
 (c, h, w), scaled. Resizing, padding, windows, flow and guidance are those of the model's card, as for upscaling. With
@@ -42,6 +42,7 @@ from scripts.command import Parser, carry_out, followed
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "make_latents.py"
+LAST = Path("checkpoints/last.ckpt")  # in the folder of a training
 LOG = logging.getLogger("make_latents")
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
@@ -248,27 +249,37 @@ def compare_manifest(path: Path, manifest: Mapping) -> None:
         raise ValueError(f"{path.parent}: begun with {what}; repeat that, or name another folder")
 
 
-def find_weights(args: argparse.Namespace) -> tuple[object, Path]:
-    """The card and the stage-1 file that the words name."""
-    file = args.weights
+def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[object, Path]:
+    """The configuration to restore with and the stage-1 file that the words name, or else the training set `data`."""
+    place = args.weights or Path(str(data.get("weights") or assemble.EMBEDDED))
+    file = place / LAST if (place / LAST).is_file() else place
     if not file.is_file():
-        file = checkpoint.find(file, assemble.STAGES["stage_one"])
-    card = args.card or file.parent / assemble.CARD
-    configs = [card] if args.card or card.is_file() else []
+        file = checkpoint.find(place, assemble.STAGES["stage_one"])
+    cards = [file.parent / assemble.CARD]
+    if file.parent.name == LAST.parent.name:
+        cards.append(file.parent.parent / "config.yaml")  # of its training
+    configs = [args.card] if args.card else [path for path in cards if path.is_file()][:1]
     return assemble.read_settings({}, configs=configs, flow=args.flow, overrides=args.overrides), file
 
 
-def choose_source(args: argparse.Namespace, unit: int) -> tuple[list[Job], dict]:
+def read_data(words: list[str] | None) -> Mapping:
+    """The configuration of a training set that --data names; nothing without it."""
+    if words is None:
+        return {}
+    files = [word for word in words if "=" not in word]
+    node = config.load(*files, overrides=[word for word in words if "=" in word])
+    config.check_target(node, "data.params.train")
+    return node
+
+
+def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[list[Job], dict]:
     """The jobs, and what to write about where they come from."""
     ways = [args.input is not None, args.gt is not None and args.lq is not None, args.data is not None]
     if sum(ways) != 1 or (args.gt is None) != (args.lq is None):
         raise ValueError("expected either -i CLIPS, or --gt CLIPS --lq CLIPS, or --data YAML")
     if args.data is not None:
-        files = [word for word in args.data if "=" not in word]
-        node = config.load(*files, overrides=[word for word in args.data if "=" in word])
-        config.check_target(node, "data.params.train")
-        dataset = config.instantiate(node.data.params.train)
-        return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(node)["data"]["params"]["train"]}
+        dataset = config.instantiate(data.data.params.train)
+        return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(data)["data"]["params"]["train"]}
     cuts = {"part": args.part, "crop": args.crop, "step": args.step}
     if args.input is not None:
         protocol = load_protocol(args.protocol, args.scale)
@@ -304,12 +315,13 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"got --{low[0]} {numbers[low[0]]}, a number below 1; expected at least 1")
     if args.seed < 0:
         raise ValueError(f"got --seed {args.seed}, expected a whole number from 0")
-    settings, file = find_weights(args)
+    data = read_data(args.data)
+    settings, file = find_weights(args, data)
     method = load_stage_one(settings, file, usable_device(args.device))
     unit = method.autoencoder.downsampling * method.unet.downsampling
     if args.crop and args.crop % unit:
         raise ValueError(f"got --crop {args.crop}, expected a multiple of {unit}")
-    jobs, about = choose_source(args, unit)
+    jobs, about = choose_source(args, data, unit)
     if twice := [name for name, times in Counter(job.name for job in jobs).items() if times > 1]:
         raise ValueError(f"got clips of one name, expected different ones: {some(twice)}")
     plain = {key: config.plain(settings)[key] for key in ("networks", "flow", "method")}
@@ -338,7 +350,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--lq", type=Path, metavar="CLIPS", help="their degraded twins, of the same names and lengths")
     add("--data", nargs="+", metavar="YAML", help="training configuration, and key=value words that change it")
     add("-o", "--output", type=Path, required=True, help="folder to write")
-    add("--weights", "--stage_one", type=Path, default=assemble.EMBEDDED, help="stage-1 file, or its folder")
+    add("--weights", "--stage_one", type=Path, metavar="PLACE", help="stage-1 file, its folder, or the folder of a run "
+        "of main.py (default: what --data names, else the small model)")  # fmt: skip
     add("--card", type=Path, metavar="YAML", help="the model's configuration (default: beside the weights)")
     add("--flow", help="dis, raft or spynet (default: of the card)")
     add("--scale", type=int, default=4, help="times that sharp clips are larger (default 4)")

@@ -11,7 +11,7 @@ import torch
 
 from basicsr_deg.latent_clips import LatentClips
 from basicsr_deg.reading import read_picture
-from ldm import config
+from ldm import checkpoint, config
 from ldm.engine.assemble import load_method
 from ldm.methods.settings import COLOR_FIXES
 from scripts import degrade, make_latents
@@ -205,6 +205,34 @@ def test_examples_of_a_training_set_are_taken(tmp_path, model):
     source = config.instantiate(config.load(tmp_path / "data.yaml", overrides=words[2:]).data.params.train)[1]
     shown = read_picture(tmp_path / "set/gt/000001/00000002.png")
     np.testing.assert_array_equal(shown, (source["gt"][2] * 255).round().byte().permute(1, 2, 0).numpy())
+
+
+def test_a_run_of_main_is_a_place_of_weights(tmp_path, model, clips):
+    """Its last checkpoint, named itself or by its run's folder, with the configuration that lies there."""
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": checkpoint.read(model / "mgldvsr_unet.safetensors")}, run / "checkpoints/last.ckpt")
+    settings = config.load(model / "model.yaml", overrides=["method.params.sampling.params.steps=1"])
+    config.save(settings, run / "config.yaml")
+    words = ("-i", clips / "b", "--protocol", "bicubic_x4", "--weights")
+    assert make(*words, run, "-o", tmp_path / "a") == 0
+    assert make(*words, run / "checkpoints/last.ckpt", "-o", tmp_path / "b") == 0
+    manifest = json.loads((tmp_path / "a/manifest.json").read_text())
+    assert manifest["settings"]["card"]["method"]["params"]["sampling"]["params"]["steps"] == 1
+    assert manifest["weights"] == str(run / "checkpoints/last.ckpt")
+    assert make(*words, run, "--card", model / "model.yaml", "-o", tmp_path / "c") == 0
+    assert tree(tmp_path / "a") == tree(tmp_path / "b") != tree(tmp_path / "c")
+
+
+def test_a_training_set_may_name_the_weights(tmp_path, model, capfd):
+    """--weights comes first; a place that is not there is one line."""
+    train = {"target": "basicsr_deg.clips.RenderedScenes", "params": {"length": 5, "size": 32}}
+    config.save({"weights": "nowhere", "data": {"params": {"train": train}}}, tmp_path / "data.yaml")
+    assert make("--data", tmp_path / "data.yaml", "-o", tmp_path / "set") == 2
+    assert "there is no folder nowhere" in capfd.readouterr().err
+    args = make_latents.arguments(["--data", str(tmp_path / "data.yaml"), "-o", "x", "--weights", str(model)])
+    _, file = make_latents.find_weights(args, make_latents.read_data(args.data))
+    assert file == model / "mgldvsr_unet.safetensors"
 
 
 @pytest.mark.parametrize(

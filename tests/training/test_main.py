@@ -237,10 +237,20 @@ def test_weights_in_pieces_make_no_pictures():
 def test_frozen_weights_that_nothing_fills_are_named(tmp_path, data, capsys):
     runs.train(2, data[2], "flow=spynet", "steps=1", folder=tmp_path)
     first = "loss.flownet.basic_module.0.basic_module.0.weight"
-    line = f"loss: 60 frozen weights, such as {first}, stay random: no entry of `init` fills them"
+    line = f"loss: 60 frozen weights, such as {first}, stay random, as this configuration has it (no `init`)"
     assert line in capsys.readouterr().out.splitlines()
     runs.train(2, data[2], "steps=1", folder=tmp_path / "dis")
     assert "loss.flownet" not in capsys.readouterr().out
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1).requires_grad_(False) for name in ("a", "b")})
+    (said,) = main.left_random(model, [{"file": "x", "modules": ["a"]}])
+    assert said == "b: 2 frozen weights, such as b.weight, stay random: no entry of `init` fills them"
+
+
+def test_latents_of_another_factor_are_refused_before_the_first_step(tmp_path, capfd):
+    data = runs.write_set(tmp_path / "data", shrink=4)  # the networks have 2
+    words = runs.command(2, data, *runs.narrow(2), folder=tmp_path)
+    line = refused(capfd, tmp_path, words)
+    assert "got latents of 8x8 for frames of 32x32, expected 1/2 of their sides" in line
 
 
 def test_without_train_the_model_is_only_described(tmp_path, capsys):

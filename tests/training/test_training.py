@@ -1,6 +1,7 @@
 """Trainings as stories: the released commands, and the chain of the embedded model down to a restored clip."""
 
 import re
+import shutil
 
 import cv2
 import pytest
@@ -9,6 +10,7 @@ import torch
 import main
 from ldm import checkpoint, config
 from ldm.engine.assemble import load_method
+from ldm.engine.export import write_export
 from scripts import make_latents
 from tests.training import runs
 
@@ -72,9 +74,8 @@ def trained(tmp_path_factory):
     train(folder, "autoencoder", *SCENES, "steps=2", f"export.file={first}")
     words = [*SCENES, f"{PLACE}.frames=2", "steps=2", f"init.0.file={first}"]
     train(folder, "stage1", *words, f"export.file={weights / 'mgldvsr_unet.safetensors'}")
-    config.save(config.load(CARD, overrides=WIDTHS), weights / "model.yaml")
-    data = ["--data", str(runs.TINY / "latents.yaml"), *SCENES, f"{PLACE}.frames=2"]
-    where = ["--weights", str(weights), "-o", str(folder / "set"), "--count", "2", "--device", "cpu"]
+    data = ["--data", str(runs.TINY / "latents.yaml"), *SCENES, f"{PLACE}.frames=2", f"weights={weights}"]
+    where = ["-o", str(folder / "set"), "--count", "2", "--device", "cpu"]
     assert make_latents.main([*data, *where]) == 0
     words = [f"latents={folder / 'set'}", f"{PLACE}.frames=2", "steps=4", "model.params.loss.params.start=2"]
     words += ["model.params.loss.params.discriminator.params.ndf=8", *(f"init.{k}.file={first}" for k in (0, 1))]
@@ -112,6 +113,38 @@ def test_the_trained_files_restore_a_clip(trained):
         assert torch.equal(value, kept), name
     out = method.restore(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
     assert out.shape == (2, 3, 64, 64) and torch.isfinite(out).all()
+
+
+def test_the_card_beside_the_files_is_that_of_the_model(trained):
+    """As trained, with nothing of the training in it, and with its references: another flow can be chosen."""
+    card, own = config.load(trained / "weights" / "model.yaml"), config.load(CARD, overrides=WIDTHS)
+    assert config.plain(card) == config.plain(own)
+    assert config.plain(config.override(card, ["flow=raft"]))["networks"]["flow"]["target"].endswith("RAFT")
+
+
+def test_nothing_is_written_over_the_embedded_model():
+    """Nor read from it, unless it is said."""
+    for name in ("autoencoder", "stage1", "stage2", "latents"):
+        settings = config.plain(config.load(runs.TINY / f"{name}.yaml"))
+        files = [settings.get("export", {}).get("file"), settings.get("weights"), settings.get("latents")]
+        files += [entry["file"] for entry in settings.get("init", [])]
+        assert all(file.startswith("logs/tiny") for file in files if file), name
+
+
+def test_the_last_line_says_how_to_use_the_files(trained, tmp_path):
+    weights = shutil.copytree(trained / "weights", tmp_path / "weights")
+    (weights / "mgldvsr_unet.safetensors").unlink()
+
+    def said(name, *words):
+        settings = config.load(CARD, overrides=[f"+export={{file: {weights / name}}}", *words])
+        return write_export(torch.nn.Linear(1, 1), settings).removeprefix(str(weights))
+
+    assert said("video_vae_cfw.safetensors") == "/video_vae_cfw.safetensors: written, with model.yaml"
+    both = f"/mgldvsr_unet.safetensors: written, with model.yaml; use it with --weights {weights}"
+    assert said("mgldvsr_unet.safetensors") == both
+    (weights / "model.yaml").unlink()
+    assert said("other.safetensors", "method=null") == "/other.safetensors: written"
+    assert not (weights / "model.yaml").exists(), "no model is described"
 
 
 def test_stage_two_keeps_the_encoder_and_trains_the_decoder(trained):
