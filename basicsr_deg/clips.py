@@ -177,5 +177,7 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
     """All pictures below a folder; ValueError where there is none."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
     if not files:
-        raise ValueError(f"got pictures={folder}, expected a folder with {sorted(PICTURES)} files")
+        kinds = ", ".join(sorted(PICTURES))
+        where = f"got {folder} for photographs, {'without any picture' if folder.is_dir() else 'which is no folder'}"
+        raise ValueError(f"{where}; expected a folder of pictures ({kinds})")
     return [read_picture(path) for path in files]

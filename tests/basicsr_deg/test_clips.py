@@ -266,10 +266,12 @@ def test_photographs_are_moved_in_their_own_colours(tmp_path):
 
 
 def test_a_wrong_folder_of_photographs_shows_before_the_first_clip(tmp_path):
-    for folder in (tmp_path / "nowhere", tmp_path):
+    for folder, what in ((tmp_path / "nowhere", "which is no folder"), (tmp_path, "without any picture")):
         source = RenderedScenes(length=1, size=32, pictures=str(folder))
-        with pytest.raises(ValueError, match="expected a folder with .*png"):
+        with pytest.raises(ValueError) as caught:
             source.long_enough(1)
+        kinds = "(.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"
+        assert str(caught.value) == f"got {folder} for photographs, {what}; expected a folder of pictures {kinds}"
     (tmp_path / "broken.png").write_text("no picture")
     with pytest.raises(ValueError, match="broken.png: not a readable picture"):
         RenderedScenes(length=1, size=32, pictures=str(tmp_path)).long_enough(1)
