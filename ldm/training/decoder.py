@@ -81,9 +81,14 @@ class StageTwo(LightningModule):
     def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, T, 3, H, W) around [-1, 1] from latents and LQ features, in float32.
 
-        LQ is enlarged and clamped as at inference; the release leaves the bicubic overshoot in here.
+        LQ is enlarged and clamped as at inference; the release leaves the bicubic overshoot in here. Raises ValueError
+        for latents of another size than these networks give the frames.
         """
         (decoder,) = self._decoder
+        (height, width), (h, w), f = batch["gt"].shape[-2:], batch["latent"].shape[-2:], decoder.downsampling
+        if (h * f, w * f) != (height, width):
+            what = f"got latents of {w}x{h} for frames of {width}x{height}, expected 1/{f} of their sides"
+            raise ValueError(f"{what}; make them with the stage-1 model that this decoder is for")
         with torch.no_grad():
             features = decoder.features(enlarged(batch))
         z, frames = batch["latent"].flatten(0, 1) / self.scale_factor, batch["gt"].shape[1]
