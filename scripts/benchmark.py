@@ -296,9 +296,8 @@ def run(args: argparse.Namespace) -> int:
     for line in found.lines:
         tell(line)
     clips = look(dataset, found, kind, scale=asked.scale, most=(args.max_clips, args.max_frames), talk=talk)
-    tell(
-        f"{len(clips)} clip{'s' * (len(clips) != 1)}, {sum(clip.frames for clip in clips)} frames; LQ: {describe_lq(kind, found)}"
-    )
+    count, frames = len(clips), sum(clip.frames for clip in clips)
+    tell(f"{count} clip{'s' * (count != 1)}, {frames} frames; LQ: {describe_lq(kind, found)}")
     for line in dataset.differences(clips):
         tell(f"not the published set: {line}")
     results = look_at_results(folders, clips, talk)
