@@ -179,9 +179,9 @@ def _read_pickle(path: Path) -> Any:
                 f"{path}: holds {forbidden[1] or forbidden[2]}, more than weights; nothing of it was run. If you trust "
                 "the file, convert it to safetensors on a machine where running it does no harm"
             ) from error
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file ({type(error).__name__})") from error
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
     except Exception as error:  # a damaged pickle stops the reader anywhere: KeyError, IndexError, struct.error ...
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file: {_line(error)}") from error
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
 
 
 def load(
