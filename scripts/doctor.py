@@ -41,16 +41,17 @@ REQUIRED = {  # distribution: module
     "rich": "rich",
     "tensorboardX": "tensorboardX",
 }
-VISION = "and a torchvision built for this torch (see docs/METRICS.md)"
+FIGURES, NONCOMMERCIAL = "-e '.[metrics]'", "-e '.[metrics-noncommercial]'"  # as in docs/METRICS.md
+VISION = "; it brings torchvision, which must be built for this torch (docs/METRICS.md)"
 QUIET = {"libx265": {"x265-params": "log-level=none"}}  # it writes to the terminal by itself
-OPTIONAL = {  # distribution: (module, what for, what else to install)
-    "matplotlib": ("matplotlib", "the curves of benchmark reports", ""),
-    "tensorboard": ("tensorboard", "looking at training logs", ""),
-    "imageio-ffmpeg": ("imageio_ffmpeg", "VMAF", ""),
-    "lpips": ("lpips", "LPIPS and tLPIPS", VISION),
-    "DISTS-pytorch": ("DISTS_pytorch", "DISTS", VISION),
-    "brisque": ("brisque", "BRISQUE", ""),
-    "pyiqa": ("pyiqa", "MUSIQ and CLIP-IQA", VISION),
+OPTIONAL = {  # distribution: (module, what for, what to install, what to mind)
+    "matplotlib": ("matplotlib", "the curves of benchmark reports", "matplotlib", ""),
+    "tensorboard": ("tensorboard", "looking at training logs", "tensorboard", ""),
+    "imageio-ffmpeg": ("imageio_ffmpeg", "VMAF", "imageio-ffmpeg", ""),
+    "lpips": ("lpips", "LPIPS and tLPIPS", FIGURES, VISION),
+    "DISTS-pytorch": ("DISTS_pytorch", "DISTS", FIGURES, VISION),
+    "brisque": ("brisque", "BRISQUE", FIGURES, ""),
+    "pyiqa": ("pyiqa", "MUSIQ and CLIP-IQA", NONCOMMERCIAL, VISION),
 }
 ENCODERS = {
     "libx264": "H.264, what is written by default",
@@ -166,13 +167,13 @@ def tested_versions(text: str, python: tuple[int, int]) -> dict[str, str]:
 
 def check_optional(args) -> Iterator[Finding]:
     """What some figures and pages need; and torchvision, which must fit torch or be absent."""
-    here = {name: module for name, (module, _, _) in OPTIONAL.items() if version_of(name)}
+    here = {name: module for name, (module, *_) in OPTIONAL.items() if version_of(name)}
     vision = {"torchvision": "torchvision"} if version_of("torchvision") else {}
     why = tried((here | vision).values())
-    for name, (module, purpose, more) in OPTIONAL.items():
-        install = " ".join(filter(None, (f"{INSTALL} {name}", more)))
+    for name, (module, purpose, wanted, mind) in OPTIONAL.items():
+        install = f"{INSTALL} {wanted}"
         if name not in here:
-            yield Finding(WARN, name, f"not installed, only needed for {purpose}", install)
+            yield Finding(WARN, name, f"not installed, only needed for {purpose}{mind}", install)
         elif why[module]:
             yield Finding(WARN, name, f"{version_of(name)} does not import: {why[module]} ({purpose})", install)
         else:
@@ -200,7 +201,8 @@ def check_device(args) -> Iterator[Finding]:
             WARN, "device", f"{name}; torch is built for {build} but sees no card", "see what nvidia-smi says"
         )
     else:
-        yield Finding(OK, "device", f"{device}, {name}, {torch.get_num_threads()} threads")
+        threads = torch.get_num_threads()
+        yield Finding(OK, "device", f"{device}, {name}, {threads} thread{'s' * (threads > 1)}")
     for place in dict.fromkeys(["cpu", device]):
         free = free_memory(place)
         if free is None:

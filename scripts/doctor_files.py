@@ -1,4 +1,4 @@
-"""What scripts/doctor.py says of files: weights and data sets. Nothing to run here."""
+"""No command: what scripts/doctor.py says of files, weights and data sets."""
 
 import re
 from collections.abc import Iterator
@@ -39,11 +39,13 @@ def check_weights(args) -> Iterator[Finding]:
             continue
         noted = noted_hashes(folder)
         files = sorted(path for place in (folder, folder / "flownets") if place.is_dir() for path in place.iterdir())
+        bad = set()
         for path in (path for path in files if path.suffix in checkpoint.SUFFIXES):
-            yield look_at(path, noted.get(path.name))
+            yield (finding := look_at(path, noted.get(path.name)))
+            bad |= {path} if finding.status == FAIL else set()
         try:
-            find_weights(folder)
-            yield Finding(OK, "weights", f"{folder}: both stages are there")
+            if bad.isdisjoint(find_weights(folder).values()):
+                yield Finding(OK, "weights", f"{folder}: both stages are there")
         except (ValueError, OSError) as error:
             fix = "put mgldvsr_unet.ckpt and video_vae_cfw.ckpt there (README, The released weights)"
             yield Finding(FAIL, "weights", str(error), fix)
@@ -65,7 +67,7 @@ def look_at(path: Path, noted: str | None) -> Finding:
     try:
         looks_like = checkpoint.recognise(checkpoint.read(path))
     except (ValueError, OSError) as error:
-        return Finding(FAIL, what, str(error), "download or copy it again")
+        return Finding(FAIL, what, str(error).removeprefix(f"{path}: "), "download or copy it again")
     stems = {Path(name).stem for name, _, _ in checkpoint.KNOWN_FILES}
     if path.stem in stems and looks_like and Path(looks_like).stem != path.stem:
         return Finding(FAIL, what, f"{size}, but holds what belongs into {looks_like}", f"rename it to {looks_like}")
@@ -90,7 +92,8 @@ def check_data(args) -> Iterator[Finding]:
         try:
             said, sequences = find_clips(root)
         except (ValueError, OSError) as error:
-            yield Finding(FAIL, what, str(error), "name a folder of clips: folders of pictures, or videos")
+            text = str(error).removeprefix(f"{root}: ")
+            yield Finding(FAIL, what, text, "name a folder of clips: folders of pictures, or videos")
             continue
         bad = [line for sequence in sequences for line in faults(sequence)]
         for line in bad[:NAMED]:

@@ -102,6 +102,15 @@ def test_a_torchvision_that_does_not_import_fails(monkeypatch):
     assert last.status == FAIL and last.fix.endswith("pip uninstall torchvision")
 
 
+def test_what_a_measure_needs_is_installed_as_its_page_says(monkeypatch):
+    monkeypatch.setattr(doctor, "version_of", lambda name: None)
+    page = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
+    fixes = {finding.what: finding.fix for finding in doctor.check_optional(args())}
+    for name in ("lpips", "DISTS-pytorch", "pyiqa"):
+        assert f"`{fixes[name][fixes[name].index('pip ') :]}`" in page, name
+    assert fixes["brisque"] == fixes["lpips"] != fixes["pyiqa"]
+
+
 def test_constraints_are_read_for_a_version_of_python():
     text = (ROOT / "constraints.txt").read_text()
     new, old = (doctor.tested_versions(text, version) for version in ((3, 11), (3, 10)))
@@ -167,6 +176,8 @@ def test_bad_weights_are_named(tmp_path):
         and "belongs into mgldvsr_unet" in lines["raft-things.safetensors"][1]
     )
     assert lines["v2-1_512-ema-pruned.ckpt"][0] == FAIL and "LFS" in lines["v2-1_512-ema-pruned.ckpt"][1]
+    assert len(lines) == 4, "both stages are there, but not in use"
+    assert not any(str(tmp_path) in text for _, text in lines.values()), "a path is said once"
 
 
 def test_a_missing_stage_fails(tmp_path):
