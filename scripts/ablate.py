@@ -4,7 +4,7 @@ python scripts/ablate.py -i clips/ -o results/ablation
 python scripts/ablate.py -i a.mkv frames/ -o results/ablation --protocol realbasicvsr --seeds 5 --max_frames 32
 
 The clips are the truth; they are shrunk, cropped and degraded by a protocol of configs/degradations. Writes table.csv,
-table.json and a picture of every clip into the folder, and a document with table, findings and an x-t picture. Finished
+table.json, a picture of every clip and a document with table, findings and an x-t picture into the folder. Finished
 measurements are kept there, so a stopped run goes on. Words like method.params.sampling.params.steps=8 change it.
 """
 
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from ldm import config
 from ldm.engine import provenance
-from ldm.engine.assemble import EMBEDDED, ROOT, build_method, find_weights, read_settings
+from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
 from ldm.engine.device import hardware, usable_device
 from ldm.files import write_whole
 from ldm.methods.settings import COLOR_FIXES
@@ -104,7 +104,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--doc", type=Path, help="the document (default: docs/ABLATION.md; OUTPUT/ABLATION.md with --dry)")
+    add("--doc", type=Path, help="the document (default: OUTPUT/ABLATION.md)")
     add("--about", type=text_of, metavar="FILE", help="text for the document: whose the clips are")
     add("--picture", help="name of the clip in the document's picture (default: the first)")
     add("--dry", action="store_true", help="3 frames of 64x64, one seed, one step: only to see that all runs")
@@ -117,7 +117,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         vars(args).update(DRY)
         args.overrides.append(f"{SAMPLING}.steps=1")
     args.output = args.output or Path("results/ablation_dry" if args.dry else "results/ablation")
-    args.doc = args.doc or (args.output if args.dry else ROOT / "docs") / "ABLATION.md"
+    args.doc = args.doc or args.output / "ABLATION.md"
     args.words = sys.argv[1:] if words is None else words
     return args
 

@@ -108,9 +108,10 @@ def test_a_dry_run_claims_nothing(clips, model, tmp_path, capsys):
     assert "A dry run" in text and "A claim" not in text
 
 
-def test_a_dry_run_leaves_the_results_of_another_alone():
-    folders = [ablate.arguments(["-i", "x", *more]).output for more in ([], ["--dry"], ["--dry", "-o", "mine"])]
-    assert folders == [Path("results/ablation"), Path("results/ablation_dry"), Path("mine")]
+def test_a_run_writes_into_its_folder_and_a_dry_one_into_another():
+    for more, folder in (([], "results/ablation"), (["--dry"], "results/ablation_dry"), (["--dry", "-o", "my"], "my")):
+        args = ablate.arguments(["-i", "x", *more])
+        assert (args.output, args.doc) == (Path(folder), Path(folder, "ABLATION.md"))
 
 
 def test_what_is_said_of_the_clips_ends_the_document(clips, model, tmp_path, capsys):
