@@ -37,7 +37,7 @@ def consistency_loss(reconstruction: Tensor, target: Tensor, flow_net: nn.Module
     weights of its edges. What is occluded there or leaves the picture does not count. `flow_net` gets [0, 1] and no
     gradient.
 
-    `form="released"` (bugs B1, B10, B12): the two clips are exchanged, so neighbours of the *target* are compared along
+    `form="released"`: the two clips are exchanged, so neighbours of the *target* are compared along
     flows and edges of the reconstruction, each with the flow of the pair beyond it, and `flow_net` gets [-1, 1]. The
     only gradient runs through `flow_net` to the reconstruction; for two frames, or a flow without gradient, there is
     none.

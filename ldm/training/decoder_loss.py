@@ -32,12 +32,12 @@ class DecoderLoss(nn.Module):
 
     part            paper                                   released
     consistency     the reconstruction moves along flows    the target moves along flows of the reconstruction
-                    of the target                           (B1, B10, B12), see `consistency_loss`
-    normalisation   means                                   nll divided by B T, difference by B (T-1) again (B16)
+                    of the target                           instead, see `consistency_loss`
+    normalisation   means                                   nll divided by B T, difference by B (T-1) again
     adversarial     the ratio is taken at the last layer    1 in place of the ratio where the last layer is frozen,
-                    or, where that is frozen, at the        which it is (B15); the discriminator works before
+                    or, where that is frozen, at the        which it is; the discriminator works before
                     reconstruction itself                   `start` too, for its statistics only
-    perceptual      LPIPS measures                          LPIPS's dropout stays active (B13), drawn for each sample
+    perceptual      LPIPS measures                          LPIPS's dropout stays active, drawn for each sample
 
     Args:
         discriminator: scores frames (n, 3, H, W).

@@ -23,7 +23,7 @@ class Objective:
 
     Args:
         prediction: "eps" or "v" (or "x0").
-        timestep_per: "frame", a time step of its own for every frame, as released (B22), or "clip", as in sampling.
+        timestep_per: "frame", a time step of its own for every frame, as released, or "clip", as in sampling.
         train_steps: time steps that are trained, evenly spaced over the 1000 of Stable Diffusion.
         arithmetic: of the schedule, see `Schedule.respaced`; the release trains on one respaced in float32.
         seed: of time steps and noise.
@@ -75,7 +75,7 @@ class StageOne(LightningModule):
         optimizer: makes the optimizer.
         scale_factor: of the latents.
         trained: "released", the structure encoder and what of the U-Net has `spade` or `temporal` in its name;
-            "repaired", also the norm of the temporal attention, which the release forgot (B23); "all" of the two.
+            "repaired", also the norm of the temporal attention, which the release forgot; "all" of the two.
         accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
         preview_steps: sampling steps of the pictures.
     Raises:
