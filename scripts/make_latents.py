@@ -185,10 +185,11 @@ def load_stage_one(settings, file: Path, device: str) -> MGLD:
         raise checkpoint.CheckpointError(f"{file}: looks like {what}, expected {checkpoint.STAGE_ONE.file}")
     networks = {name: config.instantiate(node) for name, node in settings.networks.items()}
     slots = {name: networks[name] for name in checkpoint.STAGE_ONE.slots if networks[name].state_dict()}
-    if "flow" in slots and "flow" not in held:
-        flow, own = slots.pop("flow"), assemble.FLOW_FILES[settings.flow]
+    if (own := assemble.flow_file(settings, {"stage_one": file, "folder": file.parent})) is not None:
+        flow = slots.pop("flow")
         constant = tuple(getattr(flow, "constant_buffers", ()))
-        checkpoint.load(flow, checkpoint.read(checkpoint.find(file.parent, own)), tolerated_missing=constant)
+        with assemble.named(own):
+            checkpoint.load(flow, checkpoint.read(own), tolerated_missing=constant)
     absent = [slot for slot in ("flow", "text") if slot not in slots]
     with assemble.named(file):
         checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)

@@ -14,8 +14,12 @@ from basicsr_deg.reading import read_picture
 from ldm import checkpoint, config
 from ldm.engine.assemble import load_method
 from ldm.methods.settings import COLOR_FIXES
+from ldm.nets.spynet import SpyNet
 from scripts import degrade, make_latents
 from tests.scripts import toy
+
+
+SPYNET = "+flows.spynet={target: ldm.nets.spynet.SpyNet, params: {}}"
 
 
 @pytest.fixture(scope="module")
@@ -222,6 +226,18 @@ def test_a_run_of_main_is_a_place_of_weights(tmp_path, model, clips):
     assert manifest["weights"] == str(run / "checkpoints/last.ckpt")
     assert make(*words, run, "--card", model / "model.yaml", "-o", tmp_path / "c") == 0
     assert tree(tmp_path / "a") == tree(tmp_path / "b") != tree(tmp_path / "c")
+
+
+def test_a_flow_network_is_taken_from_beside_the_weights(tmp_path, model, clips, capfd):
+    """Whatever flow the stage-1 file holds; as in upscaling."""
+    words = ["-i", clips / "b", "method.params.sampling.params.steps=1", "-o", tmp_path / "set", "--weights"]
+    shutil.copytree(model, tmp_path / "model")
+    assert make(*words, tmp_path / "model", "--flow", "raft") == 2
+    assert re.search("raft-things", capfd.readouterr().err.splitlines()[-1])
+    raft = toy.make_model(tmp_path / "raft", flow="raft")
+    config.save(config.load(raft / "model.yaml", overrides=[SPYNET]), raft / "model.yaml")
+    torch.save(SpyNet().state_dict(), raft / "spynet_sintel_final-3d2a1287.pth")
+    assert make(*words, raft, "--flow", "spynet") == 0
 
 
 def test_a_training_set_may_name_the_weights(tmp_path, model, capfd):
