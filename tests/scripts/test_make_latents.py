@@ -18,7 +18,6 @@ from ldm.nets.spynet import SpyNet
 from scripts import degrade, make_latents
 from tests.scripts import toy
 
-
 SPYNET = "+flows.spynet={target: ldm.nets.spynet.SpyNet, params: {}}"
 
 
