@@ -19,7 +19,7 @@ class Blur:
     kernel_types: family -> probability; kernel_sizes: odd sides in pixels, all as likely; walks: for every name in
     PARAMETERS `{range, step}`, and `omega_large` for kernels of `large` pixels or more (without it, omega).
     `beta` "walk": the exponents walk like the rest; "released": drawn anew for every frame between 1 and the walking
-    value, as the released code does (SPEC B14). All families' parameters walk, used or not.
+    value, as the released code does (B14 in docs/RELEASED.md). All families' parameters walk, used or not.
     """
 
     def __init__(

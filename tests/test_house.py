@@ -117,3 +117,12 @@ def test_every_file_stands_in_the_list_of_files():
     listed = (ROOT / "docs" / "FILES.md").read_text(encoding="utf-8")
     names = [Path(name).name for name in PRODUCT if not name.endswith("__init__.py")]
     assert not [name for name in names if not re.search(rf"(?<![\w]){re.escape(name)}", listed)]
+
+
+def test_every_quirk_that_is_named_is_listed():
+    listed = set(
+        re.findall(r"^\| (B\d+) \|", (ROOT / "docs" / "RELEASED.md").read_text(encoding="utf-8"), re.MULTILINE)
+    )
+    texts = [*SOURCES.values(), *(file.read_text(encoding="utf-8") for file in (ROOT / "configs").rglob("*.yaml"))]
+    named = {name for text in texts for name in re.findall(r"(?<![\w.-])(B\d{1,2})(?![\w.])", text)}
+    assert named and named <= listed, named - listed
