@@ -12,6 +12,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +25,10 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
 from ldm.engine.device import is_out_of_memory, usable_device
-from ldm.engine.jobs import Job, Model, Wishes, find_jobs, prepare, restore_job
+from ldm.engine.finished import DECIDING, MadeOtherwise, finished
+from ldm.engine.jobs import Job, Model, Say, Wishes, find_jobs, prepare, restore_job
 from ldm.engine.plan import parse_bytes
+from ldm.engine.resume import folder_beside
 from ldm.methods.mgld import PRECISIONS
 from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
@@ -33,11 +36,12 @@ from scripts.command import Parser, first_line, natural, progress_bar
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
+STOPPED = "interrupted; the same command goes on"
 COMPARED = 64  # frames in the picture of --compare at most, and bytes of them
 COMPARED_BYTES = 10**9
 ROUNDING = {
     "nearest": lambda frame: frame,  # the writer's own way
-    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # as released (B28)
+    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # cut off, as released
 }
 SAMPLING, WINDOWS, DECODING, PATCHES = (
     f"+method.params.{part}.params" for part in ("sampling", "windows", "decoding", "patches")
@@ -71,6 +75,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add_files(parser.add_argument_group("files"))
     add_settings(parser.add_argument_group("settings (default: what the configuration says)"))
     add_running(parser.add_argument_group("running"))
+    parser.set_defaults(program=PROGRAM)
     args = parser.parse_intermixed_args(words)
     for name in ("weights", "config"):  # flags that take several words also catch overrides that follow them
         given = getattr(args, name)
@@ -190,14 +195,31 @@ def wishes_of(args: argparse.Namespace) -> Wishes:
         **{name: getattr(args, name) for name in (*names, "save_every")},
         memory=parse_bytes(args.memory) if args.memory else None,
         preview=args.preview,
+        leave=not args.overwrite and args.preview is None,
     )
+
+
+def is_there(job: Job, model: Model) -> bool:
+    """Whether a clip of several is there as this command makes it: after a stop, those before are not done again."""
+    if folder_beside(job.output).exists():  # then it is gone on with
+        return False
+    try:
+        return finished(job, model, deciding=(*DECIDING, "format")) is not None
+    except MadeOtherwise as error:
+        log.debug("done again: %s", error)
+        return False
 
 
 def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
     """Read, restore, write; the output appears when it is whole. Says how long it took and what it took."""
     began = time.perf_counter()
+    if job.wishes.leave and is_there(job, model):
+        tell(f"{job.output}: there already, from the same input, weights and settings (--overwrite makes it anew)")
+        if args.compare and not compare_path(job.output).exists():
+            save_picture(compared(job), compare_path(job.output))
+        return job
     with progress_bar(job.path.name) as report:
-        done = restore_job(job, model, report=report, say=say, tell=tell)
+        done = restore_job(job, model, report=report, say=speaker(args.program), tell=tell)
     if args.compare:
         save_picture(compared(job), compare_path(job.output))
     seconds, frames = time.perf_counter() - began, done["frames"]
@@ -211,10 +233,10 @@ def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
 
 def estimate(job: Job, each: float) -> str:
     """What the whole clip would take, going by its preview. Memory does not depend on the number of frames."""
-    minutes = job.whole_clip * each / 60
-    return (
-        f"{job.path}: all {job.whole_clip} frames would take about {minutes:.0f} min at this rate, and the same memory"
-    )
+    whole = max(job.whole_clip * each, 1)
+    time_taken = f"{whole / 60:.0f} min" if whole >= 120 else f"{whole:.0f} s"
+    frames = f"all {job.whole_clip} frames" if job.whole_clip > 1 else "its one frame"
+    return f"{job.path}: {frames} would take about {time_taken} at this rate, and the same memory"
 
 
 def compared(job: Job):
@@ -237,7 +259,10 @@ def save_picture(picture, path: Path) -> None:
 
 def restore_all(jobs: list[Job], find_files: Callable[[], Mapping[str, Path]], args: argparse.Namespace) -> int:
     """Restore every job, with weights that are looked for once the inputs are known to be good; the exit status."""
-    attempt, wishes = partial(keep_going, alone=len(jobs) == 1), wishes_of(args)
+    say, wishes = speaker(args.program), wishes_of(args)
+    if [job.path for job in jobs] == [args.input]:  # a clip by itself is asked for anew
+        wishes = replace(wishes, leave=False)
+    attempt = partial(keep_going, alone=len(jobs) == 1, say=say)
     good = attempt(jobs, partial(prepare, wishes=wishes, say=say))
     if good:
         files, device = find_files(), usable_device(args.device)
@@ -261,7 +286,7 @@ def verify(path: Path) -> int:
     return 0 if all(result == "as recorded" for _, result in results) else 2
 
 
-def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) -> list[Job]:
+def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, say: Say) -> list[Job]:
     """The jobs that `action` could do; a failure is reported, or raised where the job is the only one."""
     done = []
     for job in jobs:
@@ -274,8 +299,9 @@ def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) ->
     return done
 
 
-def say(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+def speaker(program: str) -> Say:
+    """say(line), under the name of the command that was typed."""
+    return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
@@ -291,13 +317,14 @@ def explain(error: Exception) -> str | None:
     return text if isinstance(error, (ValueError, OSError, FloatingPointError)) else None
 
 
-def exit_status(work: Callable[[], int]) -> int:
+def exit_status(work: Callable[[], int], *, program: str = PROGRAM, stopped: str = STOPPED) -> int:
     """What work() returns; 2 after one line for an error, 130 after Ctrl-C. Bugs keep their traceback."""
-    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
+    logging.basicConfig(level=logging.WARNING, format=f"{program}: %(message)s")
+    say = speaker(program)
     try:
         return work()
     except KeyboardInterrupt:
-        say("interrupted")
+        say(stopped)
         return 130
     except Exception as error:
         if (line := explain(error)) is None:

@@ -1,8 +1,9 @@
 """The released project's test command with its flags and defaults, done by scripts/upscale.py with preset `released`.
 
 Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png; sequence k is done where k % n_gpus == select_idx.
-Differences: --precision autocast means fp16 on cuda and fp32 on the CPU; any number of frames and any size works
-(B5, B8, B9), and the steps of sampling default to 1000 as there. Flags that did nothing there still do nothing.
+Differences: --precision autocast means fp16 on cuda and fp32 on the CPU; any number of frames and any size works, where
+the released command stops with an error or leaves its padding in the result. The steps of sampling default to 1000 as
+there. Flags that did nothing there still do nothing.
 """
 
 import argparse
@@ -18,13 +19,16 @@ from ldm.engine.jobs import Job
 from ldm.methods.settings import COLOR_FIXES
 from scripts import upscale
 
+PROGRAM = Path(__file__).name
 PRECISIONS = {"full": {}, "autocast": {"cuda": "fp16"}}
 
 
-def arguments(words: list[str] | None = None, *, description: str = __doc__, steps: int = 1000) -> argparse.Namespace:
+def arguments(
+    words: list[str] | None = None, *, program: str = PROGRAM, description: str = __doc__, steps: int = 1000
+) -> argparse.Namespace:
     """The released flags; those that are not known are left in `unknown`."""
     form = argparse.RawDescriptionHelpFormatter
-    parser = upscale.Parser(description=description, formatter_class=form, allow_abbrev=False)
+    parser = upscale.Parser(prog=program, description=description, formatter_class=form, allow_abbrev=False)
     add = parser.add_argument
     add("--seqs-path", "--seqs_path", type=Path, required=True, help="folder of folders of frames")
     add("--outdir", type=Path, required=True, help="folder to write to")
@@ -48,25 +52,28 @@ def arguments(words: list[str] | None = None, *, description: str = __doc__, ste
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     for name in ("--n_samples", "--n_iter", "--C", "--f"):
         add(name, help="accepted, without effect")
+    parser.set_defaults(program=program)
     args, args.unknown = parser.parse_known_args(words)
     return args
 
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:
     """The same job in the words of scripts/upscale.py."""
-    device = usable_device(args.device)
+    device, say = usable_device(args.device), upscale.speaker(args.program)
     precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
     if args.precision == "autocast" and precision == "fp32":
-        upscale.say(f"autocast needs cuda, computing in fp32 on {device}")
+        say(f"autocast needs cuda, computing in fp32 on {device}")
     ignored = [f"--{name}" for name in ("n_samples", "n_iter", "C", "f") if getattr(args, name) is not None]
     if ignored := [*ignored, *(word for word in args.unknown if word.startswith("-"))]:
-        upscale.say(f"without effect: {' '.join(ignored)}")
+        say(f"without effect: {' '.join(ignored)}")
     same = ("config", "ddpm_steps", "dec_w", "colorfix_type", "n_frames", "tile_overlap", "vqgantile_size")
     same += ("vqgantile_stride", "upscale", "seed")
     words = [word for name in same for word in (f"--{name}", str(getattr(args, name)))]
     words += ["--input", str(args.seqs_path), "--output", str(args.outdir), "--overwrite"]
     words += ["--preset", "released", "--device", device, "--precision", precision]
-    return upscale.arguments([*words, f"+method.params.min_size={args.input_size}"])
+    same_job = upscale.arguments([*words, f"+method.params.min_size={args.input_size}"])
+    same_job.program = args.program
+    return same_job
 
 
 def find_jobs(args: argparse.Namespace) -> list[Job]:
@@ -90,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    return upscale.exit_status(lambda: run(arguments(words)))
+    return upscale.exit_status(lambda: run(arguments(words)), program=PROGRAM, stopped="interrupted")
 
 
 if __name__ == "__main__":

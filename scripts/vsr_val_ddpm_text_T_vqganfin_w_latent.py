@@ -2,8 +2,8 @@
 
 Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png and LATENT_DIR/FOLDER/NAME.npy: float32 (4, h, w),
 scaled, of the centre square of --input_size (512) pixels. The released form of the guidance with scale -1, no tiles.
-Differences: a last chunk that is not full is filled up with its last frame instead of dropped (B25); noise is drawn per
-sequence from --seed plus its number, since the released numbers also depend on how the networks were built (B27); sides
+Differences: a last chunk that is not full is filled up with its last frame instead of dropped; noise is drawn per
+sequence from --seed plus its number, since the released numbers also depend on how the networks were built; sides
 that are no multiple of 32 are resized by OpenCV's Lanczos kernel, not Pillow's.
 """
 
@@ -28,6 +28,7 @@ from scripts import upscale
 from scripts import vsr_val_ddpm_text_T_vqganfin_oldcanvas_tile as tiles
 from scripts.command import progress_bar
 
+PROGRAM = Path(__file__).name
 STEPS, MULTIPLE, GUIDANCE_SCALE = 200, 32, -1.0
 Restored = tuple[torch.Tensor, torch.Tensor]  # latents (T, c, h, w) and frames (T, 3, H, W) in [0, 1], on the CPU
 
@@ -113,7 +114,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    return upscale.exit_status(lambda: run(tiles.arguments(words, description=__doc__, steps=STEPS)))
+    def work() -> int:
+        return run(tiles.arguments(words, program=PROGRAM, description=__doc__, steps=STEPS))
+
+    return upscale.exit_status(work, program=PROGRAM, stopped="interrupted")
 
 
 if __name__ == "__main__":

@@ -149,7 +149,7 @@ def named(file: Path | str) -> Iterator[None]:
 def flow_file(settings, files: Mapping[str, Path]) -> Path | None:
     """The flow estimator's own weight file, None where it needs none or the stage-1 file holds them.
 
-    Raises FileNotFoundError or CheckpointError where it needs one that is not there.
+    Raises CheckpointError where it needs one that is not there.
     """
     name = FLOW_FILES.get(settings.flow)
     if name is None:
@@ -159,6 +159,9 @@ def flow_file(settings, files: Mapping[str, Path]) -> Path | None:
     if settings.flow == "raft":
         if "flow" in checkpoint.slots_held(checkpoint.read(files["stage_one"]), checkpoint.STAGE_ONE):
             return None
-    if "folder" not in files:
-        raise checkpoint.CheckpointError(f"flow {settings.flow} needs {name}.pth; name it too, or choose flow dis")
-    return checkpoint.find(files["folder"], name)
+    folder = files.get("folder", files["stage_one"].parent)
+    if "folder" in files:
+        with contextlib.suppress(FileNotFoundError):
+            return checkpoint.find(folder, name)
+    todo = f"put {name}.pth into {folder}" if "folder" in files else f"name {name}.pth among the weights"
+    raise checkpoint.CheckpointError(f"flow {settings.flow} needs {name}: {todo} (README), or choose --flow dis")

@@ -11,7 +11,7 @@ from ldm import checkpoint, config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import flow_file
 from ldm.engine.device import Peak, free_memory, hardware
-from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak
+from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, with_spare
 from ldm.engine.resume import WorkFolder, plan_begun_with, remove
 from ldm.engine.stream import DamagedInput, Task, restore_parts
 from ldm.methods.geometry import SMALLEST_SIDE, whole
@@ -25,7 +25,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Wishes:
-    """What is asked for every clip; `memory` in bytes, `preview` in seconds, None: all there is."""
+    """What is asked for every clip; `memory` in bytes, `preview` in seconds, None: all there is.
+
+    `leave`: an output with a record may be one that is left alone (`ldm.engine.finished`), in use or not.
+    """
 
     upscale: float = 4.0
     seed: int = 42
@@ -40,6 +43,7 @@ class Wishes:
     save_every: int = 16
     memory: int | None = None
     preview: float | None = None
+    leave: bool = False
 
     @property
     def stop(self) -> int | None:
@@ -120,7 +124,8 @@ def prepare(job: Job, wishes: Wishes, *, say: Say) -> Job:
     if wishes.preview is not None:
         job = _previewed(job, wishes.preview)
     refuse_input(job.output, source)
-    _try_output(job)
+    if not (wishes.leave and provenance.beside(job.output).is_file()):
+        _try_output(job)
     for line in video.losses(source, chosen):
         say(f"{job.path}: {line}")
     return job
@@ -155,6 +160,7 @@ def restore_job(job: Job, model: Model, *, report: Progress, say: Say, tell: Say
     again the work folder goes; after any other, what is finished stays for the same command to go on with.
     """
     began, peak = time.perf_counter(), Peak(model.device)
+    _try_output(job)  # again, for one that might have been left alone, and after the clips before
     task = replace(job.task, rounding=model.rounding)
     plan, predicted = plan_for(job, model, tell)
     manifest = manifest_of(job, model, plan)
@@ -177,7 +183,7 @@ def restore_job(job: Job, model: Model, *, report: Progress, say: Say, tell: Say
                 overwrite=overwrite,
             )
         except BaseException as error:
-            _give_up(work, error, say)
+            _give_up(work, error, say, keep=job.wishes.preview is None)
             raise
         seconds = {name: round(value, 3) for name, value in sorted(state["seconds"].items())}
         figures = {
@@ -192,10 +198,10 @@ def restore_job(job: Job, model: Model, *, report: Progress, say: Say, tell: Say
     return {**manifest, **figures}
 
 
-def _give_up(work: WorkFolder, error: BaseException, say: Say) -> None:
-    """Remove a work folder that helps nobody; say where one stays."""
+def _give_up(work: WorkFolder, error: BaseException, say: Say, *, keep: bool) -> None:
+    """Remove a work folder that helps nobody, as that of a preview; say where one stays."""
     lasting = isinstance(error, (DamagedInput, FloatingPointError))
-    if lasting or not any(work.parts.iterdir()):
+    if lasting or not keep or not any(work.parts.iterdir()):
         work.remove()
     else:
         say(f"finished parts are kept in {work.path}; the same command goes on from there")
@@ -217,13 +223,14 @@ def plan_for(job: Job, model: Model, tell: Say) -> tuple[Plan, int]:
     if begun is not None and set(begun) == set(vars(plan)):
         plan = Plan(**begun)
     if method.patches:  # the released cut is what it is
+        tell(f"{job.output.name}: {_patches(job, method)}; its peak is not predicted")
         return plan, 0
-    costs = measured_costs(method, cache=cache_folder())
     size, resident = (task.source.height, task.source.width), Peak(model.device).reset()
+    costs = measured_costs(method, cache=cache_folder())
 
     def predict(plan: Plan) -> int:
         need = predicted_peak(method, plan, costs, size=size, upscale=task.upscale, frames=task.frames or 10**9)
-        return need + resident
+        return with_spare(need + resident)
 
     free = free_memory(model.device)
     budget = job.wishes.memory or (free + resident if free is not None else 10**15)
@@ -235,6 +242,14 @@ def plan_for(job: Job, model: Model, tell: Say) -> tuple[Plan, int]:
     attending = f", attention within {within} latent pixels (approximate)" if within and plan.norms != "tile" else ""
     tell(f"{job.output.name}: {plan}{attending}; predicted peak {predicted / 1e9:.2f} of {budget / 1e9:.1f} GB")
     return plan, predicted
+
+
+def _patches(job: Job, method: MGLD) -> str:
+    """Words on how the released cut goes through a clip."""
+    task, cut = job.task, method.patches
+    height, width = method.geometry((task.source.height, task.source.width), task.upscale).work
+    restored = f"restored at {width}x{height} (no side below {method.min_size} pixels)"
+    return f"{restored}, in segments of {cut.n_frames} frames and patches of {cut.size} pixels every {cut.stride}"
 
 
 def manifest_of(job: Job, model: Model, plan: Plan) -> dict:

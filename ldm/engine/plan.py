@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -14,14 +15,16 @@ from torch import Tensor
 
 from ldm.engine.device import Peak, hardware
 from ldm.files import write_whole
+from ldm.methods.conditions import KEPT
 from ldm.methods.mgld import MGLD
 from ldm.methods.settings import HOLD
 from ldm.ops.stream import Frame
 
 LEAST_TILE = 16  # latent pixels; smaller tiles are nearly all overlap
 PROBE = (16, 32)  # sides of the latents on which costs are measured; a cost is a + b * pixels through both
-SPARE = 0.1  # of the budget stays free: allocators do not give back all
+SPARE = 0.1  # of a peak is kept for what is not counted: allocators do not give back all, threads have own heaps
 HELD_MAPS = 3  # maps of the size that may be held which exist at the same time
+CODED = 15, 24, 10**7  # an encoder's bytes a pixel for each frame of a part, for so many frames, and for itself
 COPIES = 3.5  # float32 copies of a window of enlarged frames while it is decoded
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -98,13 +101,19 @@ def parse_bytes(text: str) -> int:
 def measured_costs(method: MGLD, *, cache: Path | None = None) -> dict[str, list[float]]:
     """{stage: [a, b]}: a window of tiles of p latent pixels takes a + b p bytes beside the weights.
 
+    "maps" are those of the structure encoder for one frame and step, which are kept from one window for the next,
+    "once" is what stays of the first call of everything, such as buffers of libraries.
+
     Measured by running each stage on two small windows, once for each model, device and precision: kept in `cache`.
     """
     path = cache and cache / f"costs-{_signature(method)}.json"
     if path and path.exists():
         with contextlib.suppress(OSError, ValueError):
             return json.loads(path.read_text(encoding="utf-8"))
+    before = Peak(str(method.device)).reset()
     costs = {name: _line(run, str(method.device)) for name, run in _stages(method).items()}
+    costs["maps"] = [0.0, _map_bytes(method)]
+    costs["once"] = [float(max(Peak(str(method.device)).reset() - before, 0)), 0.0]
     if path:
         with contextlib.suppress(OSError):  # without a cache it is only measured again
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -139,6 +148,15 @@ def _stages(method: MGLD) -> dict[str, Callable[[int], None]]:
     }
 
 
+@torch.no_grad()
+def _map_bytes(method: MGLD) -> float:
+    """Bytes of the structure encoder's maps of a frame, for each latent pixel."""
+    z = torch.zeros(1, method.autoencoder.post_quant_conv.in_channels, PROBE[0], PROBE[0], device=method.device)
+    with method.autocast():
+        maps = method.structure(z, torch.zeros(1, dtype=torch.long, device=method.device))
+    return sum(value.nbytes for value in (z, *maps)) / PROBE[0] ** 2
+
+
 def _line(run: Callable[[int], None], device: str) -> list[float]:
     """[a, b] through the peaks at both probes."""
     peak, taken = Peak(device), []
@@ -156,7 +174,7 @@ def _signature(method: MGLD) -> str:
     shapes = [(name, tuple(value.shape)) for name, value in method.state_dict().items()]
     device = hardware(str(method.device))["name"]
     windows = method.windows.n_frames, method.windows.batch
-    text = repr((shapes, device, str(method.dtype), windows, method.decoding, torch.__version__))
+    text = repr(("stages, maps, once", shapes, device, str(method.dtype), windows, method.decoding, torch.__version__))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -190,20 +208,36 @@ def predicted_peak(
         tile("encoding", side) + picture * COPIES + held,
         tile("decoding", side, method.decoding.windows.batch) + count * picture * COPIES + held,
     )
+    work += costs["once"][0] + _kept_maps(method, plan, costs["maps"][1], (h, w))
     if method.device.type == "cuda":
         return int(work)  # frames on the way wait in the host's memory
-    return int(work + min(frames, method.held_frames) * method.frame_bytes(geometry))
+    on_the_way = min(frames, method.held_frames) * method.frame_bytes(geometry)
+    each, most, itself = CODED
+    encoder = each * min(frames, plan.part_frames, most) * math.prod(geometry.target) + itself
+    return int(work + on_the_way + encoder)
+
+
+def _kept_maps(method: MGLD, plan: Plan, each: float, latent: tuple[int, int]) -> float:
+    """Bytes of maps that are kept for frames which windows share, at every step and tile (`ldm.methods.conditions`)."""
+    tiles = replace(method.windows, tile=plan.tile, tile_overlap=plan.tile_overlap, batch=1).calls(1, *latent)
+    pixels = tiles * min(plan.tile, latent[0]) * min(plan.tile, latent[1])
+    return min(KEPT, len(method.sampling.schedule) * method.windows.frame_overlap * pixels * each)
+
+
+def with_spare(need: int) -> int:
+    """A peak in bytes as it may really be: what was counted came to 90 to 98 % of it in small runs."""
+    return int(need / (1 - SPARE))
 
 
 def fitting_plan(method: MGLD, plan: Plan, budget: int, predict: Callable[[Plan], int]) -> tuple[Plan, int]:
-    """The largest plan from `plan` downwards that is predicted to fit into `budget` bytes, and its peak.
+    """The largest plan from `plan` downwards whose predicted peak fits into `budget` bytes, and that peak.
 
     Raises ValueError saying how much the smallest would take.
     """
-    while (need := predict(plan)) > budget * (1 - SPARE):
+    while (need := predict(plan)) > budget:
         smaller = plan.smaller(step=method.unet.downsampling, hold=min(HOLD, budget // 10))
         if smaller is None:
-            needed = f"{need / (1 - SPARE) / 1e9:.1f} GB with the smallest tiles"
+            needed = f"{need / 1e9:.1f} GB with the smallest tiles"
             raise ValueError(f"got {budget / 1e9:.1f} GB of memory, expected {needed}; lower --upscale or --n_frames")
         plan = smaller
     return plan, need

@@ -57,6 +57,12 @@ def record(output: Path, manifest: Mapping, **more) -> Path:
     return path
 
 
+def is_as_written(output: Path, record: Mapping) -> bool:
+    """Whether an output has the hash that its record's content says."""
+    written = record.get("output")
+    return isinstance(written, dict) and written.get("sha256") == digest(output)
+
+
 def verify(path: Path) -> list[tuple[str, str]]:
     """(what, "as recorded" | "differs" | "not found") for the output, the input and the weights that a JSON names.
 

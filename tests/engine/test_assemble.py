@@ -183,8 +183,8 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
     [
         ({"preset": "relased"}, "preset 'relased', expected one of released"),
         ({"flow": "farneback"}, "flow 'farneback', expected one of dis, raft, spynet"),
-        ({"flow": "spynet"}, "has none of spynet_sintel_final-3d2a1287.safetensors"),
-        ({"flow": "raft"}, "has none of raft-things.safetensors"),
+        ({"flow": "spynet"}, "needs spynet_sintel_final-3d2a1287: put spynet_sintel_final-3d2a1287.pth into "),
+        ({"flow": "raft"}, "(README), or choose --flow dis"),
         ({"overrides": ["method.params.sampling.params.stepz=3"]}, "known is method.params.sampling.params.steps"),
         ({"overrides": ["method.params.sampling.params.steps=0"]}, "got 0 steps"),
         ({"overrides": ["method.params.windows.params.weight=hat"]}, "weight 'hat', expected one of gaussian"),
@@ -233,7 +233,8 @@ def test_files_that_are_no_weights_are_named(folder, tmp_path):
 
 def test_a_named_flow_needs_its_file(weights):
     files = weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors"
-    assert "flow raft needs raft-things.pth; name it too, or choose flow dis" in said(*files, flow="raft")
+    line = said(*files, flow="raft")
+    assert "flow raft needs raft-things: name raft-things.pth among the weights (README), or choose --flow dis" in line
 
 
 @pytest.mark.parametrize(

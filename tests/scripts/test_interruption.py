@@ -97,6 +97,13 @@ def test_an_interrupted_run_says_what_is_kept(undisturbed, tmp_path, monkeypatch
     assert f"finished parts are kept in {folder_beside(output)}" in capfd.readouterr().err
 
 
+def test_nothing_is_left_of_a_preview_that_was_interrupted(undisturbed, tmp_path, monkeypatch, capfd):
+    stop_after(monkeypatch, 1)
+    assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), "--preview", "10s"]) == 130
+    assert not toy.left_behind(tmp_path)
+    assert capfd.readouterr().err == "upscale.py: interrupted; the same command goes on\n"
+
+
 def test_an_interrupted_run_is_gone_on_with(undisturbed, stopped):
     words, output = stopped
     assert upscale.main(words) == 0
@@ -172,7 +179,7 @@ def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeyp
 
     monkeypatch.setattr(
         "ldm.engine.jobs.measured_costs",
-        lambda *args, **options: dict.fromkeys(("sampling", "encoding", "decoding"), (0, 0)),
+        lambda *args, **options: dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), (0, 0)),
     )
     monkeypatch.setattr(MGLD, "decode", scarce)
     tiles = ["method.params.decoding.params.windows.params.tile=64"]

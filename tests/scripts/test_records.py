@@ -1,6 +1,7 @@
 """What lies beside an output, and the flags that choose what is done: --verify, --preview, --shard, --keep-work."""
 
 import json
+import re
 from fractions import Fraction
 
 import av
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ldm import video
+from ldm.engine.jobs import Job
 from ldm.engine.resume import folder_beside
 from scripts import upscale
 from tests.scripts import toy
@@ -80,7 +82,15 @@ def test_a_preview_does_a_stretch_and_estimates_the_rest(tmp_path, model, capfd)
     words = ["-i", str(clip), "-o", str(tmp_path / "out.mp4"), "--weights", model, *FAST, "--preview", "0.1s"]
     assert upscale.main(words) == 0
     assert video.probe(tmp_path / "out.preview.mp4").frames == 2 and not (tmp_path / "out.mp4").exists()
-    assert "all 50 frames would take about" in capfd.readouterr().out
+    assert re.search(r"all 50 frames would take about \d+ s at", capfd.readouterr().out)
+
+
+@pytest.mark.parametrize(
+    ("frames", "each", "said"),
+    [(50, 0.25, "all 50 frames would take about 12 s"), (1000, 3.0, "50 min"), (1, 3.0, "its one frame would take")],
+)
+def test_an_estimate_is_in_a_unit_that_says_something(tmp_path, frames, each, said):
+    assert said in upscale.estimate(Job(tmp_path, tmp_path, whole_clip=frames), each)
 
 
 def test_shards_share_the_clips_out(tmp_path, model):

@@ -34,9 +34,12 @@ def test_the_test_command(tmp_path, words, capfd):
     part = ["--select_idx", "0", "--n_gpus", "2", "--vqgantile_size", "96", "--vqgantile_stride", "64", "--C", "4"]
     assert tiles.main([*words, "--outdir", str(tmp_path), *part, "--new_flag", "1"]) == 0
     assert outputs(tmp_path) == ["000.json", *(f"000/{number}.png" for number in range(3, 9))]
+    said = capfd.readouterr()
+    assert "000: restored at 80x64 (no side below 64 pixels), in segments of 5 frames" in said.out
+    assert "patches of 96 pixels every 64" in said.out
     made = video.read_clip(tmp_path / "000")
     assert made.shape == (6, 3, 64, 80) and made.std() > 0.02
-    assert capfd.readouterr().err == "upscale.py: without effect: --C --new_flag\n"
+    assert said.err == f"{tiles.PROGRAM}: without effect: --C --new_flag\n"
 
 
 def test_the_test_command_uses_the_released_preset_and_defaults(words):
@@ -82,7 +85,8 @@ def test_latents(tmp_path, words):
 
 def test_latents_need_a_folder(tmp_path, words, capfd):
     assert latents.main([*words, "--outdir", str(tmp_path / "o")]) == 2
-    assert capfd.readouterr().err == "upscale.py: --latent-dir is missing (--help lists the options)\n"
+    name = "vsr_val_ddpm_text_T_vqganfin_w_latent.py"
+    assert capfd.readouterr().err == f"{name}: --latent-dir is missing (--help lists the options)\n"
 
 
 def test_frames_for_latents_show_the_centre_square():

@@ -1,0 +1,47 @@
+"""Outputs that are there already: whether the same command would make them again."""
+
+import json
+from collections.abc import Mapping
+
+from ldm.engine import provenance
+from ldm.engine.jobs import Job, Model, manifest_of
+from ldm.engine.plan import Plan
+from ldm.engine.resume import differences
+
+DECIDING = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: what decides frames
+
+
+class MadeOtherwise(ValueError):
+    """An output that is there and is not what would be made; the message is one line that says why."""
+
+
+def finished(job: Job, model: Model, *, deciding: tuple[str, ...] = DECIDING) -> dict | None:
+    """The record of an output that is there and is what would be made now; None where there is none.
+
+    `deciding` are the keys of the manifest that are compared. The plan is not: as in a run that is gone on with, that
+    of the beginning holds. Raises MadeOtherwise.
+    """
+    beside = provenance.beside(job.output)
+    if not (job.output.exists() and beside.is_file()):
+        return None
+    try:
+        record = json.loads(beside.read_text(encoding="utf-8"))
+        was = _lasting({key: record[key] for key in deciding})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise MadeOtherwise(f"{beside}: not a record of an output; remove it and {job.output}") from None
+    plan = Plan.of(model.method, part_frames=job.wishes.save_every)
+    now = json.loads(json.dumps(manifest_of(job, model, plan)))
+    if found := differences(was, _lasting({key: now[key] for key in was})):
+        what = "; ".join(found[:2])
+        raise MadeOtherwise(f"{job.output}: made with {what}; choose another -o, or remove it to make it anew")
+    if not provenance.is_as_written(job.output, record):
+        changed = "its frames have changed since they were written"
+        raise MadeOtherwise(f"{job.output}: {changed}; remove it to make it anew")
+    return record
+
+
+def _lasting(manifest: Mapping) -> dict:
+    """A manifest without places on this machine."""
+    inside = manifest["input"] | {"path": ""}
+    weights = {slot: {"sha256": entry["sha256"]} for slot, entry in manifest["weights"].items()}
+    return {**manifest, "input": inside, "weights": weights}
