@@ -225,7 +225,7 @@ def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
     seconds, frames = time.perf_counter() - began, done["frames"]
     height, width = job.task.format.size
     took = f"{seconds:.1f} s, {seconds / frames:.2f} s per frame, peak memory {done['memory']['peak'] / 1e9:.2f} GB"
-    tell(f"{job.output}: {frames} frames of {width}x{height}, {took}")
+    tell(f"{job.output}: {frames} frame{'s' * (frames > 1)} of {width}x{height}, {took}")
     if job.wishes.preview is not None:
         tell(estimate(job, seconds / frames))
     return job

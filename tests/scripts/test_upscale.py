@@ -67,6 +67,13 @@ def test_clips_of_a_folder_keep_their_names_and_one_may_fail(tmp_path, model, mo
     assert (next(video.read(tmp_path / "out" / "a")) == enlarged).all()
 
 
+def test_one_frame_is_one_frame(tmp_path, model, monkeypatch, capfd):
+    restored(monkeypatch)
+    clip = toy.make_clip(tmp_path / "clip.mp4", 2)
+    words = ["-i", str(clip), "-o", str(tmp_path / "o.mp4"), "--weights", model, *FAST, "--max_frames"]
+    assert upscale.main([*words, "1"]) == 0 and "o.mp4: 1 frame of 64x48" in capfd.readouterr().out
+
+
 def test_outputs_of_a_folder_do_not_collide(tmp_path):
     for name in ("a.mp4", "a.avi", "b.avi"):
         (tmp_path / name).touch()
