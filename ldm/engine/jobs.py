@@ -67,7 +67,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Model:
-    """A method and what it was made of, for manifests. `rounding` turns a restored frame into what is written."""
+    """A method and what it was made of, for manifests. `rounding` turns a restored frame into what is written;
+    `resident` are the bytes in use when it was built, so that a plan does not depend on the clips before."""
 
     method: MGLD
     files: Mapping[str, Path]
@@ -75,6 +76,7 @@ class Model:
     device: str
     hashes: dict[str, str]
     rounding: Callable
+    resident: int
 
     @classmethod
     def of(cls, method: MGLD, files: Mapping[str, Path], settings, device: str, *, rounding: Callable) -> "Model":
@@ -83,7 +85,7 @@ class Model:
         if (flow := flow_file(settings, files)) is not None:
             weights[settings.flow] = flow
         hashes = {slot: checkpoint.sha256(path) for slot, path in weights.items()}
-        return cls(method, weights, config.plain(settings), device, hashes, rounding)
+        return cls(method, weights, config.plain(settings), device, hashes, rounding, Peak(device).reset())
 
 
 def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> list[Job]:
@@ -225,15 +227,15 @@ def plan_for(job: Job, model: Model, tell: Say) -> tuple[Plan, int]:
     if method.patches:  # the released cut is what it is
         tell(f"{job.output.name}: {_patches(job, method)}; its peak is not predicted")
         return plan, 0
-    size, resident = (task.source.height, task.source.width), Peak(model.device).reset()
+    size, used = (task.source.height, task.source.width), Peak(model.device).reset()
     costs = measured_costs(method, cache=cache_folder())
 
     def predict(plan: Plan) -> int:
         need = predicted_peak(method, plan, costs, size=size, upscale=task.upscale, frames=task.frames or 10**9)
-        return with_spare(need + resident)
+        return with_spare(need + model.resident)
 
     free = free_memory(model.device)
-    budget = job.wishes.memory or (free + resident if free is not None else 10**15)
+    budget = job.wishes.memory or (free + used if free is not None else 10**15)
     if begun is None:
         plan, predicted = fitting_plan(method, plan, budget, predict)
     else:

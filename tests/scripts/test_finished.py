@@ -1,5 +1,7 @@
 """A folder of clips after a stop: what is there as the same command makes it is left alone, anything else is not."""
 
+import re
+
 import pytest
 
 from ldm.methods.mgld import MGLD
@@ -74,6 +76,12 @@ def test_what_was_made_otherwise_is_made_again(words, change, monkeypatch, capfd
     assert left_alone(given, capfd, status=2) == ["a.mp4", "b.mp4"], "c holds PNGs made otherwise"
     assert left_alone([*given, "--overwrite"], capfd) == []
     assert left_alone(given, capfd) == ["a.mp4", "b.mp4", "c"]
+
+
+def test_a_plan_does_not_depend_on_the_clips_before(words, capfd):
+    capfd.readouterr()
+    assert upscale.main([*words, "--overwrite"]) == 0
+    assert len(set(re.findall("predicted peak (.*) of", capfd.readouterr().out))) == 1
 
 
 def test_the_way_it_is_stored_counts(words, capfd):
