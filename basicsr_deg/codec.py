@@ -23,8 +23,9 @@ class VideoCodec:
 
     codecs: libx264, h264, mpeg4 -> probability; bitrate: [low, high] in bits per second, a whole number drawn for the
     clip; rate: frames per second; channels: "rgb", or "released" to exchange red and blue in what the codec sees, as
-    the released code does (B35 in docs/RELEASED.md). Frames of another size than the first are resized to it. Odd sides are padded by
-    one repeated row or column for the encoder, which is cut off again. One thread, so that bytes do not vary.
+    the released code does (B35 in docs/RELEASED.md). Frames of another size than the first are resized to it. Odd
+    sides are padded by one repeated row or column for the encoder, which is cut off again. One thread, so that bytes
+    do not vary.
     """
 
     def __init__(
