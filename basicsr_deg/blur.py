@@ -50,9 +50,10 @@ class Blur:
         self.prob = check_probability(prob)
 
     def __call__(self, frames: Iterable[np.ndarray], rng, *, notes: dict | None = None, size=None) -> Iterator:
-        for frame, kernel in zip(frames, self.kernels(rng, notes=notes), strict=False):
+        kernels = self.kernels(rng, notes=notes)
+        for frame in frames:
             image = frame if frame.dtype == np.uint8 else frame.astype(np.float32, copy=False)
-            yield cv2.filter2D(image, -1, kernel)
+            yield cv2.filter2D(image, -1, next(kernels))
 
     def kernels(self, rng, *, notes: dict | None = None) -> Iterator[np.ndarray]:
         """The kernels (n, n) float64 of one clip after another frame, without end."""

@@ -35,7 +35,8 @@ class Panels:
         """One picture (H, W, 3) uint8 RGB for every frame that came through all stages, stages in rows."""
         columns = int(np.ceil(np.sqrt(len(self.stages))))
         blank = self._paper()
-        for panels in zip(*self.stages.values(), strict=False):
+        through = min(map(len, self.stages.values()), default=0)
+        for panels in zip(*(drawn[:through] for drawn in self.stages.values()), strict=True):
             cells = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1] for data in panels]
             cells += [blank] * (-len(cells) % columns)
             rows = [np.hstack(cells[i : i + columns]) for i in range(0, len(cells), columns)]

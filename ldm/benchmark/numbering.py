@@ -97,7 +97,8 @@ def other_frames(names: Sequence[str], reference: Sequence[str]) -> str | None:
     ours, theirs = numbers_of(names), numbers_of(reference)
     if not ours or not theirs:
         return None
-    offsets = {one - other for one, other in zip(ours, theirs, strict=False)}
+    both = min(len(ours), len(theirs))
+    offsets = {one - other for one, other in zip(ours[:both], theirs[:both], strict=True)}
     anew = ours[0] in (0, 1) and (len(ours) == 1 or {b - a for a, b in pairwise(ours)} == {1})
     if len(ours) < len(theirs):
         anew = anew and theirs[0] in (0, 1) and _pattern(names[0]) != _pattern(reference[0])

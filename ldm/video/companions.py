@@ -215,7 +215,8 @@ def _sounding(stream, span):
 
 def _add_words(output, stream, encoder):
     target = output.add_stream(encoder)
-    stream.codec_context.open(strict=False)  # makes the header that the encoder needs; not strict: it may be open
+    if not stream.codec_context.is_open:  # opening makes the header that the encoder needs
+        stream.codec_context.open()
     target.codec_context.subtitle_header = stream.codec_context.subtitle_header
     target.time_base = target.codec_context.time_base = stream.time_base
     return target

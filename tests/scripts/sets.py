@@ -43,6 +43,13 @@ def make_results(folder, *, clips=("000", "001"), noise=4, suffix=""):
     return folder
 
 
+def make_both(folder, name):
+    """A set of that name in DOVE's layout, and results of one method in `ours`."""
+    make_set(folder / name)
+    make_results(folder / "ours")
+    return folder
+
+
 def run(*words):
     return benchmark.main([*map(str, words)])
 

@@ -22,9 +22,7 @@ from tests.scripts.sets import FAST, read, run, value
 @pytest.fixture
 def mini(tmp_path):
     """A set in DOVE's layout with results of one method."""
-    sets.make_set(tmp_path / "UDM10")
-    sets.make_results(tmp_path / "ours")
-    return tmp_path
+    return sets.make_both(tmp_path, "UDM10")
 
 
 @pytest.fixture
