@@ -36,7 +36,7 @@ from ldm.metrics.fidelity import rgb8
 from ldm.metrics.protocol import measures
 from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.resize import resize
-from ldm.ops.stream import Each, Frame, Windowed, run_through, together
+from ldm.streaming.pipeline import Each, Frame, Windowed, run_through, together
 from scripts.ablation_clips import SCALE, SMALLEST, Clip, find_clips, load_clips, protocol_of, seen_in_training
 from scripts.ablation_report import (
     CARD,

@@ -30,7 +30,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.benchmark.flows import paper_flow
 from ldm.benchmark.looking import Report, Talk, look, look_at_results
 from ldm.benchmark.making import Restorer
@@ -43,6 +43,7 @@ from ldm.engine.device import usable_device
 from ldm.engine.jobs import Model, Wishes
 from ldm.metrics.protocol import Options, measures
 from ldm.report.page import report_of
+from ldm.weights import checkpoint
 from scripts import degrade, upscale
 from scripts.command import Parser, carry_out, first_line, followed, progress_bar
 

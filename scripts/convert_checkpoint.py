@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 import torch
 from torch import Tensor
 
-from ldm import __version__, checkpoint
+from ldm import __version__
+from ldm.weights import checkpoint
 from scripts.command import Parser, carry_out
 
 PROGRAM = "convert_checkpoint.py"

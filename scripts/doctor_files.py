@@ -29,8 +29,8 @@ class Finding(NamedTuple):
 
 
 def check_weights(args) -> Iterator[Finding]:
-    from ldm import checkpoint
     from ldm.engine.assemble import EMBEDDED, find_weights
+    from ldm.weights import checkpoint
 
     usual = [ROOT / name for name in ("weights", "checkpoints") if (ROOT / name).is_dir()]
     for folder in args.weights or [EMBEDDED, *usual]:
@@ -61,7 +61,7 @@ def noted_hashes(folder: Path) -> dict[str, str]:
 
 def look_at(path: Path, noted: str | None) -> Finding:
     """A weight file: readable, what it looks like, and its SHA-256 where one is known."""
-    from ldm import checkpoint
+    from ldm.weights import checkpoint
 
     what, size = f"weights {path}", f"{path.stat().st_size / 1e6:.1f} MB"
     try:

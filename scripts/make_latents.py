@@ -30,14 +30,15 @@ import torch
 
 from basicsr_deg import latent_clips
 from basicsr_deg.clips import find_clips, some
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine import assemble
 from ldm.engine.device import usable_device
 from ldm.engine.provenance import versions
 from ldm.engine.resume import differences
 from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
-from ldm.ops.stream import together
+from ldm.streaming.pipeline import together
+from ldm.weights import checkpoint
 from scripts.command import Parser, carry_out, followed
 from scripts.degrade import find_protocol, generator
 

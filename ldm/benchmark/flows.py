@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm import checkpoint
 from ldm.nets.raft import RAFT
+from ldm.weights import checkpoint
 
 ITERATIONS = 20  # in QuantVSR's and EvalCrafter's scripts
 

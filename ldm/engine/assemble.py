@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.device import exact_float32
+from ldm.weights import checkpoint
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "assets" / "tiny"

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from torch import nn
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.assemble import CARD, find_weights
+from ldm.weights import checkpoint
 
 CARD_KEYS = ("flow", "flows", "networks", "method", "output")  # what restoring reads of a configuration
 
@@ -14,7 +15,7 @@ def write_export(model: nn.Module, settings) -> str:
     """Write the weights of `model` as `settings.export` says; the line to show.
 
     {file, half: in float16, drop: prefixes left out}. Where the settings describe how to restore, too, they are written
-    as the card beside the file. Raises OSError, and ValueError as `ldm.checkpoint.save`.
+    as the card beside the file. Raises OSError, and ValueError as `ldm.weights.checkpoint.save`.
     """
     export = config.plain(settings)["export"]
     state = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(export.get("drop", ())))}

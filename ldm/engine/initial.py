@@ -5,7 +5,7 @@ from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
-from ldm import checkpoint
+from ldm.weights import checkpoint
 
 
 def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
@@ -17,7 +17,7 @@ def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
     patterns of names that nobody takes; `tolerate` maps patterns of names that may be missing to the reason why.
 
     Raises ValueError for an entry of another form or an unknown module; FileNotFoundError and CheckpointError as
-    `ldm.checkpoint` does. Loading is strict: what is neither in the file nor tolerated is an error.
+    `ldm.weights.checkpoint` does. Loading is strict: what is neither in the file nor tolerated is an error.
     """
     lines = []
     for entry in entries:

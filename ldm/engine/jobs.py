@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ldm import checkpoint, config, video
+from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import flow_file
 from ldm.engine.device import Peak, free_memory, hardware
@@ -19,6 +19,7 @@ from ldm.methods.mgld import MGLD, Progress
 from ldm.video.formats import CONTAINERS
 from ldm.video.replacing import Replacement
 from ldm.video.writing import refuse_input
+from ldm.weights import checkpoint
 
 Say = Callable[[str], None]
 

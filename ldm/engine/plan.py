@@ -18,7 +18,7 @@ from ldm.files import write_whole
 from ldm.methods.conditions import KEPT
 from ldm.methods.mgld import MGLD
 from ldm.methods.settings import HOLD
-from ldm.ops.stream import Frame
+from ldm.streaming.pipeline import Frame
 
 LEAST_TILE = 16  # latent pixels; smaller tiles are nearly all overlap
 PROBE = (16, 32)  # sides of the latents on which costs are measured; a cost is a + b * pixels through both

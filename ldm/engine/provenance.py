@@ -7,9 +7,9 @@ import platform
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ldm import checkpoint
 from ldm.files import write_whole
 from ldm.video.source import is_visible
+from ldm.weights import checkpoint
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safetensors")
 NAME = "mgld-vsr"

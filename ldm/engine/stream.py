@@ -19,7 +19,7 @@ from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.mgld import MGLD, Progress, silent
 from ldm.ops.resize import resize
-from ldm.ops.stream import Frame
+from ldm.streaming.pipeline import Frame
 
 READ_AHEAD, WRITE_BEHIND = 4, 2  # frames
 

@@ -21,7 +21,7 @@ from ldm.ops.cuts import scene_ends
 from ldm.ops.flow import Motion, cut_motion, estimate_motion
 from ldm.ops.padding import pad_to_multiple, released_pad
 from ldm.ops.resize import resize
-from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_through, together
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_through, together
 
 FLOW_SCALE = 4  # flow is estimated on frames this much smaller than those restored, as released
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -217,7 +217,7 @@ class RAFT(nn.Module):
     """Optical flow by RAFT, with the state-dict names of `raft-things.pth` and of `flownet_model.` (SPEC 2.5).
 
     `model` "normal" (5 257 536 parameters) or "small" (990 162); `iterations` refinements. The original files prefix
-    every name with `module.`, which `ldm/checkpoint.py` strips; neither they nor the recorded names hold mean or std.
+    every name with `module.`, which `ldm.weights.checkpoint` strips; they hold neither mean nor std.
     `scaling`: the weights were trained on images in [-1, 1]. "trained" maps the [0, 1] images given to that range;
     "released" leaves them in [0, 1] as the released MGLD-VSR does (bug B11), for reproducing its numbers.
     `volume_limit`: how many correlations are held at once (elements of 4 bytes; the default is 1 GiB). A batch beyond

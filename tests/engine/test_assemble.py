@@ -6,13 +6,14 @@ import shutil
 import pytest
 import torch
 
-from ldm import checkpoint, config
-from ldm.checkpoint import CheckpointError
+from ldm import config
 from ldm.diffusion.schedule import Schedule
 from ldm.engine.assemble import ROOT, find_weights, load_method, read_settings
 from ldm.engine.jobs import Model
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
+from ldm.weights import checkpoint
+from ldm.weights.checkpoint import CheckpointError
 from tests.methods.toy import TOY, clip, method, randomise
 
 ONE, TWO = "mgldvsr_unet", "video_vae_cfw"

@@ -5,11 +5,12 @@ import re
 import pytest
 import torch
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.assemble import RELEASED_CONFIG
 from ldm.engine.initial import fill
 from ldm.training.diffusion import Objective, StageOne
 from ldm.training.optimization import Adam
+from ldm.weights import checkpoint
 from tests.methods import toy
 
 

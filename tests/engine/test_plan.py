@@ -9,7 +9,7 @@ from ldm.engine import device
 from ldm.engine.device import Peak, free_memory, is_out_of_memory
 from ldm.engine.plan import Plan, fitting_plan, measured_costs, parse_bytes, predicted_peak, with_spare
 from ldm.methods.conditions import KEPT
-from ldm.ops.stream import Frame
+from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
 
 

@@ -5,13 +5,14 @@ import argparse
 import torch
 from torch import nn
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.assemble import PRESETS, RELEASED_CONFIG
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.raft import RAFT
 from ldm.nets.sequence_decoder import SequenceAutoencoder
 from ldm.nets.structure import StructureEncoder
 from ldm.nets.unet import UNet
+from ldm.weights import checkpoint
 from tests.golden_checks.case import Case, recipe_normal
 from tests.golden_checks.unet import build
 

@@ -10,7 +10,7 @@ from ldm.diffusion.guidance import motion_loss
 from ldm.engine.assemble import EMBEDDED, load_method
 from ldm.methods.mgld import motion_between
 from ldm.ops.resize import resize
-from ldm.ops.stream import together
+from ldm.streaming.pipeline import together
 
 pytestmark = pytest.mark.skipif(
     not (EMBEDDED / "mgldvsr_unet.safetensors").is_file(), reason=f"no embedded weights in {EMBEDDED.name}"

@@ -12,7 +12,7 @@ from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
 from ldm.ops.flow import Motion, cut_motion
-from ldm.ops.stream import together
+from ldm.streaming.pipeline import together
 from tests.methods.toy import clip, method, pixelwise, settings
 
 SMALL = ("patches.size=64", "patches.stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")

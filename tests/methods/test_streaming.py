@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.ops.stream import Frame
+from ldm.streaming.pipeline import Frame
 from tests.methods.toy import clip, method, pixelwise
 
 

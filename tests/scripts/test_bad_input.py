@@ -7,8 +7,9 @@ import av
 import pytest
 import torch
 
-from ldm import checkpoint, config
+from ldm import config
 from ldm.methods.mgld import MGLD
+from ldm.weights import checkpoint
 from scripts import upscale
 from tests.scripts import toy
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm import checkpoint
+from ldm.weights import checkpoint
 from scripts import doctor, doctor_files
 from tests.scripts import toy
 

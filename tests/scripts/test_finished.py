@@ -7,7 +7,7 @@ import pytest
 
 from ldm.engine.device import Peak
 from ldm.methods.mgld import MGLD
-from ldm.ops.stream import Each, Pipeline
+from ldm.streaming.pipeline import Each, Pipeline
 from scripts import upscale
 from tests.scripts import toy
 

@@ -11,10 +11,11 @@ import torch
 
 from basicsr_deg.latent_clips import LatentClips
 from basicsr_deg.reading import read_picture
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.assemble import load_method
 from ldm.methods.settings import COLOR_FIXES
 from ldm.nets.spynet import SpyNet
+from ldm.weights import checkpoint
 from scripts import degrade, make_latents
 from tests.scripts import toy
 

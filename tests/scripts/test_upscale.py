@@ -12,7 +12,7 @@ from ldm import video
 from ldm.engine import jobs
 from ldm.engine.assemble import EMBEDDED, STAGES, find_weights
 from ldm.methods.mgld import MGLD
-from ldm.ops.stream import Each, Pipeline
+from ldm.streaming.pipeline import Each, Pipeline
 from scripts import upscale
 from tests.scripts import toy
 

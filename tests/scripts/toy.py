@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 import torch
 
-from ldm import checkpoint, config, video
+from ldm import config, video
+from ldm.weights import checkpoint
 
 PLACE = "ldm.methods.mgld"
 NETWORKS = {

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm import checkpoint
 from ldm.training.callbacks import BadBatch, LastCheckpoint, RandomState, StepProgress, WholeFiles
+from ldm.weights import checkpoint
 
 BATCH = {"gt": torch.rand(1, 2, 3, 4, 4), "index": torch.tensor([7])}
 

@@ -8,9 +8,10 @@ from pytorch_lightning.strategies import FSDPStrategy, SingleDeviceStrategy
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import main
-from ldm import checkpoint, config
+from ldm import config
 from ldm.training.decoder import StageTwo
 from ldm.training.diffusion import StageOne
+from ldm.weights import checkpoint
 from tests.training import runs
 
 # Lightning advises on workers, folders and hardware, and lags behind torch

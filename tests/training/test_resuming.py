@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import main
-from ldm import checkpoint
+from ldm.weights import checkpoint
 from tests.training import runs
 
 # Lightning advises on workers, folders and hardware, and lags behind torch

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import main
-from ldm import checkpoint, config
+from ldm import config
 from ldm.engine.assemble import load_method
 from ldm.engine.export import write_export
+from ldm.weights import checkpoint
 from scripts import make_latents
 from tests.training import runs
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.ops import tiling
-from ldm.ops.stream import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, run_through, together
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, run_through, together
 
 
 def values(frames: int, seed: int = 0) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from ldm import checkpoint
-from ldm.checkpoint import CheckpointError
+from ldm.weights import checkpoint
+from ldm.weights.checkpoint import CheckpointError
 from scripts import convert_checkpoint
 
 ONE = torch.ones(1)

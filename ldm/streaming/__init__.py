@@ -1,0 +1,1 @@
+"""Frames flow through stages in bounded memory."""
