@@ -1,0 +1,1 @@
+"""Weight files: read without running code from them, and loaded strictly into networks."""
