@@ -69,6 +69,11 @@ def plain(config: Any) -> dict:
     return OmegaConf.to_container(config, resolve=True)
 
 
+def select(config: DictConfig, key: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    return OmegaConf.select(config, key)
+
+
 def check_target(config: DictConfig, key: str) -> None:
     """Raise ConfigError unless a mapping with a `target` stands at a dotted key."""
     try:

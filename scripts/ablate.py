@@ -31,12 +31,12 @@ from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
 from ldm.engine.device import hardware, usable_device
 from ldm.files import write_whole
-from ldm.methods.settings import COLOR_FIXES
+from ldm.methods.mgld.settings import COLOR_FIXES
 from ldm.metrics.fidelity import rgb8
 from ldm.metrics.protocol import measures
 from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.resize import resize
-from ldm.streaming.pipeline import Each, Frame, Windowed, run_through, together
+from ldm.streaming.pipeline import Each, Frame, Windowed, run_all, stack
 from scripts.ablation_clips import SCALE, SMALLEST, Clip, find_clips, load_clips, protocol_of, seen_in_training
 from scripts.ablation_report import (
     CARD,
@@ -165,7 +165,7 @@ def decoded(method, frames: list[Frame], *, lq: Tensor, sequence: bool) -> Tenso
     fix = COLOR_FIXES[method.decoding.color_fix]
 
     def decode(window: list[Frame]) -> Tensor:
-        x, work = (together(window, name).to(method.device) for name in ("x", "work"))
+        x, work = (stack(window, name).to(method.device) for name in ("x", "work"))
         if sequence:
             return method.decode(x, work).cpu()
         cut = method.cut_of(x.shape[-2:]) or Cut(windows.tile)
@@ -177,7 +177,7 @@ def decoded(method, frames: list[Frame], *, lq: Tensor, sequence: bool) -> Tenso
 
     size, overlap = (windows.n_frames, windows.frame_overlap) if sequence else (1, 0)
     stages = [Windowed(decode, size=size, overlap=overlap, name="sr"), Each(finish)]
-    return together(run_through(stages, frames), "sr")[0]
+    return stack(run_all(stages, frames), "sr")[0]
 
 
 def measure(frames: list[np.ndarray], clip: Clip) -> dict[str, float]:

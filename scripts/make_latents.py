@@ -37,7 +37,7 @@ from ldm.engine.provenance import versions
 from ldm.engine.resume import differences
 from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
-from ldm.streaming.pipeline import together
+from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
 from scripts.command import Parser, carry_out, followed
 from scripts.degrade import find_protocol, generator
@@ -205,7 +205,7 @@ def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: i
     if tuple(work.shape[-2:]) != tuple(size):
         (height, width), (h, w) = size, work.shape[-2:]
         raise ValueError(f"got sharp frames of {width}x{height}, which the method restores at {w}x{h}; change --crop")
-    return together(method.latents(work, seed=seed), "x")[0]
+    return stack(method.latents(work, seed=seed), "x")[0]
 
 
 @torch.inference_mode()

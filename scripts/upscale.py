@@ -11,7 +11,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,29 +23,25 @@ import torch
 
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
+from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.finished import DECIDING, MadeOtherwise, finished
-from ldm.engine.jobs import Job, Model, Say, Wishes, find_jobs, prepare, restore_job
+from ldm.engine.flags import flag_words, known_flags
+from ldm.engine.jobs import Job, Model, Options, Tell, find_jobs, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
-from ldm.methods.mgld import PRECISIONS
-from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
 from scripts.command import Parser, first_line, natural, progress_bar
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
-STOPPED = "interrupted; the same command goes on"
+STOPPED = "interrupted; the same command resumes"
 COMPARED = 64  # frames in the picture of --compare at most, and bytes of them
 COMPARED_BYTES = 10**9
 ROUNDING = {
     "nearest": lambda frame: frame,  # the writer's own way
     "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # cut off, as released
 }
-SAMPLING, WINDOWS, DECODING, PATCHES = (
-    f"+method.params.{part}.params" for part in ("sampling", "windows", "decoding", "patches")
-)
 
 
 def positive(text: str) -> float:
@@ -55,6 +51,7 @@ def positive(text: str) -> float:
 
 
 counted = partial(natural, least=1)
+FLAG_TYPES = {"word": str, "count": counted, "natural": natural, "number": float}
 
 
 def seconds(text: str) -> float:
@@ -69,14 +66,16 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line; what the configuration decides is None where no flag was given."""
+    """The command line; `flags` holds the flags of the model that were given, by name."""
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
     add_files(parser.add_argument_group("files"))
-    add_settings(parser.add_argument_group("settings (default: what the configuration says)"))
+    add_flags(parser.add_argument_group("settings of the model (default: its configuration); in brackets: families"))
     add_running(parser.add_argument_group("running"))
     parser.set_defaults(program=PROGRAM)
     args = parser.parse_intermixed_args(words)
+    flags = {name: vars(args).pop(name) for name in known_flags()}
+    args.flags = {name: value for name, value in flags.items() if value is not None and value is not False}
     for name in ("weights", "config"):  # flags that take several words also catch overrides that follow them
         given = getattr(args, name)
         caught = [word for word in given if "=" in word and not Path(word).exists()]
@@ -103,18 +102,14 @@ def add_files(group) -> None:
     add("--overwrite", action="store_true", help="replace a folder that holds PNGs; files always are (default: no)")
 
 
-def add_settings(group) -> None:
-    add = group.add_argument
-    add("--ddpm_steps", type=counted, help="sampling steps (embedded model: 4, released: 50)")
-    add("--colorfix_type", choices=list(COLOR_FIXES), help="take colours over from the input (adain)")
-    add("--dec_w", type=float, help="weight of the input's features in the decoder, 0 to 1 (1.0)")
-    add("--n_frames", type=counted, help="frames per temporal window (5)")
-    add("--tile_overlap", type=natural, help="overlap of the denoiser's tiles, in latent pixels")
-    add("--vqgantile_size", type=counted, help="side of the decoder's tiles, in pixels of the enlarged frame")
-    add("--vqgantile_stride", type=counted, help="distance between those tiles, in pixels")
-    add("--flow", help="optical flow: dis, raft or spynet (embedded model: dis, released: raft)")
-    add("--guidance", choices=["paper", "released", "none"], help="form of the motion guidance (paper)")
-    add("--precision", choices=list(PRECISIONS), help="of the networks (fp32)")
+def add_flags(group) -> None:
+    """The flags that the families declare in their YAML."""
+    for name, flag in known_flags().items():
+        families = f"{flag.help} [{', '.join(flag.families)}]"
+        if flag.kind == "switch":
+            group.add_argument(f"--{name}", action="store_true", help=families)
+        else:
+            group.add_argument(f"--{name}", type=FLAG_TYPES[flag.kind], choices=flag.choices or None, help=families)
 
 
 def add_running(group) -> None:
@@ -123,7 +118,6 @@ def add_running(group) -> None:
     add("--seed", type=natural, default=42, help="of the noise (default: 42)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
-    add("--compile", action="store_true", help="compile the networks with torch.compile (default: no)")
     add("--preview", type=seconds, metavar="2s", help="do only so much, to OUTPUT.preview, and estimate the rest")
     add("--shard", type=part_of, default=(1, 1), metavar="i/n", help="of several clips, do every n-th from the i-th")
     add("--save_every", type=counted, default=16, metavar="N", help="frames between savings (default: 16)")
@@ -131,102 +125,61 @@ def add_running(group) -> None:
     add("--verbose", action="store_true", help="say more, and where in the code an error arose (default: no)")
 
 
-def choose_settings(files: Mapping[str, Path], args: argparse.Namespace):
+def choose_settings(weights: Weights, args: argparse.Namespace):
     """The configuration with preset, flags and overrides applied, in this order."""
-    settings = read_settings(files, configs=args.config, preset=args.preset, flow=args.flow, overrides=args.overrides)
-    return config.override(settings, [*flag_words(args, settings), *args.overrides])
+    settings = read_settings(weights, configs=args.config, preset=args.preset)
+    return check_settings(config.override(settings, [*flag_words(settings, args.flags), *args.overrides]))
 
 
 def rounding_of(settings) -> Callable:
     """How frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
-    word = (settings.get("output") or {}).get("rounding", "nearest")
-    return choose(ROUNDING, str(word), "output.rounding")
+    word = str((settings.get("output") or {}).get("rounding", "nearest"))
+    if word not in ROUNDING:
+        raise ValueError(f"got output.rounding {word!r}, expected one of {', '.join(ROUNDING)}")
+    return ROUNDING[word]
 
 
-def flag_words(args: argparse.Namespace, settings) -> list[str]:
-    """Flags as `+key=value` words (with the plus, keys that the file leaves to their defaults can be set too)."""
-    direct = {
-        f"{SAMPLING}.steps": args.ddpm_steps,
-        f"{SAMPLING}.guidance": args.guidance,
-        f"{DECODING}.color_fix": args.colorfix_type,
-        f"{DECODING}.dec_w": args.dec_w,
-        f"{WINDOWS}.tile_overlap": args.tile_overlap,
-        "+method.params.precision": args.precision,
-    }
-    words = [f"{key}={value}" for key, value in direct.items() if value is not None]
-    parts = {name: config.instantiate(settings.method.params[name]) for name in ("sampling", "windows", "decoding")}
-    patches = config.instantiate(settings.method.params.get("patches"))
-    if args.guidance not in (None, parts["sampling"].guidance):
-        words.append(f"{SAMPLING}.guidance_scale=null")  # each form has its own
-    if args.n_frames:
-        words += frame_words(args.n_frames, parts["windows"], parts["decoding"].windows)
-        words += [f"{PATCHES}.n_frames={args.n_frames}"] if patches else []
-    if args.vqgantile_size or args.vqgantile_stride:
-        words += tile_words(args, patches or parts["decoding"].windows, settings)
-    return words
-
-
-def frame_words(n_frames: int, windows: Windows, decoding: Windows) -> list[str]:
-    """Windows of `n_frames`, with the overlap they had as far as it fits."""
-    both = {WINDOWS: windows, f"{DECODING}.windows.params": decoding}
-    overlaps = [f"{key}.frame_overlap={min(old.frame_overlap, n_frames - 1)}" for key, old in both.items()]
-    return [f"{key}.n_frames={n_frames}" for key in both] + overlaps
-
-
-def tile_words(args: argparse.Namespace, old: Patches | Windows, settings) -> list[str]:
-    """Tiles of the decoder, or the outer patches where the configuration has them; lengths in pixels."""
-    params, whole_cut = settings.networks.autoencoder.get("params") or {}, isinstance(old, Patches)
-    f = 2 ** (len(params.get("ch_mult", (1, 2, 4, 4))) - 1)
-    was, step = (old.size, old.stride) if whole_cut else (old.tile * f, (old.tile - old.tile_overlap) * f)
-    size = args.vqgantile_size or was
-    stride = args.vqgantile_stride or (step if step <= size else size * step // was)
-    if not f <= stride <= size:
-        raise ValueError(f"got tiles of {size} pixels every {stride}, expected {f} <= stride <= size")
-    if whole_cut:
-        return [f"{PATCHES}.size={size}", f"{PATCHES}.stride={stride}"]
-    tiles = f"{DECODING}.windows.params"
-    return [f"{tiles}.tile={size // f}", f"{tiles}.tile_overlap={(size - stride) // f}"]
-
-
-def wishes_of(args: argparse.Namespace) -> Wishes:
+def options_of(args: argparse.Namespace) -> Options:
     """What the command line asks for every clip."""
     names = ("upscale", "seed", "start", "max_frames", "crf", "lossless", "codec", "depth", "overwrite", "keep_work")
-    return Wishes(
+    return Options(
         **{name: getattr(args, name) for name in (*names, "save_every")},
         memory=parse_bytes(args.memory) if args.memory else None,
         preview=args.preview,
-        leave=not args.overwrite and args.preview is None,
+        skip_finished=not args.overwrite and args.preview is None,
     )
 
 
-def is_there(job: Job, model: Model) -> bool:
-    """Whether a clip of several is there as this command makes it: after a stop, those before are not done again."""
-    if folder_beside(job.output).exists():  # then it is gone on with
+def is_finished(job: Job, model: Model) -> bool:
+    """Whether the output of one clip of several exists as this command makes it."""
+    if folder_beside(job.output).exists():  # it was interrupted, and is resumed
         return False
     try:
         return finished(job, model, deciding=(*DECIDING, "format")) is not None
     except MadeOtherwise as error:
-        log.debug("done again: %s", error)
+        log.debug("made again: %s", error)
         return False
 
 
+def skip_clip(job: Job, args: argparse.Namespace) -> None:
+    """Say that a clip is finished, and draw its --compare picture where it is missing."""
+    tell(f"{job.output}: finished before, from the same input, weights and settings (--overwrite makes it again)")
+    if args.compare and not compare_path(job.output).exists():
+        save_picture(compared(job), compare_path(job.output))
+
+
 def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
-    """Read, restore, write; the output appears when it is whole. Says how long it took and what it took."""
+    """Read, restore, write; the output appears when it is complete. Prints the time and memory it took."""
     began = time.perf_counter()
-    if job.wishes.leave and is_there(job, model):
-        tell(f"{job.output}: there already, from the same input, weights and settings (--overwrite makes it anew)")
-        if args.compare and not compare_path(job.output).exists():
-            save_picture(compared(job), compare_path(job.output))
-        return job
     with progress_bar(job.path.name) as report:
-        done = restore_job(job, model, report=report, say=speaker(args.program), tell=tell)
+        done = restore_job(job, model, report=report, warn=warner(args.program), tell=tell)
     if args.compare:
         save_picture(compared(job), compare_path(job.output))
     seconds, frames = time.perf_counter() - began, done["frames"]
     height, width = job.task.format.size
     took = f"{seconds:.1f} s, {seconds / frames:.2f} s per frame, peak memory {done['memory']['peak'] / 1e9:.2f} GB"
     tell(f"{job.output}: {frames} frame{'s' * (frames > 1)} of {width}x{height}, {took}")
-    if job.wishes.preview is not None:
+    if job.options.preview is not None:
         tell(estimate(job, seconds / frames))
     return job
 
@@ -257,37 +210,38 @@ def save_picture(picture, path: Path) -> None:
         writer.write(picture)
 
 
-def restore_all(jobs: list[Job], find_files: Callable[[], Mapping[str, Path]], args: argparse.Namespace) -> int:
+def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argparse.Namespace) -> int:
     """Restore every job, with weights that are looked for once the inputs are known to be good; the exit status."""
-    say, wishes = speaker(args.program), wishes_of(args)
-    if [job.path for job in jobs] == [args.input]:  # a clip by itself is asked for anew
-        wishes = replace(wishes, leave=False)
-    attempt = partial(keep_going, alone=len(jobs) == 1, say=say)
-    good = attempt(jobs, partial(prepare, wishes=wishes, say=say))
+    warn, options = warner(args.program), options_of(args)
+    if [job.path for job in jobs] == [args.input]:  # a clip by itself is made again
+        options = replace(options, skip_finished=False)
+    attempt = partial(attempt_all, alone=len(jobs) == 1, warn=warn)
+    good = attempt(jobs, partial(prepare, options=options, warn=warn))
     if good:
-        files, device = find_files(), usable_device(args.device)
-        settings = choose_settings(files, args)
-        rounding = rounding_of(settings)
-        method = build_method(settings, files, device=device)
-        if args.compile:
-            method.compile_networks()
-        model = Model.of(method, files, settings, device, rounding=rounding)
-        good = attempt(good, partial(restore_clip, model=model, args=args))
+        weights, device = find_files(), usable_device(args.device)
+        settings = choose_settings(weights, args)
+        model = Model(weights, settings, device, rounding_of(settings))
+        done = [job for job in good if job.options.skip_finished and is_finished(job, model)]
+        for job in done:
+            skip_clip(job, args)
+        if left := [job for job in good if job not in done]:
+            model.build()  # before any clip, so that weights that do not fit are named once
+            good = done + attempt(left, partial(restore_clip, model=model, args=args))
     if failed := len(jobs) - len(good):
-        say(f"{failed} of {len(jobs)} inputs failed")
+        warn(f"{failed} of {len(jobs)} inputs failed")
     return 2 if failed else 0
 
 
 def verify(path: Path) -> int:
-    """Say of every file that a record names whether it is as recorded; the exit status."""
+    """Print for every file that a record names whether it agrees with it; the exit status."""
     results = provenance.verify(path)
     for what, result in results:
         tell(f"{what}: {result}")
     return 0 if all(result == "as recorded" for _, result in results) else 2
 
 
-def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, say: Say) -> list[Job]:
-    """The jobs that `action` could do; a failure is reported, or raised where the job is the only one."""
+def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, warn: Tell) -> list[Job]:
+    """The jobs that `action` could do; a failure is reported, or raised for the only job."""
     done = []
     for job in jobs:
         try:
@@ -295,12 +249,12 @@ def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, sa
         except Exception as error:
             if alone or (line := explain(error)) is None:
                 raise
-            say(line if str(job.path) in line else f"{job.path}: {line}")
+            warn(line if str(job.path) in line else f"{job.path}: {line}")
     return done
 
 
-def speaker(program: str) -> Say:
-    """say(line), under the name of the command that was typed."""
+def warner(program: str) -> Tell:
+    """warn(line) prints on stderr under the name of the command."""
     return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
 
 
@@ -320,16 +274,16 @@ def explain(error: Exception) -> str | None:
 def exit_status(work: Callable[[], int], *, program: str = PROGRAM, stopped: str = STOPPED) -> int:
     """What work() returns; 2 after one line for an error, 130 after Ctrl-C. Bugs keep their traceback."""
     logging.basicConfig(level=logging.WARNING, format=f"{program}: %(message)s")
-    say = speaker(program)
+    warn = warner(program)
     try:
         return work()
     except KeyboardInterrupt:
-        say(stopped)
+        warn(stopped)
         return 130
     except Exception as error:
         if (line := explain(error)) is None:
             raise
-        say(line)
+        warn(line)
         return 2
 
 
@@ -341,7 +295,7 @@ def run(args: argparse.Namespace) -> int:
     if args.input is None or args.output is None:
         raise ValueError("got no -i/--input and -o/--output, expected both (--help lists the options)")
     jobs = find_jobs(args.input, args.output, shard=args.shard)
-    return restore_all(jobs, lambda: find_weights(*args.weights or (EMBEDDED,)), args)
+    return restore_all(jobs, lambda: find_weights(*args.weights or (EMBEDDED,), configs=args.config), args)
 
 
 def main(words: list[str] | None = None) -> int:

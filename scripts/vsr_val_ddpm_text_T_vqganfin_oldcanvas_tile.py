@@ -13,13 +13,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-from ldm.engine.assemble import RELEASED_CONFIG
+from ldm.engine.assemble import CONFIGS, Weights
 from ldm.engine.device import usable_device
 from ldm.engine.jobs import Job
-from ldm.methods.settings import COLOR_FIXES
+from ldm.methods.mgld.settings import COLOR_FIXES
 from scripts import upscale
 
 PROGRAM = Path(__file__).name
+RELEASED = CONFIGS / "mgldvsr" / "model.yaml"
 PRECISIONS = {"full": {}, "autocast": {"cuda": "fp16"}}
 
 
@@ -33,7 +34,7 @@ def arguments(
     add("--seqs-path", "--seqs_path", type=Path, required=True, help="folder of folders of frames")
     add("--outdir", type=Path, required=True, help="folder to write to")
     add("--latent-dir", "--latent_dir", type=Path, help="folder for latents (only where latents are made)")
-    add("--config", default=str(RELEASED_CONFIG), help="model configuration (default: the released model's)")
+    add("--config", default=str(RELEASED), help="model configuration (default: the released model's)")
     add("--ckpt", type=Path, required=True, help="mgldvsr_unet.ckpt: U-Net, condition encoder, autoencoder, text, RAFT")
     add("--vqgan_ckpt", type=Path, required=True, help="video_vae_cfw.ckpt: the sequence decoder")
     add("--ddpm_steps", type=upscale.counted, default=steps, help=f"sampling steps (default: {steps})")
@@ -59,13 +60,13 @@ def arguments(
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:
     """The same job in the words of scripts/upscale.py."""
-    device, say = usable_device(args.device), upscale.speaker(args.program)
+    device, warn = usable_device(args.device), upscale.warner(args.program)
     precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
     if args.precision == "autocast" and precision == "fp32":
-        say(f"autocast needs cuda, computing in fp32 on {device}")
+        warn(f"autocast needs cuda, computing in fp32 on {device}")
     ignored = [f"--{name}" for name in ("n_samples", "n_iter", "C", "f") if getattr(args, name) is not None]
     if ignored := [*ignored, *(word for word in args.unknown if word.startswith("-"))]:
-        say(f"without effect: {' '.join(ignored)}")
+        warn(f"without effect: {' '.join(ignored)}")
     same = ("config", "ddpm_steps", "dec_w", "colorfix_type", "n_frames", "tile_overlap", "vqgantile_size")
     same += ("vqgantile_stride", "upscale", "seed")
     words = [word for name in same for word in (f"--{name}", str(getattr(args, name)))]
@@ -87,9 +88,9 @@ def find_jobs(args: argparse.Namespace) -> list[Job]:
     return [films.get(job.path, job) for job in jobs][args.select_idx :: args.n_gpus]
 
 
-def find_files(args: argparse.Namespace) -> dict[str, Path]:
-    """The weight files, each in the slot its flag names."""
-    return {"stage_one": args.ckpt, "stage_two": args.vqgan_ckpt}
+def find_files(args: argparse.Namespace) -> Weights:
+    """The weight files that the flags name."""
+    return Weights({"mgldvsr_unet": args.ckpt, "video_vae_cfw": args.vqgan_ckpt}, card=Path(args.config))
 
 
 def run(args: argparse.Namespace) -> int:

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from ldm import video
-from ldm.diffusion.noise import ReleasedNoise, drawn_together
-from ldm.engine.assemble import build_method
+from ldm.diffusion.noise import ReleasedNoise, sequential
+from ldm.engine.assemble import Weights, build_method
 from ldm.files import partial
-from ldm.methods.mgld import MGLD
+from ldm.methods.mgld.released import ReleasedMGLD
+from ldm.methods.progress import Tally
 from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
 from scripts import upscale
@@ -45,22 +46,22 @@ def prepare(frame: np.ndarray, size: int) -> torch.Tensor:
     return x[:, top : top + size, left : left + size]
 
 
-def restore_chunk(method: MGLD, work: torch.Tensor, source: ReleasedNoise, progress) -> Restored:
+def restore_chunk(method: ReleasedMGLD, pictures: torch.Tensor, source: ReleasedNoise, progress) -> Restored:
     """Sample and decode frames (1, T, 3, H, W) in [0, 1] that are enlarged already."""
-    with method.autocast():
-        moments, _ = method.sequence_decoder.encode(work[0] * 2 - 1)
-    posterior = method.autoencoder.posterior(moments.float())
-    frames, *shape = posterior.mean.shape
-
-    noise = drawn_together(source, frames, shape)
-    z = posterior.sample(noise("posterior", range(frames))[0])[None] * method.scale_factor
-    motion = estimate_motion(method.flow, work, size=(shape[1], shape[2]))
-    x, out = method.restore_encoded(z, work, motion, noise=noise, progress=progress)
-    return x[0], ((out[0] + 1) / 2).clamp(0, 1)
+    frames = pictures.shape[1]
+    run = method.segment_restoration(sequential(source, frames), Tally(progress, {}))
+    with run.codec.autocast():
+        moments, _ = run.codec.sequence_decoder.encode(pictures[0] * 2 - 1)
+    posterior = run.codec.autoencoder.posterior(moments.float())
+    shape = posterior.mean.shape[1:]
+    z = posterior.sample(run.noise("posterior", range(frames), shape).to(pictures))[None] * method.scale_factor
+    motion = estimate_motion(run.flow, pictures, size=(shape[1], shape[2]))
+    x, out = run.restore_encoded(z, pictures, motion)
+    return x[0].cpu(), ((out[0].cpu() + 1) / 2).clamp(0, 1)
 
 
 @torch.no_grad()
-def restore_sequence(method: MGLD, lq: torch.Tensor, *, seed: int, progress) -> Restored:
+def restore_sequence(method: ReleasedMGLD, lq: torch.Tensor, *, seed: int, progress) -> Restored:
     """All frames (T, 3, H, W) in [0, 1], chunk by chunk."""
     source, length, made = ReleasedNoise(seed), method.windows.n_frames, []
     for start in range(0, len(lq), length):
@@ -80,14 +81,13 @@ def save_latents(latents: torch.Tensor, folder: Path, names: list[str]) -> None:
             np.save(temporary, latent.float().numpy())
 
 
-def settings_of(files: dict[str, Path], words: argparse.Namespace):
+def settings_of(files: Weights, words: argparse.Namespace):
     """The released settings without any cut inside a chunk."""
     words.overrides += [
-        "method.params.patches=null",
         f"method.params.sampling.params.guidance_scale={GUIDANCE_SCALE}",
         "method.params.windows.params.tile=100000",
     ]
-    words.vqgantile_size = words.vqgantile_stride = None
+    words.flags = {name: value for name, value in words.flags.items() if not name.startswith("vqgantile_")}
     return upscale.choose_settings(files, words)
 
 

@@ -12,7 +12,7 @@ MAY_IMPORT = {  # room: the rooms it may import
     "ldm.weights": {"ldm.files"},
     "ldm.video": set(),
     "ldm.ops": set(),
-    "ldm.streaming": set(),
+    "ldm.streaming": {"ldm.ops"},
     "ldm.metrics": {"ldm.ops"},
     "ldm.diffusion": {"ldm.ops"},
     "ldm.nets": {"ldm.ops"},

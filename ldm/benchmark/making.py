@@ -11,9 +11,9 @@ from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
 from ldm.engine.finished import finished
-from ldm.engine.jobs import Job, Model, Say, Wishes, prepare, restore_job
+from ldm.engine.jobs import Job, Model, Options, Tell, prepare, restore_job
 from ldm.engine.resume import remove_partials
-from ldm.methods.mgld import Progress
+from ldm.methods.contract import Progress
 from ldm.ops.resize import resize
 from ldm.video.sinks import Pictures
 
@@ -48,7 +48,7 @@ class Restorer:
     """Restores clips with a model, as scripts/upscale.py does; `wishes` but for seed, scale and frames, `say(line)` for
     what cannot be kept, `tell(line)` for what is gone on with."""
 
-    def __init__(self, model: Model, wishes: Wishes, *, say: Say, tell: Say):
+    def __init__(self, model: Model, wishes: Options, *, say: Tell, tell: Tell):
         self.model, self.wishes, self.say, self.tell = model, wishes, say, tell
 
     def restored(self, clip: Clip, output: Path, *, seed: int, scale: int, report: Progress) -> dict:
@@ -59,10 +59,10 @@ class Restorer:
         wishes = replace(self.wishes, upscale=scale, seed=seed, overwrite=True)
         if clip.frames < clip.lq.frames:
             wishes = replace(wishes, max_frames=clip.frames)
-        job = prepare(Job(clip.lq.path, output), wishes, say=self.say)
+        job = prepare(Job(clip.lq.path, output), wishes, warn=self.say)
         if (record := finished(job, self.model)) is not None:
             return record
-        return restore_job(job, self.model, report=report, say=self.say, tell=self.tell)
+        return restore_job(job, self.model, report=report, warn=self.say, tell=self.tell)
 
 
 def rates(records: Iterable[Mapping]) -> tuple[float | None, int | None]:

@@ -1,7 +1,5 @@
 """What a network predicts (eps, v or x0), turned into the clean sample. Samplers see x0; networks see tensors."""
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from ldm.diffusion.schedule import Schedule
@@ -39,15 +37,3 @@ def target(kind: str, x0: Tensor, noise: Tensor, schedule: Schedule, i: int | Te
     if kind == "eps":
         return noise
     return x0 if kind == "x0" else schedule.velocity(x0, noise, i)
-
-
-def make_denoise(
-    predict: Callable[[Tensor, int], Tensor], schedule: Schedule, *, kind: str = "eps"
-) -> Callable[[Tensor, int], Tensor]:
-    """`denoise(x, i) -> x0` from `predict(x, t) -> prediction`, t being the network's time step of step i."""
-    _check_kind(kind)
-
-    def denoise(x: Tensor, i: int) -> Tensor:
-        return to_x0(predict(x, int(schedule.t[i])), x, schedule, i, kind)
-
-    return denoise

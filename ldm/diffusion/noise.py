@@ -63,13 +63,16 @@ class ReleasedNoise:
         return out.normal_(generator=self.generator).contiguous()
 
 
-def drawn_together(source: Callable, frames: int, shape: Sequence[int]) -> Callable[[int | str, Sequence[int]], Tensor]:
-    """noise(step, frame numbers) -> (1, T, *shape) from a sequential source; a step is drawn for all frames at once."""
+def sequential(source: Callable, frames: int) -> Callable[[int | str, Sequence[int], Sequence[int]], Tensor]:
+    """noise(step, numbers of frames 0 to frames - 1, shape) -> (T, *shape) from a source such as `ReleasedNoise`.
+
+    The numbers of a step are drawn for all frames at once, at its first call.
+    """
     drawn: dict[int | str, Tensor] = {}
 
-    def noise(step: int | str, numbers: Sequence[int]) -> Tensor:
+    def noise(step: int | str, numbers: Sequence[int], shape: Sequence[int]) -> Tensor:
         if step not in drawn:
             drawn[step] = source(step, range(frames), shape)
-        return drawn[step][list(numbers)][None]
+        return drawn[step][list(numbers)]
 
     return noise

@@ -1,168 +1,235 @@
-"""From weight files and YAML to a method that restores frames."""
+"""From weight files and YAML to a method that restores frames.
 
-import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+A model is described by a YAML file with the keys `networks`, `method`, `weights` and `flags`: beside its weights as
+`model.yaml`, or as `configs/FAMILY/model.yaml` for the released files of a family.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm import config
 from ldm.engine.device import exact_float32
+from ldm.methods.contract import Method
 from ldm.weights import checkpoint
+from ldm.weights.checkpoint import CheckpointError
+from ldm.weights.files import WeightFile, find_in, sort_out
+from ldm.weights.fill import fill, naming
 
 ROOT = Path(__file__).parents[2]
 EMBEDDED = ROOT / "assets" / "tiny"
-RELEASED_CONFIG = ROOT / "configs" / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml"
-PRESETS = ROOT / "configs" / "presets"
-CARD = "model.yaml"  # beside weights: the configuration they were trained with
-FLOW_FILES = {"raft": "raft-things", "spynet": "spynet_sintel_final-3d2a1287"}
-STAGES = {"stage_one": "mgldvsr_unet", "stage_two": "video_vae_cfw"}
-NETWORKS = ("unet", "structure", "autoencoder", "sequence_decoder", "text", "flow")
-NEEDED = [f"networks.{name}" for name in NETWORKS]
-NEEDED += [f"method.params.{name}" for name in ("sampling", "windows", "decoding", "decoding.params.windows")]
-EXPECTED = f"a folder with {' and '.join(STAGES.values())}, or these files"
+CONFIGS = ROOT / "configs"
+CARD = "model.yaml"  # describes a model: beside its weights, or in the folder of a family
+FAMILY = "family.yaml"  # the weights and flags that all models of a family share
+NEEDED = ("networks", "method", "weights")
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Weight files that were found, and the YAML that describes their model.
+
+    Args:
+        files: path by the name of the entry in `weights:`.
+        card: the YAML.
+        folder: where they were looked for; None: they were named one by one.
+        opened: contents by name, of files that had to be read to be recognised.
+    """
+
+    files: Mapping[str, Path]
+    card: Path
+    folder: Path | None = None
+    opened: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+
+    def read(self, name: str) -> Mapping[str, Tensor]:
+        """The contents of a file. Raises as `checkpoint.read`."""
+        return self.opened[name] if name in self.opened else checkpoint.read(self.files[name])
 
 
 def load_method(
     *weights: str | Path,
     configs: Iterable[str | Path] = (),
     preset: str | None = None,
-    flow: str | None = None,
     overrides: Iterable[str] = (),
     device: str = "cpu",
-) -> nn.Module:
-    """A method with its weights, ready to `restore`; the embedded model where no weights are named.
+) -> Method:
+    """A method with its weights, ready to restore frames; the embedded model where no weights are named.
 
     Args:
-        weights: a folder, or weight files in any order (see `find_weights`).
-        configs: YAML files, by default the card beside the weights, else the released configuration.
-        preset: a file of configs/presets by name, merged last.
-        flow: dis, raft or spynet in place of the configuration's estimator.
+        weights: a folder, or weight files in any order.
+        configs: YAML files that describe the model; default: `model.yaml` beside the weights, else that of the family
+            the files belong to.
+        preset: the name of a file in configs/FAMILY/presets, merged last.
         overrides: `key.sub=value` words.
+        device: where the networks go.
 
     Raises FileNotFoundError, CheckpointError, ConfigError or ValueError, each with one line that says what to do.
     """
-    files = find_weights(*weights or (EMBEDDED,))
-    settings = read_settings(files, configs=configs, preset=preset, flow=flow, overrides=overrides)
-    return build_method(settings, files, device=device)
+    found = find_weights(*weights or (EMBEDDED,), configs=configs)
+    return build_method(read_settings(found, configs=configs, preset=preset, overrides=overrides), found, device=device)
 
 
-def find_weights(*words: str | Path) -> dict[str, Path]:
-    """`{stage_one, stage_two[, card, folder, raft, spynet]: path}` from one folder, or from files by what they hold.
-
-    Raises FileNotFoundError or CheckpointError naming what is missing.
-    """
-    paths = [Path(word) for word in words]
-    if len(paths) == 1 and not paths[0].is_file():
-        files = {slot: checkpoint.find(paths[0], name) for slot, name in STAGES.items()} | {"folder": paths[0]}
-        return files | _card(paths[0])
-    kinds, files = STAGES | FLOW_FILES, {}
-    for path in paths:
-        looks_like = checkpoint.recognise(checkpoint.read(path))
-        slot = next((slot for slot, name in kinds.items() if looks_like.startswith(name)), None)
-        if slot is None or slot in files:
-            raise checkpoint.CheckpointError(f"{path}: looks like {looks_like or 'nothing known'}, expected {EXPECTED}")
-        files[slot] = path
-    if missing := [name for slot, name in STAGES.items() if slot not in files]:
-        raise checkpoint.CheckpointError(f"got {', '.join(map(str, paths))} without {missing[0]}, expected {EXPECTED}")
-    return files | _card(files["stage_one"].parent)
+# ---- families and settings
 
 
-def _card(folder: Path) -> dict[str, Path]:
-    return {"card": folder / CARD} if (folder / CARD).is_file() else {}
+def family_cards() -> list[Path]:
+    """The `model.yaml` of every family."""
+    return sorted(CONFIGS.glob(f"*/{CARD}"))
+
+
+def read_model(*paths: str | Path):
+    """The merged YAML files of a model, over what its family shares. Raises ConfigError for a missing key."""
+    settings = config.load(*paths)
+    family = settings.get("family")
+    if family is not None:
+        shared = CONFIGS / str(family) / FAMILY
+        if not re.fullmatch(r"\w+", str(family)) or not shared.is_file():
+            known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob(f"*/{FAMILY}")))
+            raise config.ConfigError(f"{paths[0]}: got family {family!r}, expected one of {known}")
+        settings = config.load(shared, *paths)
+    for key in NEEDED:
+        if settings.get(key) is None:
+            raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
+    return settings
+
+
+def weight_files(settings) -> list[WeightFile]:
+    """The entries `weights:` of a model. Raises ValueError that names what is wrong with one."""
+    entries = config.plain(settings["weights"])
+    return [WeightFile.from_config(name, entry) for name, entry in entries.items()]
 
 
 def read_settings(
-    files: Mapping[str, Path],
+    found: Weights,
     *,
     configs: Iterable[str | Path] = (),
     preset: str | None = None,
-    flow: str | None = None,
     overrides: Iterable[str] = (),
 ):
     """The configuration to restore with; arguments as for `load_method`."""
-    paths = [*configs] or [files.get("card", RELEASED_CONFIG)]
-    settings = config.load(*paths)
-    for key in ("networks", "method", "flows", "flow"):
-        if settings.get(key) is None:
-            raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
+    settings = read_model(*([*configs] or [found.card]))
     if preset is not None:
-        settings = config.merge(settings, _preset(preset))
-    if flow is not None and flow not in settings.flows:
-        raise ValueError(f"got flow {flow!r}, expected one of {', '.join(settings.flows)}")
-    if not isinstance(settings.flow, str):
-        raise config.ConfigError(f"config.flow: got {settings.flow}, expected one of {', '.join(settings.flows)}")
-    settings = config.override(settings, ([f"flow={flow}"] if flow else []) + list(overrides))
-    for key in NEEDED:
+        settings = config.merge(settings, find_preset(settings, preset))
+    return check_settings(config.override(settings, overrides))
+
+
+def check_settings(settings):
+    """The settings. Raises ConfigError for an unknown flow, or a network or method without a target."""
+    if "flow" in settings:
+        chosen, known = settings["flow"], list(settings.get("flows") or {})
+        if not isinstance(chosen, str) or chosen not in known:
+            raise config.ConfigError(f"config.flow: got {chosen}, expected one of {', '.join(known)}")
+    for key in ("method", *(f"networks.{name}" for name in settings["networks"])):
         config.check_target(settings, key)
     return settings
 
 
-def _preset(name: str) -> Path:
-    known = sorted(path.stem for path in PRESETS.glob("*.yaml"))
+def find_preset(settings, name: str) -> Path:
+    """The file of a preset of the model's family. Raises ValueError that lists the known ones."""
+    folder = CONFIGS / str(settings.get("family")) / "presets"
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
-        raise ValueError(f"got preset {name!r}, expected one of {', '.join(known)}")
-    return PRESETS / f"{name}.yaml"
+        expected = f"one of {', '.join(known)}" if known else "none: this model has no presets"
+        raise ValueError(f"got preset {name!r}, expected {expected}")
+    return folder / f"{name}.yaml"
 
 
-def build_method(settings, files: Mapping[str, Path], *, device: str = "cpu") -> nn.Module:
-    """The method of `settings` with the weights of `files`. Raises CheckpointError or ConfigError."""
-    exact_float32()
-    one = checkpoint.read(files["stage_one"])
-    if "unet" not in checkpoint.slots_held(one, checkpoint.STAGE_ONE):  # before anything is missed in a wrong file
-        looks_like = checkpoint.recognise(one) or "nothing known"
-        what = f"{files['stage_one']}: looks like {looks_like}"
-        raise checkpoint.CheckpointError(f"{what}, expected {checkpoint.STAGE_ONE.file}")
-    own_flow = flow_file(settings, files)
-    filled = {*checkpoint.slots_held(one, checkpoint.STAGE_ONE), "sequence_decoder"}
-    networks = {}
-    for name, node in settings.networks.items():
-        # all its weights come from a file: the meta device spares their initialisation
-        with torch.device("meta" if name in filled and name != "flow" else "cpu"):
-            networks[name] = config.instantiate(node)
-        if not isinstance(networks[name], nn.Module):
-            raise config.ConfigError(f"config.networks.{name}: got no network, expected target and params")
-    slots = {name: net for name, net in networks.items() if name in checkpoint.STAGE_ONE.slots and net.state_dict()}
-    if own_flow is not None:
-        constant = tuple(getattr(networks["flow"], "constant_buffers", ()))
-        with named(f"the weights of flow {settings.flow}"):
-            checkpoint.load(slots.pop("flow"), checkpoint.read(own_flow), tolerated_missing=constant)
-    absent = [slot for slot in ("flow", "text") if slot not in slots]
-    with named(files["stage_one"]):
-        checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
-    two = {"sequence_autoencoder": networks["sequence_decoder"]}
-    with named(files["stage_two"]):
-        checkpoint.load_slots(two, checkpoint.read(files["stage_two"]), checkpoint.STAGE_TWO)
-    return config.instantiate(settings.method, networks=networks).to(device)
+# ---- weight files
 
 
-@contextlib.contextmanager
-def named(file: Path | str) -> Iterator[None]:
-    """Errors of loading start with the file they are about."""
-    try:
-        yield
-    except checkpoint.CheckpointError as error:
-        line = str(error)
-        raise checkpoint.CheckpointError(line if line.startswith(str(file)) else f"{file}: {line}") from error
+def find_weights(*words: str | Path, configs: Iterable[str | Path] = ()) -> Weights:
+    """Weight files in one folder, or given one by one and recognised by what they hold.
 
-
-def flow_file(settings, files: Mapping[str, Path]) -> Path | None:
-    """The flow estimator's own weight file, None where it needs none or the stage-1 file holds them.
-
-    Raises CheckpointError where it needs one that is not there.
+    The model is described by `configs`, else by `model.yaml` beside the files, else by the family they belong to.
+    Raises FileNotFoundError or CheckpointError naming what is missing.
     """
-    name = FLOW_FILES.get(settings.flow)
-    if name is None:
-        return None
-    if settings.flow in files:
-        return files[settings.flow]
-    if settings.flow == "raft":
-        if "flow" in checkpoint.slots_held(checkpoint.read(files["stage_one"]), checkpoint.STAGE_ONE):
-            return None
-    folder = files.get("folder", files["stage_one"].parent)
-    if "folder" in files:
-        with contextlib.suppress(FileNotFoundError):
-            return checkpoint.find(folder, name)
-    todo = f"put {name}.pth into {folder}" if "folder" in files else f"name {name}.pth among the weights"
-    raise checkpoint.CheckpointError(f"flow {settings.flow} needs {name}: {todo} (README), or choose --flow dis")
+    paths, configs = [Path(word) for word in words], [Path(path) for path in configs]
+    if len(paths) == 1 and not paths[0].is_file():
+        return _find_in_folder(paths[0], configs)
+    states = [(path, checkpoint.read(path)) for path in paths]
+    beside = [path.parent / CARD for path in paths if (path.parent / CARD).is_file()]
+    cards = [configs] if configs else [[card] for card in beside[:1] or family_cards()]
+    card = max(cards, key=lambda files: _recognised(states, weight_files(read_model(*files))))
+    files = sort_out(states, weight_files(read_model(*card)))
+    return Weights(files, card[0], opened={name: dict(states)[path] for name, path in files.items()})
+
+
+def _find_in_folder(folder: Path, configs: list[Path]) -> Weights:
+    own = folder / CARD
+    cards = [configs] if configs else [[own]] if own.is_file() else [[card] for card in family_cards()]
+    if folder.is_dir():
+        cards.sort(key=lambda files: -sum(e.find(folder) is not None for e in weight_files(read_model(*files))))
+    return Weights(find_in(folder, weight_files(read_model(*cards[0]))), cards[0][0], folder)
+
+
+def _recognised(states: Iterable[tuple[Path, Mapping]], entries: list[WeightFile]) -> int:
+    """How many of the files are entries."""
+    return sum(any(entry.fits(state) for entry in entries) for _, state in states)
+
+
+# ---- building
+
+
+def build_method(settings, found: Weights, *, device: str = "cpu", method: bool = True) -> Any:
+    """The method of `settings` with the weights that were found; with `method=False` the filled networks by name.
+
+    Every file is read once. Raises CheckpointError, ConfigError, or ValueError.
+    """
+    exact_float32()
+    entries = {entry.name: entry for entry in weight_files(settings) if entry.used_with(settings)}
+    states = {name: found.read(name) for name in entries if name in found.files}
+    for name, state in states.items():
+        with naming(found.files[name]):
+            _check_file(entries[name], state)
+    networks = {}
+    for name, node in settings["networks"].items():
+        networks[name] = _build_network(name, node, filled=any(name in entry.fills for entry in entries.values()))
+    sources = {name: _source_of(name, settings, found, states) for name in networks if networks[name].state_dict()}
+    for name, state in states.items():
+        own = {network: networks[network] for network, source in sources.items() if source == name}
+        with naming(found.files[name]):
+            if own:
+                fill(own, state, entries[name], unused=entries[name].fills.keys() - own.keys())
+    networks = {name: network.to(device) for name, network in networks.items()}
+    return config.instantiate(settings["method"], networks=networks) if method else networks
+
+
+def _build_network(name: str, node, *, filled: bool) -> nn.Module:
+    """A network; on the meta device where all its weights come from a file, which spares their initialisation."""
+    with torch.device("meta" if filled else "cpu"):
+        network = config.instantiate(node)
+    if not isinstance(network, nn.Module):
+        raise config.ConfigError(f"config.networks.{name}: got no network, expected target and params")
+    if filled and (not network.state_dict() or getattr(network, "constant_buffers", ())):
+        return config.instantiate(node)  # it has values that no file holds
+    return network
+
+
+def _source_of(network: str, settings, found: Weights, states: Mapping[str, Mapping]) -> str:
+    """The entry that fills a network. Raises CheckpointError where its file is missing."""
+    entries = [entry for entry in weight_files(settings) if network in entry.fills and entry.used_with(settings)]
+    exclusive = [entry for entry in entries if entry.only and not entry.spare]
+    general = [entry for entry in entries if not entry.only]
+    spare = [entry for entry in entries if entry.spare]
+    there = [entry for entry in general if entry.name in states]
+    holding = [entry for entry in there if network in checkpoint.slots_held(states[entry.name], entry.layout)]
+    for entry in exclusive or [*holding, *spare, *(general if not spare else [])]:
+        if entry.name in states:
+            return entry.name
+    if not entries:
+        raise CheckpointError(f"config.networks.{network}: no entry of config.weights fills it; add one")
+    missing = (exclusive or spare or general)[0]
+    todo = f"put {missing.name} into {found.folder}" if found.folder else f"name {missing.name} among the weights"
+    other = "".join(f", or choose another {key} ({key}=...)" for key in missing.only)
+    chosen = "".join(f" with {key}={value}" for key, value in missing.only.items())
+    raise CheckpointError(f"{network}{chosen} needs {missing.name}: {todo} (README){other}")
+
+
+def _check_file(entry: WeightFile, state: Mapping[str, Tensor]) -> None:
+    """Raise CheckpointError for a file of another kind, before its entries are listed as missing."""
+    if not checkpoint.slots_held(state, entry.layout):
+        raise CheckpointError(f"looks like {checkpoint.recognise(state) or 'nothing known'}, expected {entry.name}")

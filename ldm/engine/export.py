@@ -8,7 +8,8 @@ from ldm import config
 from ldm.engine.assemble import CARD, find_weights
 from ldm.weights import checkpoint
 
-CARD_KEYS = ("flow", "flows", "networks", "method", "output")  # what restoring reads of a configuration
+# What restoring reads of a configuration.
+CARD_KEYS = ("family", "weights", "flags", "flow", "flows", "networks", "method", "output")
 
 
 def write_export(model: nn.Module, settings) -> str:

@@ -1,25 +1,23 @@
-"""Outputs that are there already: whether the same command would make them again."""
+"""Outputs that exist: whether the same command would make the same ones."""
 
 import json
 from collections.abc import Mapping
 
 from ldm.engine import provenance
 from ldm.engine.jobs import Job, Model, manifest_of
-from ldm.engine.plan import Plan
 from ldm.engine.resume import differences
 
 DECIDING = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: what decides frames
 
 
 class MadeOtherwise(ValueError):
-    """An output that is there and is not what would be made; the message is one line that says why."""
+    """An output that exists and differs from what would be made; the message is one line that says why."""
 
 
 def finished(job: Job, model: Model, *, deciding: tuple[str, ...] = DECIDING) -> dict | None:
-    """The record of an output that is there and is what would be made now; None where there is none.
+    """The record of an output that exists and is what would be made now; None where there is no output.
 
-    `deciding` are the keys of the manifest that are compared. The plan is not: as in a run that is gone on with, that
-    of the beginning holds. Raises MadeOtherwise.
+    `deciding` are the keys of the manifest that are compared; the plan is not. Raises MadeOtherwise.
     """
     beside = provenance.beside(job.output)
     if not (job.output.exists() and beside.is_file()):
@@ -29,14 +27,13 @@ def finished(job: Job, model: Model, *, deciding: tuple[str, ...] = DECIDING) ->
         was = _lasting({key: record[key] for key in deciding})
     except (ValueError, KeyError, TypeError, AttributeError):
         raise MadeOtherwise(f"{beside}: not a record of an output; remove it and {job.output}") from None
-    plan = Plan.of(model.method, part_frames=job.wishes.save_every)
-    now = json.loads(json.dumps(manifest_of(job, model, plan)))
+    now = json.loads(json.dumps(manifest_of(job, model)))
     if found := differences(was, _lasting({key: now[key] for key in was})):
         what = "; ".join(found[:2])
-        raise MadeOtherwise(f"{job.output}: made with {what}; choose another -o, or remove it to make it anew")
+        raise MadeOtherwise(f"{job.output}: made with {what}; choose another -o, or remove it")
     if not provenance.is_as_written(job.output, record):
         changed = "its frames have changed since they were written"
-        raise MadeOtherwise(f"{job.output}: {changed}; remove it to make it anew")
+        raise MadeOtherwise(f"{job.output}: {changed}; remove it")
     return record
 
 

@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from ldm.weights import checkpoint
+from ldm.weights.fill import renamed
 
 
 def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
@@ -26,7 +27,7 @@ def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
         for name in entry["modules"]:
             beginning = entry.get("names", f"{prefix}{name}.")
             own = {k.removeprefix(beginning): v for k, v in state.items() if k.startswith(beginning)}
-            lines += _fill_module(model, name, _renamed(own, entry.get("rename") or {}), entry)
+            lines += _fill_module(model, name, renamed(own, entry.get("rename") or {}), entry)
     return lines
 
 
@@ -35,15 +36,6 @@ def _check(entry: Mapping) -> None:
     if not isinstance(entry, Mapping) or not {"file", "modules"} <= entry.keys() <= known or not entry["file"]:
         got = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
         raise ValueError(f"init: got {got}, expected file and modules, perhaps {', '.join(sorted(known))}")
-
-
-def _renamed(state: dict[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
-    def new(name: str) -> str:
-        fits = (old for old in rename if name.startswith(old))
-        old = max(fits, key=len, default=None)
-        return name if old is None else rename[old] + name.removeprefix(old)
-
-    return {new(name): value for name, value in state.items()}
 
 
 def _fill_module(model: nn.Module, name: str, state: dict[str, Tensor], entry: Mapping) -> list[str]:

@@ -1,34 +1,35 @@
-"""From a path and wishes to finished files: one job per clip, each whole or, once begun, to be gone on with."""
+"""From a path and options to finished files, one job per clip. Outputs are atomic; interrupted jobs resume."""
 
 import glob
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.assemble import flow_file
+from ldm.engine.assemble import Weights, build_method, weight_files
 from ldm.engine.device import Peak, free_memory, hardware
-from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, with_spare
+from ldm.engine.parts import DamagedInput, Task, restore_parts
+from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_spare
 from ldm.engine.resume import WorkFolder, plan_begun_with, remove
-from ldm.engine.stream import DamagedInput, Task, restore_parts
+from ldm.methods.contract import Method, Progress
 from ldm.methods.geometry import SMALLEST_SIDE, whole
-from ldm.methods.mgld import MGLD, Progress
 from ldm.video.formats import CONTAINERS
 from ldm.video.replacing import Replacement
 from ldm.video.writing import refuse_input
 from ldm.weights import checkpoint
 
-Say = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What is asked for every clip; `memory` in bytes, `preview` in seconds, None: all there is.
+class Options:
+    """What is asked for every clip; `memory` in bytes (None: what is free), `preview` in seconds (None: all).
 
-    `leave`: an output with a record may be one that is left alone (`ldm.engine.finished`), in use or not.
+    `skip_finished`: an output that exists may be kept where the same command made it (`ldm.engine.finished`).
     """
 
     upscale: float = 4.0
@@ -44,7 +45,8 @@ class Wishes:
     save_every: int = 16
     memory: int | None = None
     preview: float | None = None
-    leave: bool = False
+    skip_finished: bool = False
+    prompt: str | None = None
 
     @property
     def stop(self) -> int | None:
@@ -54,7 +56,7 @@ class Wishes:
 
 @dataclass(frozen=True)
 class Job:
-    """One clip: where it comes from, the file or folder it goes to, and (once it was looked at) what is to be done.
+    """One clip: its input, the file or folder of its output, and what is to be done once the input was probed.
 
     `whole_clip` is how many frames there would be without --preview.
     """
@@ -62,31 +64,51 @@ class Job:
     path: Path
     output: Path
     task: Task | None = None
-    wishes: Wishes = field(default_factory=Wishes)
+    options: Options = field(default_factory=Options)
     whole_clip: int = 0
 
 
 @dataclass(frozen=True)
 class Model:
-    """A method and what it was made of, for manifests. `rounding` turns a restored frame into what is written;
-    `resident` are the bytes in use when it was built, so that a plan does not depend on the clips before."""
+    """A model that is built at its first use, so that finished outputs are found before any weight is loaded.
 
-    method: MGLD
-    files: Mapping[str, Path]
+    Args:
+        weights: the files.
+        settings: its configuration.
+        device: where it runs.
+        rounding: turns a restored frame (c, h, w) in [0, 1] into what is written.
+    """
+
+    weights: Weights
     settings: Mapping
     device: str
-    hashes: dict[str, str]
     rounding: Callable
-    resident: int
 
-    @classmethod
-    def of(cls, method: MGLD, files: Mapping[str, Path], settings, device: str, *, rounding: Callable) -> "Model":
-        """Hashes the weight files, that of the flow estimator too where it has its own."""
-        weights = {slot: path for slot, path in files.items() if path.is_file() and slot != "card"}
-        if (flow := flow_file(settings, files)) is not None:
-            weights[settings.flow] = flow
-        hashes = {slot: checkpoint.sha256(path) for slot, path in weights.items()}
-        return cls(method, weights, config.plain(settings), device, hashes, rounding, Peak(device).reset())
+    @cached_property
+    def method(self) -> Method:
+        """The built method."""
+        return build_method(self.settings, self.weights, device=self.device)
+
+    def build(self) -> None:
+        """Load the weights now. Raises CheckpointError, ConfigError or ValueError."""
+        assert self.method is not None
+
+    @cached_property
+    def resident(self) -> int:
+        """Bytes in use once it was built; taken once, so that plans do not depend on earlier clips."""
+        device = str(self.method.device)
+        return Peak(device).reset()
+
+    @cached_property
+    def hashes(self) -> dict[str, str]:
+        """SHA-256 of every weight file that the settings use, by the name of its entry."""
+        used = [entry.name for entry in weight_files(self.settings) if entry.used_with(self.settings)]
+        return {name: checkpoint.sha256(path) for name, path in self.weights.files.items() if name in used}
+
+    @cached_property
+    def plain_settings(self) -> dict:
+        """The configuration as plain values, for manifests."""
+        return config.plain(self.settings)
 
 
 def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> list[Job]:
@@ -108,8 +130,8 @@ def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> l
     return [Job(child, output / names[child]) for child in found][shard[0] - 1 :: shard[1]]
 
 
-def prepare(job: Job, wishes: Wishes, *, say: Say) -> Job:
-    """Look at the input and try the output, so that nothing is computed in vain; say what cannot be kept.
+def prepare(job: Job, options: Options, *, warn: Tell) -> Job:
+    """Probe the input and try the output before anything is computed; `warn` is told what cannot be kept.
 
     Raises ValueError.
     """
@@ -117,27 +139,27 @@ def prepare(job: Job, wishes: Wishes, *, say: Say) -> Job:
     if min(source.width, source.height) < SMALLEST_SIDE:
         got = f"{source.width}x{source.height}"
         raise ValueError(f"{job.path}: got {got}, expected at least {SMALLEST_SIDE} pixels a side")
-    if source.frames is not None and wishes.start >= source.frames:
-        raise ValueError(f"{job.path}: got --start {wishes.start}, expected less than its {source.frames} frames")
-    size = (whole(source.height * wishes.upscale), whole(source.width * wishes.upscale))
-    options = {"codec": wishes.codec, "depth": wishes.depth, "crf": wishes.crf, "lossless": wishes.lossless}
-    chosen = video.choose_format(source, job.output, size=size, **options)
-    task = Task(source, chosen, wishes.upscale, wishes.seed, wishes.start, wishes.stop)
-    job = replace(job, task=task, wishes=wishes, whole_clip=task.frames or 0)
-    if wishes.preview is not None:
-        job = _previewed(job, wishes.preview)
+    if source.frames is not None and options.start >= source.frames:
+        raise ValueError(f"{job.path}: got --start {options.start}, expected less than its {source.frames} frames")
+    size = (whole(source.height * options.upscale), whole(source.width * options.upscale))
+    encoding = {"codec": options.codec, "depth": options.depth, "crf": options.crf, "lossless": options.lossless}
+    chosen = video.choose_format(source, job.output, size=size, **encoding)
+    task = Task(source, chosen, options.upscale, options.seed, options.start, options.stop, options.prompt)
+    job = replace(job, task=task, options=options, whole_clip=task.frames or 0)
+    if options.preview is not None:
+        job = _previewed(job, options.preview)
     refuse_input(job.output, source)
-    if not (wishes.leave and provenance.beside(job.output).is_file()):
+    if not (options.skip_finished and provenance.beside(job.output).is_file()):
         _try_output(job)
     for line in video.losses(source, chosen):
-        say(f"{job.path}: {line}")
+        warn(f"{job.path}: {line}")
     return job
 
 
 def _previewed(job: Job, seconds: float) -> Job:
     """The first stretch of a clip, to OUTPUT.preview.SUFFIX."""
     count = max(round(seconds * job.task.source.rate), 1)
-    stop = job.task.start + min(count, job.wishes.max_frames or count)
+    stop = job.task.start + min(count, job.options.max_frames or count)
     output = job.output.with_name(f"{job.output.stem}.preview{job.output.suffix}")
     if job.task.format.container == "folder":
         output = job.output.with_name(f"{job.output.name}.preview")
@@ -146,7 +168,7 @@ def _previewed(job: Job, seconds: float) -> Job:
 
 def _try_output(job: Job) -> None:
     """Raise VideoError where the output cannot be written."""
-    attempt = Replacement(job.output, overwrite=job.wishes.overwrite)
+    attempt = Replacement(job.output, overwrite=job.options.overwrite)
     try:
         attempt.prepare()
         attempt.partial.touch()
@@ -156,26 +178,26 @@ def _try_output(job: Job) -> None:
         attempt.discard()
 
 
-def restore_job(job: Job, model: Model, *, report: Progress, say: Say, tell: Say) -> dict:
-    """Read, restore and write one clip; the output appears when it is whole, its JSON beside it.
+def restore_job(job: Job, model: Model, *, report: Progress, warn: Tell, tell: Tell) -> dict:
+    """Read, restore and write one clip; the output appears when it is complete, its JSON beside it.
 
-    `say` is told warnings, `tell` the plan. Returns the JSON's content. After an error that the same command would meet
-    again the work folder goes; after any other, what is finished stays for the same command to go on with.
+    `warn` is told warnings, `tell` the plan. Returns the content of the JSON. After an error that the same command
+    would meet again the work folder is removed; after any other, finished parts stay for the same command to resume.
     """
     began, peak = time.perf_counter(), Peak(model.device)
-    _try_output(job)  # again, for one that might have been left alone, and after the clips before
+    _try_output(job)  # again: it may have been skipped before, and earlier clips were written since
     task = replace(job.task, rounding=model.rounding)
     plan, predicted = plan_for(job, model, tell)
     manifest = manifest_of(job, model, plan)
     base = peak.reset()
     with WorkFolder(job.output, manifest) as work:
         try:
-            state, plan = restore_parts(model.method, task, work, plan, report=report, say=say)
+            state, plan = restore_parts(model.method, task, work, plan, report=report, warn=warn)
             parts = [work.parts / name for name in state["parts"]]
             metadata = {"encoder_settings": f"mgld-vsr {manifest['versions'][provenance.NAME]} seed {task.seed}"}
             metadata["weights"] = " ".join(f"{slot}:{value[:16]}" for slot, value in model.hashes.items())
             _clear_stale(job.output)
-            span, overwrite = (task.start, task.stop), job.wishes.overwrite
+            span, overwrite = (task.start, task.stop), job.options.overwrite
             video.join(
                 parts,
                 job.output,
@@ -186,7 +208,7 @@ def restore_job(job: Job, model: Model, *, report: Progress, say: Say, tell: Say
                 overwrite=overwrite,
             )
         except BaseException as error:
-            _give_up(work, error, say, keep=job.wishes.preview is None)
+            _give_up(work, error, warn, keep=job.options.preview is None)
             raise
         seconds = {name: round(value, 3) for name, value in sorted(state["seconds"].items())}
         figures = {
@@ -194,20 +216,20 @@ def restore_job(job: Job, model: Model, *, report: Progress, say: Say, tell: Say
             "seconds": {**seconds, "this run": round(time.perf_counter() - began, 3)},
             "memory": {"before": base, "predicted peak": predicted, "peak": peak.read()},
         }
-        manifest = {**manifest, "plan": vars(plan)}
+        manifest = {**manifest, "plan": plan.plain()}
         provenance.record(job.output, manifest, **figures)
-        if not job.wishes.keep_work:
+        if not job.options.keep_work:
             work.remove()
     return {**manifest, **figures}
 
 
-def _give_up(work: WorkFolder, error: BaseException, say: Say, *, keep: bool) -> None:
-    """Remove a work folder that helps nobody, as that of a preview; say where one stays."""
+def _give_up(work: WorkFolder, error: BaseException, warn: Tell, *, keep: bool) -> None:
+    """Remove a work folder that cannot be resumed, such as that of a preview; name one that can."""
     lasting = isinstance(error, (DamagedInput, FloatingPointError))
     if lasting or not keep or not any(work.parts.iterdir()):
         work.remove()
     else:
-        say(f"finished parts are kept in {work.path}; the same command goes on from there")
+        warn(f"finished parts are kept in {work.path}; the same command resumes from there")
 
 
 def _clear_stale(output: Path) -> None:
@@ -218,54 +240,47 @@ def _clear_stale(output: Path) -> None:
             remove(left)
 
 
-def plan_for(job: Job, model: Model, tell: Say) -> tuple[Plan, int]:
-    """The plan to work by, and the predicted peak in bytes (0 where nobody could tell). Raises ValueError."""
-    method, task = model.method, job.task
-    plan = Plan.of(method, part_frames=job.wishes.save_every)
-    begun = plan_begun_with(job.output)
-    if begun is not None and set(begun) == set(vars(plan)):
-        plan = Plan(**begun)
-    if method.patches:  # the released cut is what it is
-        tell(f"{job.output.name}: {_patches(job, method)}; its peak is not predicted")
-        return plan, 0
-    size, used = (task.source.height, task.source.width), Peak(model.device).reset()
-    costs = measured_costs(method, cache=cache_folder())
+def plan_for(job: Job, model: Model, tell: Tell) -> tuple[Plan, int | None]:
+    """The plan to work by, and the predicted peak in bytes, None where it is not predicted. Raises ValueError."""
+    method, request = model.method, job.task.request
+    plan = Plan(method.levers()[0], job.options.save_every)
+    begun = resumed_plan(method, plan_begun_with(job.output), part_frames=job.options.save_every)
+    used = Peak(model.device).reset()
+    costs = measured_costs(method, signature=_signature(model), cache=cache_folder())
 
-    def predict(plan: Plan) -> int:
-        need = predicted_peak(method, plan, costs, size=size, upscale=task.upscale, frames=task.frames or 10**9)
-        return with_spare(need + model.resident)
+    def predict(plan: Plan) -> int | None:
+        need = predicted_peak(method, plan, costs, request)
+        return None if need is None else with_spare(need + model.resident)
 
     free = free_memory(model.device)
-    budget = job.wishes.memory or (free + used if free is not None else 10**15)
-    if begun is None:
-        plan, predicted = fitting_plan(method, plan, budget, predict)
-    else:
-        predicted = predict(plan)
-    within = method.decoding.attention
-    attending = f", attention within {within} latent pixels (approximate)" if within and plan.norms != "tile" else ""
-    tell(f"{job.output.name}: {plan}{attending}; predicted peak {predicted / 1e9:.2f} of {budget / 1e9:.1f} GB")
+    budget = job.options.memory or (free + used if free is not None else 10**15)
+    plan, predicted = (begun, predict(begun)) if begun is not None else fitting_plan(method, plan, budget, predict)
+    peak = "its peak is not predicted"
+    if predicted is not None:
+        peak = f"predicted peak {predicted / 1e9:.2f} of {budget / 1e9:.1f} GB"
+    tell(f"{job.output.name}: {plan}; {peak}")
     return plan, predicted
 
 
-def _patches(job: Job, method: MGLD) -> str:
-    """Words on how the released cut goes through a clip."""
-    task, cut = job.task, method.patches
-    height, width = method.geometry((task.source.height, task.source.width), task.upscale).work
-    restored = f"restored at {width}x{height} (no side below {method.min_size} pixels)"
-    return f"{restored}, in segments of {cut.n_frames} frames and patches of {cut.size} pixels every {cut.stride}"
+def _signature(model: Model) -> str:
+    """Names what the measured costs of a model depend on."""
+    settings = {key: value for key, value in model.plain_settings.items() if key in ("networks", "method")}
+    return repr((sorted(model.hashes.items()), settings))
 
 
-def manifest_of(job: Job, model: Model, plan: Plan) -> dict:
-    """All that decides the bytes of an output."""
+def manifest_of(job: Job, model: Model, plan: Plan | None = None) -> dict:
+    """Everything that decides the bytes of an output."""
     task = job.task
     names = [str(name) for name in task.source.names]
     return {
         "input": {"path": str(job.path), "names": names, "sha256": provenance.digest(job.path, names)},
-        "weights": {slot: {"path": str(model.files[slot]), "sha256": value} for slot, value in model.hashes.items()},
-        "settings": model.settings,
-        "arguments": {"upscale": task.upscale, "seed": task.seed, "start": task.start, "stop": task.stop},
+        "weights": {
+            name: {"path": str(model.weights.files[name]), "sha256": value} for name, value in model.hashes.items()
+        },
+        "settings": model.plain_settings,
+        "arguments": {name: getattr(task, name) for name in ("upscale", "seed", "start", "stop", "prompt")},
         "format": {name: str(value) for name, value in vars(task.format).items()},
-        "plan": vars(plan),
+        "plan": None if plan is None else plan.plain(),
         "hardware": hardware(model.device),
         "versions": provenance.versions(),
     }

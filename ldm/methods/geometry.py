@@ -1,4 +1,4 @@
-"""The sizes a frame goes through on its way, and what may start on it."""
+"""The sizes of a frame from input to output, and which frames can be restored."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,8 @@ class Geometry:
         pad: (..., h, w) -> (padded, Padding).
         downsampling: of the autoencoder.
 
-    `latent` is the size (h, w) of the latents, `work` and `target` those of the enlarged and of the resulting frame.
+    `latent` is the size (h, w) of the latents, `work` and `target` those of the enlarged frame and of the output;
+    `picture_bytes` is what an enlarged and padded frame takes in float32.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class Geometry:
         self.size, self.pad = tuple(size), pad
         padded, self.padding = pad(torch.empty(1, *self.work, device="meta"))
         self.latent = tuple(side // downsampling for side in padded.shape[-2:])
+        self.picture_bytes = padded.numel() * 3 * 4
 
     def enlarge(self, lq: Tensor) -> Tensor:
         """A frame (..., 3, h, w), float in [0, 1] or uint8 or uint16 of full scale, as the networks see it."""

@@ -7,7 +7,7 @@ that reach no further than the halo the result is that of the whole, without a s
 import itertools
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -53,8 +53,8 @@ def splitter_starts(size: int, patch: int, stride: int) -> list[int]:
     return sorted({min(first, size - patch) for first in range(0, size, stride)})
 
 
-def _hat(count: int) -> Tensor:
-    """(count,) float64 rising to the middle and falling again, so that overlapping windows of frames cross-fade."""
+def hat(count: int) -> Tensor:
+    """(count,) float64: 1, 2, ... up to the middle and down again, so that overlapping windows of frames cross-fade."""
     up = torch.arange(1, count + 1, dtype=torch.float64)
     return torch.minimum(up, up.flip(0))
 
@@ -67,17 +67,17 @@ def _bell(count: int, centre: float) -> Tensor:
 
 def flat_window(t: int, h: int, w: int) -> Tensor:
     """(t, h, w) float64 weights: a hat over frames, equal within a frame."""
-    return _hat(t)[:, None, None].expand(t, h, w)
+    return hat(t)[:, None, None].expand(t, h, w)
 
 
 def gaussian_window(t: int, h: int, w: int) -> Tensor:
     """(t, h, w) float64 weights: a hat over frames, a Gaussian within a frame, the same seen from every side."""
-    return _hat(t)[:, None, None] * _bell(h, (h - 1) / 2)[:, None] * _bell(w, (w - 1) / 2)
+    return hat(t)[:, None, None] * _bell(h, (h - 1) / 2)[:, None] * _bell(w, (w - 1) / 2)
 
 
 def released_gaussian_window(t: int, h: int, w: int) -> Tensor:
     """As `gaussian_window`, but centred at h/2 in y as released (bug B21); at most 15.9 for one frame."""
-    return _hat(t)[:, None, None] * _bell(h, h / 2)[:, None] * _bell(w, (w - 1) / 2)
+    return hat(t)[:, None, None] * _bell(h, h / 2)[:, None] * _bell(w, (w - 1) / 2)
 
 
 def _scaled(tile: Tile, scale: tuple[Fraction, ...]) -> tuple[slice, ...]:
@@ -161,30 +161,50 @@ def tiled(
     if batch < 1 or min(tile) < 1:
         raise ValueError(f"got tile {tile} and batch {batch}, expected at least 1 each")
 
-    def grid(size: tuple[int, int, int]) -> list[Tile]:
-        slices = []
-        for length, side, shared in zip(size, tile, overlap, strict=True):
-            side_here = min(side, length)
-            slices.append([slice(k, k + side_here) for k in starts(length, side, shared)])
-        return [Tile(t, y, x) for t, x, y in itertools.product(slices[0], slices[2], slices[1])]
-
     def run(*tensors: Tensor, **whole) -> Tensor:
         first = tensors[0]
-        tiles, out = grid(_grid_of(first)), None
-        for group, values in _evaluate(fn, tensors, tiles=tiles, batch=batch, whole=whole):
+        tiles, out = _tiles_over(_grid_of(first), tile, overlap, starts), None
+        scales = [_relative_scale(x, first) for x in tensors]
+        for k in range(0, len(tiles), batch):
+            group = tiles[k : k + batch]
+            try:
+                values = fn(*_cut_group(tensors, scales, group), tiles=group, **whole)
+            except Exception:
+                _log.error("failed in the tile at %s", "; ".join(map(str, group)))
+                raise
+            _check_values(values, group, rows=len(first))
             if len(tiles) == 1:
                 return values.to(first.dtype)
             for place, value in zip(group, values.split(len(first)), strict=True):
                 if out is None:
                     scale = _value_scale(value, place)
                     out = _empty_result(value, first, scale)
-                    weights = window(*_grid_of(value)).double()
-                    if not (weights > 0).all():
-                        raise ValueError("got a window with a weight of 0 or less, expected all above 0")
+                    weights = _positive(window(*_grid_of(value)).double())
                 _cut(out, place, scale).add_(value * _share(place, tiles, scale, weights).to(out))
         return out.to(first.dtype)
 
     return run
+
+
+def _tiles_over(
+    size: tuple[int, int, int],
+    tile: tuple[int, int, int],
+    overlap: tuple[int, int, int],
+    starts: Callable[[int, int, int], list[int]],
+) -> list[Tile]:
+    """Tiles that cover a grid of frames, rows and columns, in the order in which they are computed."""
+    slices = []
+    for length, side, shared in zip(size, tile, overlap, strict=True):
+        side_here = min(side, length)
+        slices.append([slice(k, k + side_here) for k in starts(length, side, shared)])
+    return [Tile(t, y, x) for t, x, y in itertools.product(slices[0], slices[2], slices[1])]
+
+
+def _positive(weights: Tensor) -> Tensor:
+    """The weights. Raises ValueError unless all are above 0."""
+    if not (weights > 0).all():
+        raise ValueError("got a window with a weight of 0 or less, expected all above 0")
+    return weights
 
 
 def _value_scale(value: Tensor, place: Tile) -> tuple[Fraction, ...]:
@@ -199,25 +219,19 @@ def _empty_result(value: Tensor, first: Tensor, scale: tuple[Fraction, ...]) -> 
     return torch.zeros(len(first), frames, value.shape[2], h, w, dtype=dtype, device=value.device)
 
 
-def _evaluate(
-    fn: Callable[..., Tensor], tensors: tuple[Tensor, ...], *, tiles: list[Tile], batch: int, whole: dict
-) -> Iterator[tuple[list[Tile], Tensor]]:
-    """fn's finite results for groups of up to `batch` tiles."""
-    scales = [_relative_scale(x, tensors[0]) for x in tensors]
-    for k in range(0, len(tiles), batch):
-        group = tiles[k : k + batch]
-        pieces = [[_cut(x, tile, scale) for tile in group] for x, scale in zip(tensors, scales, strict=True)]
-        try:
-            values = fn(*(torch.cat(p) if len(p) > 1 else p[0] for p in pieces), tiles=group, **whole)
-        except Exception:
-            _log.error("failed in the tile at %s", "; ".join(map(str, group)))
-            raise
-        rows, frames = len(tensors[0]) * len(group), group[0].t.stop - group[0].t.start
-        if values.ndim != 5 or tuple(values.shape[:2]) != (rows, frames):
-            raise ValueError(f"got a result {tuple(values.shape)} for the tile, expected ({rows}, {frames}, C, h, w)")
-        for tile, value in zip(group, values.split(len(tensors[0])), strict=True):
-            _assert_tile_finite(value, tile)
-        yield group, values
+def _cut_group(tensors: tuple[Tensor, ...], scales: list[tuple[Fraction, ...]], group: list[Tile]) -> list[Tensor]:
+    """The tiles of a group cut out of every tensor, stacked along dimension 0."""
+    pieces = [[_cut(x, tile, scale) for tile in group] for x, scale in zip(tensors, scales, strict=True)]
+    return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in pieces]
+
+
+def _check_values(values: Tensor, group: list[Tile], *, rows: int) -> None:
+    """Raise ValueError for a result of another form, FloatingPointError naming a tile that is not finite."""
+    count, frames = rows * len(group), group[0].t.stop - group[0].t.start
+    if values.ndim != 5 or tuple(values.shape[:2]) != (count, frames):
+        raise ValueError(f"got a result {tuple(values.shape)} for the tile, expected ({count}, {frames}, C, h, w)")
+    for tile, value in zip(group, values.split(rows), strict=True):
+        _assert_tile_finite(value, tile)
 
 
 class Patch(NamedTuple):

@@ -1,9 +1,9 @@
-"""Frames flowing through stages: what is computed over time without holding the clip.
+"""Frames flow through stages: computation over time without holding the clip.
 
-A stage takes frames in order and gives frames in order, some of them later, because what becomes of a frame depends on
-its neighbours. It holds no more of them than that takes. So stages in a row (`Pipeline`) turn a video of any length
-into another in bounded memory, and the result is the one that the whole clip at once would give. What is on the way
-can be saved after any frame and taken up again (`state`, `resume`).
+A stage takes frames in order and returns frames in order, some of them later, because the result of a frame may depend
+on its neighbours. It holds no more frames than it needs. A `Pipeline` of stages restores a video of any length in
+bounded memory, and its result equals that of the whole clip at once. Its state can be saved after any frame, or after
+any unit of work over a scene (`ldm.streaming.scene`), and resumed.
 """
 
 import time
@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from ldm.ops.tiling import hat
+
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame on its way: its number in the video, whether its scene ends with it, and tensors (B, ...) by name."""
+    """One frame of a stream: its number in the video, tensors (B, ...) by name, and whether its scene ends with it."""
 
     number: int
     values: dict[str, Tensor]
@@ -31,40 +33,54 @@ class Frame:
         return replace(self, values=self.values | values)
 
     def without(self, *names: str) -> "Frame":
-        """The frame without these values, which are no longer needed."""
+        """The frame without these values."""
         return replace(self, values={name: value for name, value in self.values.items() if name not in names})
 
+    def to(self, device: torch.device | str) -> "Frame":
+        """The frame with its values on `device`."""
+        return replace(self, values={name: value.to(device) for name, value in self.values.items()})
 
-def together(frames: Iterable[Frame], name: str) -> Tensor:
-    """(B, T, ...): a value of several frames side by side."""
+
+def stack(frames: Iterable[Frame], name: str) -> Tensor:
+    """The value `name` of T frames as one tensor (B, T, ...)."""
     return torch.stack([frame[name] for frame in frames], dim=1)
 
 
 class Stage:
-    """What every stage has: frames held between two calls. Its subclasses say what `push` gives for a frame."""
+    """What all stages share: the frames they hold between two calls. A subclass implements `push`."""
 
     label = "other"
-
-    def called(self, label: str) -> "Stage":
-        """This stage, under a name that says where time goes."""
-        self.label = label
-        return self
+    kept: tuple[str, ...] = ("first",)  # attributes that belong to the state beside `held`
 
     def __init__(self) -> None:
         self.held: list[Frame] = []
         self.first = 0  # place of held[0] in its scene
 
+    def labelled(self, label: str) -> "Stage":
+        """This stage under a name for the table of seconds per stage."""
+        self.label = label
+        return self
+
     @property
     def count(self) -> int:
-        """Frames of the present scene that have come so far."""
+        """Frames of the current scene that have arrived so far."""
         return self.first + len(self.held)
 
+    @property
+    def pending(self) -> bool:
+        """Whether `work` has a unit to do before the next frame."""
+        return False
+
     def push(self, frame: Frame) -> list[Frame]:
-        """Take the next frame; the frames that are ready now."""
-        raise AssertionError("a stage says what it gives")
+        """Take the next frame; return the frames that are ready."""
+        raise AssertionError("a stage implements push")
+
+    def work(self) -> list[Frame]:
+        """Do one pending unit of work; return the frames that are ready."""
+        raise AssertionError("only a stage with pending work is asked for it")
 
     def finish(self) -> list[Frame]:
-        """No frame follows; the frames that waited for one."""
+        """No frame follows: return the frames that waited for one."""
         return []
 
     def state(self) -> dict:
@@ -73,13 +89,11 @@ class Stage:
         return plain | {"held": [vars(frame) for frame in self.held]}
 
     def resume(self, state: dict) -> None:
-        """Go on from what `state` gave."""
+        """Continue from what `state` returned."""
         vars(self).update(state | {"held": [Frame(**frame) for frame in state["held"]]})
 
-    kept: tuple[str, ...] = ("first",)
-
     def forget(self, place: int) -> list[Frame]:
-        """Let go of the frames before this place of the scene; returns them."""
+        """Release the frames before this place of the scene and return them."""
         count = max(place - self.first, 0)
         gone, self.held = self.held[:count], self.held[count:]
         self.first += len(gone)
@@ -122,11 +136,11 @@ class Scenes(Stage):
 
 
 class Windowed(Stage):
-    """`fn` on overlapping windows of `size` frames, cross-faded where they overlap.
+    """`fn` on overlapping windows of `size` frames, cross-faded where windows overlap.
 
-    `fn(frames)` gives (B, T, ...) for T <= size frames; row t is stored under `name` in frame t. Windows start every
-    `size - overlap` frames and the last one of a scene is flush with its end (`ldm.ops.tiling.starts`), or, with
-    `flush` False, as short as what is left. A window's weight rises to its middle and falls again.
+    `fn(frames)` returns (B, T, ...) for T <= size frames; row t is stored under `name` in frame t. Windows start every
+    `size - overlap` frames. The last window of a scene is flush with its end (`ldm.ops.tiling.starts`); with
+    `flush=False` it is as short as the rest of the scene. The weight of a window rises to its middle and falls again.
     """
 
     kept = ("first", "begin", "parts")
@@ -145,30 +159,35 @@ class Windowed(Stage):
             raise ValueError(f"got overlap {overlap} for windows of {size} frames, expected 0 to {size - 1}")
         self.fn, self.size, self.stride, self.name, self.flush = fn, size, size - overlap, name, flush
         self.begin = 0  # place in the scene where the next window starts
-        self.parts: list[list[tuple[int, Tensor]]] = []  # for each held frame, its (weight, result) of windows so far
+        self.parts: list[list[tuple[int, Tensor]]] = []  # per held frame: (weight, result) of each window so far
 
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
         self.parts.append([])
-        while self.begin + self.size < self.count:  # this window is not the last
-            self._run(self.begin)
-            self.begin += self.stride
+        for begin in self._due(frame.last):
+            at = begin - self.first
+            window = self.held[at : at + self.size]
+            try:
+                values = self.fn(window)
+            except FloatingPointError as error:
+                raise FloatingPointError(f"frames {window[0].number} to {window[-1].number}: {error}") from None
+            for k, weight in enumerate(hat(len(window)).tolist()):
+                self.parts[at + k].append((int(weight), values[:, k]))
         if not frame.last:
             return self._release(min(self.begin, self.count - self.size))
-        self._run(max(self.count - self.size, 0) if self.flush else self.begin)
         ready = self._release(self.count)
         self.first = self.begin = 0
         return ready
 
-    def _run(self, begin: int) -> None:
-        at = begin - self.first
-        window = self.held[at : at + self.size]
-        try:
-            values = self.fn(window)
-        except FloatingPointError as error:
-            raise FloatingPointError(f"frames {window[0].number} to {window[-1].number}: {error}") from None
-        for k in range(len(window)):
-            self.parts[at + k].append((min(k + 1, len(window) - k), values[:, k]))
+    def _due(self, last: bool) -> list[int]:
+        """Where windows start that can be computed now; a window is the last of its scene only at the scene's end."""
+        due = []
+        while self.begin + self.size < self.count:
+            due.append(self.begin)
+            self.begin += self.stride
+        if last:
+            due.append(max(self.count - self.size, 0) if self.flush else self.begin)
+        return due
 
     def _release(self, place: int) -> list[Frame]:
         frames = self.forget(place)
@@ -177,7 +196,7 @@ class Windowed(Stage):
 
 
 def _blended(parts: list[tuple[int, Tensor]]) -> Tensor:
-    """The weighted mean; of a single part, that part itself."""
+    """The weighted mean; a single part is returned unchanged."""
     if len(parts) == 1:
         return parts[0][1]
     total = sum(weight for weight, _ in parts)
@@ -221,32 +240,42 @@ class Neighbours(Stage):
 
 
 class Pipeline:
-    """Stages in a row. `push` frames, `finish` when there are no more, and `pull` what is ready."""
+    """Stages in a row. `push` frames, then `pull` those that are ready; `pull(finish=True)` returns all the rest.
 
-    def __init__(self, stages: Iterable[Stage]) -> None:
-        self.stages = list(stages)
+    Args:
+        stages: executed without recording gradients.
+        device: where frames are kept between stages.
+    """
+
+    def __init__(self, stages: Iterable[Stage], *, device: torch.device | str = "cpu") -> None:
+        self.stages, self.device = list(stages), device
         self.waiting = [deque() for _ in range(len(self.stages) + 1)]  # before each stage, and behind the last
         self.ended = 0  # stages that know that no frame follows
+        self.units = 0  # units of work over scenes done so far
         self.seconds = Counter()  # by the stages' labels
 
     def push(self, frame: Frame) -> None:
-        self.waiting[0].append(frame)
+        """Add the next frame of the video."""
+        self.waiting[0].append(frame.to(self.device))
 
-    def pull(self, *, finish: bool = False) -> Iterator[Frame]:
-        """The frames that are ready, one by one; with `finish`, all that are left. Frames far along go first."""
-        while self._advance(finish):
+    def pull(self, *, finish: bool = False, units: int | None = None) -> Iterator[Frame]:
+        """The frames that are ready, those furthest along first.
+
+        `finish` says that no frame follows. After `units` units of work over scenes iteration stops, so that the caller
+        can save the state; whether more can be done shows at the next call.
+        """
+        limit = None if units is None else self.units + units
+        while (limit is None or self.units < limit) and self._advance(finish):
             if self.waiting[-1]:
                 yield self.waiting[-1].popleft()
 
     def _advance(self, finish: bool) -> bool:
-        """Move one frame one stage on; False where nothing moves."""
+        """Move one frame one stage ahead, or do one unit of work; False where nothing can move."""
         if self.waiting[-1]:
             return True
         for k in reversed(range(len(self.stages))):
-            if self.waiting[k]:
-                began = time.perf_counter()
-                self.waiting[k + 1].extend(self.stages[k].push(self.waiting[k].popleft()))
-                self.seconds[self.stages[k].label] += time.perf_counter() - began
+            if self.stages[k].pending or self.waiting[k]:
+                self._run(k)
                 return True
         if finish and self.ended < len(self.stages):
             self.waiting[self.ended + 1].extend(self.stages[self.ended].finish())
@@ -254,8 +283,23 @@ class Pipeline:
             return True
         return False
 
+    @torch.no_grad()
+    def _run(self, k: int) -> None:
+        stage, began = self.stages[k], time.perf_counter()
+        if stage.pending:
+            self.waiting[k + 1].extend(stage.work())
+            self.units += 1
+        else:
+            self.waiting[k + 1].extend(stage.push(self.waiting[k].popleft()))
+        self.seconds[stage.label] += time.perf_counter() - began
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing can move until another frame is pushed."""
+        return not any(self.waiting) and not any(stage.pending for stage in self.stages)
+
     def state(self) -> dict:
-        """All frames on the way, for `torch.save`; `resume` of a pipeline made alike goes on from there."""
+        """All frames held, for `torch.save`; `resume` of a pipeline made alike continues from there."""
         return {
             "stages": [stage.state() for stage in self.stages],
             "waiting": [[vars(frame) for frame in queue] for queue in self.waiting],
@@ -263,23 +307,35 @@ class Pipeline:
         }
 
     def resume(self, state: dict) -> None:
-        """Raises ValueError for the state of other stages."""
+        """Continue from what `state` returned. Raises ValueError for the state of other stages."""
         if len(state["stages"]) != len(self.stages):
             raise ValueError(f"got the state of {len(state['stages'])} stages, expected {len(self.stages)}")
+        state = _moved(state, self.device)
         for stage, part in zip(self.stages, state["stages"], strict=True):
             stage.resume(part)
         self.waiting = [deque(Frame(**frame) for frame in queue) for queue in state["waiting"]]
         self.ended = state["ended"]
 
     @property
-    def on_the_way(self) -> int:
+    def frames_held(self) -> int:
         """Frames that were pushed and not yet pulled."""
         return sum(len(stage.held) for stage in self.stages) + sum(map(len, self.waiting))
 
 
-def run_through(stages: list[Stage], frames: list[Frame]) -> list[Frame]:
+def _moved(tree, device: torch.device | str):
+    """Nested dictionaries, lists and tuples with their tensors on `device`."""
+    if isinstance(tree, Tensor):
+        return tree.to(device)
+    if isinstance(tree, dict):
+        return {key: _moved(value, device) for key, value in tree.items()}
+    if isinstance(tree, (list, tuple)):
+        return type(tree)(_moved(value, device) for value in tree)
+    return tree
+
+
+def run_all(stages: Iterable[Stage], frames: Iterable[Frame], *, device: torch.device | str = "cpu") -> list[Frame]:
     """All frames through all stages."""
-    run = Pipeline(stages)
+    run = Pipeline(stages, device=device)
     for frame in frames:
         run.push(frame)
     return list(run.pull(finish=True))

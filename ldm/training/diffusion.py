@@ -4,11 +4,13 @@ import torch
 from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
-from ldm.diffusion.denoiser import make_denoise, target
-from ldm.diffusion.samplers import sample_ddpm
+from ldm.diffusion.denoiser import target, to_x0
+from ldm.diffusion.samplers import ddpm_step
 from ldm.diffusion.schedule import Schedule
 from ldm.nets.attention import TemporalAttention
 from ldm.ops.resize import resize
+from ldm.streaming.pipeline import Frame, stack
+from ldm.streaming.steps import Steps, sample_clip
 from ldm.training.curves import StepMeans
 from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite
@@ -160,12 +162,14 @@ class StageOne(LightningModule):
         def noise(i: int | str) -> Tensor:
             return self.objective.draws.normal(f"preview.{i}", batch["index"], z_lq)
 
-        def predict(x: Tensor, t: int) -> Tensor:
-            return self.predict(x, z_lq, torch.tensor([t], device=x.device), frames=frames).float()
+        def denoise(window: list[Frame], *, i: int) -> Tensor:
+            x, t = stack(window, "x").flatten(0, 1), schedule.t[i : i + 1].to(z_lq.device)
+            prediction = self.predict(x, z_lq, t, frames=frames).float()
+            x0 = to_x0(prediction, x, schedule, i, self.objective.prediction)
+            return ddpm_step(x0, x, i, schedule, noise=noise).unflatten(0, (-1, frames))
 
-        denoise = make_denoise(predict, schedule, kind=self.objective.prediction)
-        start = schedule.add_noise(z_lq, noise("start"), len(schedule) - 1)
-        z = sample_ddpm(denoise, start, schedule, noise=noise)
+        start = schedule.add_noise(z_lq, noise("start"), len(schedule) - 1).unflatten(0, (-1, frames))
+        z = sample_clip(Steps(denoise, size=frames), start, len(schedule)).flatten(0, 1)
         decoded = self.first_stage_model.decode(z / self.scale_factor).float()
         return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (-1, frames))
 

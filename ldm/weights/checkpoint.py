@@ -227,7 +227,7 @@ def load_slots(
     for slot, prefixes in layout.slots.items():
         if slot in given:
             own = given[slot].state_dict()
-            names = {_file_name(name, prefixes): name for name in own}
+            names = {name_in_file(name, prefixes): name for name in own}
             report.compare({outside: own[inside] for outside, inside in names.items()}, state, tolerated_missing)
             wanted[slot] = {inside: outside for outside, inside in names.items() if outside in state}
             taken |= names.keys()
@@ -244,8 +244,8 @@ def load_slots(
         _put(given[slot], {inside: state[outside] for inside, outside in names.items()})
 
 
-def _file_name(own: str, prefixes: Mapping[str, str]) -> str:
-    """What an entry of a network is called in the file."""
+def name_in_file(own: str, prefixes: Mapping[str, str]) -> str:
+    """The name in the file of an entry of a network."""
     fits = ((outside, inside) for outside, inside in prefixes.items() if own.startswith(inside))
     outside, inside = next(fits, ("", ""))
     return outside + own.removeprefix(inside)
@@ -294,7 +294,7 @@ class _Report(NamedTuple):
 
     def _cause(self, layout: Layout, state: Mapping[str, Tensor], given: Mapping[str, nn.Module]) -> str:
         kind = recognise(state)
-        if kind and layout.file and kind != layout.file:
+        if kind and layout.file and not kind.startswith(layout.file):
             return f"This looks like {kind}, expected {layout.file}"
         if self.mis_shaped and not self.missing and not self.unexpected:
             return "Same names, other widths: wrong configuration for these weights"

@@ -8,7 +8,7 @@ import torch
 
 from ldm import config
 from ldm.diffusion.schedule import Schedule
-from ldm.engine.assemble import ROOT, find_weights, load_method, read_settings
+from ldm.engine.assemble import ROOT, find_weights, load_method, read_model, read_settings, weight_files
 from ldm.engine.jobs import Model
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
@@ -18,14 +18,15 @@ from tests.methods.toy import TOY, clip, method, randomise
 
 ONE, TWO = "mgldvsr_unet", "video_vae_cfw"
 ALL = ("unet", "structure", "autoencoder", "text")
+PREFIXES = next(entry.fills for entry in weight_files(read_model(TOY)) if entry.name == ONE)
 SMALL_RAFT = "flows.raft.params={model: small, iterations: 1}"
 
 
 def stage_one(*slots: str, **extra) -> dict[str, torch.Tensor]:
     """A stage-1 file of the toy networks: the slots named, and other networks by slot."""
     toy, state = method(), {}
-    for slot, net in ({slot: getattr(toy, slot) for slot in slots} | extra).items():
-        (prefix,) = checkpoint.STAGE_ONE.slots[slot]
+    for slot, net in ({slot: toy.networks[slot] for slot in slots} | extra).items():
+        (prefix,) = PREFIXES[slot]
         state |= {prefix + name: value.clone() for name, value in net.state_dict().items()}
     return state
 
@@ -35,7 +36,7 @@ def weights(tmp_path_factory):
     """A folder as the embedded model's: both files and the card beside them."""
     folder = tmp_path_factory.mktemp("weights")
     write(stage_one(*ALL), folder / f"{ONE}.safetensors")
-    write(method().sequence_decoder.state_dict(), folder / f"{TWO}.safetensors")
+    write(method().networks["sequence_decoder"].state_dict(), folder / f"{TWO}.safetensors")
     (folder / "model.yaml").write_text(TOY.read_text().replace("../../configs", str(ROOT / "configs")))
     return folder
 
@@ -51,10 +52,11 @@ def write(state, file) -> None:
 
 
 def assert_same_weights(built, *, rounded: bool = False):
-    state = built.state_dict()
-    for name, expected in method().state_dict().items():
-        assert state[name].dtype == expected.dtype and not state[name].is_meta
-        assert torch.equal(state[name], expected.half().float() if rounded else expected), name
+    for network, module in method().networks.items():
+        state = built.networks[network].state_dict() if network != "flow" else {}
+        for name, expected in module.state_dict().items() if network != "flow" else ():
+            assert state[name].dtype == expected.dtype and not state[name].is_meta
+            assert torch.equal(state[name], expected.half().float() if rounded else expected), name
 
 
 def assert_same_state(a, b) -> None:
@@ -85,7 +87,7 @@ def test_named_files_come_in_any_order(weights, tmp_path, order):
     write(raft.state_dict(), tmp_path / "any name.safetensors")
     files = [weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors", tmp_path / "any name.safetensors"]
     found = find_weights(*(files[k] for k in order))
-    assert [found[slot] for slot in ("stage_one", "stage_two", "raft")] == files
+    assert [found.files[name] for name in (ONE, TWO, "raft-things")] == files
 
 
 def test_named_files_keep_the_card_beside_them(weights):
@@ -109,13 +111,14 @@ def test_files_as_released_hold_more_than_is_used(folder):
     state = stage_one(*ALL, flow=raft) | Schedule.linear_sd().buffers()
     torch.save({"state_dict": state, "epoch": 3, "global_step": 7, "optimizer_states": []}, folder / f"{ONE}.ckpt")
     (folder / f"{ONE}.safetensors").unlink()
-    two = method().sequence_decoder.state_dict() | {"loss.logvar": torch.zeros(()), "loss.flownet.x": torch.ones(2)}
+    two = {"loss.logvar": torch.zeros(()), "loss.flownet.x": torch.ones(2)}
+    two |= method().networks["sequence_decoder"].state_dict()
     torch.save({"state_dict": two}, folder / f"{TWO}.ckpt")
     (folder / f"{TWO}.safetensors").unlink()
     assert_same_weights(load_method(folder))
-    built = load_method(folder, flow="raft", overrides=[SMALL_RAFT])
+    built = load_method(folder, overrides=["flow=raft", SMALL_RAFT])
     assert_same_weights(built)
-    assert_same_state(built.flow, raft)
+    assert_same_state(built.networks["flow"], raft)
 
 
 def test_half_precision_files_are_upcast(folder):
@@ -132,7 +135,7 @@ def test_a_model_without_text_needs_none_in_the_file(folder, held):
     settings.networks.text = {"target": "ldm.nets.text.FixedContext", "params": {"tokens": 3, "width": 16}}
     config.save(settings, folder / "model.yaml")
     built = load_method(folder)
-    assert built.text().shape == (1, 3, 16)
+    assert built.networks["text"]().shape == (1, 3, 16)
     assert torch.isfinite(built.restore(clip(1), upscale=1)).all()
 
 
@@ -143,37 +146,37 @@ def test_a_flow_network_is_found_beside_the_weights(folder, place, with_constant
     state = {k: v for k, v in net.state_dict().items() if with_constants or k not in net.constant_buffers}
     (folder / place).mkdir(exist_ok=True)
     torch.save(state, folder / place / "spynet_sintel_final-3d2a1287.pth")
-    built = load_method(folder, flow="spynet")
-    assert_same_state(built.flow, net)
+    built = load_method(folder, overrides=["flow=spynet"])
+    assert_same_state(built.networks["flow"], net)
     assert built.restore(clip(2), upscale=1).shape == (2, 3, 16, 16)
 
 
 def test_the_hash_of_a_flow_network_is_noted(folder):
     torch.save(SpyNet().state_dict(), folder / "spynet_sintel_final-3d2a1287.pth")
-    files = find_weights(folder)
-    for flow, noted in ("spynet", {"spynet"}), ("dis", set()):
-        settings = read_settings(files, flow=flow)
-        model = Model.of(method(), files, settings, "cpu", rounding=None)
-        assert set(model.hashes) == set(model.files) == {"stage_one", "stage_two"} | noted
+    found = find_weights(folder)
+    for flow, noted in ("spynet", {"spynet_sintel_final-3d2a1287"}), ("dis", set()):
+        settings = read_settings(found, overrides=[f"flow={flow}"])
+        model = Model(found, settings, "cpu", rounding=None)
+        assert set(model.hashes) == {ONE, TWO} | noted
 
 
 def test_a_flow_network_may_be_named(weights, tmp_path):
     raft = randomise(RAFT("small", iterations=1))
     torch.save({f"module.{k}": v for k, v in raft.state_dict().items()}, tmp_path / "mine.pth")
     files = tmp_path / "mine.pth", weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors"
-    built = load_method(*files, flow="raft", overrides=[SMALL_RAFT])
-    assert torch.equal(built.flow.fnet.conv1.weight, raft.fnet.conv1.weight)
+    built = load_method(*files, overrides=["flow=raft", SMALL_RAFT])
+    assert torch.equal(built.networks["flow"].fnet.conv1.weight, raft.fnet.conv1.weight)
 
 
 def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
     files = find_weights(weights)
     params = read_settings(files).method.params
-    assert params.patches is None and params.windows.params.tile == 16
-    params = read_settings(files, preset="released", overrides=["method.params.patches.params.size=64"]).method.params
-    assert (params.patches.params.size, params.patches.params.stride) == (64, 750)
+    assert "patch" not in params and params.windows.params.tile == 16
+    params = read_settings(files, preset="released", overrides=["method.params.patch=64"]).method.params
+    assert (params.patch, params.stride) == (64, 750)
     assert params.windows.params.tile == 64 and params.sampling.params.guidance == "released"
     assert params.sampling.params.prediction == "v"  # what the weights were trained for stays
-    assert read_settings(files, flow="spynet").flow == "spynet"
+    assert read_settings(files, overrides=["flow=spynet"]).flow == "spynet"
 
 
 # ---- what does not fit
@@ -183,9 +186,9 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
     ("options", "says"),
     [
         ({"preset": "relased"}, "preset 'relased', expected one of released"),
-        ({"flow": "farneback"}, "flow 'farneback', expected one of dis, raft, spynet"),
-        ({"flow": "spynet"}, "needs spynet_sintel_final-3d2a1287: put spynet_sintel_final-3d2a1287.pth into "),
-        ({"flow": "raft"}, "(README), or choose --flow dis"),
+        ({"overrides": ["flow=farneback"]}, "flow: got farneback, expected one of dis, raft, spynet"),
+        ({"overrides": ["flow=spynet"]}, "needs spynet_sintel_final-3d2a1287: put spynet_sintel_final-3d2a1287 into "),
+        ({"overrides": ["flow=raft"]}, "(README), or choose another flow"),
         ({"overrides": ["method.params.sampling.params.stepz=3"]}, "known is method.params.sampling.params.steps"),
         ({"overrides": ["method.params.sampling.params.steps=0"]}, "got 0 steps"),
         ({"overrides": ["method.params.windows.params.weight=hat"]}, "weight 'hat', expected one of gaussian"),
@@ -193,7 +196,7 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
         ({"overrides": ["networks.unet.params.model_channels=64"]}, "Same names, other widths"),
         ({"overrides": ["networks.unet.params.num_res_blocks=2"]}, "other levels or blocks"),
         ({"configs": ["nowhere.yaml"]}, "no configuration file nowhere.yaml"),
-        ({"configs": [ROOT / "configs" / "flows.yaml"]}, "no 'method' key, expected a model's configuration"),
+        ({"configs": [ROOT / "configs" / "flows.yaml"]}, "key, expected a model's configuration"),
     ],
 )
 def test_a_wrong_word_is_refused(weights, options, says):
@@ -220,22 +223,22 @@ def test_a_file_in_the_wrong_slot_says_what_it_is(folder):
     swap = one.rename(folder / "x")
     one, two = two.rename(one), swap.rename(two)
     text = said(folder)
-    assert one.name in text and "looks like video_vae_cfw.ckpt, expected mgldvsr_unet.ckpt" in text
+    assert one.name in text and "looks like video_vae_cfw.ckpt, expected mgldvsr_unet" in text
     shutil.copy(two, one)
-    assert "looks like mgldvsr_unet.ckpt, expected video_vae_cfw.ckpt" in said(folder)
+    assert "looks like mgldvsr_unet.ckpt, expected video_vae_cfw" in said(folder)
 
 
 def test_files_that_are_no_weights_are_named(folder, tmp_path):
     write({"a": torch.ones(1)}, tmp_path / "other.safetensors")
-    assert "other.safetensors: looks like nothing known" in said(tmp_path / "other.safetensors", folder)
+    assert "other.safetensors: looks like nothing known" in said(tmp_path / "other.safetensors")
     (folder / f"{TWO}.safetensors").write_text("no weights")
     assert f"{TWO}.safetensors" in said(folder)
 
 
 def test_a_named_flow_needs_its_file(weights):
     files = weights / f"{ONE}.safetensors", weights / f"{TWO}.safetensors"
-    line = said(*files, flow="raft")
-    assert "flow raft needs raft-things: name raft-things.pth among the weights (README), or choose --flow dis" in line
+    line = said(*files, overrides=["flow=raft"])
+    assert "flow with flow=raft needs raft-things: name raft-things among the weights (README), or choose" in line
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from ldm import config
-from ldm.engine.assemble import RELEASED_CONFIG
+from ldm.engine.assemble import CONFIGS
 from ldm.engine.initial import fill
 from ldm.training.diffusion import Objective, StageOne
 from ldm.training.optimization import Adam
 from ldm.weights import checkpoint
 from tests.methods import toy
+
+STAGE_ONE = CONFIGS / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml"
 
 
 def stage_one(seed: int, middle: str) -> StageOne:
@@ -24,7 +26,7 @@ def stage_one(seed: int, middle: str) -> StageOne:
 
 def released_entries(file) -> list[dict]:
     """`init` of the released configuration, with another file."""
-    return config.plain(config.load(RELEASED_CONFIG, overrides=[f"sd_weights={file}"]))["init"]
+    return config.plain(config.load(STAGE_ONE, overrides=[f"sd_weights={file}"]))["init"]
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import gc
 import threading
 import time
 import weakref
-from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -12,12 +11,13 @@ import pytest
 import torch
 
 from ldm import video
+from ldm.engine.parts import Task, prefetched, restore_parts
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
-from ldm.engine.stream import Task, ahead, restore_parts
+from ldm.methods.mgld.codec import Codec
 from tests.methods.toy import pixelwise
 
-SMALL = Plan(8, 2, 12, 4, "tile", 2**30, 2)
+TILES = ("windows.tile=8", "windows.tile_overlap=2", "decoding.windows.tile=12", "decoding.windows.tile_overlap=4")
 APART = ("windows.frame_overlap=0", "decoding.windows.frame_overlap=0", "sampling.guidance=none")
 
 
@@ -31,41 +31,38 @@ def task(tmp_path):
     return Task(source, video.choose_format(source, tmp_path / "out", size=(16, 16)), upscale=1.0)
 
 
-def test_the_plan_of_a_clip_is_not_the_next_ones(task, tmp_path):
-    toy = pixelwise()
-    before = toy.windows, toy.decoding
-    with WorkFolder(tmp_path / "out", {}) as work:
-        assert restore_parts(toy, task, work, SMALL)[1] == SMALL
-    assert (toy.windows, toy.decoding) == before
+def first_plan(toy, part_frames):
+    return Plan(toy.levers()[0], part_frames)
 
 
 def test_images_are_named_alike_in_every_part(task, tmp_path):
+    toy = pixelwise(*TILES)
     with WorkFolder(tmp_path / "out", {}) as work:
-        state, _ = restore_parts(pixelwise(), task, work, SMALL)
+        state, _ = restore_parts(toy, task, work, first_plan(toy, 2))
         names = [[file.name for file in (work.parts / part).iterdir()] for part in state["parts"]]
     assert len(names) > 1
     assert sorted(sum(names, [])) == sorted(f"{name}.png" for name in task.source.names)
 
 
 def test_what_memory_ran_out_for_is_free_before_the_next_try(task, tmp_path, monkeypatch):
-    toy, maps, gone = pixelwise(*APART), [], []
-    decode = toy.decode
+    toy, maps, gone = pixelwise(*APART, *TILES, "decoding.windows.tile=24"), [], []
+    decode = Codec.decode
 
-    def scarce(x, work, **options):
+    def scarce(codec, x, pictures, **options):
         if len(maps) == 1:
             gone.append(maps[0]() is None)
         if not maps and threading.current_thread() is not threading.main_thread():
             huge = torch.zeros(10)
             maps.append(weakref.ref(huge))
             raise RuntimeError("can't allocate memory")
-        return decode(x, work, **options)
+        return decode(codec, x, pictures, **options)
 
-    monkeypatch.setattr(toy, "decode", scarce)
+    monkeypatch.setattr(Codec, "decode", scarce)
     gc.collect()
     gc.disable()
     try:
         with WorkFolder(tmp_path / "out", {}) as work:
-            restore_parts(toy, task, work, replace(SMALL, decoder_tile=24, part_frames=100))
+            restore_parts(toy, task, work, first_plan(toy, 100))
     finally:
         gc.enable()
     assert gone and gone[0]
@@ -87,16 +84,11 @@ def test_nothing_more_is_computed_where_writing_stops(task, tmp_path, monkeypatc
         calls.append(call)
         time.sleep(0.05)
 
+    toy = pixelwise(*APART, *TILES, "windows.tile=16", "decoding.windows.tile=24")
     monkeypatch.setattr(video, "write_part", write)
     threads = threading.active_count()
     with WorkFolder(tmp_path / "out", {}) as work, pytest.raises(type(error)):
-        restore_parts(
-            pixelwise(*APART),
-            task,
-            work,
-            replace(SMALL, tile=16, decoder_tile=24, part_frames=100),
-            report=count,
-        )
+        restore_parts(toy, task, work, first_plan(toy, 100), report=count)
     assert threading.active_count() == threads
     assert len(calls) == at_stop[0]
 
@@ -113,7 +105,7 @@ def test_an_error_ahead_does_not_hold_itself():
 
     def said():
         try:
-            return list(ahead(items(), 1))
+            return list(prefetched(items(), 1))
         except ValueError as error:
             return str(error)
 

@@ -1,14 +1,26 @@
 """Memory: what is free, what a plan takes, how it shrinks, and that the prediction is near the truth."""
 
-import dataclasses
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ldm.engine import device
 from ldm.engine.device import Peak, free_memory, is_out_of_memory
-from ldm.engine.plan import Plan, fitting_plan, measured_costs, parse_bytes, predicted_peak, with_spare
-from ldm.methods.conditions import KEPT
+from ldm.engine.plan import (
+    Plan,
+    fitting_plan,
+    measured_costs,
+    parse_bytes,
+    predicted_peak,
+    resumed_plan,
+    with_spare,
+)
+from ldm.methods.contract import Request
+from ldm.methods.mgld.conditions import KEPT
+from ldm.methods.mgld.levers import WHOLE, TileLevers
+from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
 
@@ -68,37 +80,50 @@ def test_which_errors_are_a_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not match")) and not is_out_of_memory(ValueError("memory"))
 
 
-PLAN = Plan(64, 32, 120, 24, "frame", 2**60, 16)
+LEVERS = TileLevers(64, 32, 120, 24, "frame", WHOLE)
+PLAN = Plan(LEVERS, 16)
+NOTHING = dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), [0, 0])
 
 
-def test_a_plan_shrinks_step_by_step_to_the_smallest():
-    seen, plan = [], PLAN
-    while plan is not None:
-        seen.append((plan.norms, plan.tile, plan.decoder_tile))
-        assert plan.tile_overlap < plan.tile and plan.decoder_overlap < plan.decoder_tile
-        plan = plan.smaller(step=8)
-    assert seen[:3] == [("frame", 64, 120), ("shared", 64, 120), ("tile", 64, 120)]
-    assert seen[-1] == ("tile", 16, 16) and len(seen) == len(set(seen))
-    assert all(tile % 8 == 0 for _, tile, _ in seen)
+def peak_of(toy, levers=LEVERS, *, costs=NOTHING, part_frames=16, size=(64, 64), frames=10**4):
+    return predicted_peak(toy, Plan(levers, part_frames), costs, Request(size, frames))
+
+
+def test_levers_shrink_step_by_step_to_the_smallest():
+    ladder = method("decoding.norms=auto", "windows.tile=64", "decoding.windows.tile=120").levers()
+    assert all(levers.tile_overlap < levers.tile and levers.decoder_overlap < levers.decoder_tile for levers in ladder)
+    seen = [(levers.norms, levers.tile, levers.decoder_tile) for levers in ladder]
+    assert list(dict.fromkeys(seen))[:3] == [("frame", 64, 120), ("shared", 64, 120), ("tile", 64, 120)]
+    assert seen[-1] == ("tile", 16, 16) and len(ladder) == len(set(ladder))
+    assert all(tile % 2 == 0 for _, tile, _ in seen)
 
 
 def test_the_largest_plan_that_fits_is_taken():
-    def predict(plan):
-        return plan.decoder_tile**2 * 1000
+    toy = method("decoding.windows.tile=120")
+    first = Plan(toy.levers()[0], 16)
 
-    assert fitting_plan(method(), PLAN, 10**9, predict) == (PLAN, 14_400_000)
-    plan, need = fitting_plan(method(), PLAN, 4_100_000, predict)
-    assert plan.decoder_tile == 60 and need == 3_600_000
+    def predict(plan):
+        return plan.levers.decoder_tile**2 * 1000
+
+    assert fitting_plan(toy, first, 10**9, predict) == (first, 14_400_000)
+    plan, need = fitting_plan(toy, first, 4_100_000, predict)
+    assert plan.levers.decoder_tile == 60 and need == 3_600_000
     with pytest.raises(ValueError, match="got 0.0 GB of memory, expected 0.0 GB with the smallest tiles"):
-        fitting_plan(method(), PLAN, 1000, predict)
+        fitting_plan(toy, first, 1000, predict)
+    assert fitting_plan(toy, first, 1000, lambda plan: None) == (first, None)
+
+
+def test_a_plan_is_found_again_by_what_a_manifest_states():
+    toy = method()
+    plans = [Plan(levers, 3) for levers in toy.levers()]
+    assert [resumed_plan(toy, plan.plain(), part_frames=3) for plan in plans] == plans
+    assert resumed_plan(toy, plans[0].plain(), part_frames=4) is None and resumed_plan(toy, None, part_frames=3) is None
+    assert plans[0].next(toy) == plans[1] and plans[-1].next(toy) is None
 
 
 def test_an_encoder_takes_memory():
-    toy, costs = method(), dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), [0, 0])
-    short, part, long = (
-        predicted_peak(toy, dataclasses.replace(PLAN, part_frames=count), costs, size=(64, 64), upscale=4, frames=10**4)
-        for count in (1, 16, 1000)
-    )
+    toy = method()
+    short, part, long = (peak_of(toy, part_frames=count) for count in (1, 16, 1000))
     assert part - short == 15 * 15 * 256**2 and long - part == 8 * 15 * 256**2
 
 
@@ -108,69 +133,64 @@ def test_what_is_not_counted_has_room():
 
 def test_maps_that_are_kept_take_memory():
     toy = method()
-    costs = dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), [0, 0])
 
     def peak(**changed):
-        given = costs | changed
-        return predicted_peak(toy, PLAN, given, size=(16, 16), upscale=4, frames=100)
+        return peak_of(toy, costs=NOTHING | changed, size=(16, 16), frames=100)
 
     h, w = toy.geometry((16, 16), 4).latent
     kept = len(toy.sampling.schedule) * toy.windows.frame_overlap * h * w
     assert kept and peak(maps=[0, 8]) - peak() == 8 * kept and peak(once=[5000, 0]) - peak() == 5000
     assert peak(maps=[0, 10**9]) - peak() == KEPT, "no more are kept"
-    tiles, several = dataclasses.replace(PLAN, tile=16, tile_overlap=4), costs | {"maps": [0, 8]}
-    one = predicted_peak(toy, tiles, several, size=(32, 32), upscale=4, frames=100)
-    toy.windows = dataclasses.replace(toy.windows, batch=2)
-    assert predicted_peak(toy, tiles, several, size=(32, 32), upscale=4, frames=100) == one
+    tiles, several = replace(LEVERS, tile=16, tile_overlap=4), NOTHING | {"maps": [0, 8]}
+    one = peak_of(toy, tiles, costs=several, size=(32, 32), frames=100)
+    assert peak_of(method("windows.batch=2"), tiles, costs=several, size=(32, 32), frames=100) == one
 
 
-def test_kept_maps_are_as_large_as_was_measured(tmp_path):
+def test_frames_that_are_held_take_memory():
     toy = method()
-    costs, kept = measured_costs(toy), toy._conditions
-    toy._conditions.forget()
-    latents = torch.zeros(1, 4, 32, 32)
-    toy.denoise_window([Frame(k, {"x": latents, "z": latents + k}) for k in range(toy.windows.n_frames)])
+    geometry, count = toy.geometry((64, 64), 4), toy.frames_held
+    latents = math.prod(geometry.latent) * (2 * 4 + 6) * 4
+    assert peak_of(toy, frames=10**4) - peak_of(toy, frames=1) >= (count - 1) * (latents + geometry.picture_bytes)
+
+
+def test_kept_maps_are_as_large_as_was_measured():
+    toy = method()
+    costs, run = measured_costs(toy, signature=""), toy.restoration(toy.levers()[0], seed=0, tally=lambda stage: None)
+    z = torch.zeros(1, 4, 32, 32)
+    with torch.no_grad():
+        run.denoise([Frame(k, {"x": z, "z": z + k}) for k in range(toy.windows.n_frames)], i=0)
     tiles = toy.windows.calls(1, 32, 32) * min(toy.windows.tile, 32) ** 2
-    assert kept._bytes() == costs["maps"][1] * tiles * toy.windows.frame_overlap
+    assert run.conditions.bytes_kept == costs["maps"][1] * tiles * toy.windows.frame_overlap
 
 
 def test_a_plan_says_what_is_approximate():
-    texts = [str(dataclasses.replace(PLAN, norms=norms)) for norms in ("frame", "shared", "tile")]
+    texts = [str(Plan(replace(LEVERS, norms=norms), 16)) for norms in ("frame", "shared", "tile")]
     assert ["approximate" in text for text in texts] == [False, True, True]
     assert "decoded exactly," in texts[0]
 
 
-def test_a_plan_is_given_to_the_method_and_read_from_it():
-    toy = method()
-    toy.decoding = dataclasses.replace(toy.decoding, norms="auto")
-    assert Plan.of(toy, part_frames=3).norms == "frame"
-    PLAN.apply(toy)
-    assert Plan.of(toy, part_frames=16) == PLAN
-
-
 def test_costs_are_measured_once(tmp_path, monkeypatch):
-    costs = measured_costs(method(), cache=tmp_path)
+    toy = method()
+    costs = measured_costs(toy, signature="a", cache=tmp_path)
     assert set(costs) == {"sampling", "encoding", "decoding", "maps", "once"} and all(
         min(pair) >= 0 for pair in costs.values()
     )
-    again = []
-    monkeypatch.setattr("ldm.engine.plan._stages", lambda method: again.append(method) or {})
-    assert measured_costs(method(), cache=tmp_path) == costs and not again
-    measured_costs(method("+method.params.decoding.params.norms=frame"), cache=tmp_path)
-    assert len(again) == 1, "what decoding takes depends on what norms see"
+    monkeypatch.setattr(MGLD, "probes", lambda self, levers: {})
+    assert measured_costs(toy, signature="a", cache=tmp_path) == costs
+    assert measured_costs(toy, signature="b", cache=tmp_path) != costs
 
 
 def test_the_prediction_follows_tiles_and_not_the_clip():
-    toy, costs = method(), {"sampling": [0, 2e3], "encoding": [0, 1e3], "decoding": [1e6, 9e3]}
-    costs |= {"maps": [0, 0], "once": [0, 0]}
+    toy = method()
+    costs = NOTHING | {"sampling": [0, 2e3], "encoding": [0, 1e3], "decoding": [1e6, 9e3]}
 
-    def peak(plan, frames, size=(64, 64)):
-        return predicted_peak(toy, plan, costs, size=size, upscale=4, frames=frames)
+    def peak(levers, frames, size=(64, 64)):
+        return peak_of(toy, levers, costs=costs, size=size, frames=frames)
 
-    tiles = dataclasses.replace(PLAN, norms="tile", decoder_tile=32)
+    tiles = replace(LEVERS, norms="tile", decoder_tile=32)
     assert peak(tiles, 10**4) == peak(tiles, 10**6) > peak(tiles, 1)
-    assert peak(PLAN, 100) > peak(tiles, 100)
-    assert peak(PLAN, 1, size=(16, 16)) < 20e6  # a frame smaller than a tile holds nothing more than itself
-    shared = dataclasses.replace(PLAN, norms="shared", hold=10**12)
-    assert peak(tiles, 1) < peak(dataclasses.replace(shared, decoder_tile=32), 1) < 20 * peak(tiles, 1)
+    assert peak(LEVERS, 100) > peak(tiles, 100)
+    assert peak(LEVERS, 1, size=(16, 16)) < 20e6  # a frame smaller than a tile holds nothing more than itself
+    shared = replace(LEVERS, norms="shared", hold=10**12)
+    assert peak(tiles, 1) < peak(replace(shared, decoder_tile=32), 1) < 20 * peak(tiles, 1)
     assert peak(tiles, 100, size=(128, 128)) < 4.1 * peak(tiles, 100)

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ldm import config
-from ldm.engine.assemble import PRESETS, RELEASED_CONFIG
+from ldm.engine.assemble import CONFIGS
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.raft import RAFT
 from ldm.nets.sequence_decoder import SequenceAutoencoder
@@ -65,7 +65,8 @@ def networks(case: Case) -> dict[str, nn.Module]:
 
 def check(case: Case) -> None:
     args = parse(case.meta["args"])
-    settings = config.merge(config.load(RELEASED_CONFIG), PRESETS / "released.yaml")
+    family = CONFIGS / "mgldvsr"
+    settings = config.merge(config.load(family / "model.yaml"), family / "presets" / "released.yaml")
     place = "method.params"
     settings = config.override(
         settings,
@@ -75,9 +76,9 @@ def check(case: Case) -> None:
             f"{place}.windows.params.tile={case.meta['sample_kw']['tile_size']}",
             f"{place}.windows.params.tile_overlap={args.tile_overlap}",
             f"{place}.windows.params.n_frames={args.n_frames}",
-            f"{place}.patches.params.n_frames={args.n_frames}",
-            f"{place}.patches.params.size={args.vqgantile_size}",
-            f"{place}.patches.params.stride={args.vqgantile_stride}",
+            f"{place}.n_frames={args.n_frames}",
+            f"{place}.patch={args.vqgantile_size}",
+            f"{place}.stride={args.vqgantile_stride}",
             f"{place}.decoding.params.dec_w={args.dec_w}",
             f"{place}.decoding.params.color_fix={args.colorfix_type}",
         ],

@@ -4,14 +4,16 @@ from collections.abc import Callable
 
 import torch
 
-from ldm.diffusion.denoiser import make_denoise
+from ldm.diffusion.denoiser import to_x0
 from ldm.diffusion.guidance import MotionGuidance, motion_loss
-from ldm.diffusion.samplers import sample_ddpm
+from ldm.diffusion.samplers import ddpm_step
 from ldm.diffusion.schedule import Schedule
 from ldm.nets.structure import StructureEncoder
 from ldm.nets.unet import UNet
 from ldm.ops.flow import Motion
 from ldm.ops.tiling import released_gaussian_window, tiled
+from ldm.streaming.pipeline import stack
+from ldm.streaming.steps import Steps, sample_clip
 from tests.golden_checks.case import Case, assert_near
 
 LATENT_LIMIT = 1e-3  # on latents of size up to 90
@@ -87,21 +89,22 @@ class Recorder:
             off = (gradient[0] - expected).abs() > 1e-4 * expected.abs().max()
             assert off.float().mean() <= 1e-3, f"{self.case.name} {name}: {off.sum()} elements differ"
 
-    def predicted(self, predict: Callable) -> Callable:
-        def watch(x: torch.Tensor, t: int) -> torch.Tensor:
-            eps = predict(x, t)
-            self.near(eps, f"out.eps.{self.number(self.schedule.t.tolist().index(t))}", limit=EPS_LIMIT)
-            return eps
+    def denoiser(self, predict: Callable) -> Callable:
+        """x_{i-1} of all frames from x_i, every intermediate value compared."""
 
-        return watch
-
-    def watched(self, denoise: Callable) -> Callable:
-        def watch(x: torch.Tensor, i: int) -> torch.Tensor:
-            x0 = denoise(x, i)
+        def denoise(frames: list, *, i: int) -> torch.Tensor:
+            x = stack(frames, "x")
+            eps = predict(x, int(self.schedule.t[i]))
+            self.near(eps, f"out.eps.{self.number(i)}", limit=EPS_LIMIT)
+            x0 = to_x0(eps, x, self.schedule, i)
             self.near(self.schedule.posterior(x0, x, i)[0], f"out.mean.{self.number(i)}")
-            return x0
+            noise = clips_of(self.case, f"noise.{self.number(i)}")
+            return ddpm_step(x0, x, i, self.schedule, noise=lambda _: noise)
 
-        return watch
+        return denoise
+
+    def guided(self, frames: list, start: int, stop: int, *, i: int) -> torch.Tensor:
+        return self.after(stack(frames, "x"), i)[:, start:stop]
 
     def after(self, x: torch.Tensor, i: int) -> torch.Tensor:
         k = self.number(i)
@@ -125,14 +128,9 @@ def check_sampling(case: Case) -> None:
     scale = case.meta["guidance_scale"]
     guide = None if scale is None else MotionGuidance(motion_of(case), schedule, form="released", scale=scale)
     recorder = Recorder(case, schedule, guide)
-    with torch.no_grad():
-        sample_ddpm(
-            recorder.watched(make_denoise(recorder.predicted(predictor(case)), schedule)),
-            start,
-            schedule,
-            noise=lambda i: clips_of(case, f"noise.{recorder.number(i)}"),
-            guide=recorder.after,
-        )
+    count = start.shape[1]
+    steps = Steps(recorder.denoiser(predictor(case)), size=count, guide=recorder.guided, reach=count)
+    sample_clip(steps, start, len(schedule))
 
 
 def check_tile_weights(case: Case) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from ldm.methods import mgld
+from ldm.methods.mgld import restoration
 from scripts import vsr_val_ddpm_text_T_vqganfin_w_latent as latents
 from tests.methods.toy import clip, method
 
@@ -54,11 +54,14 @@ class Still(nn.Module):
 def other_device(monkeypatch):
     monkeypatch.setattr(torch, "autocast", lambda *args, **options: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda device: False)
-    monkeypatch.setattr(mgld, "scene_ends", lambda *args, **options: False)  # decided by values
+    monkeypatch.setattr(restoration, "scene_ends", lambda *args, **options: False)  # decided by values
 
 
 def moved(*words, preset=None):
-    return copy.deepcopy(method(*words, "sampling.steps=1", preset=preset, flow=Still())).to("meta")
+    toy = copy.deepcopy(method(*words, "sampling.steps=1", preset=preset, flow=Still()))
+    for network in toy.networks.values():
+        network.to("meta")
+    return toy
 
 
 @pytest.mark.parametrize(
@@ -66,7 +69,7 @@ def moved(*words, preset=None):
     [
         (("decoding.color_fix=wavelet", "windows.batch=2"), None),
         (("+method.params.decoding.params.norms=frame", "+method.params.decoding.params.hold=0"), None),
-        (("patches.size=64", "patches.stride=44", "min_size=16", "patches.n_frames=2"), "released"),
+        (("patch=64", "stride=44", "min_size=16", "n_frames=2"), "released"),
     ],
 )
 def test_frames_and_networks_may_be_on_two_devices(other_device, words, preset):
@@ -76,7 +79,7 @@ def test_frames_and_networks_may_be_on_two_devices(other_device, words, preset):
 
 
 def test_latents_and_networks_may_be_on_two_devices(other_device):
-    toy = moved("patches=null", "decoding.color_fix=adain")
+    toy = moved("patch=64", "stride=44", "min_size=16", "decoding.color_fix=adain", preset="released")
     with OtherDevice():
         z, frames = latents.restore_sequence(toy, clip(2, 16, 16), seed=1, progress=lambda *call: None)
     assert (z.device.type, frames.device.type) == ("cpu", "cpu")

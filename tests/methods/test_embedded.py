@@ -8,9 +8,9 @@ import pytest
 from ldm import video
 from ldm.diffusion.guidance import motion_loss
 from ldm.engine.assemble import EMBEDDED, load_method
-from ldm.methods.mgld import motion_between
+from ldm.methods.mgld.restoration import motion_between
 from ldm.ops.resize import resize
-from ldm.streaming.pipeline import together
+from ldm.streaming.pipeline import stack
 
 pytestmark = pytest.mark.skipif(
     not (EMBEDDED / "mgldvsr_unet.safetensors").is_file(), reason=f"no embedded weights in {EMBEDDED.name}"
@@ -32,12 +32,9 @@ def work():
 
 def final_loss(method, work, guidance: str) -> float:
     """The intended motion loss of the latents drawn with a form of guidance; noise and flow are the same for all."""
-    kept, method.sampling = method.sampling, replace(method.sampling, guidance=guidance, guidance_scale=None)
-    try:
-        frames = method.latents(work[0], seed=42)
-    finally:
-        method.sampling = kept
-    return motion_loss(together(frames, "x"), motion_between(frames), form="paper").item()
+    method = replace(method, sampling=replace(method.sampling, guidance=guidance, guidance_scale=None))
+    frames = method.latents(work[0], seed=42)
+    return motion_loss(stack(frames, "x"), motion_between(frames), form="paper").item()
 
 
 def test_paper_guidance_lowers_the_motion_loss(method, work, record_property):

@@ -7,16 +7,19 @@ from torch.nn import functional as F
 from ldm import config
 from ldm.diffusion.guidance import motion_loss
 from ldm.methods.geometry import whole
-from ldm.methods.mgld import MGLD, Decoding, Patches, Sampling, Windows, motion_between
+from ldm.methods.mgld.method import MGLD
+from ldm.methods.mgld.released import ReleasedMGLD
+from ldm.methods.mgld.restoration import Restoration, motion_between
+from ldm.methods.mgld.settings import Decoding, Sampling, Windows
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
 from ldm.ops.flow import Motion, cut_motion
-from ldm.streaming.pipeline import together
+from ldm.streaming.pipeline import stack
 from tests.methods.toy import clip, method, pixelwise, settings
 
-SMALL = ("patches.size=64", "patches.stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
-TINY = (*SMALL, "patches.size=32", "patches.stride=24", "patches.n_frames=2")
+SMALL = ("patch=64", "stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
+TINY = (*SMALL, "patch=32", "stride=24", "n_frames=2")
 
 
 def difference(a, b) -> float:
@@ -50,7 +53,8 @@ def test_any_number_of_frames_any_size_and_scale(frames, size, upscale):
 def test_small_frames_are_enlarged_for_the_networks_only(size, upscale):
     small = method("min_size=48")
     seen = []
-    hook = small.sequence_decoder.quant_conv.register_forward_hook(lambda m, args, out: seen.append(out.shape[-2:]))
+    last = small.networks["sequence_decoder"].quant_conv
+    hook = last.register_forward_hook(lambda m, args, out: seen.append(out.shape[-2:]))
     out = small.restore(clip(2, *size), upscale=upscale)
     hook.remove()
     assert out.shape[-2:] == (size[0] * upscale, size[1] * upscale)
@@ -161,7 +165,7 @@ def test_several_windows_and_tiles_in_one_call_equal_one_at_a_time():
 def latents_of(toy, lq, **kwargs):
     """The final latents of a clip whose sides need no padding, and its motion."""
     frames = toy.latents(lq, seed=3)
-    return together(frames, "x"), motion_between(frames)
+    return stack(frames, "x"), motion_between(frames)
 
 
 def test_paper_guidance_steadies_the_latents_of_a_moving_clip():
@@ -195,7 +199,8 @@ def test_the_scale_of_the_guidance_is_passed_on():
 )
 def test_the_released_preset_gives_the_right_size(frames, size, upscale):
     toy = pixelwise(*SMALL, preset="released")
-    assert toy.patches == Patches(n_frames=5, size=64, stride=48) and toy.sampling.guidance == "released"
+    assert isinstance(toy, ReleasedMGLD) and (toy.n_frames, toy.patch, toy.stride) == (5, 64, 48)
+    assert toy.sampling.guidance == "released"
     out = toy.restore(clip(frames, *size), upscale=upscale)
     assert out.shape == (frames, 3, size[0] * upscale, size[1] * upscale)
     assert torch.isfinite(out).all() and 0 <= out.min() and out.max() <= 1
@@ -207,10 +212,11 @@ def test_the_released_preset_runs_the_networks():
     assert out.shape == (3, 3, 36, 38) and torch.isfinite(out).all() and out.std() > 0.02
 
 
-def test_no_padding_is_left_in_the_released_result():
+def test_no_padding_is_left_in_the_released_result(monkeypatch):
     """Cut, padded, averaged and cropped without anything else, the clip comes out enlarged."""
     toy = pixelwise(*SMALL, preset="released")
-    toy._restore_piece = lambda work, motion, *, noise, tally: work * 2 - 1  # patches and padding alone
+    unchanged = lambda run, z, pictures, motion: (z, pictures * 2 - 1)  # noqa: E731 (patches and padding alone)
+    monkeypatch.setattr(Restoration, "restore_encoded", unchanged)
     lq = clip(2, 24, 31)
     out = toy.restore(lq, upscale=4)
     expected = F.interpolate(lq, size=(96, 124), mode="bicubic", align_corners=False).clamp(0, 1)
@@ -218,9 +224,9 @@ def test_no_padding_is_left_in_the_released_result():
 
 
 def test_patches_may_start_off_the_latent_grid():
-    out = pixelwise(*SMALL, "patches.stride=47", preset="released").restore(clip(5, 24, 40), upscale=4)
+    out = pixelwise(*SMALL, "stride=47", preset="released").restore(clip(5, 24, 40), upscale=4)
     assert out.shape == (5, 3, 96, 160) and torch.isfinite(out).all()
-    single = pixelwise(*SMALL, "patches.stride=47", "patches.n_frames=1", preset="released")
+    single = pixelwise(*SMALL, "stride=47", "n_frames=1", preset="released")
     assert single.restore(clip(2, 24, 40), upscale=4).shape == (2, 3, 96, 160)
 
 
@@ -252,10 +258,7 @@ def test_occlusion_stays_a_mask_when_cut_between_latents():
 
 def test_the_last_duplicate_is_kept():
     """The list of frames repeats its last one up to whole segments, and the file keeps the last one's result (B25)."""
-    frames = torch.arange(3.0).view(1, 3, 1, 1, 1)
-    assert Patches(n_frames=5).whole_segment(frames).flatten().tolist() == [0, 1, 2, 2, 2]
-    assert Patches(n_frames=3).whole_segment(frames).flatten().tolist() == [0, 1, 2]
-    toy = pixelwise(*SMALL, "patches.n_frames=3", preset="released")
+    toy = pixelwise(*SMALL, "n_frames=3", preset="released")
     lq = clip(4)
     out, filled = toy.restore(lq), toy.restore(lq[[0, 1, 2, 3, 3, 3]])
     assert difference(out[:3], filled[:3]) < 1e-6
@@ -264,7 +267,7 @@ def test_the_last_duplicate_is_kept():
 
 def test_every_segment_gets_the_same_noise():
     """As released (B27): a still clip comes out the same in every segment."""
-    toy = pixelwise(*SMALL, "patches.n_frames=2", preset="released")
+    toy = pixelwise(*SMALL, "n_frames=2", preset="released")
     frame = clip(1, 16, 16)
     still = toy.restore(frame.expand(6, -1, -1, -1), upscale=4)
     assert difference(still[:2], still[4:]) < 1e-6 and difference(still[0], still[1]) > 1e-3
@@ -312,11 +315,13 @@ def test_wrong_frames_are_refused(lq, upscale, says):
     ("make", "says"),
     [
         (lambda: Windows(weight="gauss"), "'gauss', expected one of gaussian"),
-        (lambda: Windows(n_frames=3, frame_overlap=3), "frame_overlap=3"),
+        (lambda: Windows(n_frames=3, frame_overlap=-1), "frame_overlap=-1"),
+        (lambda: Windows(n_frames=0), "n_frames=0"),
+        (lambda: Windows(tile=16, tile_stride=17), "16 every 17"),
         (lambda: Windows(tile=16, tile_overlap=-1), "tile_overlap=-1"),
         (lambda: Windows(scene_cut=1.5), "scene_cut 1.5"),
-        (lambda: Patches(size=64, stride=65), "stride"),
-        (lambda: Patches(size=64, stride=0), "stride"),
+        (lambda: method(*SMALL, "stride=65", preset="released"), "stride"),
+        (lambda: method(*SMALL, "stride=0", preset="released"), "stride"),
         (lambda: Sampling(sampler="dpm"), "sampler 'dpm'"),
         (lambda: Sampling(guidance="on"), "guidance 'on'"),
         (lambda: Sampling(prediction="noise"), "prediction 'noise'"),
@@ -326,8 +331,8 @@ def test_wrong_frames_are_refused(lq, upscale, says):
         (lambda: Decoding(color_fix="none"), "color_fix 'none'"),
         (lambda: method("precision=half"), "precision 'half'"),
         (lambda: method("windows.tile=15"), "tile 15"),
-        (lambda: method(*SMALL, "patches.size=68", preset="released"), "68"),
-        (lambda: MGLD({}, sampling=Sampling(), windows=Windows(), decoding=Decoding()), "unet"),
+        (lambda: method(*SMALL, "patch=68", preset="released"), "68"),
+        (lambda: MGLD(networks={}, sampling=Sampling(), windows=Windows(), decoding=Decoding()), "unet"),
     ],
 )
 def test_wrong_words_and_numbers_show_at_once(make, says):
@@ -347,7 +352,8 @@ def test_half_precision_is_near_single():
 
 def test_nothing_is_left_to_train_and_nothing_records_gradients():
     toy = method()
-    assert not toy.training and not any(p.requires_grad for p in toy.parameters())
+    for network in toy.networks.values():
+        assert not network.training and not any(p.requires_grad for p in network.parameters())
     assert not toy.restore(clip(2).requires_grad_()).requires_grad
 
 

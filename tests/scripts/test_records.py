@@ -33,11 +33,11 @@ def test_the_record_holds_what_made_the_output(made):
     record = json.loads(made[2].read_text())
     assert record["frames"] == 4 and record["arguments"]["seed"] == 7
     assert {"input", "weights", "settings", "format", "plan", "versions", "hardware", "output"} < set(record)
-    assert set(record["weights"]) == {"stage_one", "stage_two"} and len(record["output"]["sha256"]) == 64
+    assert set(record["weights"]) == {"mgldvsr_unet", "video_vae_cfw"} and len(record["output"]["sha256"]) == 64
     assert {"sampling", "decoding", "encoding", "flow"} < set(record["seconds"]) and record["memory"]["peak"] > 0
     with av.open(str(made[1])) as container:
         tags = " ".join(container.metadata.values())
-    assert record["weights"]["stage_one"]["sha256"][:16] in tags and "seed 7" in tags
+    assert record["weights"]["mgldvsr_unet"]["sha256"][:16] in tags and "seed 7" in tags
 
 
 def test_verify_names_what_is_no_longer_as_recorded(made, capfd):

@@ -35,8 +35,7 @@ def test_the_test_command(tmp_path, words, capfd):
     assert tiles.main([*words, "--outdir", str(tmp_path), *part, "--new_flag", "1"]) == 0
     assert outputs(tmp_path) == ["000.json", *(f"000/{number}.png" for number in range(3, 9))]
     said = capfd.readouterr()
-    assert "000: restored at 80x64 (no side below 64 pixels), in segments of 5 frames" in said.out
-    assert "patches of 96 pixels every 64" in said.out
+    assert "000: segments of 5 frames, patches of 96 pixels every 64, as released" in said.out
     made = video.read_clip(tmp_path / "000")
     assert made.shape == (6, 3, 64, 80) and made.std() > 0.02
     assert said.err == f"{tiles.PROGRAM}: without effect: --C --new_flag\n"
@@ -48,12 +47,13 @@ def test_the_test_command_uses_the_released_preset_and_defaults(words):
     settings = upscale.choose_settings(tiles.find_files(args), tiles.translate(args))
     params = settings.method.params
     assert (params.sampling.params.guidance, params.sampling.params.guidance_scale) == ("released", -10)
-    assert (params.patches.params.size, params.patches.params.stride, params.min_size) == (960, 750, 512)
+    assert (params.patch, params.stride, params.min_size) == (960, 750, 512)
     assert settings.output.rounding == "truncate" and settings.flow == "raft"
 
 
 def test_autocast_needs_a_graphics_card(words, capfd):
-    assert tiles.translate(tiles.arguments([*words, "--outdir", "o", "--precision", "autocast"])).precision == "fp32"
+    args = tiles.translate(tiles.arguments([*words, "--outdir", "o", "--precision", "autocast"]))
+    assert args.flags["precision"] == "fp32"
     assert "computing in fp32" in capfd.readouterr().err
 
 
@@ -66,7 +66,7 @@ def test_sequences_are_shared_out(words, index, expected):
 def test_weights_in_the_wrong_slot(tmp_path, words, capfd):
     swapped = [{"--ckpt": "--vqgan_ckpt", "--vqgan_ckpt": "--ckpt"}.get(word, word) for word in words]
     assert tiles.main([*swapped, "--outdir", str(tmp_path / "o")]) == 2
-    assert "looks like video_vae_cfw.ckpt, expected mgldvsr_unet.ckpt" in capfd.readouterr().err
+    assert "looks like video_vae_cfw.ckpt, expected mgldvsr_unet" in capfd.readouterr().err
     assert tiles.main([*words, "--outdir", str(tmp_path / "o"), "--n_gpus", "2", "--select_idx", "2"]) == 2
     assert not toy.left_behind(tmp_path)
 

@@ -9,7 +9,7 @@ import torch
 from ldm import config, video
 from ldm.weights import checkpoint
 
-PLACE = "ldm.methods.mgld"
+PLACE = "ldm.methods.mgld.settings"
 NETWORKS = {
     "autoencoder": ("ldm.nets.autoencoder.AutoencoderKL", {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}),
     "sequence_decoder": (
@@ -54,18 +54,22 @@ def settings(flow="dis"):
     networks = {name: {"target": target, "params": dict(params)} for name, (target, params) in NETWORKS.items()}
     method = {
         "scale_factor": 0.5,
-        "sampling": {"target": f"{PLACE}.Sampling", "params": {"steps": 2, "guidance_scale": 0.01}},
+        "sampling": {
+            "target": f"{PLACE}.Sampling",
+            "params": {"steps": 2, "guidance": "paper", "guidance_scale": 0.01},
+        },
         "windows": windows,
         "decoding": {"target": f"{PLACE}.Decoding", "params": {"windows": windows, "dec_w": 0.5, "color_fix": "adain"}},
-        "patches": None,
         "min_size": 32,
         "precision": "fp32",
     }
     return {
+        "family": "mgldvsr",
+        "flags": {"vqgantile_size": {"divide": 4}, "vqgantile_stride": {"divide": 4}},
         "flow": flow,
         "flows": FLOWS,
         "networks": networks | {"flow": "${flows.${flow}}"},
-        "method": {"target": f"{PLACE}.MGLD", "params": method},
+        "method": {"target": "ldm.methods.mgld.method.MGLD", "params": method},
         "output": {"rounding": "nearest"},
     }
 

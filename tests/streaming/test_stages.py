@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from ldm.ops import tiling
-from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, run_through, together
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, run_all, stack
 
 
 def values(frames: int, seed: int = 0) -> torch.Tensor:
@@ -28,10 +28,10 @@ def test_windows_of_a_stream_are_the_tilers(count, size, overlap):
     x = values(count)
     whole = tiling.tiled(lambda x, *, tiles: mixed(x), tile=(size, 3, 4), overlap=(overlap, 0, 0),
                          window=tiling.flat_window)(x)  # fmt: skip
-    stage = Windowed(lambda frames: mixed(together(frames, "x")), size=size, overlap=overlap, name="y")
-    out = run_through([stage], frames_of(x))
+    stage = Windowed(lambda frames: mixed(stack(frames, "x")), size=size, overlap=overlap, name="y")
+    out = run_all([stage], frames_of(x))
     assert [frame.number for frame in out] == list(range(count))
-    torch.testing.assert_close(together(out, "y"), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(stack(out, "y"), whole, atol=1e-5, rtol=1e-5)
     assert not stage.held and not stage.parts
 
 
@@ -41,10 +41,10 @@ def test_without_flush_the_last_window_is_short(count, sizes):
 
     def fn(frames):
         seen.append(len(frames))
-        return together(frames, "x")
+        return stack(frames, "x")
 
-    out = run_through([Windowed(fn, size=5, overlap=0, name="x", flush=False)], frames_of(values(count)))
-    assert seen == sizes and torch.equal(together(out, "x"), values(count))
+    out = run_all([Windowed(fn, size=5, overlap=0, name="x", flush=False)], frames_of(values(count)))
+    assert seen == sizes and torch.equal(stack(out, "x"), values(count))
 
 
 @pytest.mark.parametrize("count", range(1, 12))
@@ -57,10 +57,10 @@ def test_neighbours_see_exactly_as_far_as_they_must(count, reach, block):
         rows = [x[:, max(k - reach, 0) : k + reach + 1].sum(1) for k in range(x.shape[1])]
         return 10 * x + torch.stack(rows, 1)
 
-    stage = Neighbours(lambda frames, start, stop: around(together(frames, "x"))[:, start:stop],
+    stage = Neighbours(lambda frames, start, stop: around(stack(frames, "x"))[:, start:stop],
                        reach=reach, name="x", block=block)  # fmt: skip
-    out = run_through([stage], frames_of(x))
-    torch.testing.assert_close(together(out, "x"), around(x))
+    out = run_all([stage], frames_of(x))
+    torch.testing.assert_close(stack(out, "x"), around(x))
 
 
 def two_scenes():
@@ -70,7 +70,7 @@ def two_scenes():
 def stages_with_scenes(seen):
     def fn(frames):
         seen.append([frame.number for frame in frames])
-        return together(frames, "x") + 1
+        return stack(frames, "x") + 1
 
     cut = Scenes(lambda a, b: (bool((a["x"] != b["x"]).all()), b.put(pair=a["x"])), spent=("pair",))
     near = Neighbours(lambda frames, start, stop: fn(frames)[:, start:stop], reach=1, name="x")
@@ -79,7 +79,7 @@ def stages_with_scenes(seen):
 
 def test_no_stage_looks_across_the_end_of_a_scene():
     seen = []
-    out = run_through(stages_with_scenes(seen), two_scenes())
+    out = run_all(stages_with_scenes(seen), two_scenes())
     assert [frame.number for frame in out] == list(range(9))
     assert [frame.last for frame in out] == [k in (3, 8) for k in range(9)]
     assert all(max(window) < 4 or min(window) >= 4 for window in seen) and len(seen) > 4
@@ -88,7 +88,7 @@ def test_no_stage_looks_across_the_end_of_a_scene():
 
 @pytest.mark.parametrize("stop", range(10))
 def test_a_run_taken_up_after_any_frame_goes_on_as_if_never_stopped(stop, tmp_path):
-    whole = run_through(stages_with_scenes([]), two_scenes())
+    whole = run_all(stages_with_scenes([]), two_scenes())
     run, out = Pipeline(stages_with_scenes([])), []
     for frame in two_scenes()[:stop]:
         run.push(frame)
@@ -111,7 +111,7 @@ def test_what_waits_does_not_grow():
     for number in range(60):
         run.push(Frame(number, {"x": torch.zeros(1, 1)}))
         list(run.pull())
-        held.append(run.on_the_way)
+        held.append(run.frames_held)
     assert max(held[20:]) <= max(held[:20]) <= 12
 
 
@@ -125,4 +125,4 @@ def test_refusals():
         raise FloatingPointError("the tile at rows 1..2 is not finite")
 
     with pytest.raises(FloatingPointError, match="frames 0 to 2: the tile at rows"):
-        run_through([Windowed(broken, size=5, overlap=0, name="x")], frames_of(values(3)))
+        run_all([Windowed(broken, size=5, overlap=0, name="x")], frames_of(values(3)))

@@ -1,4 +1,4 @@
-"""A method over a video of any length: read, restore, write in parts, put together; resumable after any stop."""
+"""A method over a video of any length: read, restore, write in parts that can be resumed after any stop."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from ldm import video
 from ldm.engine.device import give_back_memory, is_out_of_memory
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
-from ldm.methods.mgld import MGLD, Progress, silent
+from ldm.methods.contract import Method, Progress, Request, silent
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Frame
 
@@ -26,7 +26,7 @@ READ_AHEAD, WRITE_BEHIND = 4, 2  # frames
 
 @dataclass(frozen=True)
 class Task:
-    """One clip: what is read, frames `start` to `stop` of it, and what is made of them.
+    """What is read of one clip, frames `start` to `stop`, and what is made of them.
 
     `rounding` turns a restored frame (c, h, w) in [0, 1] into what the writer takes.
     """
@@ -37,109 +37,120 @@ class Task:
     seed: int = 42
     start: int = 0
     stop: int | None = None
+    prompt: str | None = None
     rounding: Callable[[Tensor], Tensor | np.ndarray] = lambda frame: frame
 
     @property
     def frames(self) -> int | None:
-        """How many there are, where that is known."""
+        """How many frames there are, None where it is not known."""
         if self.source.frames is None:
             return None
         return len(range(self.source.frames)[self.start : self.stop])
 
+    @property
+    def request(self) -> Request:
+        """What a method is asked for."""
+        size = (self.source.height, self.source.width)
+        return Request(size, self.frames, self.upscale, self.seed, self.prompt)
+
 
 def restore_parts(
-    method: MGLD,
+    method: Method,
     task: Task,
     work: WorkFolder,
     plan: Plan,
     *,
     report: Progress = silent,
-    say: Callable[[str], None] = lambda line: None,
+    warn: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict, Plan]:
-    """All parts of the output, in `work.parts`; goes on where an earlier run stopped.
+    """Write all parts of the output into `work.parts`, continuing where an earlier run stopped.
 
-    Returns the last state ("parts", their names; "written", frames; "seconds" by stage) and the plan: where memory runs
-    out, tiles are halved, which `say` is told, and what was not yet saved is done again. The method is left as it was.
+    Returns the last state ("parts", their names; "written", frames; "seconds" by stage) and the plan. Where memory runs
+    out, the next levers of the method are used, `warn` is told, and what was not yet saved is computed again.
 
-    Raises VideoError, FloatingPointError or whatever ends the work; what was saved stays in the folder.
+    Raises VideoError, FloatingPointError, or what else stopped the work; what was saved stays in the folder.
     """
-    asked = method.windows, method.decoding
-    try:
-        while True:
-            plan.apply(method)
-            try:
-                return _parts(method, task, work, plan.part_frames, report), plan
-            except Exception as error:
-                smaller = plan.smaller(step=method.unet.downsampling) if is_out_of_memory(error) else None
-                if smaller is None or method.patches:
-                    raise
-            plan = smaller
-            work.replan(vars(plan))
-            say(f"out of memory; going on from the last saved frame: {plan}")
-    finally:
-        method.windows, method.decoding = asked  # a plan is that of one clip
+    while True:
+        try:
+            return _parts(method, task, work, plan, report), plan
+        except Exception as error:
+            smaller = plan.next(method) if is_out_of_memory(error) else None
+            if smaller is None:
+                raise
+        plan = smaller
+        work.replan(plan.plain())
+        warn(f"out of memory; continuing from the last saved frame: {plan}")
 
 
-def _parts(method: MGLD, task: Task, work: WorkFolder, part_frames: int, report: Progress) -> dict:
+def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Progress) -> dict:
     names = video.png_names(task.source.names[task.start : task.stop])  # of all parts, for they may depend on others
-    with contextlib.closing(_Run(method, task, work.load(), report)) as run:
+    with contextlib.closing(_Run(method, task, plan, work.load(), report)) as run:
         while not run.finished:
             began, path = time.perf_counter(), work.part(len(run.parts))
-            frames = run.until_saved(part_frames)
+            frames = run.until_saved(plan.part_frames)
             if (first := next(frames, None)) is not None:
-                with contextlib.closing(ahead(itertools.chain([first], frames), WRITE_BEHIND, run.left)) as rest:
+                with contextlib.closing(prefetched(itertools.chain([first], frames), WRITE_BEHIND, run.left)) as rest:
                     run.written += video.write_part(path, rest, task.format, names=names[run.written :])
                 run.parts.append(path.name)
             run.seconds["all"] += time.perf_counter() - began
             work.save(run.state())
-            give_back_memory()
         return run.state()
 
 
 class _Left(Exception):
-    """Nobody waits for the frames any more."""
+    """The consumer of the frames has stopped."""
 
 
 class _Run:
-    """The frames on their way between two savings of the state.
+    """The frames between two savings of the state.
 
-    They may be made in another thread than they are used in; where `left` is set it stops at the next network call.
+    They may be computed in another thread than they are used in; once `left` is set it stops at the next network call.
     """
 
-    def __init__(self, method: MGLD, task: Task, state: dict | None, report: Progress) -> None:
+    def __init__(self, method: Method, task: Task, plan: Plan, state: dict | None, report: Progress) -> None:
         state = state or {}
         self.task, self.report = task, report
         self.parts, self.written = list(state.get("parts", ())), state.get("written", 0)
         self.taken, self.finished = state.get("taken", 0), state.get("finished", False)
+        self.exhausted = state.get("exhausted", False)  # whether the last frame was read
         self.seconds, self.calls = Counter(state.get("seconds", {})), Counter(state.get("calls", {}))
         self.before = Counter(self.calls)
-        size, source = (task.source.height, task.source.width), task.source
-        self.pipeline = method.stream(
-            size, upscale=task.upscale, seed=task.seed, progress=self._progress, frames=task.frames
-        )
+        self.pipeline = method.stream(task.request, plan.levers, self._progress)
         if "pipeline" in state:
             self.pipeline.resume(state["pipeline"])
-        reading = () if self.finished else _read(source, task.start + self.taken, task.stop)
-        self.source, self.left = ahead(reading, READ_AHEAD), threading.Event()
+        reading = () if self.exhausted else _read(task.source, task.start + self.taken, task.stop)
+        self.source, self.left = prefetched(reading, READ_AHEAD), threading.Event()
 
     def close(self) -> None:
-        """Stop reading, and let go of what is on the way."""
+        """Stop reading, and release the frames that are held."""
         self.source.close()
         self.pipeline = None  # whose stages report to this run
 
     def until_saved(self, count: int) -> Iterator[Tensor | np.ndarray]:
-        """What comes out until `count` more frames went in, or, after the last one, until as many came out."""
+        """Restored frames until `count` frames were read or units of work done; `count` at most behind the last frame.
+
+        Where parts end depends on the clip alone, not on where a run was stopped.
+        """
         self.left.clear()
-        for pixels in itertools.islice(self.source, count):
-            self.pipeline.push(Frame(self.task.start + self.taken, _values(pixels)))
-            self.taken += 1
-            count -= 1
-            yield from map(self._picture, self.pipeline.pull())
-        if not count:
-            return
-        left = self.pipeline.pull(finish=True)
-        yield from map(self._picture, itertools.islice(left, count))
-        self.finished = not self.pipeline.on_the_way
+        pipeline, last_unit = self.pipeline, self.pipeline.units + count
+        while not self.exhausted:
+            yield from self._pictures(pipeline.pull(units=last_unit - pipeline.units))
+            if not count or not pipeline.idle:
+                return
+            pixels = next(self.source, None)
+            if pixels is None:
+                self.exhausted = True
+            else:
+                pipeline.push(Frame(self.task.start + self.taken, _values(pixels)))
+                self.taken, count = self.taken + 1, count - 1
+        left = pipeline.pull(finish=True, units=last_unit - pipeline.units)
+        yield from self._pictures(itertools.islice(left, count))
+        self.finished = not pipeline.frames_held
+
+    def _pictures(self, frames: Iterable[Frame]) -> Iterator[Tensor | np.ndarray]:
+        for frame in frames:
+            yield self._picture(frame)
+            give_back_memory()
 
     def _picture(self, frame: Frame) -> Tensor | np.ndarray:
         """A restored frame as the writer takes it, with its transparency enlarged where it has one."""
@@ -147,7 +158,7 @@ class _Run:
         if "alpha" in frame.values:
             alpha = frame["alpha"].float() / torch.iinfo(frame["alpha"].dtype).max
             sr = torch.cat([sr, resize(alpha, tuple(sr.shape[-2:])).clamp(0, 1)])
-        return self.task.rounding(sr)
+        return self.task.rounding(sr.cpu())
 
     def _progress(self, stage: str, done: int, total: int | None) -> None:
         if self.left.is_set():
@@ -156,13 +167,14 @@ class _Run:
         self.report(stage, self.calls[stage], total and max(total, self.calls[stage]))
 
     def state(self) -> dict:
-        """Everything needed to go on, for `torch.save`."""
+        """Everything needed to continue, for `torch.save`."""
         seconds = self.seconds + Counter(self.pipeline.seconds)
         self.pipeline.seconds.clear()
         self.seconds = seconds
         return {
             "parts": self.parts, "written": self.written, "taken": self.taken, "finished": self.finished,
-            "seconds": dict(seconds), "calls": dict(self.calls), "pipeline": self.pipeline.state(),
+            "exhausted": self.exhausted, "seconds": dict(seconds), "calls": dict(self.calls),
+            "pipeline": self.pipeline.state(),
         }  # fmt: skip
 
 
@@ -184,10 +196,10 @@ def _values(pixels: np.ndarray) -> dict[str, Tensor]:
     return values | {"alpha": planes[3:]} if len(planes) > 3 else values
 
 
-def ahead(items: Iterable, depth: int, over: threading.Event | None = None) -> Iterator:
-    """The items, made up to `depth` ahead of their use in another thread; its errors arrive here.
+def prefetched(items: Iterable, depth: int, over: threading.Event | None = None) -> Iterator:
+    """The items, computed up to `depth` ahead of their use in another thread, whose errors are raised here.
 
-    `over` is set when no more are wanted: an item that takes long may look at it.
+    `over` is set when no more are wanted; an item that takes long may check it.
     """
     ready, over = queue.Queue(depth), over or threading.Event()
 
@@ -217,7 +229,7 @@ def ahead(items: Iterable, depth: int, over: threading.Event | None = None) -> I
 
 
 def _put(ready: queue.Queue, item: tuple, over: threading.Event) -> bool:
-    """Wait for room; False where nobody waits for items any more."""
+    """Wait for room in the queue; False where no more items are wanted."""
     while not over.is_set():
         try:
             ready.put(item, timeout=0.1)

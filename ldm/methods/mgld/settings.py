@@ -1,4 +1,4 @@
-"""What can be chosen about a method: windows and tiles, sampling, decoding, the released outer cut."""
+"""The settings of MGLD-VSR: windows and tiles, sampling, decoding."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -8,7 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ldm.diffusion.denoiser import make_denoise
+from ldm.diffusion.denoiser import to_x0
 from ldm.diffusion.guidance import MotionGuidance
 from ldm.diffusion.samplers import ddim_step, ddpm_step
 from ldm.diffusion.schedule import Schedule
@@ -20,6 +20,7 @@ from ldm.ops.flow import Motion
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
 COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "nofix": lambda content, style: content}
 NORMS = ("auto", "frame", "shared", "tile")
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {
     "gaussian": tiling.gaussian_window,
     "released": tiling.released_gaussian_window,
@@ -28,7 +29,7 @@ WEIGHTS = {
 
 
 def choose(table: Mapping, word: str, what: str):
-    """`table[word]`, or ValueError naming what was expected."""
+    """`table[word]`. Raises ValueError that lists the known words."""
     if word not in table:
         raise ValueError(f"got {what} {word!r}, expected one of {', '.join(map(str, table))}")
     return table[word]
@@ -36,12 +37,22 @@ def choose(table: Mapping, word: str, what: str):
 
 @dataclass(frozen=True)
 class Windows:
-    """How frames and latent tiles overlap, in frames and latent pixels; `batch` of them are one call of a network.
+    """Overlapping windows of frames and tiles of latents.
 
-    `weight` names the blend: "gaussian", "flat", or "released" (not symmetric in y, B21). With `fit`, tiles are only as
-    large as it takes to cover the latents with as many of them; without, all are `tile` wide, as released. A new scene
-    starts where more than the part `scene_cut` of the pixels has no match in the neighbouring frame, seen from either;
-    nothing is blended, guided or decoded across it. None: never.
+    Args:
+        n_frames: frames of a window.
+        frame_overlap: frames that consecutive windows share; never more than `n_frames` - 1.
+        tile: side of a tile in latent pixels.
+        tile_overlap: latent pixels that neighbouring tiles share.
+        tile_stride: distance between tiles in latent pixels, instead of `tile_overlap`.
+        weight: how overlapping tiles are blended: "gaussian", "flat", or "released" (not symmetric in y, B21).
+        fit: tiles are only as large as it takes to cover the latents with as many of them; otherwise all have `tile`
+            pixels a side, as released.
+        batch: tiles in one call of a network.
+        scene_cut: a scene ends where more than this part of the pixels has no match in the neighbouring frame, in
+            either direction; nothing is blended, guided or decoded across it. None: never.
+
+    Raises ValueError for an unknown word or sizes that do not go together.
     """
 
     n_frames: int = 5
@@ -52,13 +63,21 @@ class Windows:
     fit: bool = True
     batch: int = 1
     scene_cut: float | None = 0.85
+    tile_stride: int | None = None
 
     def __post_init__(self):
         choose(WEIGHTS, self.weight, "window weight")
-        sizes = ("frame", self.frame_overlap, self.n_frames), ("tile", self.tile_overlap, self.tile)
-        for name, overlap, size in sizes:
-            if not 0 <= overlap < size:
-                raise ValueError(f"got {name}_overlap={overlap} for windows of {size}, expected 0 to {size - 1}")
+        if self.tile_stride is not None:
+            if not 0 < self.tile_stride <= self.tile:
+                raise ValueError(f"got tiles of {self.tile} every {self.tile_stride}, expected 0 < stride <= tile")
+            object.__setattr__(self, "tile_overlap", self.tile - self.tile_stride)
+        if self.n_frames < 1 or self.frame_overlap < 0:
+            got = f"n_frames={self.n_frames} and frame_overlap={self.frame_overlap}"
+            raise ValueError(f"got {got}, expected at least 1 and 0")
+        object.__setattr__(self, "frame_overlap", min(self.frame_overlap, self.n_frames - 1))
+        if not 0 <= self.tile_overlap < self.tile:
+            got = f"tile_overlap={self.tile_overlap} for tiles of {self.tile}"
+            raise ValueError(f"got {got}, expected 0 to {self.tile - 1}")
         if self.scene_cut is not None and not 0 < self.scene_cut < 1:
             raise ValueError(f"got scene_cut {self.scene_cut}, expected a part between 0 and 1, or null")
 
@@ -88,44 +107,19 @@ class Windows:
 
 
 @dataclass(frozen=True)
-class Patches:
-    """The released script's outer cut: segments of `n_frames` without overlap, image patches of `size` pixels every
-    `stride`, each restored on its own with the same noise, averaged where they overlap (B25, B27).
-    """
-
-    n_frames: int = 5
-    size: int = 960
-    stride: int = 750
-
-    def __post_init__(self):
-        if not 0 < self.stride <= self.size:
-            raise ValueError(f"got patch size {self.size} and stride {self.stride}, expected 0 < stride <= size")
-
-    def whole_segment(self, frames: Tensor) -> Tensor:
-        """(B, T, ...) with the last frame repeated up to `n_frames`."""
-        repeated = frames[:, -1:].expand(-1, self.n_frames - frames.shape[1], *frames.shape[2:])
-        return torch.cat([frames, repeated], dim=1)
-
-    def count(self, h: int, w: int) -> int:
-        """How many patches a frame of this size has."""
-        return math.prod(len(tiling.splitter_starts(side, self.size, self.stride)) for side in (h, w))
-
-    def over(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`fn` on each segment and patch."""
-
-        def starts(length: int, tile: int, overlap: int) -> list[int]:
-            return tiling.splitter_starts(length, tile, tile - overlap)
-
-        overlap = self.size - self.stride
-        tile = (self.n_frames, self.size, self.size)
-        return tiling.tiled(fn, tile=tile, overlap=(0, overlap, overlap), window=tiling.flat_window, starts=starts)
-
-
-@dataclass(frozen=True)
 class Sampling:
-    """How latents are drawn. `guidance` is "paper", "released" or "none"; `guidance_scale` null takes the form's own.
+    """How latents are sampled.
 
-    `prediction` is what the U-Net was trained for (eps, v or x0); `arithmetic` "released" respaces in float32.
+    Args:
+        steps: sampling steps.
+        sampler: "ddpm" or "ddim".
+        prediction: what the U-Net was trained to predict: "eps", "v" or "x0".
+        guidance: form of the motion guidance: "paper", "released" or "none" (`ldm.diffusion.guidance`).
+        guidance_scale: its strength; None: the default of the form.
+        arithmetic: "float64", or "released" to respace the schedule in float32.
+        full: the schedule the U-Net was trained with.
+
+    Raises ValueError for an unknown word or a number of steps that the schedule does not have.
     """
 
     steps: int = 50
@@ -140,44 +134,50 @@ class Sampling:
         choose({"ddpm": 1, "ddim": 1}, self.sampler, "sampler")
         choose({"paper": 1, "released": 1, "none": 1}, self.guidance, "guidance")
         choose({"eps": 1, "v": 1, "x0": 1}, self.prediction, "prediction")
-        len(self.schedule)  # a wrong number of steps shows here
+        len(self.schedule)  # raises for a wrong number of steps
 
     @cached_property
     def schedule(self) -> Schedule:
-        """The steps that are taken."""
+        """The schedule of the sampling steps."""
         return self.full.respaced(self.steps, arithmetic=self.arithmetic)
 
     @property
     def reach(self) -> int:
-        """Frames before and after one that its guidance looks at."""
+        """Frames before and after a frame that its guidance reads."""
         return {"paper": 1, "released": 2, "none": 0}[self.guidance]
 
     def start(self, z: Tensor, noise: Tensor) -> Tensor:
         """x_T from the LR latents z: noised to the last step of the full schedule."""
         return self.full.add_noise(z, noise, len(self.full) - 1)
 
-    def step(
-        self, predict: Callable[[Tensor, int], Tensor], x: Tensor, i: int, *, noise: Callable[[int], Tensor]
-    ) -> Tensor:
-        """x_{i-1} from x_i; predict(x, t) is the U-Net at the time step t it was trained with."""
-        x0 = make_denoise(predict, self.schedule, kind=self.prediction)(x, i)
+    def step(self, prediction: Tensor, x: Tensor, i: int, noise: Callable[[int], Tensor]) -> Tensor:
+        """x_{i-1} from x = x_i and the U-Net's prediction there; noise(i) is standard normal like x."""
+        x0 = to_x0(prediction, x, self.schedule, i, self.prediction)
         step = ddpm_step if self.sampler == "ddpm" else ddim_step
         return step(x0, x, i, self.schedule, noise=noise)
 
     def guide(self, x: Tensor, i: int, motion: Motion) -> Tensor:
-        """x_i pulled towards the motion."""
+        """x = x_i (B, T, c, h, w) pulled towards the motion of its frames."""
         return MotionGuidance(motion, self.schedule, form=self.guidance, scale=self.guidance_scale)(x, i)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How frames become latents and latents frames: `dec_w` weighs the LR features, `color_fix` is adain, wavelet or
-    nofix.
+    """How frames become latents and latents become frames.
 
-    `norms` says what the autoencoders' norms see of a frame that is cut: "frame", all of it, which is exact;
-    "shared", the same approximate statistics for all tiles; "tile", each its own, blended where tiles overlap; or
-    "auto": "frame" where the maps of a window take at most `hold` bytes, otherwise "shared" (`ldm.nets.whole_frame`).
-    Their attention sees the whole frame, or, which is approximate, tiles of `attention` latent pixels.
+    Args:
+        windows: frames and tiles that are decoded at once; the tiles also cut the encoder.
+        dec_w: weight of the LQ features in the sequence decoder, 0 to 1.
+        color_fix: "adain", "wavelet" or "nofix".
+        norms: what the norms of the autoencoders see of a frame that is cut into tiles: "frame", all of it, which is
+            exact; "shared", the same approximate statistics for all tiles; "tile", each tile its own, blended where
+            tiles overlap; "auto", "frame" where the maps of a window take at most `hold` bytes, otherwise "shared"
+            (`ldm.nets.whole_frame`).
+        attention: the autoencoders attend within tiles of so many latent pixels, which is approximate; 0: the whole
+            frame.
+        hold: bytes that the maps of a window may take to be held whole.
+
+    Raises ValueError for an unknown word or a negative number.
     """
 
     windows: Windows = Windows(tile=120, tile_overlap=24)
@@ -194,7 +194,7 @@ class Decoding:
             raise ValueError(f"got hold {self.hold} and attention {self.attention}, expected 0 or more")
 
     def cut(self, largest: int) -> Cut | None:
-        """How latents are cut whose largest map takes `largest` bytes a window; None: into blended tiles."""
+        """How to cut latents whose largest map takes `largest` bytes per window; None: into blended tiles."""
         norms = self.norms
         if norms == "auto":
             norms = "frame" if largest <= self.hold else "shared"

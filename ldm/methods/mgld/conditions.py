@@ -1,21 +1,21 @@
-"""The structure encoder's maps, made once for frames that two windows of a step share."""
+"""The maps of the structure encoder, computed once for frames that two windows of a step share."""
 
 import torch
 from torch import Tensor, nn
 
-KEPT = 256 * 2**20  # bytes of maps that are kept at most
+KEPT = 256 * 2**20  # limit of the maps that are kept, in bytes
 
 
 class Conditions:
-    """Maps of a window's frames at one place and time step, kept from one window for the next.
+    """Maps of the frames of a window at one place and time step, kept for the next window.
 
-    A map depends on the frame's latents in the tile and on the time step alone, so what is kept is looked up by exactly
-    these, and frames are encoded one by one: a result is the same to the bit whether it was kept or not.
+    A map depends only on the latents of the frame in the tile and on the time step. They are the key of what is kept,
+    and frames are encoded one by one, so a result is the same to the bit whether it was kept or computed.
 
     Args:
         structure: the condition encoder.
-        shared: frames that neighbouring windows have in common.
-        limit: bytes of maps to keep; beyond, maps are made anew.
+        shared: frames that consecutive windows have in common.
+        limit: bytes of maps to keep; beyond it maps are computed again.
     """
 
     def __init__(self, structure: nn.Module, *, shared: int, limit: int = KEPT) -> None:
@@ -26,21 +26,19 @@ class Conditions:
         """Latents z (B, T, c, h, w) of tiles at `place`, time step t (1,) -> a map (B*T, c', h', w') for each level."""
         before = self._kept.pop(place, [])
         frames = [(z[:, k], self._maps(z[:, k], t, before)) for k in range(z.shape[1])]
-        if self.shared and self._bytes() + sum(map(_bytes_of, frames[-self.shared :])) <= self.limit:
+        if self.shared and self.bytes_kept + sum(map(_bytes_of, frames[-self.shared :])) <= self.limit:
             self._kept[place] = frames[-self.shared :]
         levels = zip(*(maps for _, maps in frames), strict=True)
         return [torch.stack(level, dim=1).flatten(0, 1) for level in levels]
-
-    def forget(self) -> None:
-        """Drop what is kept: another clip begins."""
-        self._kept.clear()
 
     def _maps(self, z: Tensor, t: Tensor, before: list[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
         same = (maps for known, maps in before if known.shape == z.shape and torch.equal(known, z))
         maps = next(same, None)
         return self.structure(z, t) if maps is None else maps
 
-    def _bytes(self) -> int:
+    @property
+    def bytes_kept(self) -> int:
+        """Of the maps and the latents they belong to."""
         return sum(_bytes_of(frame) for frames in self._kept.values() for frame in frames)
 
 

@@ -1,0 +1,1 @@
+"""MGLD-VSR: motion-guided latent diffusion for video super-resolution (Yang et al., ECCV 2024)."""

@@ -1,0 +1,106 @@
+"""Frames to latents and latents to frames: the two autoencoders of MGLD-VSR, cut to fit into memory."""
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from ldm.methods.mgld.settings import Decoding
+from ldm.nets.whole_frame import Cut, decode_frames, encode_frames
+
+
+class Codec:
+    """The image autoencoder as encoder and the sequence decoder as decoder.
+
+    Args:
+        autoencoder: the image autoencoder.
+        sequence_decoder: the sequence autoencoder, whose encoder gives the LQ features.
+        decoding: tiles, norms, weight of the LQ features.
+        scale_factor: latents are this times the sample of the autoencoder's posterior.
+        dtype: of autocast for the networks; None: none.
+    """
+
+    def __init__(
+        self,
+        autoencoder: nn.Module,
+        sequence_decoder: nn.Module,
+        decoding: Decoding,
+        *,
+        scale_factor: float,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self.autoencoder, self.sequence_decoder, self.decoding = autoencoder, sequence_decoder, decoding
+        self.scale_factor, self.dtype = scale_factor, dtype
+
+    @property
+    def channels(self) -> int:
+        """Of the latents."""
+        return self.autoencoder.post_quant_conv.in_channels
+
+    @property
+    def downsampling(self) -> int:
+        """Side of a frame over side of its latents."""
+        return self.autoencoder.downsampling
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """The context the networks run in; everything else stays float32."""
+        device = self.autoencoder.post_quant_conv.weight.device.type
+        return torch.autocast(device, self.dtype, enabled=self.dtype is not None)
+
+    def encode(self, pictures: Tensor, eps: Tensor) -> Tensor:
+        """Scaled posterior samples (B, T, c, h, w) of frames (B, T, 3, H, W) in [0, 1].
+
+        eps is standard normal, (B, T, c, h, w).
+        """
+        if cut := self.cut_of(eps.shape[-2:]):
+            with self.autocast():
+                moments = encode_frames(self.autoencoder, pictures.flatten(0, 1) * 2 - 1, cut).float()
+        else:
+            frame_by_frame = replace(self.decoding.windows, n_frames=1, frame_overlap=0, batch=1)
+            moments = frame_by_frame.over(self._encode_tile, eps.shape[-2:])(eps, pictures).flatten(0, 1)
+        posterior = self.autoencoder.posterior(moments)
+        return posterior.sample(eps.flatten(0, 1)).unflatten(0, pictures.shape[:2]) * self.scale_factor
+
+    def _encode_tile(self, eps: Tensor, pictures: Tensor, *, tiles: list) -> Tensor:
+        with self.autocast():
+            return self.autoencoder.encode(pictures.flatten(0, 1) * 2 - 1).float().unflatten(0, eps.shape[:2])
+
+    def decode(self, x: Tensor, pictures: Tensor, report: Callable[[], None] = lambda: None) -> Tensor:
+        """Frames (B, T, 3, H, W), about [-1, 1], from latents x (B, T, c, h, w) and the enlarged LQ frames in [0, 1].
+
+        T is at most a window. `report` is called after every tile, or once where norms see more than tiles.
+        """
+        if cut := self.cut_of(x.shape[-2:]):
+            with self.autocast():
+                out = decode_frames(
+                    self.sequence_decoder, x.flatten(0, 1) / self.scale_factor, pictures.flatten(0, 1) * 2 - 1,
+                    cut=cut, num_frames=x.shape[1], fusion_w=self.decoding.dec_w,
+                )  # fmt: skip
+            report()
+            return out.float().unflatten(0, x.shape[:2])
+
+        def decode_tile(z: Tensor, frames: Tensor, *, tiles: list) -> Tensor:
+            with self.autocast():
+                _, features = self.sequence_decoder.encode(frames.flatten(0, 1) * 2 - 1)
+                out = self.sequence_decoder.decode(
+                    z.flatten(0, 1) / self.scale_factor, features, num_frames=z.shape[1], fusion_w=self.decoding.dec_w
+                )
+            report()
+            return out.float().unflatten(0, z.shape[:2])
+
+        return self.decoding.windows.over(decode_tile, x.shape[-2:])(x, pictures)
+
+    def cut_of(self, latent: tuple[int, int]) -> Cut | None:
+        """How the autoencoders cut latents of this size; None: into blended tiles."""
+        if self.decoding.norms == "tile":
+            return None
+        return self.decoding.cut(self.largest_map(latent))
+
+    def largest_map(self, latent: tuple[int, int]) -> int:
+        """Bytes of the largest map of the autoencoders for a window of latents of this size."""
+        width, f = self.autoencoder.encoder.down[0].block[-1].conv2.out_channels, self.downsampling
+        values = self.decoding.windows.n_frames * width * math.prod(latent) * f * f
+        return values * (2 if self.dtype else 4)

@@ -1,0 +1,149 @@
+"""The functions of MGLD-VSR's stages for one clip: encode, compare, denoise, guide, decode, fix colours."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.samplers import assert_finite
+from ldm.methods.mgld.codec import Codec
+from ldm.methods.mgld.conditions import Conditions
+from ldm.methods.mgld.settings import COLOR_FIXES, Sampling, Windows
+from ldm.methods.progress import Tally
+from ldm.ops.cuts import scene_ends
+from ldm.ops.flow import Motion, estimate_motion
+from ldm.ops.resize import resize
+from ldm.streaming.pipeline import Each, Frame, Stage, Windowed, run_all, stack
+from ldm.streaming.steps import Steps
+
+FLOW_SCALE = 4  # flow is estimated on frames this much smaller than the restored ones, as released
+Noise = Callable[[int | str, Sequence[int], Sequence[int]], Tensor]  # (step, frame numbers, (c, h, w)) -> (T, c, h, w)
+
+
+class Restoration:
+    """One clip on its way. Frames carry "picture" (the enlarged LQ frame in [0, 1]), "z", "x", "sr" and their motion.
+
+    Args:
+        networks: as for `ldm.methods.mgld.method.MGLD`.
+        codec: the autoencoders.
+        sampling, windows: how latents are sampled and cut.
+        noise: source of standard normal noise, such as `ldm.diffusion.noise.FrameNoise`.
+        tally: counts calls of networks.
+    """
+
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        *,
+        codec: Codec,
+        sampling: Sampling,
+        windows: Windows,
+        noise: Noise,
+        tally: Tally,
+    ) -> None:
+        self.unet, self.text, self.flow = networks["unet"], networks["text"], networks["flow"]
+        self.codec, self.sampling, self.windows, self.noise, self.tally = codec, sampling, windows, noise, tally
+        self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap)
+        self._context: Tensor | None = None
+
+    # ---- before sampling
+
+    def encode(self, frame: Frame, *, size: tuple[int, int]) -> Frame:
+        """Add the latent "z" of `size`, the noised one "x", and a small picture for the flow."""
+        picture = frame["picture"]
+        small = resize(picture, (picture.shape[-2] // FLOW_SCALE, picture.shape[-1] // FLOW_SCALE))
+        shape = (self.codec.channels, *size)
+        z = self.codec.encode(picture[:, None], self.noise("posterior", [frame.number], shape)[None].to(picture))[:, 0]
+        return frame.put(z=z, x=self.sampling.start(z, self.noise("start", [frame.number], shape).to(z)), small=small)
+
+    def compare(self, before: Frame, frame: Frame) -> tuple[bool, Frame]:
+        """Whether a scene ends between two frames, and the second one with its motion where none does."""
+        pair = torch.stack([before["small"], frame["small"]], dim=1)
+        motion = estimate_motion(self.flow, pair, size=frame["z"].shape[-2:])
+        unmatched = self.windows.scene_cut
+        if unmatched is not None and scene_ends(pair[:, 0], pair[:, 1], motion, unmatched=unmatched):
+            return True, frame
+        return False, frame.put(**{name: field[:, 0] for name, field in motion._asdict().items()})
+
+    # ---- sampling
+
+    def sampling_stages(self) -> list[Stage]:
+        """All sampling steps, each followed by its guidance."""
+        steps = Steps(
+            self.denoise,
+            size=self.windows.n_frames,
+            overlap=self.windows.frame_overlap,
+            guide=self.guide if self.sampling.reach else None,
+            reach=self.sampling.reach,
+        )
+        return steps.stages(len(self.sampling.schedule))
+
+    def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
+        """x_{i-1} (1, T, c, h, w) of a window of frames at x_i."""
+        x, z, numbers = stack(frames, "x"), stack(frames, "z"), [frame.number for frame in frames]
+        tiles = self.windows.over(partial(self._predict, t=int(self.sampling.schedule.t[i])), z.shape[-2:])
+        shape = tuple(z.shape[2:])
+        x = self.sampling.step(tiles(x, z), x, i, lambda k: self.noise(k, numbers, shape)[None])
+        return assert_finite(x, i)
+
+    def _predict(self, x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:
+        """The U-Net's prediction for tiles x, z (B, T, c, h, w) at time step t."""
+        step = torch.tensor([t], device=x.device)
+        with self.codec.autocast():
+            maps = self.conditions(z, step, place=(t, *((tile.y.start, tile.x.start) for tile in tiles)))
+            out = self.unet(x.flatten(0, 1), step, self.context(x.device), maps, num_frames=x.shape[1])
+        self.tally("sampling")
+        return out.float().unflatten(0, x.shape[:2])
+
+    def context(self, device: torch.device) -> Tensor:
+        """The text context of the empty prompt, encoded once for all windows and steps."""
+        if self._context is None:
+            self._context = self.text()
+        return self._context.to(device)
+
+    def guide(self, frames: list[Frame], start: int, stop: int, *, i: int) -> Tensor:
+        """x_i of frames[start:stop] pulled towards the motion."""
+        x = stack(frames, "x")
+        if len(frames) > 1:
+            x = self.sampling.guide(x, i, motion_between(frames))
+        return assert_finite(x[:, start:stop], i)
+
+    # ---- after sampling
+
+    def decoding_stage(self) -> Stage:
+        """The stage that turns latents into frames "sr", about [-1, 1]."""
+        windows = self.codec.decoding.windows
+        stage = Windowed(self._decode, size=windows.n_frames, overlap=windows.frame_overlap, name="sr")
+        return stage.labelled("decoding")
+
+    def _decode(self, frames: list[Frame]) -> Tensor:
+        return self.codec.decode(stack(frames, "x"), stack(frames, "picture"), report=partial(self.tally, "decoding"))
+
+    def fix_colors(self, frame: Frame) -> Frame:
+        """Replace the colours of "sr" by those of the LQ frame, by the method of the settings."""
+        fix = COLOR_FIXES[self.codec.decoding.color_fix]
+        return frame.put(sr=fix(frame["sr"], frame["picture"] * 2 - 1))
+
+    def restore_encoded(self, z: Tensor, pictures: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
+        """Sample and decode a clip whose latents z (1, T, c, h, w) and motion are known.
+
+        pictures (1, T, 3, H, W) are the enlarged LQ frames in [0, 1]. Returns the sampled latents and the frames, about
+        [-1, 1].
+        """
+        count = z.shape[1]
+        x = self.sampling.start(z, self.noise("start", range(count), tuple(z.shape[2:]))[None].to(z))
+        frames = []
+        for k in range(count):
+            values = {"picture": pictures[:, k], "z": z[:, k], "x": x[:, k]}
+            if k:
+                values |= {name: field[:, k - 1] for name, field in motion._asdict().items()}
+            frames.append(Frame(k, values, last=k == count - 1))
+        stages = [*self.sampling_stages(), self.decoding_stage(), Each(self.fix_colors)]
+        restored = run_all(stages, frames, device=z.device)
+        return stack(restored, "x"), stack(restored, "sr")
+
+
+def motion_between(frames: Sequence[Frame]) -> Motion:
+    """The motion of frames of one scene; each frame but the first carries that from the frame before."""
+    return Motion(*(stack(frames[1:], name) for name in Motion._fields))

@@ -1,0 +1,63 @@
+"""The stages of diffusion sampling, one denoising step after the other; all methods build theirs here.
+
+A step is: predict and x0 by windows of frames, refine x0, step to the next noise level, guide. Where nothing refines
+x0, a window does predict, x0 and step in one call: a step is linear in the prediction, so windows may be blended after
+it as well as before.
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run_all, stack
+
+
+@dataclass(frozen=True)
+class Steps:
+    """What a sampling step computes; `i` is the step, from the noisiest down to 0.
+
+    Args:
+        denoise: denoise(frames, i=i) -> (B, T, ...) of a window of frames with values "x": x_{i-1}, or x0 where
+            `refine` is given.
+        size, overlap: of the windows, in frames.
+        flush: whether the last window of a scene ends with it (`Windowed`), or is as short as the rest.
+        refine: refine(i) -> the stage that turns "x0" into "refined", or None for a step without one.
+        update: update(frame, i=i) -> the frame with "x" of step i-1; with `refine` only.
+        guide: guide(frames, start, stop, i=i) -> x_{i-1} (B, stop - start, ...) of frames[start:stop], pulled towards
+            their neighbours. None: no guidance.
+        reach: frames before and after a frame that its guidance reads.
+    """
+
+    denoise: Callable[..., Tensor]
+    size: int
+    overlap: int = 0
+    flush: bool = True
+    refine: Callable[[int], Stage | None] | None = None
+    update: Callable[..., Frame] | None = None
+    guide: Callable[..., Tensor] | None = None
+    reach: int = 1
+
+    def stages(self, count: int) -> list[Stage]:
+        """The stages of `count` steps, from x_{count-1} to the clean sample."""
+        return [stage for i in reversed(range(count)) for stage in self._stages_of(i)]
+
+    def _stages_of(self, i: int) -> Iterable[Stage]:
+        name = "x" if self.refine is None else "x0"
+        windows = Windowed(
+            partial(self.denoise, i=i), size=self.size, overlap=self.overlap, name=name, flush=self.flush
+        )
+        yield windows.labelled("sampling")
+        if self.refine is not None:
+            if (stage := self.refine(i)) is not None:
+                yield stage.labelled("refinement")
+            yield Each(partial(self.update, i=i)).labelled("sampling")
+        if self.guide is not None:
+            yield Neighbours(partial(self.guide, i=i), reach=self.reach, name="x").labelled("guidance")
+
+
+def sample_clip(steps: Steps, x: Tensor, count: int) -> Tensor:
+    """Sample a clip x (B, T, ...) at step count-1 down to its clean sample (B, T, ...), as one scene."""
+    frames = [Frame(k, {"x": x[:, k]}, last=k == x.shape[1] - 1) for k in range(x.shape[1])]
+    return stack(run_all(steps.stages(count), frames, device=x.device), "x")
