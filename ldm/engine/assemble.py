@@ -9,9 +9,10 @@ from torch import nn
 
 from ldm import config
 from ldm.engine.device import exact_float32
+from ldm.paths import product_folder
 from ldm.weights import checkpoint
 
-ROOT = Path(__file__).parents[2]
+ROOT = product_folder()
 EMBEDDED = ROOT / "assets" / "tiny"
 RELEASED_CONFIG = ROOT / "configs" / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml"
 PRESETS = ROOT / "configs" / "presets"
