@@ -66,6 +66,7 @@ def test_weights_are_averaged_into_the_export(tmp_path, data):
     assert runs.differing(written, dict(last["current_model_state"]))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(tmp_path, data):
     words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.every=2", "checkpoints.keep=1", folder=tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
