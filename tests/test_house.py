@@ -2,7 +2,9 @@
 
 import ast
 import re
+import sys
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -14,8 +16,14 @@ FILES = [
     if file.exists()
 ]
 SOURCES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
-TREES = {name: ast.parse(source) for name, source in SOURCES.items()}
 PRODUCT = [name for name in SOURCES if not name.startswith("tests/")]
+DISTRIBUTIONS = {  # module: the distribution that has it, where names differ
+    "cv2": "opencv-python-headless",
+    "imageio_ffmpeg": "imageio-ffmpeg",
+    "pytorch_lightning": "pytorch-lightning",
+    "DISTS_pytorch": "DISTS-pytorch",
+    "yaml": "PyYAML",
+}
 FUNCTION = (ast.FunctionDef, ast.AsyncFunctionDef)
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 60, 8
 # Folders of one machine; put together here so that this file does not hold what it looks for.
@@ -47,10 +55,16 @@ WRITTEN = ("README.md", "CHANGELOG.md", "docs/**/*.md", "configs/**/*.yaml", "as
 VERBS = {"load", "save", "read"}
 
 
-def public_homes(trees) -> dict[str, list[str]]:
+@cache
+def trees() -> dict[str, ast.Module]:
+    """The syntax of each file; read when a test asks, since every process of a run collects all tests."""
+    return {name: ast.parse(source) for name, source in SOURCES.items()}
+
+
+def public_homes(modules) -> dict[str, list[str]]:
     """Where each public class or function of a module's top level is defined."""
     homes = defaultdict(list)
-    for name, tree in trees.items():
+    for name, tree in modules.items():
         for node in tree.body:
             if isinstance(node, (ast.ClassDef, *FUNCTION)) and not node.name.startswith("_"):
                 homes[node.name].append(f"{name}:{node.lineno}")
@@ -68,7 +82,7 @@ def parameters(function) -> int:
 
 
 def test_a_public_name_is_defined_once():
-    rooms = {name: tree for name, tree in TREES.items() if name.startswith(("ldm/", "basicsr_deg/"))}
+    rooms = {name: tree for name, tree in trees().items() if name.startswith(("ldm/", "basicsr_deg/"))}
     homes = public_homes(rooms)
     twice = {name: places for name, places in homes.items() if len(places) > 1 and name not in VERBS}
     assert not twice, twice
@@ -79,7 +93,7 @@ def test_verbs_are_called_through_their_module():
     bare = []
     for name in PRODUCT:
         package = name.removesuffix("/__init__.py").replace("/", ".")
-        imports = [node for node in ast.walk(TREES[name]) if isinstance(node, ast.ImportFrom)]
+        imports = [node for node in ast.walk(trees()[name]) if isinstance(node, ast.ImportFrom)]
         names = [a.name for n in imports for a in n.names if not n.module.startswith(f"{package}.")]
         bare += [f"{name}: import the module and call module.{verb}" for verb in names if verb in VERBS]
     assert not bare
@@ -91,13 +105,13 @@ def test_files_are_short():
 
 
 def test_functions_are_short():
-    lengths = {f"{name}:{f.name}": f.end_lineno - f.lineno + 1 for name in PRODUCT for f in functions(TREES[name])}
+    lengths = {f"{name}:{f.name}": f.end_lineno - f.lineno + 1 for name in PRODUCT for f in functions(trees()[name])}
     assert not {place: lines for place, lines in lengths.items() if lines > MAX_FUNCTION}
 
 
 def test_functions_have_few_parameters():
     names = [name for name in PRODUCT if not name.startswith("ldm/nets/")]
-    counts = {f"{name}:{f.name}": parameters(f) for name in names for f in functions(TREES[name])}
+    counts = {f"{name}:{f.name}": parameters(f) for name in names for f in functions(trees()[name])}
     assert not {place: count for place, count in counts.items() if count > MAX_PARAMETERS}
 
 
@@ -124,7 +138,7 @@ def test_no_caught_error_is_dropped():
         f"{name}:{node.lineno}"
         for name in PRODUCT
         if name.startswith("ldm/")
-        for node in ast.walk(TREES[name])
+        for node in ast.walk(trees()[name])
         if isinstance(node, ast.ExceptHandler)
         and (node.type is None or all(isinstance(line, ast.Pass) for line in node.body))
     ]
@@ -143,7 +157,7 @@ def private_names(tree) -> list[str]:
 
 
 def test_tests_use_public_names():
-    found = {name: private_names(tree) for name, tree in TREES.items() if name.startswith("tests/")}
+    found = {name: private_names(tree) for name, tree in trees().items() if name.startswith("tests/")}
     assert not {name: names for name, names in found.items() if names and name not in PRIVATE_STILL}
 
 
@@ -162,14 +176,30 @@ def test_tests_have_names_of_their_own():
 
 def test_the_rules_see_what_they_look_for():
     sources = {"a.py": "def f(): ...\nclass _P: ...", "b.py": "def f(self, a, *, b): ...\nclass _P: ..."}
-    trees = {name: ast.parse(source) for name, source in sources.items()}
-    assert public_homes(trees) == {"f": ["a.py:1", "b.py:1"]}
-    assert parameters(trees["b.py"].body[0]) == 2
+    modules = {name: ast.parse(source) for name, source in sources.items()}
+    assert public_homes(modules) == {"f": ["a.py:1", "b.py:1"]}
+    assert parameters(modules["b.py"].body[0]) == 2
     assert lines_with(DIALECT_WORD, {"a.py": "one\n# Read it " + "anew", "b.py": "renewed"}) == [
         "a.py:2: # Read it " + "anew"
     ]
     assert private_names(ast.parse("from a import _b\nself._c\nd._e._f\n__g__")) == ["_b", "_f", "_e"]
     assert MACHINE_PATH.search("x = '/" + "home/me/x'") and not MACHINE_PATH.search("a/home/b ../shared/work/x")
+
+
+def test_every_imported_package_is_declared():
+    """As a dependency or an extra of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.scripts]")[0]
+    declared = {re.split(r"[><=]", word)[0] for word in re.findall(r'"([\w.<>=-]+)"', text)}
+    tops = {
+        name.split(".")[0]
+        for file in PRODUCT
+        for node in ast.walk(trees()[file])
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in ([node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names])
+    }
+    foreign = tops - set(sys.stdlib_module_names) - {"ldm", "basicsr_deg", "scripts"}
+    assert {"torch", "cv2"} <= foreign
+    assert not {name for name in foreign if DISTRIBUTIONS.get(name, name) not in declared}
 
 
 def test_every_file_stands_in_the_list_of_files():
