@@ -10,7 +10,7 @@ CORES ?= 2
 .PHONY: help demo test test-all lint clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: $(READY)  ## upscale the demo clip on the CPU, with a picture before | after, into results/
 	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --max_frames 16 --compare
