@@ -1,26 +1,31 @@
 # Every target makes .venv with the tested versions the first time. Other Python: make test PYTHON=python3.12
+# Tests run in CORES processes of one thread each.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
+CORES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test test-all lint clean
 
 help:  ## show this list
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
 demo: $(READY)  ## upscale the demo clip on the CPU, with a picture before | after, into results/
 	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --max_frames 16 --compare
 
-test: $(READY)  ## run the tests
-	$(PY) -m pytest
+test: $(READY)  ## run all tests but the slow ones
+	$(PY) -m pytest -n $(CORES) -m "not slow"
+
+test-all: $(READY)  ## run every test, the slow ones included
+	$(PY) -m pytest -n $(CORES)
 
 lint: $(READY)  ## check style and imports
 	$(PY) -m ruff check .
 
 clean:  ## remove .venv, results/ and caches
-	rm -rf $(VENV) results .pytest_cache .ruff_cache *.egg-info
+	rm -rf $(VENV) build results .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # torch first and alone: a CPU wheel that pip is pointed to is taken before anything can ask for another build.

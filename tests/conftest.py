@@ -1,6 +1,10 @@
 """What all tests share."""
 
+import os
+
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run in several processes; inherited by those they start
 
 
 @pytest.fixture(autouse=True, scope="session")

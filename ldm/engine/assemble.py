@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from ldm import config
 from ldm.engine.device import exact_float32
 from ldm.methods.contract import Method
+from ldm.paths import product_folder
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
 from ldm.weights.files import WeightFile, find_in, sort_out
 from ldm.weights.fill import fill, naming
 
-ROOT = Path(__file__).parents[2]
+ROOT = product_folder()
 EMBEDDED = ROOT / "assets" / "tiny"
 CONFIGS = ROOT / "configs"
 CARD = "model.yaml"  # describes a model: beside its weights, or in the folder of a family

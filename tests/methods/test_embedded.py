@@ -37,6 +37,7 @@ def final_loss(method, work, guidance: str) -> float:
     return motion_loss(stack(frames, "x"), motion_between(frames), form="paper").item()
 
 
+@pytest.mark.slow
 def test_paper_guidance_lowers_the_motion_loss(method, work, record_property):
     losses = {form: final_loss(method, work, form) for form in ("none", "released", "paper")}
     for form, loss in losses.items():

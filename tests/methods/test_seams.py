@@ -14,6 +14,7 @@ from ldm.methods.mgld.levers import WHOLE
 from ldm.methods.mgld.settings import Decoding
 from ldm.nets.whole_frame import HOLD
 from ldm.ops.resize import resize
+from tests.marks import mostly_slow
 from tests.methods.toy import clip, method
 
 needs_weights = pytest.mark.skipif(
@@ -21,7 +22,7 @@ needs_weights = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("frames", [1, 4])
+@mostly_slow("frames", [1, 4])
 @pytest.mark.parametrize("norms", ["frame", "shared", "tile"])
 def test_cutting_the_autoencoders_is_exact_or_says_how_far_off_it_is(norms, frames):
     """Whole frames against tiles of 24 latent pixels, halo included, with nothing held but the coarsest maps."""
@@ -67,6 +68,7 @@ def change_over_time(frames: torch.Tensor, step: int) -> torch.Tensor:
     return (there - here)[inside].abs().mean(dim=(1, 2, 3))
 
 
+@pytest.mark.slow
 @needs_weights
 def test_nothing_jumps_where_windows_meet():
     """On a pan, our windows against the released segments without overlap, whose borders are counted as theirs."""
@@ -87,6 +89,7 @@ def test_nothing_jumps_where_windows_meet():
     assert 0.95 < figures["ours"] < 1.05 and figures["released"] > 1.1
 
 
+@pytest.mark.slow
 @needs_weights
 def test_nothing_jumps_where_tiles_meet():
     """Gradients across the borders of small tiles, sampled and decoded, against those elsewhere."""

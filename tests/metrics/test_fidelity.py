@@ -1,8 +1,5 @@
 """PSNR and SSIM against closed forms, scikit-image, and values recorded from the field's own code."""
 
-import json
-from pathlib import Path
-
 import cv2
 import numpy as np
 import pytest
@@ -10,8 +7,8 @@ import torch
 from skimage.metrics import structural_similarity
 
 from ldm.metrics.fidelity import luma, psnr, rgb8, ssim
+from tests.metrics.pictures import recorded_pairs
 
-RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "metrics"
 FORMS = {"basicsr_rgb": ("rgb", 0), "basicsr_rgb_crop4": ("rgb", 4), "basicsr_Y": ("y", 0), "basicsr_Y_crop4": ("y", 4)}
 OTHER_FORMS = [  # conventions of other packages: measure, name of the recorded value, channels
     (psnr, "pyiqa_psnry", "gray"),
@@ -83,15 +80,6 @@ def test_channels_of_one_colour():
     assert psnr(dark, bright, channels="gray") == pytest.approx(full, abs=1e-4)
     assert psnr(dark, bright, channels="y") == pytest.approx(full - 20 * np.log10(219 / 255), abs=1e-4)
     assert psnr(dark, bright, channels="y8") == pytest.approx(20 * np.log10(255 / 8), abs=1e-4)  # 101.88 and 110.47
-
-
-def recorded_pairs():
-    """The recorded values of each pair of pictures: (names, got, truth, values)."""
-    if not (RECORDED / "values.json").is_file():
-        pytest.skip("the recorded pictures are not beside this repository")
-    for names, values in json.loads((RECORDED / "values.json").read_text())["full_reference"].items():
-        truth, got = (cv2.imread(str(RECORDED / "images" / name))[..., ::-1] for name in names.split("|"))
-        yield names, got, truth, values
 
 
 @pytest.mark.parametrize(("measure", "form", "channels"), OTHER_FORMS)

@@ -5,7 +5,6 @@ The packages are stand-ins, and the real ones with random weights where they are
 
 import importlib
 import importlib.metadata
-import json
 import os
 import socket
 import sys
@@ -23,8 +22,7 @@ import torch
 from ldm.metrics import learned
 from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import measures
-
-RECORDED = Path(__file__).parents[3] / "shared" / "golden" / "metrics"
+from tests.metrics.pictures import VALUES, original
 
 
 def grey(value):
@@ -245,12 +243,9 @@ def test_frames_that_a_model_cannot_take_are_the_reason(packages, monkeypatch):
 @pytest.mark.filterwarnings("ignore")
 def test_recorded_values_of_brisque():
     pytest.importorskip("brisque")
-    if not (RECORDED / "values.json").is_file():
-        pytest.skip("the recorded pictures are not beside this repository")
     score = learned.brisque_score()
-    for name, values in json.loads((RECORDED / "values.json").read_text())["no_reference"].items():
-        frame = cv2.imread(str(RECORDED / "images" / name))[..., ::-1]
-        assert score(frame) == pytest.approx(values["brisque"]["brisque_pkg(own model in the wheel)"], abs=1), name
+    for name, values in VALUES["no_reference"].items():
+        assert score(original(name)) == pytest.approx(values["brisque"], abs=1), name
 
 
 # ---- the real packages, where they are installed: their weights are random

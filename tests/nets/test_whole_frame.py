@@ -14,6 +14,7 @@ from ldm.nets.sequence_decoder import SequenceAutoencoder
 from ldm.nets.steps import decoder_steps, encoder_steps, reach_of
 from ldm.nets.whole_frame import Cut, decode_frames, encode_frames
 from ldm.ops.tiling import patches
+from tests.marks import mostly_slow
 
 TINY = {"ch": 32, "ch_mult": [1, 1, 2], "num_res_blocks": 1, "norm_groups": 8}
 TILE = 24  # two tiles, one above the other
@@ -49,7 +50,7 @@ def uneven(frames: int, size=(27, 12), f: int = 4) -> tuple[torch.Tensor, torch.
 
 
 @pytest.mark.parametrize("hold", [0, LEVEL_1, whole_frame.HOLD])
-@pytest.mark.parametrize("version", [1, 2])
+@mostly_slow("version", [1, 2])
 def test_five_frames_decode_as_the_untiled_network_does(version, hold):
     net, (z, x) = sequence(version), uneven(5)
     expected = net.decode(z, net.features(x), num_frames=5)
@@ -79,7 +80,7 @@ def test_attention_outside_the_middle_is_exact_too(hold):
     torch.testing.assert_close(actual, expected, **EXACT)
 
 
-@pytest.mark.parametrize("ch_mult", [[1], [1, 2], [1, 1, 1, 1]])
+@mostly_slow("ch_mult", [[1, 2], [1], [1, 1, 1, 1]])
 def test_any_number_of_levels(ch_mult):
     net = lively(SequenceAutoencoder(ch=32, ch_mult=ch_mult, num_res_blocks=1, num_fuse_block=1, norm_groups=8))
     z, x = uneven(4, (18, 9), net.downsampling)
@@ -171,7 +172,7 @@ def test_a_norm_in_pieces_is_the_norm_of_the_whole(offset):
     assert "forward" not in vars(net[0])
 
 
-@pytest.mark.parametrize("ch_mult", [[1], [1, 1, 2], [1, 1, 1, 1]])
+@mostly_slow("ch_mult", [[1], [1, 1, 2], [1, 1, 1, 1]])
 def test_the_reach_is_that_of_the_architecture(ch_mult):
     net = AutoencoderKL(ch=32, ch_mult=ch_mult, num_res_blocks=1).double()
     for part in (net.encoder, net.decoder):

@@ -46,6 +46,7 @@ def undisturbed(tmp_path_factory):
     return words, (folder / "out.mp4").read_bytes(), time.perf_counter() - began
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 @pytest.mark.parametrize("number", range(KILLS))
 def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(undisturbed, tmp_path, number):

@@ -54,6 +54,7 @@ def problem_with(status: int, said: str, folder: Path) -> str | None:
     return f"left {left}" if left else None
 
 
+@pytest.mark.slow
 def test_every_mutation_ends_well(cases, tmp_path, capfd):
     def too_long(*_):
         raise TimeoutError(f"more than {LIMIT} s")

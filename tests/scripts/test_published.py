@@ -1,6 +1,7 @@
 """Published figures of configs/benchmark: plausible, of a measure or known not to be, judged only where they can be."""
 
 import re
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 
@@ -10,7 +11,6 @@ from ldm import config
 from ldm.metrics.protocol import measures
 
 ROOT = Path(__file__).parents[2]
-NOTES = ROOT.parent / "shared" / "docs"
 SETS = sorted(path.stem for path in (ROOT / "configs" / "benchmark").glob("*.yaml"))
 MADE_HERE = {"given", *(path.stem for path in (ROOT / "configs" / "degradations").glob("*.yaml"))}
 NOT_MEASURED = {  # of another definition than any measure here, or without one
@@ -28,6 +28,7 @@ RANGES = {  # of any restored set: a figure outside has lost its point or its ro
 FAMILY = ("dove", "infvsr", "rerun")  # tables on the same files, by the same script
 
 
+@cache
 def params(name):
     return config.plain(config.load(ROOT / "configs" / "benchmark" / f"{name}.yaml").benchmark.params)
 
@@ -84,13 +85,3 @@ def test_figures_by_clip_have_the_mean_of_the_table():
     table = params("udm10")["published"]["rerun"]
     for metric, mean in table["methods"]["MGLD-VSR"].items():
         assert fmean(clip[metric] for clip in table["clips"].values()) == pytest.approx(mean, abs=1.01e-4), metric
-
-
-@pytest.mark.parametrize(("name", "key", "table"), tables())
-def test_every_figure_is_in_the_notes(name, key, table):
-    texts = [path.read_text() for word in ("PUBLISHED.md", "FIELD.md") if (path := NOTES / word).is_file()]
-    if not texts:
-        pytest.skip("the notes are not beside this repository")
-    known = {float(word) for word in re.findall(r"\d*\.\d+|\d+", " ".join(texts))}
-    for figures in (*table["methods"].values(), *table.get("clips", {}).values()):
-        assert not set(figures.values()) - known

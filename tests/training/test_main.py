@@ -12,6 +12,7 @@ from ldm import config
 from ldm.training.decoder import StageTwo
 from ldm.training.diffusion import StageOne
 from ldm.weights import checkpoint
+from tests.marks import mostly_slow
 from tests.training import runs
 
 # Lightning advises on workers, folders and hardware, and lags behind torch
@@ -35,7 +36,7 @@ def refused(capfd, folder, words) -> str:
     return line
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("stage", "words", "says"),
     [
         (1, ["stesp=3"], "nearest known is steps"),
@@ -79,6 +80,7 @@ def refused(capfd, folder, words) -> str:
         (2, ["lightning.gradient_clip_val=1"], "gradient"),
         (2, ["model.params.loss.params.form=best"], "got form 'best'"),
     ],
+    fast=20,
 )
 def test_a_wrong_training_is_one_line_and_leaves_nothing(tmp_path, data, capfd, stage, words, says):
     assert says in refused(

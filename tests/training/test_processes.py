@@ -16,6 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 TWO = ["lightning.devices=2", "lightning.strategy=ddp_find_unused_parameters_true"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_two_processes_are_one_with_twice_the_batches(tmp_path, stage):
     data = runs.write_clips(tmp_path / "data") if stage == 1 else runs.write_set(tmp_path / "data")
@@ -35,6 +36,7 @@ def test_two_processes_are_one_with_twice_the_batches(tmp_path, stage):
             assert a[name] == pytest.approx(b[name], rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("process", [0, 1])
 def test_a_bad_batch_in_one_process_ends_them_all(tmp_path, process):
     data = runs.write_set(tmp_path / "set", count=4)

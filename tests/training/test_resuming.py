@@ -11,6 +11,7 @@ import torch
 
 import main
 from ldm.weights import checkpoint
+from tests.marks import mostly_slow
 from tests.training import runs
 
 # Lightning advises on workers, folders and hardware, and lags behind torch
@@ -24,13 +25,13 @@ def data(tmp_path_factory):
     return {1: runs.write_clips(root / "clips"), 2: runs.write_set(root / "set")}
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("stage", "words", "later"),
     [
+        (2, ["ema=0.5", "model.params.loss.params.form=released", "checkpoints.every=1"], []),
+        (2, ["accumulate=2", "model.params.loss.params.start=1"], ["num_workers=2"]),
         (1, ["batch_size=2", "checkpoints.every=1"], ["num_workers=2"]),
         (1, ["accumulate=2", "ema=0.5", "model.params.trained=released"], []),
-        (2, ["accumulate=2", "model.params.loss.params.start=1"], ["num_workers=2"]),
-        (2, ["ema=0.5", "model.params.loss.params.form=released", "checkpoints.every=1"], []),
     ],
 )
 def test_a_stop_changes_nothing(tmp_path, data, stage, words, later):
@@ -50,7 +51,7 @@ def test_a_stop_changes_nothing(tmp_path, data, stage, words, later):
     assert curves == runs.rows(whole)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@mostly_slow("workers", [0, 1])
 def test_an_epoch_that_ends_starts_no_sample_anew(tmp_path, data, workers):
     words = [*data[1], "steps=4", f"num_workers={workers}"]
     whole = runs.train(1, words, folder=tmp_path / "whole")
@@ -66,6 +67,7 @@ def test_weights_are_averaged_into_the_export(tmp_path, data):
     assert runs.differing(written, dict(last["current_model_state"]))
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(tmp_path, data):
     words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.every=2", "checkpoints.keep=1", folder=tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it

@@ -20,6 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWa
 LOSSES = {1: {"train/loss", "train/loss_simple", "train/loss_vlb"}, 2: {"train/total", "train/l1", "train/consistency"}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_released_command_trains_and_goes_on(tmp_path, stage):
     """20 steps, a stop, 20 more: curves, pictures, checkpoints by step and the last."""

@@ -9,6 +9,7 @@ import pytest
 
 from ldm.video import VideoError, choose_format, losses, probe, read
 from ldm.video.source import Light
+from tests.marks import mostly_slow
 from tests.video.clips import frames_of, write
 from tests.video.films import TICK, UNEVEN, film, through
 
@@ -24,9 +25,9 @@ def distance(one, other):
     return np.abs(np.stack(levels[0]) - np.stack(levels[1])).mean()
 
 
-@pytest.mark.parametrize("color", COLORS)
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
-@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv420p10le"])
+@mostly_slow("color", COLORS, fast=2)
+@mostly_slow("suffix", ["mp4", "mkv", "mov"])
+@mostly_slow("pix_fmt", ["yuv420p", "yuv420p10le"])
 def test_colours_are_kept(tmp_path, color, suffix, pix_fmt):
     made = {**X265, "pix_fmt": pix_fmt, "context": dict(zip(NAMES, color, strict=True))}
     source = probe(film(tmp_path / "in.mkv", 3, **made))
@@ -40,7 +41,7 @@ def test_colours_are_kept(tmp_path, color, suffix, pix_fmt):
     assert probe(tmp_path / "prores.mov").color[1:] == color[1:]
 
 
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+@mostly_slow("suffix", ["mp4", "mkv", "mov"])
 def test_hdr10_metadata_is_kept(tmp_path, suffix):
     light = Light((13250, 34500, 7500, 3000, 34000, 16000, 15635, 16450, 10000000, 50), (1000, 400))
     display = "G({},{})B({},{})R({},{})WP({},{})L({},{})".format(*light.display)
@@ -74,8 +75,8 @@ def test_colours_that_cannot_be_converted_are_refused(tmp_path):
         probe(path)
 
 
-@pytest.mark.parametrize("turn", [90, 180, -90])
-@pytest.mark.parametrize("suffix", ["mp4", "mov"])
+@mostly_slow("turn", [90, 180, -90])
+@mostly_slow("suffix", ["mp4", "mov"])
 def test_rotation_is_applied_once(tmp_path, turn, suffix):
     flat = film(tmp_path / "flat.mkv", 3, encoder={"crf": "4"})
     source = probe(film(tmp_path / f"in.{suffix}", 3, encoder={"crf": "4"}, turn=turn))
@@ -103,8 +104,8 @@ def test_a_mirrored_picture_is_shown_mirrored(tmp_path):
         np.testing.assert_array_equal(next(read(path)), shown)
 
 
-@pytest.mark.parametrize("aspect", [Fraction(4, 3), Fraction(64, 45)])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
+@mostly_slow("aspect", [Fraction(4, 3), Fraction(64, 45)])
+@mostly_slow("suffix", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize("turn", [0, 90])
 def test_pixels_that_are_no_squares_stay_so(tmp_path, aspect, suffix, turn):
     source = probe(film(tmp_path / "in.mp4", 3, turn=turn, context={"sample_aspect_ratio": aspect}))
@@ -115,11 +116,11 @@ def test_pixels_that_are_no_squares_stay_so(tmp_path, aspect, suffix, turn):
     assert probe(tmp_path / "deep.mov").sample_aspect == source.sample_aspect
 
 
-@pytest.mark.parametrize(("pix_fmt", "codec", "depth", "alpha"), [
+@mostly_slow(("pix_fmt", "codec", "depth", "alpha"), [
     ("yuv420p", "ffv1", 8, False), ("bgra", "ffv1", 8, True), ("yuva444p10le", "ffv1", 10, True),
     ("yuv422p10le", "prores_ks", 10, False), ("yuva444p10le", "prores_ks", 12, True),
     ("gbrp12le", "ffv1", 12, False), ("gbrap16le", "ffv1", 16, True), ("gray16le", "ffv1", 16, False),
-])  # fmt: skip
+], fast=2)  # fmt: skip
 def test_depth_and_alpha_are_kept(tmp_path, pix_fmt, codec, depth, alpha):
     source = probe(film(tmp_path / f"in.{'mov' if codec == 'prores_ks' else 'mkv'}", 3, codec=codec, pix_fmt=pix_fmt))
     assert (source.depth, source.alpha) == (depth, alpha)
@@ -144,7 +145,7 @@ def see_through(count, pix_fmt):
 @pytest.mark.parametrize(("name", "codec", "pix_fmt"), [
     ("in.mov", "prores_ks", "yuva444p10le"), ("in.webm", "libvpx-vp9", "yuva420p"), ("in.mov", "qtrle", "argb"),
 ])  # fmt: skip
-@pytest.mark.parametrize("output", ["out.mov", "out.mkv", "out"])
+@mostly_slow("output", ["out.mov", "out.mkv", "out"])
 def test_what_is_transparent_stays_so(tmp_path, name, codec, pix_fmt, output):
     frames = list(see_through(4, pix_fmt))
     source = probe(film(tmp_path / name, 4, codec=codec, pix_fmt=pix_fmt, frames=frames))
@@ -174,9 +175,9 @@ def test_ten_bits_are_more_than_eight(tmp_path):
         assert np.abs(back.astype(int) - grey).max() <= 1.5 * 65535 / 876
 
 
-@pytest.mark.parametrize("start", [1, 13, 29, 30, 47, 59])
-@pytest.mark.parametrize("codec", ["libx264", "libx265"])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@mostly_slow("start", [1, 13, 29, 30, 47, 59], fast=2)
+@mostly_slow("codec", ["libx264", "libx265"])
+@mostly_slow("suffix", ["mp4", "mkv"])
 def test_reading_from_the_middle_gives_the_same_frames(tmp_path, start, codec, suffix):
     encoder = {"g": "15", "x265-params": "log-level=none:keyint=15:open-gop=1"} if codec == "libx265" else {"g": "15"}
     times = [number * 3003 + number % 3 * 700 + 9000 for number in range(60)]
