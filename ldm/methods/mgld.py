@@ -23,6 +23,7 @@ from ldm.ops.padding import pad_to_multiple, released_pad
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_through, together
 
+BUILDABLE = ("MGLD",)
 FLOW_SCALE = 4  # flow is estimated on frames this much smaller than those restored, as released
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 Progress = Callable[[str, int, int | None], None]  # (stage, done, total where it is known)
@@ -43,7 +44,6 @@ class MGLD(nn.Module):
         patches: the released outer cut, with its sequential noise and padding, or None. It knows no scenes.
         min_size: frames are enlarged until their short side has this many pixels before they are restored.
         precision: fp32, or bf16 / fp16 for the networks alone.
-
     Raises ValueError for a network that is missing or an unknown word.
     """
 
