@@ -40,7 +40,7 @@ def check_weights(args) -> Iterator[Finding]:
         noted = noted_hashes(folder)
         files = sorted(path for place in (folder, folder / "flownets") if place.is_dir() for path in place.iterdir())
         bad = set()
-        for path in (path for path in files if path.suffix in checkpoint.SUFFIXES):
+        for path in (path for path in files if path.suffix.lower() in checkpoint.SUFFIXES):
             yield (finding := look_at(path, noted.get(path.name)))
             bad |= {path} if finding.status == FAIL else set()
         try:

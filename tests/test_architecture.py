@@ -8,8 +8,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {  # room: the rooms it may import
     "ldm.files": set(),
-    "ldm.config": {"ldm.files"},
-    "ldm.weights": {"ldm.files"},
+    "ldm.printable": set(),
+    "ldm.config": {"ldm.files", "ldm.printable"},
+    "ldm.weights": {"ldm.files", "ldm.printable"},
     "ldm.video": set(),
     "ldm.ops": set(),
     "ldm.streaming": set(),
@@ -28,6 +29,7 @@ MAY_IMPORT = {  # room: the rooms it may import
     },
     "ldm.engine": {
         "ldm.files",
+        "ldm.printable",
         "ldm.config",
         "ldm.weights",
         "ldm.video",
