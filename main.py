@@ -27,6 +27,7 @@ from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.export import write_export
 from ldm.engine.initial import fill
 from ldm.engine.run import check_checkpoint, check_settings
+from ldm.printable import printable
 from ldm.training.callbacks import (
     BadBatch,
     GivenRates,
@@ -369,7 +370,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def refuse(line: str, status: int = 2) -> int:
-    print(f"main.py: {line}", file=sys.stderr)
+    print(printable(f"main.py: {line}"), file=sys.stderr)
     return status
 
 

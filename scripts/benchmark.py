@@ -42,6 +42,7 @@ from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, build_method, find_w
 from ldm.engine.device import usable_device
 from ldm.engine.jobs import Model, Wishes
 from ldm.metrics.protocol import Options, measures
+from ldm.printable import printable
 from ldm.report.page import report_of
 from ldm.weights import checkpoint
 from scripts import degrade, upscale
@@ -357,11 +358,11 @@ def make_report(folder: Path) -> None:
 
 
 def say(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn, track
+
+from ldm.printable import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -24,8 +27,8 @@ def natural(text: str, least: int = 0) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says, in a line without control characters."""
+    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def followed(items: Iterable, title: str) -> Iterable:
@@ -41,6 +44,7 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[...,
     Every `what` has a line, that of one that is finished where there is one. Without `done` it is one more of `total`.
     """
     console = Console(stderr=True)
+    title = escape(printable(title))
     times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     options = {"console": console, "transient": True, "disable": not console.is_terminal}

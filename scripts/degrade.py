@@ -30,6 +30,7 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
+from ldm.printable import printable
 from ldm.video.sinks import Pictures
 from ldm.video.source import is_visible
 from ldm.video.writing import refuse_input
@@ -267,11 +268,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def say(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -32,6 +32,7 @@ from ldm.engine.resume import folder_beside
 from ldm.methods.mgld import PRECISIONS
 from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
+from ldm.printable import printable
 from scripts.command import Parser, first_line, natural, progress_bar
 
 PROGRAM = "upscale.py"
@@ -301,11 +302,11 @@ def keep_going(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, sa
 
 def speaker(program: str) -> Say:
     """say(line), under the name of the command that was typed."""
-    return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
+    return lambda line: print(printable(f"{program}: {line}"), file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def explain(error: Exception) -> str | None:

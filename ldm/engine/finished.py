@@ -7,6 +7,7 @@ from ldm.engine import provenance
 from ldm.engine.jobs import Job, Model, manifest_of
 from ldm.engine.plan import Plan
 from ldm.engine.resume import differences
+from ldm.files import read_text
 
 DECIDING = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: what decides frames
 
@@ -25,9 +26,9 @@ def finished(job: Job, model: Model, *, deciding: tuple[str, ...] = DECIDING) ->
     if not (job.output.exists() and beside.is_file()):
         return None
     try:
-        record = json.loads(beside.read_text(encoding="utf-8"))
+        record = json.loads(read_text(beside))
         was = _lasting({key: record[key] for key in deciding})
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MadeOtherwise(f"{beside}: not a record of an output; remove it and {job.output}") from None
     plan = Plan.of(model.method, part_frames=job.wishes.save_every)
     now = json.loads(json.dumps(manifest_of(job, model, plan)))

@@ -82,7 +82,10 @@ def restore_parts(
 
 def _parts(method: MGLD, task: Task, work: WorkFolder, part_frames: int, report: Progress) -> dict:
     names = video.png_names(task.source.names[task.start : task.stop])  # of all parts, for they may depend on others
-    with contextlib.closing(_Run(method, task, work.load(), report)) as run:
+    state = work.load()
+    with work.resuming() if state else contextlib.nullcontext():
+        run = _Run(method, task, state, report)
+    with contextlib.closing(run):
         while not run.finished:
             began, path = time.perf_counter(), work.part(len(run.parts))
             frames = run.until_saved(part_frames)

@@ -107,7 +107,7 @@ def read(path: str | Path) -> dict[str, Tensor]:
         check_tensor(name, value, path)
     check_sizes(content, path)
     if averages := [name for name in content if name.startswith(AVERAGES)]:
-        log.info("%s: %d averaged weights (%s...) are left out", path, len(averages), AVERAGES)
+        log.info("%s: %d averaged weights (%s...) are left out", printable(path), len(averages), AVERAGES)
     state = {_plain_name(name): value.detach() for name, value in content.items() if not name.startswith(AVERAGES)}
     if len(state) + len(averages) < len(content):
         raise CheckpointError(f"{path}: entries differ only by {COMPILED}; it is not clear which to take")
@@ -127,7 +127,7 @@ def _contained(content: Any, path: Path) -> Any:
         if not found:
             break
         if len(found) > 1:
-            log.info("%s: takes %s, not %s", path, found[0], ", ".join(found[1:]))
+            log.info("%s: takes %s, not %s", printable(path), found[0], ", ".join(found[1:]))
         content = content[found[0]]
     return content
 

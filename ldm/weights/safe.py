@@ -94,7 +94,7 @@ def check_sizes(content: Mapping[str, Tensor], path: Path) -> None:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is safetensors. Raises CheckpointError for a wrong suffix and for what a failed download leaves."""
+    """Whether a file is safetensors. Raises CheckpointError for a wrong suffix and for a failed download."""
     with path.open("rb") as file:
         head = file.read(64)
     text = head.lstrip().lower()
