@@ -19,6 +19,12 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (--help lists the options)")
 
 
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The flag by which code of the user may be named in configurations."""
+    what = "let configurations name the classes of a module of yours as targets: its code runs (default: none)"
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=what)
+
+
 def natural(text: str, least: int = 0) -> int:
     """A whole number of at least `least`, as a type of an argument."""
     if not text.isdecimal() or int(text) < least:

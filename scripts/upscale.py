@@ -33,7 +33,7 @@ from ldm.methods.mgld import PRECISIONS
 from ldm.methods.settings import COLOR_FIXES, Patches, Windows, choose
 from ldm.picture import comparison
 from ldm.printable import printable
-from scripts.command import Parser, first_line, natural, progress_bar
+from scripts.command import Parser, add_trust, first_line, natural, progress_bar
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -73,6 +73,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; what the configuration decides is None where no flag was given."""
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
+    add_trust(parser)
     add_files(parser.add_argument_group("files"))
     add_settings(parser.add_argument_group("settings (default: what the configuration says)"))
     add_running(parser.add_argument_group("running"))
@@ -134,7 +135,8 @@ def add_running(group) -> None:
 
 def choose_settings(files: Mapping[str, Path], args: argparse.Namespace):
     """The configuration with preset, flags and overrides applied, in this order."""
-    settings = read_settings(files, configs=args.config, preset=args.preset, flow=args.flow, overrides=args.overrides)
+    chosen = {"configs": args.config, "preset": args.preset, "flow": args.flow, "overrides": args.overrides}
+    settings = read_settings(files, **chosen, trust=args.trust)
     return config.override(settings, [*flag_words(args, settings), *args.overrides])
 
 

@@ -30,6 +30,7 @@ def load_method(
     preset: str | None = None,
     flow: str | None = None,
     overrides: Iterable[str] = (),
+    trust: Iterable[str] = (),
     device: str = "cpu",
 ) -> nn.Module:
     """A method with its weights, ready to `restore`; the embedded model where no weights are named.
@@ -40,11 +41,13 @@ def load_method(
         preset: a file of configs/presets by name, merged last.
         flow: dis, raft or spynet in place of the configuration's estimator.
         overrides: `key.sub=value` words.
+        trust: modules of your own whose classes a configuration may name; their code runs.
 
     Raises FileNotFoundError, CheckpointError, ConfigError or ValueError, each with one line that says what to do.
     """
     files = find_weights(*weights or (EMBEDDED,))
-    settings = read_settings(files, configs=configs, preset=preset, flow=flow, overrides=overrides)
+    chosen = {"configs": configs, "preset": preset, "flow": flow, "overrides": overrides}
+    settings = read_settings(files, **chosen, trust=trust)
     return build_method(settings, files, device=device)
 
 
@@ -80,10 +83,11 @@ def read_settings(
     preset: str | None = None,
     flow: str | None = None,
     overrides: Iterable[str] = (),
+    trust: Iterable[str] = (),
 ):
     """The configuration to restore with; arguments as for `load_method`."""
     paths = [*configs] or [files.get("card", RELEASED_CONFIG)]
-    settings = config.load(*paths)
+    settings = config.load(*paths, trust=trust)
     for key in ("networks", "method", "flows", "flow"):
         if settings.get(key) is None:
             raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")

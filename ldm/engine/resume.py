@@ -7,15 +7,16 @@ import os
 import re
 import shutil
 import stat
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_text, sync, write_whole
 from ldm.printable import printable
+from ldm.weights.safe import check_nested, refuse_inflating
 
 try:
     import fcntl
@@ -118,8 +119,10 @@ class WorkFolder:
         try:
             if not path.is_file():
                 raise ValueError("not a regular file")
+            if zipfile.is_zipfile(path):
+                refuse_inflating(path)
             state = torch.load(path, weights_only=True)
-            _check_tensors(state)
+            check_nested(state)
             parts = state["parts"]
             if not isinstance(parts, list) or len(parts) > MOST_PARTS or not all(map(PART.fullmatch, parts)):
                 raise ValueError("no list of parts")
@@ -225,21 +228,6 @@ def _short(value: Any) -> str:
     except (RecursionError, ValueError):  # nested too deep; a number of more digits than Python prints
         return f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
-
-
-def _check_tensors(state: Any) -> None:
-    """Raise ValueError for a tensor that claims more values than the file holds for it."""
-    waiting, seen = [state], set()
-    while waiting:
-        node = waiting.pop()
-        if isinstance(node, Tensor):
-            if node.is_meta or node.layout is not torch.strided or node.is_quantized:
-                raise ValueError("not an ordinary tensor")
-            if node.numel() * node.element_size() > node.untyped_storage().nbytes():
-                raise ValueError("a tensor larger than its values")
-        elif isinstance(node, (dict, list, tuple)) and id(node) not in seen:
-            seen.add(id(node))
-            waiting += node.values() if isinstance(node, dict) else node
 
 
 def remove(path: Path) -> None:

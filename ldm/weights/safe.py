@@ -86,6 +86,21 @@ def check_tensor(name: str, value: Any, path: Path) -> None:
         raise CheckpointError(f"{what} has {wanted} bytes of values, but the file holds {held} for it")
 
 
+def check_nested(content: Any) -> None:
+    """Raise ValueError where a tensor somewhere in dictionaries and lists claims more values than the file holds."""
+    waiting, seen = [content], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Tensor):
+            if node.is_meta or node.layout is not torch.strided or node.is_quantized or node.is_nested:
+                raise ValueError("not an ordinary tensor")
+            if node.numel() * node.element_size() > node.untyped_storage().nbytes():
+                raise ValueError("a tensor larger than its values")
+        elif isinstance(node, (dict, list, tuple)) and id(node) not in seen:
+            seen.add(id(node))
+            waiting += node.values() if isinstance(node, dict) else node
+
+
 def check_sizes(content: Mapping[str, Tensor], path: Path) -> None:
     """Raise CheckpointError where the entries together take many times the bytes of the file."""
     total, held = sum(value.numel() * value.element_size() for value in content.values()), path.stat().st_size
@@ -107,7 +122,7 @@ def _is_safetensors(path: Path) -> bool:
     named = path.suffix.lower() == ".safetensors"
     if named and head.startswith((b"PK", b"\x80")):
         raise CheckpointError(f"{path}: holds a pickle, not safetensors; name it {path.with_suffix('.ckpt').name}")
-    if not named and head[7:10] == b"\0{\"":
+    if not named and head[7:10] == b'\0{"':
         raise CheckpointError(f"{path}: holds safetensors; name it {path.with_suffix('.safetensors').name}")
     return named
 
@@ -125,7 +140,7 @@ def _read_pickle(path: Path) -> Any:
     zipped = zipfile.is_zipfile(path)
     try:
         if zipped:
-            _refuse_inflating(path)
+            refuse_inflating(path)
         with torch.serialization.safe_globals(list(STAND_INS)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
@@ -143,7 +158,7 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
 
 
-def _refuse_inflating(path: Path) -> None:
+def refuse_inflating(path: Path) -> None:
     """Raise CheckpointError for an archive whose members take more bytes than the archive."""
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())

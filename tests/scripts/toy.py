@@ -9,7 +9,7 @@ import torch
 from ldm import config, video
 from ldm.weights import checkpoint
 
-PLACE = "ldm.methods.mgld"
+PLACE, SETTINGS = "ldm.methods.mgld", "ldm.methods.settings"
 NETWORKS = {
     "autoencoder": ("ldm.nets.autoencoder.AutoencoderKL", {"ch": 32, "ch_mult": [1, 1, 1], "num_res_blocks": 1}),
     "sequence_decoder": (
@@ -50,13 +50,16 @@ FLOWS = {
 def settings(flow="dis"):
     """A model's configuration like assets/tiny/model.yaml, but as narrow as the networks allow."""
     windows = {"n_frames": 4, "frame_overlap": 2, "tile": 16, "tile_overlap": 4}
-    windows = {"target": f"{PLACE}.Windows", "params": windows}
+    windows = {"target": f"{SETTINGS}.Windows", "params": windows}
     networks = {name: {"target": target, "params": dict(params)} for name, (target, params) in NETWORKS.items()}
     method = {
         "scale_factor": 0.5,
-        "sampling": {"target": f"{PLACE}.Sampling", "params": {"steps": 2, "guidance_scale": 0.01}},
+        "sampling": {"target": f"{SETTINGS}.Sampling", "params": {"steps": 2, "guidance_scale": 0.01}},
         "windows": windows,
-        "decoding": {"target": f"{PLACE}.Decoding", "params": {"windows": windows, "dec_w": 0.5, "color_fix": "adain"}},
+        "decoding": {
+            "target": f"{SETTINGS}.Decoding",
+            "params": {"windows": windows, "dec_w": 0.5, "color_fix": "adain"},
+        },
         "patches": None,
         "min_size": 32,
         "precision": "fp32",
