@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config.bounds import bounded
 from ldm.config.errors import ConfigError, brief, first_line, nearest
 from ldm.config.kinds import NAMES, choices, described, is_kind, signature_of
 from ldm.config.reading import trusted
@@ -50,7 +51,8 @@ def instantiate(node: Any, place: str | None = None, *, trust: Iterable[str] | N
         except OmegaConfBaseException as error:
             at = f"config.{error.full_key}" if error.full_key else place
             raise ConfigError(f"{at}: {first_line(error)}") from error
-    return _build(node, place or "config", tuple(trust), built)
+    with bounded(place or "config"):
+        return _build(node, place or "config", tuple(trust), built)
 
 
 def _build(node: Any, place: str, trust: tuple[str, ...], built: Mapping[str, Any] | None = None) -> Any:

@@ -155,6 +155,7 @@ def _parsed(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
     try:
         text = data.decode("utf-8")
+        _check_depth(text, path)
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         if not isinstance(root, yaml.MappingNode):
             raise ConfigError(f"{path}: not a YAML mapping: expected `key: value` lines at the top level")
@@ -171,6 +172,15 @@ def _parsed(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: not a YAML mapping: {first_line(error)}") from error
     _check_values(OmegaConf.to_container(loaded), path)
     return loaded
+
+
+def _check_depth(text: str, path: Path) -> None:
+    """Refuse deep nesting before it is read further, which takes time that grows with its square."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST + 1:
+            raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
 
 
 def _check_size(root: yaml.Node, path: Path) -> None:
