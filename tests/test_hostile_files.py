@@ -15,6 +15,8 @@ from ldm.engine.run import check_export, check_run
 from ldm.files import partial
 from ldm.printable import printable
 from ldm.training.callbacks import StepCheckpoint
+from ldm.video.replacing import Replacement
+from ldm.video.source import VideoError
 from ldm.weights import checkpoint
 
 
@@ -125,6 +127,13 @@ def test_a_temporary_file_follows_no_link(tmp_path, monkeypatch):
     with partial(tmp_path / "b.txt") as temporary:
         temporary.write_text("new")
     assert victim.read_text() == "kept" and (tmp_path / "b.txt").read_text() == "new"
+
+
+def test_an_output_that_is_a_link_to_a_folder_is_refused_before_the_work(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "real")
+    with pytest.raises(VideoError, match="is a link to a folder"):
+        Replacement(tmp_path / "out").prepare()
 
 
 # ---- work folders: (what is done to the folder, what the line says)
