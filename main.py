@@ -25,8 +25,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from ldm import config
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.export import write_export
-from ldm.engine.initial import fill
-from ldm.engine.run import check_checkpoint, check_settings
+from ldm.engine.initial import start_from
+from ldm.engine.run import check_checkpoint, check_export, check_run, check_training
+from ldm.files import is_partial
+from ldm.printable import printable
 from ldm.training.callbacks import (
     BadBatch,
     GivenRates,
@@ -71,6 +73,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
                         "batches, batch size and processes (default False; the released default is True)")  # fmt: skip
     parser.add_argument("--no-test", type=_switch, default=True, help="accepted; no test follows a training here")
     parser.add_argument("-l", "--logdir", default="logs", help="folder of the runs (default logs)")
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help="let configurations name the "
+                        "classes of a module of yours as targets: its code runs (default: none)")  # fmt: skip
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the YAML files")
     args = parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
     args.overrides += [word for word in args.base if "=" in word]  # --base takes every word up to the next flag
@@ -124,11 +128,15 @@ def resumed_from(path: Path) -> tuple[Path, Path]:
 
 def read_settings(args: argparse.Namespace, run: Path | None):
     """The merged configuration, with the seed and the learning rate that the flags ask for."""
+    if run is not None:
+        check_run(run)
     # Trainer knows which arguments it has: those that the YAML does not name need no "+"
     words = [f"+{word}" if word.startswith("lightning.") else word for word in args.overrides]
-    settings = config.load(*(args.base or [run / "config.yaml"]), overrides=words)
+    settings = config.load(*(args.base or [run / "config.yaml"]), overrides=words, trust=args.trust)
     settings = config.override(settings, [] if args.seed is None else [f"seed={args.seed}"])
-    check_settings(config.plain(settings))
+    check_training(config.plain(settings))
+    if run is not None and not args.base:
+        check_export(config.plain(settings), run, args.overrides)
     if not args.scale_lr:
         return settings
     if args.resume and not args.base:
@@ -234,8 +242,9 @@ def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
     if not is_first():
         return
     run.mkdir(parents=True, exist_ok=resumed is not None)
-    for left in run.glob("checkpoints/.*.partial-*"):  # of a run that was killed while it saved
-        left.unlink()
+    for left in run.glob("checkpoints/.*"):  # of a run that was killed while it saved
+        if is_partial(left.name):
+            left.unlink()
     if resumed is None:
         config.save(settings, run / "config.yaml")
     elif (run / "metrics.csv").exists():
@@ -251,7 +260,7 @@ def train(args: argparse.Namespace) -> None:
     model = built(settings.model, "config.model", LightningModule)
     if resumed is None:
         entries = config.plain(settings).get("init") or []
-        lines = [*fill(model, entries), *left_random(model, entries)]
+        lines = [*start_from(model, entries), *left_random(model, entries)]
         for line in lines if is_first() else []:
             print(line)
     if settings.get("checkpointing"):
@@ -297,7 +306,8 @@ def built(node, place: str, kind: type):
 
 def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Path, resumed: Path | None) -> None:
     """Train; what stops before the first step leaves no folder behind. Raises KeyboardInterrupt naming the folder."""
-    first, started = is_first(), RUN in os.environ
+    first, started, begun = is_first(), RUN in os.environ, []
+    trainer.callbacks.append(LambdaCallback(on_train_batch_start=lambda *_: begun.append(True)))
     os.environ[RUN] = str(run)
     try:
         trainer.fit(model, data, ckpt_path=resumed and str(resumed), weights_only=True)
@@ -310,10 +320,19 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
                 run.parent.rmdir()
         if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from error
+        if resumed is not None and not begun and is_unfit(error):
+            raise ValueError(f"{resumed}: does not fit this training ({type(error).__name__})") from error
         raise
     finally:
         if not started:
             del os.environ[RUN]
+
+
+def is_unfit(error: BaseException) -> bool:
+    """Whether an error may come from the state in a checkpoint: of another form than a training of today writes."""
+    if is_out_of_memory(error) or lost_others(error) or "DataLoader" in str(error):
+        return False
+    return isinstance(error, (KeyError, TypeError, AttributeError, IndexError, AssertionError, RuntimeError))
 
 
 def end_others(trainer: Trainer) -> None:
@@ -369,7 +388,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def refuse(line: str, status: int = 2) -> int:
-    print(f"main.py: {line}", file=sys.stderr)
+    print(printable(f"main.py: {line}"), file=sys.stderr)
     return status
 
 

@@ -8,6 +8,8 @@ import numpy as np
 from basicsr_deg import kernels
 from basicsr_deg.walk import check_probability, pick, read_walk, read_weights
 
+BUILDABLE = ("Blur",)  # what a configuration may name as a target
+
 FAMILIES = ("iso", "aniso", "generalized_iso", "generalized_aniso", "plateau_iso", "plateau_aniso", "sinc")
 PARAMETERS = ("sigma_x", "sigma_y", "angle", "beta_gaussian", "beta_plateau", "omega")  # in the order they are drawn
 BETA = {"generalized": "beta_gaussian", "plateau": "beta_plateau"}

@@ -17,6 +17,8 @@ from basicsr_deg.reading import FILMS, PICTURES, FilmSequence, PictureSequence, 
 from basicsr_deg.scenes import moving_layers
 from basicsr_deg.textures import procedural_picture
 
+BUILDABLE = ("RenderedScenes", "folder_clips")  # what a configuration may name as a target
+
 TRUTHS = ("gt", "gts", "hr", "hq", "truth", "gt-video", "train_sharp", "train_sharp_sub")  # folders of sharp frames
 SHOWN = 5  # names in a message
 LOG = logging.getLogger(__name__)

@@ -11,6 +11,8 @@ import numpy as np
 from basicsr_deg.compression import as_bytes
 from basicsr_deg.walk import check_probability, pick, read_range, read_weights
 
+BUILDABLE = ("VideoCodec",)  # what a configuration may name as a target
+
 ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}  # h264: what FFmpeg takes by default for it
 # Nothing may follow from what the processor can do, the day or the encoder's version. Without this, x264's vectorised
 # macroblock tree also reads memory that it has not written: of random small clips 4 in 10 gave several results.

@@ -7,6 +7,8 @@ import numpy as np
 
 from basicsr_deg.walk import check_probability, read_walk
 
+BUILDABLE = ("JPEG",)  # what a configuration may name as a target
+
 
 def as_bytes(frame: np.ndarray) -> np.ndarray:
     """A frame of grey levels rounded and clipped to uint8."""

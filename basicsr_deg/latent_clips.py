@@ -22,6 +22,8 @@ from basicsr_deg.reading import PICTURES, entries, read_picture
 from basicsr_deg.reds import read_meta
 from basicsr_deg.training_clips import shuffled, to_tensor
 
+BUILDABLE = ("LatentClips",)  # what a configuration may name as a target
+
 FOLDERS = {  # what is in them: their names in sets of ours, of StableSR and as released
     "gt": ("gt", "gts", "train_sharp_sub"),
     "lq": ("lq", "inputs", "train_degrade_sub"),

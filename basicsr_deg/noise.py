@@ -7,6 +7,8 @@ import numpy as np
 
 from basicsr_deg.walk import check_probability, pick, read_walk, read_weights
 
+BUILDABLE = ("Noise",)  # what a configuration may name as a target
+
 
 class Noise:
     """Add noise to RGB frames (h, w, 3), 0..255, float32 out, neither rounded nor clipped.

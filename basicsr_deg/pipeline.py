@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
+BUILDABLE = ("Degradation",)  # what a configuration may name as a target
+
 Op = Callable[..., Iterator[np.ndarray]]
 Trace = Callable[[str, dict, np.ndarray], None]
 

@@ -7,6 +7,8 @@ import numpy as np
 
 from basicsr_deg.walk import Walk, check_probability, pick, read_range, read_weights
 
+BUILDABLE = ("AntialiasedBicubic", "Fit", "Resize", "Subsample")  # what a configuration may name as a target
+
 INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "bicubic": cv2.INTER_CUBIC}
 
 

@@ -9,6 +9,8 @@ from torch.utils.data import Dataset
 
 from basicsr_deg.sharpen import unsharp_mask
 
+BUILDABLE = ("TrainingClips",)  # what a configuration may name as a target
+
 SHUFFLE = 1  # sets the numbers that order the clips apart from those that make an example
 
 

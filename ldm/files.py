@@ -2,19 +2,39 @@
 
 import contextlib
 import os
+import re
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
+
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such links
+LONGEST = 80  # characters of a name that its temporary name keeps
+LARGEST_TEXT = 64 << 20  # bytes of a record, manifest or table
+PARTIAL = re.compile(r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?")  # names that we give, with the process
 
 
 @contextlib.contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path`, with its suffix, that becomes it when the block ends well."""
-    temporary = path.with_name(f".{path.stem}.partial-{os.getpid()}{path.suffix}")
+    """A new empty file beside `path`, with its suffix, that becomes it when the block ends without an error.
+
+    Its name is random and it is never one that existed, so no link is followed. Its permissions are those that the
+    umask leaves, whatever the block does to it. An output that is a link is replaced, not followed.
+    """
+    temporary = path.with_name(f".{path.stem[:LONGEST]}.partial-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, 0o666)
+    permissions = os.fstat(handle).st_mode & 0o777
+    os.close(handle)
     try:
         yield temporary
+        temporary.chmod(permissions)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file has a name that `partial` gives."""
+    return PARTIAL.fullmatch(name) is not None
 
 
 def write_whole(path: Path, data: bytes) -> None:
@@ -28,3 +48,15 @@ def sync(path: Path) -> None:
     """Wait until a file is on the disk, so that a power cut after its renaming does not leave it empty."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
+    """The text of a regular file in UTF-8. Raises OSError, and ValueError for another kind of file or a larger one."""
+    if not path.is_file():  # a pipe or a device would be read for ever
+        path.stat()
+        raise ValueError(f"{path}: not a regular file")
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path}: more than {most} bytes")
+    return data.decode("utf-8")

@@ -56,7 +56,7 @@ from scripts.ablation_report import (
     top_of,
     view,
 )
-from scripts.command import Parser, carry_out, natural, progress_bar
+from scripts.command import Parser, add_trust, carry_out, natural, progress_bar
 
 PROGRAM = "ablate.py"
 log = logging.getLogger(PROGRAM)
@@ -84,6 +84,7 @@ def text_of(path: str) -> str:
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_trust(parser)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="change a setting of the model's configuration")
     add(
@@ -203,7 +204,7 @@ class Study:
         self.args, self.cells = args, cells
         self.device = usable_device(args.device)
         self.files = find_weights(*args.weights or (EMBEDDED,))
-        self.settings = read_settings(self.files, configs=args.config, overrides=args.overrides)
+        self.settings = read_settings(self.files, configs=args.config, overrides=args.overrides, trust=args.trust)
         self.method = make_methods(self.settings, self.files, self.device)
         self.weights = {name: provenance.digest(self.files[name]) for name in ("stage_one", "stage_two")}
         self.seeds = range(args.seed, args.seed + args.seeds)

@@ -18,7 +18,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -40,12 +40,13 @@ from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
 from ldm.benchmark.tables import clip_cells, main_cells, markdown
 from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, build_method, find_weights
 from ldm.engine.device import usable_device
-from ldm.engine.jobs import Model, Wishes
+from ldm.engine.jobs import JobOptions, Model
 from ldm.metrics.protocol import Options, measures
+from ldm.printable import printable
 from ldm.report.page import report_of
 from ldm.weights import checkpoint
 from scripts import degrade, upscale
-from scripts.command import Parser, carry_out, first_line, followed, progress_bar
+from scripts.command import Parser, add_trust, carry_out, first_line, followed, progress_bar
 
 PROGRAM = "benchmark.py"
 SETS = ROOT / "configs" / "benchmark"
@@ -62,6 +63,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; `seeds` and `lq` as given, `words` all of it."""
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the model")
+    add_trust(parser)
     add_files(parser.add_argument_group("what is measured"))
     add_measures(parser.add_argument_group("how"))
     upscale.add_settings(parser.add_argument_group("settings of the model (default: what its configuration says)"))
@@ -155,7 +157,7 @@ def add_running(group) -> None:
     add("--no_report", action="store_true", help="leave out the HTML page (default: no)")
 
 
-def read_set(name: str) -> Dataset:
+def read_set(name: str, *, trust: Sequence[str] = ()) -> Dataset:
     """A test set by its name or the path of its YAML. Raises ValueError, naming what there is."""
     path = Path(name)
     if not name.endswith((".yaml", ".yml")):
@@ -164,7 +166,7 @@ def read_set(name: str) -> Dataset:
             near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, n=1))
             raise ValueError(f"got dataset {name!r}, expected a YAML file or one of {', '.join(known)}{near}")
         path = SETS / f"{name}.yaml"
-    settings = config.load(path)
+    settings = config.load(path, trust=trust)
     config.check_target(settings, "benchmark")
     return config.instantiate(settings.benchmark)
 
@@ -278,12 +280,12 @@ def restorer_of(args: argparse.Namespace) -> Restorer:
         method.compile_networks()
     model = Model.of(method, files, settings, device, rounding=upscale.rounding_of(settings))
     memory = upscale.parse_bytes(args.memory) if args.memory else None
-    return Restorer(model, Wishes(save_every=args.save_every, memory=memory), say=say, tell=tell)
+    return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), say=say, tell=tell)
 
 
 def run(args: argparse.Namespace) -> int:
     talk = Talk(say, tell, progress_bar)
-    dataset, own_name = read_set(args.dataset), "mgld-vsr" if args.weights else "embedded"
+    dataset, own_name = read_set(args.dataset, trust=args.trust), "mgld-vsr" if args.weights else "embedded"
     upscaling = bool(args.weights) or not args.results
     if not upscaling and (idle := args.idle + args.overrides):
         raise ValueError(f"got {idle[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
@@ -357,11 +359,11 @@ def make_report(folder: Path) -> None:
 
 
 def say(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn, track
+
+from ldm.printable import printable
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,6 +17,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise ValueError(f"{message} (--help lists the options)")
+
+
+def add_trust(parser: argparse.ArgumentParser) -> None:
+    """The flag by which code of the user may be named in configurations."""
+    what = "let configurations name the classes of a module of yours as targets: its code runs (default: none)"
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=what)
 
 
 def natural(text: str, least: int = 0) -> int:
@@ -24,8 +33,8 @@ def natural(text: str, least: int = 0) -> int:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    """What an error says, in a line without control characters."""
+    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 def followed(items: Iterable, title: str) -> Iterable:
@@ -41,6 +50,7 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[...,
     Every `what` has a line, that of one that is finished where there is one. Without `done` it is one more of `total`.
     """
     console = Console(stderr=True)
+    title = escape(printable(title))
     times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     options = {"console": console, "transient": True, "disable": not console.is_terminal}

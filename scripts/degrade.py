@@ -30,10 +30,11 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
+from ldm.printable import printable
 from ldm.video.sinks import Pictures
 from ldm.video.source import is_visible
 from ldm.video.writing import refuse_input
-from scripts.command import Parser, carry_out, first_line, natural, progress_bar
+from scripts.command import Parser, add_trust, carry_out, first_line, natural, progress_bar
 
 PROGRAM = "degrade.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
@@ -48,6 +49,7 @@ VERSIONS = {  # whose change may change bits
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_trust(parser)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="change a setting of the protocol")
     add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
@@ -74,7 +76,7 @@ def find_protocol(name: str) -> Path:
 
 def read_settings(args: argparse.Namespace):
     """The protocol's configuration with --scale and overrides applied."""
-    settings = config.load(find_protocol(args.protocol), overrides=args.overrides)
+    settings = config.load(find_protocol(args.protocol), overrides=args.overrides, trust=args.trust)
     config.check_target(settings, "degradation")
     if args.scale is not None:
         place = "+degradation.params"
@@ -267,11 +269,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def say(line: str) -> None:
-    print(f"{PROGRAM}: {line}", file=sys.stderr, flush=True)
+    print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm.printable import printable
+
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 PUBLISHED = {  # SHA-256 of files as their authors publish them
@@ -25,7 +27,7 @@ class Finding(NamedTuple):
 
     def line(self) -> str:
         text = f"{self.status:4}  {self.what}: {self.text}" + (f"; to do: {self.fix}" if self.fix else "")
-        return " ".join(text.splitlines())
+        return printable(" ".join(text.splitlines()))
 
 
 def check_weights(args) -> Iterator[Finding]:
@@ -40,7 +42,7 @@ def check_weights(args) -> Iterator[Finding]:
         noted = noted_hashes(folder)
         files = sorted(path for place in (folder, folder / "flownets") if place.is_dir() for path in place.iterdir())
         bad = set()
-        for path in (path for path in files if path.suffix in checkpoint.SUFFIXES):
+        for path in (path for path in files if path.suffix.lower() in checkpoint.SUFFIXES):
             yield (finding := look_at(path, noted.get(path.name)))
             bad |= {path} if finding.status == FAIL else set()
         try:

@@ -17,7 +17,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -39,7 +39,7 @@ from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
-from scripts.command import Parser, carry_out, followed
+from scripts.command import Parser, add_trust, carry_out, followed
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "make_latents.py"
@@ -261,15 +261,16 @@ def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[object, Path]
     if file.parent.name == LAST.parent.name:
         cards.append(file.parent.parent / "config.yaml")  # of its training
     configs = [args.card] if args.card else [path for path in cards if path.is_file()][:1]
-    return assemble.read_settings({}, configs=configs, flow=args.flow, overrides=args.overrides), file
+    chosen = {"configs": configs, "flow": args.flow, "overrides": args.overrides, "trust": args.trust}
+    return assemble.read_settings({}, **chosen), file
 
 
-def read_data(words: list[str] | None) -> Mapping:
+def read_data(words: list[str] | None, trust: Iterable[str] = ()) -> Mapping:
     """The configuration of a training set that --data names; nothing without it."""
     if words is None:
         return {}
     files = [word for word in words if "=" not in word]
-    node = config.load(*files, overrides=[word for word in words if "=" in word])
+    node = config.load(*files, overrides=[word for word in words if "=" in word], trust=trust)
     config.check_target(node, "data.params.train")
     return node
 
@@ -284,7 +285,7 @@ def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[l
         return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(data)["data"]["params"]["train"]}
     cuts = {"part": args.part, "crop": args.crop, "step": args.step}
     if args.input is not None:
-        protocol = load_protocol(args.protocol, args.scale)
+        protocol = load_protocol(args.protocol, args.scale, trust=args.trust)
         draw = partial(generator, args.seed, find_protocol(args.protocol).stem)  # as scripts/degrade.py
         pair = partial(degraded, degradation=config.instantiate(protocol), draw=draw)
         footage = Cutter(sequences_in(args.input), None, pair, unit=math.lcm(unit, args.scale))
@@ -303,10 +304,11 @@ def sequences_in(root: Path) -> list:
     return sequences
 
 
-def load_protocol(word: str, scale: int):
+def load_protocol(word: str, scale: int, *, trust: Iterable[str] = ()):
     """The degradation of a file, or of a name in configs/degradations. Raises ValueError or OSError."""
     place = "+degradation.params"
-    loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"])
+    words = [f"{place}.scale={scale}", f"{place}.size=null"]
+    loaded = config.load(find_protocol(word), overrides=words, trust=trust)
     config.check_target(loaded, "degradation")
     return loaded.degradation
 
@@ -317,7 +319,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"got --{low[0]} {numbers[low[0]]}, a number below 1; expected at least 1")
     if args.seed < 0:
         raise ValueError(f"got --seed {args.seed}, expected a whole number from 0")
-    data = read_data(args.data)
+    data = read_data(args.data, args.trust)
     settings, file = find_weights(args, data)
     method = load_stage_one(settings, file, usable_device(args.device))
     unit = method.autoencoder.downsampling * method.unet.downsampling
@@ -345,6 +347,7 @@ def run(args: argparse.Namespace) -> None:
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_trust(parser)
     add = parser.add_argument
     add("-i", "--input", type=Path, metavar="CLIPS", help="sharp clips: sub-folders of pictures, videos, or one clip")
     add("--protocol", default="realbasicvsr", help="degradation: a name of configs/degradations or a YAML file")

@@ -27,11 +27,12 @@ from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights,
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.finished import DECIDING, MadeOtherwise, finished
 from ldm.engine.flags import flag_words, known_flags
-from ldm.engine.jobs import Job, Model, Options, Tell, find_jobs, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Model, Tell, find_jobs, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
-from scripts.command import Parser, first_line, natural, progress_bar
+from ldm.printable import printable
+from scripts.command import Parser, add_trust, first_line, natural, progress_bar
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -69,6 +70,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; `flags` holds the flags of the model that were given, by name."""
     parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
+    add_trust(parser)
     add_files(parser.add_argument_group("files"))
     add_flags(parser.add_argument_group("settings of the model (default: its configuration); in brackets: families"))
     add_running(parser.add_argument_group("running"))
@@ -127,7 +129,7 @@ def add_running(group) -> None:
 
 def choose_settings(weights: Weights, args: argparse.Namespace):
     """The configuration with preset, flags and overrides applied, in this order."""
-    settings = read_settings(weights, configs=args.config, preset=args.preset)
+    settings = read_settings(weights, configs=args.config, preset=args.preset, trust=args.trust)
     return check_settings(config.override(settings, [*flag_words(settings, args.flags), *args.overrides]))
 
 
@@ -139,10 +141,10 @@ def rounding_of(settings) -> Callable:
     return ROUNDING[word]
 
 
-def options_of(args: argparse.Namespace) -> Options:
+def options_of(args: argparse.Namespace) -> JobOptions:
     """What the command line asks for every clip."""
     names = ("upscale", "seed", "start", "max_frames", "crf", "lossless", "codec", "depth", "overwrite", "keep_work")
-    return Options(
+    return JobOptions(
         **{name: getattr(args, name) for name in (*names, "save_every")},
         memory=parse_bytes(args.memory) if args.memory else None,
         preview=args.preview,
@@ -259,7 +261,7 @@ def warner(program: str) -> Tell:
 
 
 def tell(line: str) -> None:
-    print(line, flush=True)
+    print(printable(line), flush=True)
 
 
 def explain(error: Exception) -> str | None:

@@ -11,18 +11,19 @@ ROOT = Path(__file__).parents[1]
 ROOMS = {
     "paths": "",
     "files": "",
-    "config": "files",
+    "printable": "",
+    "config": "paths files printable",
     "picture": "",
     "video": "",
     "ops": "",
-    "streaming": "",
-    "weights": "files",
+    "streaming": "ops",
+    "weights": "files printable",
     "metrics": "ops",
     "diffusion": "ops",
     "nets": "ops",
     "methods": "ops diffusion nets streaming",
     "training": "ops diffusion nets streaming methods files picture",
-    "engine": "paths files config weights video ops streaming methods",
+    "engine": "paths files printable config weights video ops streaming methods",
     "benchmark": "paths files weights streaming video ops nets metrics methods engine",
     "report": "paths files video ops metrics engine",
 }
@@ -86,7 +87,7 @@ def test_only_config_reads_omegaconf():
     readers = {
         module for module, names in imports_of_all().items() if any(name.split(".")[0] == "omegaconf" for name in names)
     }
-    assert readers == {"ldm.config"}
+    assert {room(module) for module in readers} == {"ldm.config"}
 
 
 def test_the_table_has_no_circle():

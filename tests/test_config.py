@@ -20,8 +20,8 @@ BUILT = ("networks", "flows", "model", "data", "lightning", "method", "degradati
 
 BASE = """
 width: 4
-rate: 1e-3
-list: [1, {deep: 2}]
+learning_rate: 1e-3
+init: [1, {deep: 2}]
 networks:
   linear:
     target: torch.nn.Linear
@@ -117,17 +117,17 @@ def exists(node, key) -> bool:
 
 
 def test_later_files_and_then_overrides_win(base, write):
-    later = write("later.yaml", "width: 8\nextra: yes\n")
-    loaded = config.load(base, later, overrides=["rate=1e-5", "list.1.deep=[7]", "+new.key=text"])
-    assert (loaded.width, loaded.extra, loaded.rate, loaded.new.key) == (8, True, 1e-5, "text")
-    assert loaded.list == [1, {"deep": [7]}] and loaded.networks.linear.params.in_features == 8
+    later = write("later.yaml", "width: 8\ncheckpointing: yes\n")
+    loaded = config.load(base, later, overrides=["learning_rate=1e-5", "init.1.deep=[7]", "+output.key=text"])
+    assert (loaded.width, loaded.checkpointing, loaded.learning_rate, loaded.output.key) == (8, True, 1e-5, "text")
+    assert loaded.init == [1, {"deep": [7]}] and loaded.networks.linear.params.in_features == 8
 
 
 def test_include_is_merged_before_and_found_beside_the_file(write):
-    write("a/common.yaml", "x: 1\ny: 1\nz: {p: 1, q: 1}\n")
-    write("a/sub/more.yaml", "include: ../common.yaml\ny: 2\n")
-    top = write("b/top.yaml", "include: [../a/common.yaml, ../a/sub/more.yaml]\nz: {q: 3}\n")
-    assert config.load(top) == {"x": 1, "y": 2, "z": {"p": 1, "q": 3}}
+    write("a/common.yaml", "seed: 1\nsteps: 1\noutput: {p: 1, q: 1}\n")
+    write("a/sub/more.yaml", "include: ../common.yaml\nsteps: 2\n")
+    top = write("top.yaml", "include: [a/common.yaml, a/sub/more.yaml]\noutput: {q: 3}\n")
+    assert config.load(top) == {"seed": 1, "steps": 2, "output": {"p": 1, "q": 3}}
 
 
 def test_include_in_a_circle_is_refused(write):
@@ -182,7 +182,7 @@ def test_save_keeps_interpolations(base, tmp_path):
         ("num_layers=3", "nearest known is model.params.num_layers"),
         ("model.params.encoder_layer.params.nheads=3", "nearest known is model.params.encoder_layer.params.nhead "),
         ("model={params: {num_layer: 3}}", "model.params.num_layer: no such key; the nearest known is model."),
-        ("list.7=3", "list.7: no such key"),
+        ("init.7=3", "init.7: no such key"),
         ("width.x=3", "width.x: no such key"),
         ("+width.x=3", "width.x: no such key"),
         ("networks.linear.params.in_features.x=3", "is ${width}; override width instead"),
@@ -197,17 +197,17 @@ def test_a_wrong_override_names_the_nearest_key(base, word, says):
 
 
 def test_a_mapping_as_override_changes_only_what_it_names(base):
-    loaded = config.load(base, overrides=["model.params={num_layers: 5}", "+extra={a: {b: 1}}"])
+    loaded = config.load(base, overrides=["model.params={num_layers: 5}", "+output={a: {b: 1}}"])
     assert loaded.model.params.num_layers == 5 and not loaded.model.params.enable_nested_tensor
-    assert loaded.extra.a.b == 1
+    assert loaded.output.a.b == 1
 
 
 def test_merge_and_override_leave_the_first_configuration_as_it_was(base, write):
     first = config.load(base)
-    merged = config.merge(first, write("over.yaml", "width: 8\nmore: {x: 1}\n"))
-    changed = config.override(merged, ["width=16", "more.x=2"])
+    merged = config.merge(first, write("over.yaml", "width: 8\noutput: {x: 1}\n"))
+    changed = config.override(merged, ["width=16", "output.x=2"])
     assert (first.width, merged.width, changed.width) == (4, 8, 16)
-    assert merged.more.x == 1 and changed.more.x == 2 and changed.networks.linear.params.in_features == 16
+    assert merged.output.x == 1 and changed.output.x == 2 and changed.networks.linear.params.in_features == 16
     assert "nearest known is width" in message(config.override, merged, ["widht=3"])
 
 
@@ -217,13 +217,13 @@ def test_merge_and_override_leave_the_first_configuration_as_it_was(base, write)
 def test_children_are_built_first_and_lists_keep_their_form(base):
     built = config.instantiate(config.load(base))
     assert built["model"].layers[1].self_attn.embed_dim == 4 and built["networks"]["linear"].in_features == 4
-    assert built["list"] == [1, {"deep": 2}] and built["rate"] == 1e-3
+    assert built["init"] == [1, {"deep": 2}] and built["learning_rate"] == 1e-3
 
 
 def test_two_places_that_name_one_part_get_an_object_each(write):
-    path = write("x.yaml", BASE + 'a: "${networks.linear}"\nb: "${networks.linear}"\n')
+    path = write("x.yaml", BASE + 'flow: "${networks.linear}"\ndata: "${networks.linear}"\n')
     built = config.instantiate(config.load(path))
-    assert built["a"].in_features == 4 and built["a"] is not built["b"]
+    assert built["flow"].in_features == 4 and built["flow"] is not built["data"]
 
 
 def test_arguments_that_are_built_already_go_to_the_outermost_target():
@@ -233,11 +233,6 @@ def test_arguments_that_are_built_already_go_to_the_outermost_target():
     assert "Linear has no argument 'nets'" in message(config.instantiate, {"target": "torch.nn.Linear"}, nets=inner)
 
 
-def test_a_class_method_can_be_a_target():
-    built = config.instantiate({"target": "collections.OrderedDict.fromkeys", "params": {"iterable": "ab", "value": 1}})
-    assert built == {"a": 1, "b": 1}
-
-
 @pytest.mark.parametrize(
     ("word", "says"),
     [
@@ -245,9 +240,9 @@ def test_a_class_method_can_be_a_target():
         ("+model.params.encoder_layer.params.nhaed=1", "config.model.params.encoder_layer.params.nhaed: .* nhead"),
         ("networks.linear.target=torch.nn.Lniear", r"config\.networks\.linear\.target: .* torch\.nn\.Linear"),
         ("networks.linear.target=ldm.nest.unet.UNet", r"config\.networks\.linear\.target: ldm has .* ldm\.nets"),
-        ("networks.linear.target=troch.Linear", "config.networks.linear.target: there is no module 'troch'"),
+        ("networks.linear.target=troch.Linear", "'troch.Linear' is not a class .*; the nearest known is torch.nn"),
         ("networks.linear.target=Linear", "expected a dotted name"),
-        ("networks.linear.target=math.pi", "expected a class or a function"),
+        ("networks.linear.target=math.pi", "not a class of this project"),
         ("+networks.linear.parms=1", "config.networks.linear: unknown key 'parms' .* params"),
         ("networks.linear.params=[1]", "config.networks.linear.params: got list"),
         ("networks.linear.params=null", "config.networks.linear.params: Linear needs in_features, out_features"),
@@ -275,7 +270,7 @@ def test_the_place_of_a_part_is_its_place_in_the_whole(base):
 def test_an_import_that_fails_inside_the_module_is_not_called_a_typo(write, tmp_path, monkeypatch):
     write("broken_module_of_a_test.py", "import a_package_nobody_has")
     monkeypatch.syspath_prepend(tmp_path)
-    text = message(config.instantiate, {"target": "broken_module_of_a_test.Thing"})
+    text = message(config.instantiate, {"target": "broken_module_of_a_test.Thing"}, trust=["broken_module_of_a_test"])
     assert "cannot be imported" in text and "a_package_nobody_has" in text
 
 
@@ -287,9 +282,9 @@ def test_instantiate_leaves_the_configuration_as_it_was(base):
 
 
 def test_a_list_over_a_mapping_is_one_line(tmp_path):
-    (tmp_path / "a.yaml").write_text("layouts: {x: 1}\n")
-    (tmp_path / "b.yaml").write_text("include: [a.yaml]\nlayouts: [x]\n")
-    (tmp_path / "c.yaml").write_text("layouts: [x]\n")
+    (tmp_path / "a.yaml").write_text("output: {x: 1}\n")
+    (tmp_path / "b.yaml").write_text("include: [a.yaml]\noutput: [x]\n")
+    (tmp_path / "c.yaml").write_text("output: [x]\n")
     with pytest.raises(config.ConfigError, match="does not merge with what it includes"):
         config.load(tmp_path / "b.yaml")
     with pytest.raises(config.ConfigError, match="do not merge"):

@@ -11,7 +11,7 @@ from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
 from ldm.engine.finished import finished
-from ldm.engine.jobs import Job, Model, Options, Tell, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Model, Tell, prepare, restore_job
 from ldm.engine.resume import remove_partials
 from ldm.methods.contract import Progress
 from ldm.ops.resize import resize
@@ -48,7 +48,7 @@ class Restorer:
     """Restores clips with a model, as scripts/upscale.py does; `wishes` but for seed, scale and frames, `say(line)` for
     what cannot be kept, `tell(line)` for what is gone on with."""
 
-    def __init__(self, model: Model, wishes: Options, *, say: Tell, tell: Tell):
+    def __init__(self, model: Model, wishes: JobOptions, *, say: Tell, tell: Tell):
         self.model, self.wishes, self.say, self.tell = model, wishes, say, tell
 
     def restored(self, clip: Clip, output: Path, *, seed: int, scale: int, report: Progress) -> dict:

@@ -11,6 +11,8 @@ from ldm import video
 from ldm.benchmark.checking import check_dataset
 from ldm.video.source import files_in, is_visible, natural_order
 
+BUILDABLE = ("Dataset",)  # what a configuration may name as a target
+
 SHOWN = 5  # names in a message
 GIVEN = "given"  # LQ of unknown making, as it was found
 

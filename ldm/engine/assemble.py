@@ -56,6 +56,7 @@ def load_method(
     configs: Iterable[str | Path] = (),
     preset: str | None = None,
     overrides: Iterable[str] = (),
+    trust: Iterable[str] = (),
     device: str = "cpu",
 ) -> Method:
     """A method with its weights, ready to restore frames; the embedded model where no weights are named.
@@ -66,12 +67,14 @@ def load_method(
             the files belong to.
         preset: the name of a file in configs/FAMILY/presets, merged last.
         overrides: `key.sub=value` words.
+        trust: modules of your own whose classes a configuration may name; their code runs.
         device: where the networks go.
 
     Raises FileNotFoundError, CheckpointError, ConfigError or ValueError, each with one line that says what to do.
     """
     found = find_weights(*weights or (EMBEDDED,), configs=configs)
-    return build_method(read_settings(found, configs=configs, preset=preset, overrides=overrides), found, device=device)
+    settings = read_settings(found, configs=configs, preset=preset, overrides=overrides, trust=trust)
+    return build_method(settings, found, device=device)
 
 
 # ---- families and settings
@@ -82,16 +85,16 @@ def family_cards() -> list[Path]:
     return sorted(CONFIGS.glob(f"*/{CARD}"))
 
 
-def read_model(*paths: str | Path):
+def read_model(*paths: str | Path, trust: Iterable[str] = ()):
     """The merged YAML files of a model, over what its family shares. Raises ConfigError for a missing key."""
-    settings = config.load(*paths)
+    settings = config.load(*paths, trust=trust)
     family = settings.get("family")
     if family is not None:
         shared = CONFIGS / str(family) / FAMILY
         if not re.fullmatch(r"\w+", str(family)) or not shared.is_file():
             known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob(f"*/{FAMILY}")))
             raise config.ConfigError(f"{paths[0]}: got family {family!r}, expected one of {known}")
-        settings = config.load(shared, *paths)
+        settings = config.load(shared, *paths, trust=trust)
     for key in NEEDED:
         if settings.get(key) is None:
             raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
@@ -110,9 +113,10 @@ def read_settings(
     configs: Iterable[str | Path] = (),
     preset: str | None = None,
     overrides: Iterable[str] = (),
+    trust: Iterable[str] = (),
 ):
     """The configuration to restore with; arguments as for `load_method`."""
-    settings = read_model(*([*configs] or [found.card]))
+    settings = read_model(*([*configs] or [found.card]), trust=trust)
     if preset is not None:
         settings = config.merge(settings, find_preset(settings, preset))
     return check_settings(config.override(settings, overrides))

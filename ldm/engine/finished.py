@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from ldm.engine import provenance
 from ldm.engine.jobs import Job, Model, manifest_of
 from ldm.engine.resume import differences
+from ldm.files import read_text
 
 DECIDING = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: what decides frames
 
@@ -23,9 +24,9 @@ def finished(job: Job, model: Model, *, deciding: tuple[str, ...] = DECIDING) ->
     if not (job.output.exists() and beside.is_file()):
         return None
     try:
-        record = json.loads(beside.read_text(encoding="utf-8"))
+        record = json.loads(read_text(beside))
         was = _lasting({key: record[key] for key in deciding})
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise MadeOtherwise(f"{beside}: not a record of an output; remove it and {job.output}") from None
     now = json.loads(json.dumps(manifest_of(job, model)))
     if found := differences(was, _lasting({key: now[key] for key in was})):

@@ -9,7 +9,7 @@ from ldm.weights import checkpoint
 from ldm.weights.fill import renamed
 
 
-def fill(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
+def start_from(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
     """Load files into modules of `model`; what was done, a line each.
 
     An entry is {file, modules} and any of the following. `modules` are filled from the names that begin with `prefix` +

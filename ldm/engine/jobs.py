@@ -26,7 +26,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class JobOptions:
     """What is asked for every clip; `memory` in bytes (None: what is free), `preview` in seconds (None: all).
 
     `skip_finished`: an output that exists may be kept where the same command made it (`ldm.engine.finished`).
@@ -64,7 +64,7 @@ class Job:
     path: Path
     output: Path
     task: Task | None = None
-    options: Options = field(default_factory=Options)
+    options: JobOptions = field(default_factory=JobOptions)
     whole_clip: int = 0
 
 
@@ -130,7 +130,7 @@ def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> l
     return [Job(child, output / names[child]) for child in found][shard[0] - 1 :: shard[1]]
 
 
-def prepare(job: Job, options: Options, *, warn: Tell) -> Job:
+def prepare(job: Job, options: JobOptions, *, warn: Tell) -> Job:
     """Probe the input and try the output before anything is computed; `warn` is told what cannot be kept.
 
     Raises ValueError.

@@ -84,7 +84,10 @@ def restore_parts(
 
 def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Progress) -> dict:
     names = video.png_names(task.source.names[task.start : task.stop])  # of all parts, for they may depend on others
-    with contextlib.closing(_Run(method, task, plan, work.load(), report)) as run:
+    state = work.load()
+    with work.resuming() if state else contextlib.nullcontext():
+        run = _Run(method, task, plan, state, report)
+    with contextlib.closing(run):
         while not run.finished:
             began, path = time.perf_counter(), work.part(len(run.parts))
             frames = run.until_saved(plan.part_frames)

@@ -1,18 +1,23 @@
 """What an output was made of: a JSON beside it, and the check that it still is."""
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import platform
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ldm.files import write_whole
+from ldm.files import read_text, write_whole
+from ldm.printable import printable
 from ldm.video.source import is_visible
 from ldm.weights import checkpoint
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safetensors")
 NAME = "mgld-vsr"
+SLOT = re.compile(r"[a-z][a-z0-9_]{0,40}")  # names of weights in a record
+MOST_NAMES = 1_000_000
 
 
 def versions() -> dict[str, str]:
@@ -35,13 +40,22 @@ def code_digest(package: Path) -> str:
 
 
 def digest(path: Path, names: Iterable[str] = ()) -> str:
-    """The SHA-256 of a file, or over the names and contents of files of a folder (by default all but hidden ones)."""
+    """The SHA-256 of a file, or over the names and contents of files of a folder (by default all but hidden ones).
+
+    Raises OSError for what is neither: a pipe or a device would be read for ever.
+    """
     if not path.is_dir():
-        return checkpoint.sha256(path)
+        return _digest_of_file(path)
     total = hashlib.sha256()
     for name in names or sorted(child.name for child in path.iterdir() if child.is_file() and is_visible(child)):
-        total.update(f"{name}\n{checkpoint.sha256(path / name)}\n".encode())
+        total.update(f"{name}\n{_digest_of_file(path / name)}\n".encode())
     return total.hexdigest()
+
+
+def _digest_of_file(path: Path) -> str:
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
+    return checkpoint.sha256(path)
 
 
 def beside(output: Path) -> Path:
@@ -64,30 +78,40 @@ def is_as_written(output: Path, record: Mapping) -> bool:
 
 
 def verify(path: Path) -> list[tuple[str, str]]:
-    """(what, "as recorded" | "differs" | "not found") for the output, the input and the weights that a JSON names.
+    """(what, "as recorded" | "differs" | "not found") for the output, the input and the weights of a JSON's output.
 
-    The output is looked for beside the JSON, the others where they were named. Raises ValueError for a file that is not
-    such a JSON.
+    The output is the file beside the JSON whose name the JSON's own begins with; the others are looked for where they
+    were named. Raises ValueError for a file that is not such a JSON.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
         entries = {"output": content["output"], "input": content["input"], **content["weights"]}
-        named = {what: (entry["path"], entry["sha256"], entry.get("names", ())) for what, entry in entries.items()}
-        for name, _, names in named.values():
-            Path(name, *names)  # a TypeError unless all of them are words
+        named = {what: _entry(what, entry) for what, entry in entries.items()}
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a record of an output; expected the JSON that lies beside one") from None
     results = []
     for what, (name, expected, names) in named.items():
-        file = path.parent / name if what == "output" else Path(name)
-        results.append((f"{what} {file}", _compared(file, expected, names)))
+        file = path.with_name(path.name.removesuffix(".json")) if what == "output" else Path(name)
+        results.append((printable(f"{what} {file}"), _compared(file, expected, names)))
     return results
+
+
+def _entry(what: str, entry: Mapping) -> tuple[str, str, list[str]]:
+    """(path, hash, names in a folder) of an entry of a record. Raises ValueError, KeyError or TypeError."""
+    if not SLOT.fullmatch(what):
+        raise ValueError("got an unknown entry")
+    path, expected, names = entry["path"], entry["sha256"], entry.get("names") or []
+    if not (isinstance(path, str) and isinstance(expected, str) and isinstance(names, list)):
+        raise TypeError("got values of another kind")
+    if len(names) > MOST_NAMES or not all(isinstance(name, str) and Path(name).name == name for name in names):
+        raise ValueError("got names that are not of files in the folder")
+    return path, expected, names
 
 
 def _compared(file: Path, expected: str, names: Iterable[str]) -> str:
     try:
         return "as recorded" if digest(file, names) == expected else "differs"
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a name with a null byte
         return "not found"

@@ -1,17 +1,22 @@
 """What a training run needs before it starts: settings that make sense, and a checkpoint that it can go on from."""
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 from torch import nn
+
+from ldm.engine.assemble import CARD
+from ldm.printable import printable
+from ldm.weights.safe import check_nested
 
 MAPPINGS = ("model", "data", "lightning", "checkpoints", "pictures")
 LEAST = {"steps": 1, "accumulate": 1, "batch_size": 1, "seed": 0, "checkpoints.every": 1, "pictures.every": 0}
 LARGEST_SEED = 2**32 - 1  # numpy's
 
 
-def check_settings(settings: Mapping) -> None:
+def check_training(settings: Mapping) -> None:
     """Refuse a plain configuration that describes no training. Raises ValueError that names the key."""
     for key in MAPPINGS:
         if not isinstance(settings.get(key), Mapping):
@@ -64,6 +69,31 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def check_run(run: Path) -> None:
+    """Refuse a run's folder that has links in it: what a training writes stays inside. Raises ValueError."""
+    for folder, folders, files in os.walk(run):
+        for name in (*folders, *files):
+            if (path := Path(folder) / name).is_symlink():
+                raise ValueError(f"{printable(path)}: is a link; remove it, or put what it names in its place")
+
+
+def check_export(settings: Mapping, run: Path, words: Iterable[str]) -> None:
+    """Refuse an export that only a run's own configuration asks for if it would replace a file or lie elsewhere.
+
+    `words` are those of the command line; a destination named there is taken. Raises ValueError.
+    """
+    export = settings.get("export")
+    if export is None or any(word.lstrip("+").startswith("export") for word in words):
+        return
+    file = Path(export["file"])
+    inside = file.resolve().is_relative_to(run.resolve().parent)
+    if not inside or any(os.path.lexists(place) for place in (file, file.with_name(CARD))):
+        what = "would replace a file" if inside else f"is not in {run.parent}"
+        raise ValueError(
+            f"{run}: its export {printable(file)} {what}; name export.file=... to allow it, or export=null"
+        )
+
+
 def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None, scheduled: bool) -> None:
     """Refuse a checkpoint that `model` cannot go on from to `steps`. Raises ValueError that names the file.
 
@@ -71,7 +101,12 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
     """
     try:
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        check_nested(saved)
         weights, done, rates = saved["state_dict"], saved["global_step"], saved["lr_schedulers"]
+        if not (isinstance(weights, dict) and _is_whole(done) and all(isinstance(rate, dict) for rate in rates)):
+            raise TypeError("values of another kind")
+        if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
+            raise TypeError("weights of another kind")
     except Exception as error:  # a damaged file stops the reader anywhere
         what = f"{path}: not a whole checkpoint of a training ({type(error).__name__})"
         raise ValueError(f"{what}; name another one with --resume") from None
@@ -81,7 +116,8 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
         raise ValueError(f"{path}: was trained {'without' if ema else 'with'} ema, got ema={ema}; keep it as it was")
     own = model.state_dict()
     if odd := sorted(name for name in {*own, *weights} if _form(own, name) != _form(weights, name)):
-        raise ValueError(f"{path}: {len(odd)} weights are not those of this model, such as {odd[0]}; keep its settings")
+        what = f"{len(odd)} weights are not those of this model, such as {printable(odd[0])}"
+        raise ValueError(f"{path}: {what}; keep its settings")
     if bool(rates) != scheduled:
         was, now = (("a schedule" if some else "no schedule") for some in (rates, scheduled))
         raise ValueError(f"{path}: its learning rate has {was}, got {now}; keep it as it was")

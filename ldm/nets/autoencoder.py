@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ldm.nets.layers import group_norm, regroup
 
+BUILDABLE = ("AutoencoderKL",)  # what a configuration may name as a target
+
 NORM_EPS = 1e-6  # 1e-5 in the U-Net and in the condition encoder
 LOGVAR_RANGE = (-30.0, 20.0)
 

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+BUILDABLE = ("PatchGAN",)  # what a configuration may name as a target
+
 
 class PatchGAN(nn.Module):
     """Image in [-1, 1] -> one realness score per patch (70 x 70 pixels by default); layers are named `main.K`.

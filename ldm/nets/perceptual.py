@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+BUILDABLE = ("LPIPS",)  # what a configuration may name as a target
+
 # VGG16's `features`: convolutions of one block, then the pooling that opens the next one.
 CONVOLUTIONS = (2, 2, 3, 3, 3)
 WIDTH_FACTORS = (1, 2, 4, 8, 8)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from ldm.ops.flow import pixel_grid
 
+BUILDABLE = ("RAFT",)  # what a configuration may name as a target
+
 _LEVELS = 4  # of the correlation pyramid
 _STRIDE = 8  # of the features
 _SMALLEST = _STRIDE * 2 ** (_LEVELS - 1)  # pixels a side: the coarsest level keeps at least one feature

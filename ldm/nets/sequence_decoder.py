@@ -25,6 +25,8 @@ from ldm.nets.autoencoder import (
 from ldm.nets.layers import regroup
 from ldm.nets.temporal import DilatedTemporalConv, TemporalConv, check_clips
 
+BUILDABLE = ("SequenceAutoencoder",)  # what a configuration may name as a target
+
 FUSED_LEVELS = (1, 2)  # half and quarter size, as released
 TEMPORAL_LAYERS = {1: TemporalConv, 2: DilatedTemporalConv}
 

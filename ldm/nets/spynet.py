@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ldm.ops.flow import flow_warp, resize_flow
 
+BUILDABLE = ("SpyNet",)  # what a configuration may name as a target
+
 _LEVELS = 6
 _MULTIPLE = 2 ** (_LEVELS - 1)
 _SMALLEST = 2 * _MULTIPLE  # two pixels a side on the coarsest level; the release fails on sides of up to 32

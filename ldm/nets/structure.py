@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from ldm.nets.attention import AttentionBlock, split_heads
 from ldm.nets.layers import ResBlock, TimeEmbedding, down_path, per_frame, regroup
 
+BUILDABLE = ("StructureEncoder",)  # what a configuration may name as a target
+
 
 class StructureEncoder(nn.Module):
     """Time-aware encoder of the noise-free low-resolution latents; frames do not see one another.

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from ldm.nets.layers import LayerNorm
 
+BUILDABLE = ("FixedContext", "OpenCLIPText")  # what a configuration may name as a target
+
 
 class CausalSelfAttention(nn.Module):
     """Self-attention where a token sees itself and earlier ones; parameters named as in `nn.MultiheadAttention`."""

@@ -20,6 +20,8 @@ from ldm.nets.layers import (
 )
 from ldm.nets.temporal import TemporalConv, check_clips
 
+BUILDABLE = ("UNet",)  # what a configuration may name as a target
+
 # For each numbering of the middle block, the index in `middle_block` of its layers in the order they run:
 # Res, temporal conv, transformer, temporal attention, Res, temporal conv.
 MIDDLE_ORDER = {"released": (0, 1, 2, 3, 4, 5), "repaired": (0, 3, 1, 4, 2, 5)}

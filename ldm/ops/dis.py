@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from ldm.ops.flow import resize_flow
 
+BUILDABLE = ("DISFlow",)  # what a configuration may name as a target
+
 _PRESETS = {
     "ultrafast": cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST,
     "fast": cv2.DISOPTICAL_FLOW_PRESET_FAST,

@@ -10,6 +10,8 @@ from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite, gradient_l1, kl_to_normal
 from ldm.training.optimization import Adam
 
+BUILDABLE = ("AutoencoderTraining",)  # what a configuration may name as a target
+
 
 class AutoencoderTraining(LightningModule):
     """L1 + gradient L1 + KL on single frames. Weights are named `first_stage_model.*`, as in the stage-1 file.

@@ -84,7 +84,22 @@ class StepCheckpoint(ModelCheckpoint):
     """Lightning's, which after a resume forgets that the present step is saved, and saves again in mid-accumulation.
 
     Nor does it say before a validation that there is no such value to choose the best by. Raises ValueError then.
+    Of the checkpoints that a saved state names it takes up, and may later remove, only those in its own folder.
     """
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        kept = {self._own(name): value for name, value in state_dict.get("best_k_models", {}).items()}
+        kept.pop("", None)
+        choose = max if self.mode == "min" else min
+        worst = choose(kept, key=kept.get, default="")
+        own = {key: self._own(state_dict.get(key)) for key in ("best_model_path", "last_model_path")}
+        state = {"best_k_models": kept, "kth_best_model_path": worst, "kth_value": kept.get(worst, self.kth_value)}
+        super().load_state_dict({**state_dict, **state, **own, "dirpath": self.dirpath})
+
+    def _own(self, name: Any) -> str:
+        """The checkpoint of that name in this folder, an empty word where there is none."""
+        path = Path(self.dirpath) / Path(name).name if isinstance(name, str) and name.endswith(".ckpt") else None
+        return str(path) if path is not None and path.is_file() and not path.is_symlink() else ""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         super().on_train_start(trainer, module)

@@ -16,6 +16,8 @@ from ldm.training.diffusion import enlarged
 from ldm.training.losses import GradientDistance
 from ldm.training.optimization import Adam
 
+BUILDABLE = ("StageTwo",)  # what a configuration may name as a target
+
 logger = logging.getLogger(__name__)
 
 DECODER_PARTS = {  # names of what is trained, by choice: beginnings, and parts of which one must be in the name

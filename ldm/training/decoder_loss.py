@@ -15,6 +15,8 @@ from ldm.training.losses import (
     hinge_discriminator,
 )
 
+BUILDABLE = ("DecoderLoss",)  # what a configuration may name as a target
+
 FORMS = ("paper", "released")
 PARTS = ("consistency", "normalisation", "adversarial", "perceptual")  # what differs between the forms
 RELEASED_WEIGHTS = {"l1": 1.0, "perceptual": 0.5, "difference": 0.5, "consistency": 0.5, "adversarial": 0.025}

@@ -16,6 +16,8 @@ from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
+BUILDABLE = ("Objective", "StageOne")  # what a configuration may name as a target
+
 PER = ("frame", "clip")
 TRAINED = ("released", "repaired", "all")
 

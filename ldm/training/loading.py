@@ -8,6 +8,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+BUILDABLE = ("TrainingData",)  # what a configuration may name as a target
+
 ENDLESS = 2**40  # batches: the Trainer stops by its number of steps
 
 

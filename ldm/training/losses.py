@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+BUILDABLE = ("GradientDistance",)  # what a configuration may name as a target
+
 
 def gradient_distances(a: Tensor, b: Tensor, *, scales: int = 3) -> Tensor:
     """Mean L1 between horizontal and vertical differences at `scales` octaves: (n, 3, h, w) -> (n,), one an image."""

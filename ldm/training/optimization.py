@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import nn
 
+BUILDABLE = ("Adam",)  # what a configuration may name as a target
+
 SCHEDULES = ("none", "cosine")
 
 

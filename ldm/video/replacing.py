@@ -1,21 +1,27 @@
 """Outputs that are whole or not there: written under a temporary name beside their own, synchronised, renamed."""
 
 import os
+import secrets
 import shutil
 
 from ldm.video.source import VideoError, is_visible
 
 
 class Replacement:
-    """A file or folder that will take the place of `path`; until then it is built at `partial`, `.NAME.partial-PID`."""
+    """A file or folder that will take the place of `path`; until then it is built at `partial`.
+
+    That is `.NAME.partial-PID-RANDOM`, so that no link can wait there.
+    """
 
     def __init__(self, path, *, overwrite=False):
         self.path, self.overwrite = path, overwrite
-        self.partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
+        self.partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
         self._made = []
 
     def prepare(self):
         """Make the folders above; raises VideoError for a folder in use, OSError where nothing can be written."""
+        if self.path.is_symlink() and self.path.is_dir():
+            raise VideoError(f"{self.path}: is a link to a folder; name the folder itself")
         if self.path.is_dir():
             self._check_folder()
         for parent in [parent for parent in (self.path.parent, *self.path.parent.parents) if not parent.exists()][::-1]:

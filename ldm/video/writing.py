@@ -85,7 +85,7 @@ def refuse_input(path, source):
 class Writer:
     """Takes frames one by one; the output appears under its name only when the `with` block ends without an exception.
 
-    Until then it lies beside it as `.NAME.partial-PID`, which is removed on any exception, KeyboardInterrupt included.
+    Until then it lies beside it as `.NAME.partial-PID-RANDOM`, which is removed on any exception and on Ctrl-C.
     """
 
     def __init__(self, path, size, sink, *, overwrite=False):

@@ -1,29 +1,29 @@
 """Weight files: read without running code from them, loaded strictly, found, written."""
 
 import hashlib
+import logging
 import math
-import re
-import zipfile
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.files import partial
+from ldm.printable import printable
+from ldm.weights.safe import NAMED, SUFFIXES, CheckpointError, check_sizes, check_tensor, content_of
+from ldm.weights.safe import STAND_INS as STAND_INS
 
-PICKLES = (".ckpt", ".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", *PICKLES)
 SHOWN = 3  # names per list in a message
-
-
-class CheckpointError(ValueError):
-    """A weight file that cannot be used; the message is one line that names the file or the entries."""
+CONTAINERS = ("state_dict", "params_ema", "model", "params")  # where trainers put weights; the first that is there
+DEEPEST = 4  # containers within each other
+AVERAGES = "model_ema."
+COMPILED = "_orig_mod"  # what torch.compile puts into names
+CHUNK = 1 << 22  # values that are looked at together
+log = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
@@ -88,100 +88,53 @@ KNOWN_FILES = (
 )
 
 
-class _Inert:
-    """Stands in for what a released checkpoint pickles beside its tensors: takes any arguments, does nothing."""
-
-    def __new__(cls, *args, **kwargs):
-        return object.__new__(cls)
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __setstate__(self, state):
-        pass
-
-
-def _inert(name: str) -> type:
-    module, _, leaf = name.rpartition(".")
-    return type(leaf, (_Inert,), {"__module__": module, "__qualname__": leaf})
-
-
-# Lightning 1.4 keys its callbacks by class, and learning-rate schedulers leave NumPy numbers. Nothing else is allowed.
-STAND_INS = tuple(
-    _inert(name)
-    for name in (
-        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
-        "numpy.core.multiarray.scalar",
-        "numpy._core.multiarray.scalar",
-        "numpy.dtype",
-    )
-)
-
-
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The flat state dict of a weight file, on the CPU, without the `module.` of DataParallel.
+    """The flat state dict of a weight file, on the CPU, without the prefixes of DataParallel and `torch.compile`.
 
-    `.safetensors`, or a pickle (`.ckpt`, `.pth`, `.pt`, `.bin`) of tensors, possibly under `state_dict`, `model` or
-    `params`. No code from the file is run: the few classes that released Lightning 1.4 checkpoints hold beside their
-    tensors become inert stand-ins, any other makes the file refused.
+    Safetensors, or a pickle of tensors, possibly under one of `CONTAINERS`; of several the first is taken, and the log
+    says which. The moving averages of Stable Diffusion's checkpoints (`model_ema.`) are left out. No code from the file
+    runs: the few classes that released Lightning 1.4 checkpoints hold beside their tensors become inert stand-ins, any
+    other makes the file refused.
 
-    Raises FileNotFoundError; CheckpointError for a file that is empty, damaged, foreign or needs more than that.
+    Raises FileNotFoundError; CheckpointError for a file that is empty, damaged, foreign, in pieces, needs more than
+    that, or whose entries claim more values than it holds.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no weight file {path}")
-    if path.suffix not in SUFFIXES:
-        raise CheckpointError(f"{path}: got suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
-    _refuse_stray_text(path)
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    while isinstance(content, Mapping) and (inner := _container(content)) is not None:
-        content = inner
+    content = _contained(content_of(path), path)
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: got {type(content).__name__} without entries, expected names and tensors")
     for name, value in content.items():
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CheckpointError(f"{path}: entry {name!r} is a {type(value).__name__}, expected only tensors")
-    prefix = "module." if all(name.startswith("module.") for name in content) else ""
-    return {name.removeprefix(prefix): value.detach() for name, value in content.items()}
+        check_tensor(name, value, path)
+    check_sizes(content, path)
+    if averages := [name for name in content if name.startswith(AVERAGES)]:
+        log.info("%s: %d averaged weights (%s...) are left out", printable(path), len(averages), AVERAGES)
+    state = {_plain_name(name): value.detach() for name, value in content.items() if not name.startswith(AVERAGES)}
+    if len(state) + len(averages) < len(content):
+        raise CheckpointError(f"{path}: entries differ only by {COMPILED}; it is not clear which to take")
+    if not state:
+        raise CheckpointError(
+            f"{path}: holds only averaged weights ({AVERAGES}...), expected those of the network, too"
+        )
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
+    return state
 
 
-def _container(content: Mapping) -> Mapping | None:
-    return next((content[k] for k in ("state_dict", "model", "params") if isinstance(content.get(k), Mapping)), None)
+def _contained(content: Any, path: Path) -> Any:
+    """The names and tensors in what a file holds."""
+    for _ in range(DEEPEST):
+        found = [key for key in CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
+        if not found:
+            break
+        if len(found) > 1:
+            log.info("%s: takes %s, not %s", printable(path), found[0], ", ".join(found[1:]))
+        content = content[found[0]]
+    return content
 
 
-def _refuse_stray_text(path: Path) -> None:
-    """Failed downloads have telling first bytes."""
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if not head:
-        raise CheckpointError(f"{path}: the file is empty; download or copy it again")
-    if head.startswith(b"version https://git-lfs"):
-        raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
-    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise CheckpointError(f"{path}: a web page, not weights; download the file itself")
-
-
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: damaged or not safetensors: {_line(error)}; copy it again") from error
-
-
-def _read_pickle(path: Path) -> Any:
-    try:
-        with torch.serialization.safe_globals(list(STAND_INS)):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except UnpicklingError as error:
-        forbidden = re.search(r"GLOBAL ([\w.]+)|function (<[^>]*>)", str(error))
-        if forbidden:
-            raise CheckpointError(
-                f"{path}: holds {forbidden[1] or forbidden[2]}, more than weights; nothing of it was run. If you trust "
-                "the file, convert it to safetensors on a machine where running it does no harm"
-            ) from error
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
-    except Exception as error:  # a damaged pickle stops the reader anywhere: KeyError, IndexError, struct.error ...
-        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
+def _plain_name(name: str) -> str:
+    """An entry's name without what `torch.compile` put into it."""
+    return ".".join(part for part in name.split(".") if part != COMPILED) if COMPILED in name else name
 
 
 def load(
@@ -196,8 +149,8 @@ def load(
     `tolerated_missing` and `ignored` are shell patterns of names: entries the network may keep as they are, entries of
     the file nobody takes. Values keep the network's dtype; a network on the meta device takes over the file's tensors.
 
-    Raises CheckpointError listing missing, unexpected and mis-shaped entries with the likely cause, or naming an entry
-    with NaN or infinite values.
+    Raises CheckpointError listing missing, unexpected, mis-shaped and mis-typed entries with the likely cause, or
+    naming an entry with NaN or infinite values.
     """
     slots = {"network": {"": ""}}
     layout = Layout(file=recognise(module.state_dict()) or "", slots=slots, ignored=tuple(ignored))
@@ -222,7 +175,7 @@ def load_slots(
     if unknown := sorted({*modules, *absent} - {*layout.slots}):
         raise ValueError(f"got slot {unknown[0]!r}, expected some of {', '.join(layout.slots)}")
     given = {slot: module for slot, module in modules.items() if module is not None}
-    wanted, report = {}, _Report([], [], [])
+    wanted, report = {}, _Report([], [], [], [])
     taken = {name for name in state if any(fnmatchcase(name, pattern) for pattern in layout.ignored)}
     for slot, prefixes in layout.slots.items():
         if slot in given:
@@ -274,6 +227,7 @@ class _Report(NamedTuple):
     missing: list[str]
     unexpected: list[str]
     mis_shaped: list[str]
+    mis_typed: list[str]
 
     def compare(self, wanted: Mapping[str, Tensor], state: Mapping[str, Tensor], tolerated: Iterable[str]) -> None:
         tolerated = tuple(tolerated)
@@ -283,12 +237,12 @@ class _Report(NamedTuple):
                     self.missing.append(name)
             elif state[name].shape != value.shape:
                 self.mis_shaped.append(f"{name} (file {tuple(state[name].shape)}, network {tuple(value.shape)})")
+            elif state[name].is_floating_point() != value.is_floating_point():
+                self.mis_typed.append(f"{name} (file {_dtype(state[name])}, network {_dtype(value)})")
 
     def line(self, layout: Layout, state: Mapping[str, Tensor], given: Mapping[str, nn.Module]) -> str:
         parts = [
-            f"{len(names)} {kind.replace('_', '-')}: {', '.join(names[:SHOWN])}{', ...' if len(names) > SHOWN else ''}"
-            for kind, names in self._asdict().items()
-            if names
+            f"{len(names)} {kind.replace('_', '-')}: {_first(names)}" for kind, names in self._asdict().items() if names
         ]
         return f"the weights do not fit: {'; '.join(parts)}. {self._cause(layout, state, given)}"
 
@@ -296,6 +250,8 @@ class _Report(NamedTuple):
         kind = recognise(state)
         if kind and layout.file and not kind.startswith(layout.file):
             return f"This looks like {kind}, expected {layout.file}"
+        if self.mis_typed:
+            return "Quantised weights cannot be used; take a file of floating-point numbers"
         if self.mis_shaped and not self.missing and not self.unexpected:
             return "Same names, other widths: wrong configuration for these weights"
         unbuilt = [s for s in slots_held(state, layout) if s not in given]
@@ -309,6 +265,15 @@ class _Report(NamedTuple):
         return "Likely another version of the network, or a configuration with other levels or blocks"
 
 
+def _first(names: list[str]) -> str:
+    """The first names of a list, fit for a message."""
+    return ", ".join(printable(name, NAMED) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
 def recognise(names: Iterable[str]) -> str:
     """The published file that entry names look like, '' if none."""
     text = "\n".join(f"\n{name}" for name in names)
@@ -320,25 +285,32 @@ def recognise(names: Iterable[str]) -> str:
 
 def require_finite(name: str, value: Tensor) -> None:
     """Raise CheckpointError naming an entry that holds NaN or infinity."""
-    if value.is_floating_point() and not value.is_meta and not math.isfinite(value.sum(dtype=torch.float64).item()):
-        bad = int((~value.isfinite()).sum())
-        if bad:
-            raise CheckpointError(f"{name} holds {bad} NaN or infinite values of {value.numel()}; the file is damaged")
+    if not value.is_floating_point() or value.is_meta:
+        return
+    if all(math.isfinite(chunk.sum(dtype=torch.float64).item()) for chunk in value.reshape(-1).split(CHUNK)):
+        return
+    bad = sum(int((~chunk.isfinite()).sum()) for chunk in value.reshape(-1).split(CHUNK))
+    if bad:
+        what = f"{bad} NaN or infinite values of {value.numel()}"
+        raise CheckpointError(f"{printable(name, NAMED)} holds {what}; the file is damaged")
 
 
 def find(folder: str | Path, names: str | Iterable[str]) -> Path:
     """The first weight file in `folder` or its `flownets/` that has one of `names`.
 
-    A name without a known suffix is tried with each, `.safetensors` first. Raises FileNotFoundError listing the names.
+    A name without a known suffix is tried with each, `.safetensors` first; capitals do not matter. Raises
+    FileNotFoundError listing the names.
     """
     folder, names = Path(folder), [names] if isinstance(names, str) else list(names)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to find {' or '.join(names)} in")
-    tried = [n + s for n in names for s in ([""] if n.endswith(SUFFIXES) else SUFFIXES)]
+    tried = [n + s for n in names for s in ([""] if n.lower().endswith(SUFFIXES) else SUFFIXES)]
     for place in (folder, folder / "flownets"):
+        present = {child.name.lower(): child for child in place.iterdir()} if place.is_dir() else {}
         for name in tried:
-            if (place / name).is_file():
-                return place / name
+            found = place / name if (place / name).is_file() else present.get(name.lower())
+            if found is not None and found.is_file():
+                return found
     raise FileNotFoundError(f"{folder} has none of {', '.join(tried)}")
 
 
@@ -356,7 +328,6 @@ def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
         seen.add(memory)
     with partial(path) as temporary:
         save_file(whole, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
-        temporary.chmod(0o644)  # the library writes for its user alone
 
 
 def sha256(path: str | Path) -> str:
@@ -366,7 +337,3 @@ def sha256(path: str | Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _line(error: BaseException) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

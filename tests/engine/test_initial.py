@@ -7,7 +7,7 @@ import torch
 
 from ldm import config
 from ldm.engine.assemble import CONFIGS
-from ldm.engine.initial import fill
+from ldm.engine.initial import start_from
 from ldm.training.diffusion import Objective, StageOne
 from ldm.training.optimization import Adam
 from ldm.weights import checkpoint
@@ -53,7 +53,7 @@ def file(diffusion, tmp_path_factory):
 def test_the_middle_block_of_stable_diffusion_finds_its_places(diffusion, file):
     """Its three layers go to 0, 2 and 4; the release left the last two at random (bug B3)."""
     model = stage_one(100, "released")
-    fill(model, released_entries(file))
+    start_from(model, released_entries(file))
     source, own = diffusion.state_dict(), model.state_dict()
     moved = {"0": "0", "1": "2", "2": "4"}
     place = re.compile(r"(model\.diffusion_model\.middle_block\.)(\d)(\..*)")
@@ -66,7 +66,7 @@ def test_the_middle_block_of_stable_diffusion_finds_its_places(diffusion, file):
 
 def test_all_that_stays_as_built_is_told_with_its_reason(file):
     model, before = stage_one(100, "released"), stage_one(100, "released").state_dict()
-    lines = fill(model, released_entries(file))
+    lines = start_from(model, released_entries(file))
     untouched = [k for k, v in model.state_dict().items() if torch.equal(v, before[k])]
     untouched = [name for name in untouched if name.startswith("model.diffusion_model.")]
     told = [int(number) for line in lines for number in re.findall(r"(\d+) entries .* stay as built: \w+", line)]
@@ -83,12 +83,12 @@ def test_what_is_missing_and_not_tolerated_stops(file, tmp_path):
         model = stage_one(100, "released")
         before = {k: v.clone() for k, v in model.state_dict().items()}
         with pytest.raises(checkpoint.CheckpointError, match="1 missing"):
-            fill(model, released_entries(tmp_path / "less.safetensors"))
+            start_from(model, released_entries(tmp_path / "less.safetensors"))
         assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     extra = {"model.diffusion_model.more.weight": torch.zeros(1)}
     checkpoint.save(tmp_path / "more.safetensors", state | extra)
     with pytest.raises(checkpoint.CheckpointError, match="1 unexpected: more.weight"):
-        fill(stage_one(100, "released"), released_entries(tmp_path / "more.safetensors"))
+        start_from(stage_one(100, "released"), released_entries(tmp_path / "more.safetensors"))
 
 
 def linear_file(path):
@@ -99,12 +99,12 @@ def linear_file(path):
 def test_names_may_begin_otherwise(tmp_path):
     model = torch.nn.ModuleDict({"new": torch.nn.Linear(3, 2)})
     path = linear_file(tmp_path / "x.safetensors")
-    fill(model, [{"file": path, "modules": ["new"], "names": "old."}])
+    start_from(model, [{"file": path, "modules": ["new"], "names": "old."}])
     assert (model["new"].weight == 1).all() and (model["new"].bias == 1).all()
-    fill(model, [{"file": path, "modules": ["new"], "names": "", "ignore": ["other"], "rename": {"old.": ""}}])
+    start_from(model, [{"file": path, "modules": ["new"], "names": "", "ignore": ["other"], "rename": {"old.": ""}}])
     entry = {"file": path, "modules": ["new"], "names": "", "rename": {"old.": ""}}
     with pytest.raises(checkpoint.CheckpointError, match="unexpected: other"):
-        fill(model, [entry])
+        start_from(model, [entry])
 
 
 @pytest.mark.parametrize(
@@ -123,4 +123,4 @@ def test_an_entry_of_another_form_is_refused(tmp_path, entry, says):
     if isinstance(entry, dict) and entry.get("file"):
         entry = {**entry, "file": path}
     with pytest.raises(ValueError, match=says):
-        fill(torch.nn.ModuleDict({"new": torch.nn.Linear(3, 2)}), [entry])
+        start_from(torch.nn.ModuleDict({"new": torch.nn.Linear(3, 2)}), [entry])

@@ -64,7 +64,7 @@ def refused(capfd, folder, words) -> str:
         (1, ["dataroot_gt=nowhere"], "got nowhere, which is not there"),
         (1, ["num_frames=9"], "got only clips of less than 9 frames"),
         (1, ["gt_size=64"], "expected at least 64 pixels a side"),
-        (1, ["+data.params.validation=3"], "got 3 for a dataset"),
+        (1, ["+data.params.validation=3"], "got 3, expected a Dataset"),
         (1, ["lightning.max_steps=3"], "config.lightning.max_steps is set by main.py"),
         (1, ["lightning.precision=17"], "precision"),
         (1, ["lightning.precision=bf16-true"], "got precision bf16-true, expected 32 or bf16-mixed"),

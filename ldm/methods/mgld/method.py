@@ -21,6 +21,7 @@ from ldm.nets.layers import channels_last
 from ldm.ops.padding import pad_to_multiple
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, run_all
 
+BUILDABLE = ("MGLD",)
 NETWORKS = ("unet", "structure", "autoencoder", "sequence_decoder", "text", "flow")
 
 

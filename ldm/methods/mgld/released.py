@@ -21,6 +21,7 @@ from ldm.ops.padding import released_pad
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, Windowed, stack
 
+BUILDABLE = ("ReleasedMGLD",)
 PAD = 32  # the released script pads frames to multiples of this
 
 

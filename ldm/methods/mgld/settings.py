@@ -17,6 +17,7 @@ from ldm.ops import tiling
 from ldm.ops.color import adain_color_fix, wavelet_color_fix
 from ldm.ops.flow import Motion
 
+BUILDABLE = ("Windows", "Sampling", "Decoding")
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
 COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "nofix": lambda content, style: content}
 NORMS = ("auto", "frame", "shared", "tile")

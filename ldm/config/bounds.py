@@ -1,0 +1,59 @@
+"""How large what a configuration describes may become while it is built: a card may ask for a million blocks."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from torch import nn
+from torch.nn.modules import module as registration
+
+from ldm.config.errors import ConfigError
+
+MOST_MODULES = 10_000  # in what is built at once; the largest published networks have some 5,000
+MOST_VALUES = 10**11  # of weights, wherever they are
+MEMORY = Path("/proc/meminfo")
+
+
+@contextlib.contextmanager
+def bounded(place: str) -> Iterator[None]:
+    """Raise ConfigError as soon as networks built in this block have more modules or weights than fit.
+
+    Weights on the meta device take no memory; the others must fit into what is free, where the system says.
+    """
+    count = _Count(place)
+    hooks = (
+        registration.register_module_module_registration_hook(count.module),
+        registration.register_module_parameter_registration_hook(count.parameter),
+    )
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+class _Count:
+    def __init__(self, place: str) -> None:
+        self.place, self.free = place, _free_memory()
+        self.modules = self.values = self.bytes = 0
+
+    def module(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
+        self.modules += 1
+        if self.modules > MOST_MODULES:
+            raise ConfigError(f"{self.place}: has more than {MOST_MODULES} layers")
+
+    def parameter(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is None or nn.parameter.is_lazy(parameter):
+            return
+        self.values += parameter.numel()
+        self.bytes += 0 if parameter.is_meta else parameter.numel() * parameter.element_size()
+        if self.values > MOST_VALUES or self.bytes > (self.free or self.bytes):
+            raise ConfigError(f"{self.place}: has {self.values} weights or more, which do not fit into memory")
+
+
+def _free_memory() -> int | None:
+    """Bytes of memory that are free, None where the system does not say."""
+    if not MEMORY.is_file():
+        return None
+    lines = dict(line.split(":", 1) for line in MEMORY.read_text(encoding="ascii").splitlines() if ":" in line)
+    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None

@@ -1,0 +1,33 @@
+"""The error of a configuration, and the words that its messages share."""
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+SHOWN = 80  # characters of a value or a name in a message
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message is one line that names the place."""
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def nearest(name: Any, known: Iterable[str], *, prefix: str = "") -> str:
+    """The end of a message that names the known word most like `name`; empty where no word is known."""
+    close = difflib.get_close_matches(str(name)[:SHOWN], list(known), n=1, cutoff=0.0)
+    return f"; the nearest known is {prefix}{close[0]}" if close else ""
+
+
+def brief(value: Any) -> str:
+    """A value for a message: short, without control characters; of an object its type."""
+    if isinstance(value, (str, int, float, list, tuple, dict, type(None))):
+        try:
+            text = repr(value)
+        except ValueError:  # a whole number of more digits than Python prints
+            return "a number of thousands of digits"
+        return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
+    return f"a {type(value).__name__}"

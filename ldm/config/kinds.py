@@ -1,0 +1,93 @@
+"""Whether a value is of the kind that an annotation asks for."""
+
+import inspect
+import math
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+NAMES = {
+    int: "a whole number",
+    float: "a number",
+    str: "a word",
+    bool: "true or false",
+    Path: "a word",
+    NoneType: "null",
+}
+LISTS = (list, tuple, Sequence, Iterable, Collection)
+
+
+def signature_of(make: Callable) -> list[inspect.Parameter]:
+    """The parameters of a callable, annotations evaluated where that works; none where it states no signature."""
+    for evaluate in (True, False):
+        try:
+            return list(inspect.signature(make, eval_str=evaluate).parameters.values())
+        except (TypeError, ValueError, NameError, AttributeError):
+            continue
+    return []
+
+
+def choices(annotation: Any) -> tuple:
+    """The members of a union; of any other annotation itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def is_kind(value: Any, annotation: Any) -> bool:
+    """Whether a value is what an annotation says; true for annotations that cannot be checked."""
+    return any(_fits(value, choice) for choice in choices(annotation))
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    origin, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in (Any, inspect.Parameter.empty):
+        return True
+    if origin in (None, NoneType):
+        return value is None
+    if origin is Literal:
+        return isinstance(value, (str, int, NoneType)) and value in inner
+    if origin in NAMES:
+        return _fits_scalar(value, origin)
+    if origin is Callable:
+        return callable(value)
+    if origin in LISTS:
+        return isinstance(value, (list, tuple)) and _all_fit(value, origin, inner)
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(is_kind(v, inner[1]) for v in value.values() if len(inner) == 2)
+    if not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
+        return True
+    return isinstance(value, origin)
+
+
+def _fits_scalar(value: Any, kind: type) -> bool:
+    if isinstance(value, bool) or kind is bool:
+        return isinstance(value, bool) and kind is bool
+    if kind is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    return isinstance(value, str if kind is Path else kind)
+
+
+def _all_fit(values: Sequence, origin: Any, inner: tuple) -> bool:
+    if origin is tuple and inner and inner[-1] is not Ellipsis:
+        return len(values) == len(inner) and all(map(is_kind, values, inner))
+    return not inner or all(is_kind(value, inner[0]) for value in values)
+
+
+def described(annotation: Any) -> str:
+    """What an annotation asks for, in words."""
+    return " or ".join(dict.fromkeys(_described(choice) for choice in choices(annotation) if choice is not NoneType))
+
+
+def _described(annotation: Any) -> str:
+    origin, inner = get_origin(annotation) or annotation, get_args(annotation)
+    if origin in NAMES:
+        return NAMES[origin]
+    if origin is Literal:
+        return f"one of {', '.join(map(str, inner))}"
+    if origin is Callable:
+        return "a target that can be called"
+    if origin in LISTS:
+        return f"a list, each {described(inner[0])}" if inner else "a list"
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return f"a mapping, each {described(inner[1])}" if len(inner) == 2 else "a mapping"
+    return f"a {getattr(origin, '__name__', str(origin))}"

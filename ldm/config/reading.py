@@ -1,0 +1,222 @@
+"""Configuration files: read as data within limits, merged, changed by words of the command line, written.
+
+A file is refused that is larger or deeper than a configuration is, that grows when its references are followed, that
+asks for a resolver such as `${oc.env:NAME}`, or that includes files from elsewhere.
+"""
+
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ldm.config.errors import ConfigError, brief, first_line, nearest
+from ldm.config.references import check_references, names_referenced
+from ldm.config.words import set_words
+from ldm.files import partial
+from ldm.paths import product_folder
+
+PROJECT = product_folder()
+SHIPPED = (PROJECT / "configs", PROJECT / "assets")  # where any file may include from
+MOST_BYTES, MOST_FILES, MOST_VALUES, DEEPEST = 1 << 19, 32, 50_000, 32
+LARGEST = 1 << 63  # whole numbers
+
+# The top-level keys that the commands read, and the variables of the shipped files. A file may hold others only if
+# an interpolation names them.
+KEYS = frozenset(
+    """
+    accumulate batch_size benchmark cfw_weights checkpointing checkpoints data dataroot_gt dataroot_lq dataroot_lt
+    dataroot_sp degradation ema export family flags flow flows gt_size init latents learning_rate lightning
+    lpips_weights meta method model networks num_frames num_workers output perceptual perceptuals photographs pictures
+    scale_factor sd_weights seed steps vgg_weights weights
+    """.split()
+)
+TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts
+
+
+def load(*paths: str | Path, overrides: Iterable[str] = (), trust: Iterable[str] = ()) -> DictConfig:
+    """Merge YAML files left to right, then `key.sub=value` words.
+
+    A file's top-level `include: [other.yaml, ...]` is merged before it: files beside or below the first one, or those
+    that ship with the project (also by their path in `configs/`). An override must name a key that exists; `+key=value`
+    adds one. Interpolations `${networks.unet}` are kept and resolved by `instantiate`, so every place that names one
+    builds its own object. `trust` are modules of the user whose targets `instantiate` may build.
+
+    Raises FileNotFoundError for a missing file, ConfigError for anything else that is wrong in files or overrides.
+    """
+    try:
+        merged = OmegaConf.merge(*[_File(Path(path)).content() for path in paths])
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
+        raise ConfigError(f"{', '.join(map(str, paths))} do not merge: {first_line(error)}") from error
+    return _checked(_changed(OmegaConf.to_container(merged), overrides, trust), paths)
+
+
+def merge(config: DictConfig, path: str | Path) -> DictConfig:
+    """`config` with the YAML file `path` merged over it. Raises as `load`."""
+    try:
+        merged = OmegaConf.merge(config, _File(Path(path)).content())
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
+        raise ConfigError(f"{path} does not merge with the configuration: {first_line(error)}") from error
+    return _checked(_changed(OmegaConf.to_container(merged), (), trusted(config)), [path])
+
+
+def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
+    """A copy of `config` changed by `key.sub=value` words, as `load` takes them. Raises ConfigError."""
+    return _changed(OmegaConf.to_container(config), words, trusted(config))
+
+
+def select(config: DictConfig, key: str) -> Any:
+    """The value at a dotted key, None where there is none."""
+    return OmegaConf.select(config, key)
+
+
+def plain(config: Any) -> dict:
+    """A configuration as dictionaries, lists, numbers and words, references resolved."""
+    return OmegaConf.to_container(config, resolve=True)
+
+
+def save(config: Any, path: str | Path) -> None:
+    """Write a configuration as YAML, interpolations kept, so that `load(path)` gives it back; never half a file."""
+    path = Path(path)
+    with partial(path) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+
+
+def trusted(config: Any) -> tuple[str, ...]:
+    """The modules that a configuration, or the whole that it is a part of, was loaded with as trusted."""
+    flags = config._get_root()._metadata.flags if OmegaConf.is_config(config) else None
+    return tuple(flag.removeprefix(TRUST) for flag in flags or () if flag.startswith(TRUST))
+
+
+def _changed(tree: dict, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
+    """A configuration of `tree`, changed by words."""
+    set_words(tree, words, tuple(trust))
+    check_references(tree)
+    return OmegaConf.create(tree, flags={f"{TRUST}{module}": True for module in trust})
+
+
+def _checked(config: DictConfig, paths: Iterable[str | Path]) -> DictConfig:
+    """The configuration. Raises ConfigError for a top-level key that no command reads and no interpolation names."""
+    used = KEYS | names_referenced(OmegaConf.to_container(config))
+    if unknown := [key for key in config if key not in used]:
+        where = ", ".join(map(str, paths))
+        raise ConfigError(f"{where}: unknown key {brief(unknown[0])}{nearest(unknown[0], used)}")
+    return config
+
+
+class _File:
+    """One file named by the user, with all that it includes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.folders = [folder.resolve() for folder in (path.parent, *SHIPPED)]
+        self.read = 0
+
+    def content(self) -> DictConfig:
+        return self._content(self.path, ())
+
+    def _content(self, path: Path, chain: tuple[Path, ...]) -> DictConfig:
+        """A file with what it includes; `chain` holds the files that led here."""
+        if path.resolve() in [p.resolve() for p in chain]:
+            raise ConfigError(f"{chain[0]}: include goes round in a circle: {' -> '.join(map(str, (*chain, path)))}")
+        if not path.is_file():
+            by = f" (included by {chain[-1]})" if chain else ""
+            raise FileNotFoundError(f"there is no configuration file {path}{by}")
+        self.read += 1
+        if self.read > MOST_FILES:
+            raise ConfigError(f"{self.path}: includes more than {MOST_FILES} files")
+        own = _parsed(path)
+        includes = own.pop("include", None) or []
+        includes = [includes] if isinstance(includes, str) else includes
+        if not (OmegaConf.is_list(includes) or isinstance(includes, list)) or not all(
+            isinstance(name, str) for name in includes
+        ):
+            raise ConfigError(f"{path}: include must be a list of file names, got {brief(plain(includes))}")
+        below = [self._content(self._place(name, path), (*chain, path)) for name in includes]
+        try:
+            return OmegaConf.merge(*below, own)
+        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
+            raise ConfigError(f"{path} does not merge with what it includes: {first_line(error)}") from error
+
+    def _place(self, name: str, by: Path) -> Path:
+        """Where an included file is: beside the file that names it, else among the shipped ones."""
+        beside = by.parent / name
+        for place in (beside, SHIPPED[0] / name):
+            if place.is_file() or place is beside and not (SHIPPED[0] / name).is_file():
+                break
+        if any(place.resolve().is_relative_to(folder) for folder in self.folders):
+            return place
+        where = f"{self.path.parent} or the shipped configs"
+        raise ConfigError(f"{by}: include {brief(name)} is not below {where}; name that file on the command line, too")
+
+
+def _parsed(path: Path) -> DictConfig:
+    """The mapping in one file."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
+    try:
+        text = data.decode("utf-8")
+        _check_depth(text, path)
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        if not isinstance(root, yaml.MappingNode):
+            raise ConfigError(f"{path}: not a YAML mapping: expected `key: value` lines at the top level")
+        _check_size(root, path)
+        loaded = OmegaConf.load(io.StringIO(text))
+    except ConfigError:
+        raise
+    except RecursionError:
+        raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or first_line(error)}") from error
+    except (yaml.YAMLError, ValueError, TypeError, OverflowError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{path}: not a YAML mapping: {first_line(error)}") from error
+    _check_values(OmegaConf.to_container(loaded), path)
+    return loaded
+
+
+def _check_depth(text: str, path: Path) -> None:
+    """Refuse deep nesting before it is read further, which takes time that grows with its square."""
+    depth = 0
+    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST + 1:
+            raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
+
+
+def _check_size(root: yaml.Node, path: Path) -> None:
+    """Refuse a file whose anchors, followed, hold more or deeper values than a configuration does."""
+    known: dict[int, tuple[int, int]] = {}
+
+    def measured(node: yaml.Node, above: tuple[int, ...]) -> tuple[int, int]:
+        """(values, levels) of a node."""
+        if id(node) in above:
+            raise ConfigError(f"{path}: an anchor holds itself")
+        if id(node) not in known:
+            pairs = node.value if isinstance(node, yaml.MappingNode) else ()
+            children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
+            sizes = [measured(child, (*above, id(node))) for child in children]
+            known[id(node)] = 1 + sum(n for n, _ in sizes), 1 + max((level for _, level in sizes), default=0)
+        return known[id(node)]
+
+    values, levels = measured(root, ())
+    if levels > DEEPEST + 1:
+        raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
+    if values > MOST_VALUES:
+        raise ConfigError(f"{path}: more than {MOST_VALUES} values, expected a configuration")
+
+
+def _check_values(node: Any, path: Path) -> None:
+    """Refuse numbers that no setting has: whole ones of more than 64 bits."""
+    if isinstance(node, Mapping):
+        node = [*node, *node.values()]
+    if isinstance(node, list):
+        for child in node:
+            _check_values(child, path)
+    elif isinstance(node, int) and abs(node) >= LARGEST:
+        raise ConfigError(f"{path}: holds a whole number of {node.bit_length()} bits, expected at most 64")

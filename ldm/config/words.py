@@ -1,0 +1,192 @@
+"""`key.sub=value` words of the command line, each taken as what its key expects.
+
+Where a setting is a word, what was typed is the word (`011`, `no`, `12:30`, `a #1`); `null` stands for nothing, and
+quotes may surround it. Elsewhere numbers, true, false, lists and mappings are read as in YAML, but a number with
+leading zeros stays a word, and nothing begins a comment.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_origin
+
+import yaml
+
+from ldm.config.errors import ConfigError, brief, nearest
+from ldm.config.kinds import LISTS, choices, signature_of
+from ldm.config.targets import find_target
+
+SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NOTHING = ("", "null", "~")
+ITEM = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]*)\s*(?:,|$)""")
+HASH = "\ue000"  # in place of a "#" that would begin a comment
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its surprises: 011 is no octal number, 12:30 no number to the base 60, yes and no are words."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("(?i:true|false)$"), list("tTfF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("(~|(?i:null)|)$"), ["~", "n", "N", ""])
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile("[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?((0|[1-9][0-9]*)?\.[0-9]+|(0|[1-9][0-9]*)\.)([eE][-+]?[0-9]+)?$|[-+]?[1-9][0-9]*[eE][-+]?[0-9]+$"
+               r"|[-+]?\.(inf|nan)$"),
+    list("-+.0123456789"),
+)  # fmt: skip
+
+
+def set_words(tree: dict, words: Iterable[str], trust: Sequence[str] = ()) -> None:
+    """Change a configuration by words. Raises ConfigError."""
+    for word in words:
+        key, equals, text = word.partition("=")
+        if not equals or not key.lstrip("+"):
+            raise ConfigError(f"got override {brief(word)}, expected key=value")
+        keys = key.removeprefix("+").split(".")
+        value = _value(text, _expected(tree, keys, trust), word)
+        _set(tree, keys, value, add=key.startswith("+"))
+
+
+def _expected(tree: dict, keys: list[str], trust: Sequence[str]) -> Any:
+    """The annotation of a setting: that of its argument, otherwise the type of its present value, None if open."""
+    node: Any = tree
+    annotation, arguments = None, None
+    for key in keys:
+        annotation, arguments = _inside(annotation, key) if arguments is None else arguments.get(key), None
+        if key == "params" and isinstance(node, dict) and "target" in node:
+            arguments = _annotations(node["target"], trust)
+        index = _index(node, key)
+        node = None if index is None else node[index]
+    return _type_of(node) if annotation is None else annotation
+
+
+def _annotations(target: Any, trust: Sequence[str]) -> dict[str, Any]:
+    """The annotations of a target's parameters."""
+    try:
+        parameters = signature_of(find_target(target, "", trust))
+    except ConfigError:  # said when it is built
+        return {}
+    return {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
+
+
+def _inside(annotation: Any, key: str) -> Any:
+    """The annotation of an entry of a list or mapping."""
+    for choice in choices(annotation):
+        origin, inner = get_origin(choice), get_args(choice)
+        if isinstance(origin, type) and issubclass(origin, Mapping) and len(inner) == 2:
+            return inner[1]
+        if origin in LISTS and inner and key.isdecimal():
+            return inner[0]
+    return None
+
+
+def _type_of(value: Any) -> Any:
+    """The annotation that a present value suggests, None where it suggests none."""
+    if isinstance(value, str):
+        return None if value.startswith("${") else str
+    if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
+        return list[str]
+    return type(value) if isinstance(value, (bool, int, float)) else None
+
+
+def _value(text: str, expected: Any, word: str) -> Any:
+    """What a typed value means where `expected` is wanted."""
+    kinds = [kind for kind in choices(expected) if kind is not NoneType]
+    if text.strip() in NOTHING:
+        return None
+    if text.startswith("${"):
+        return text
+    if kinds and all(kind in (str, Path) for kind in kinds):
+        return _unquoted(text)
+    if text.startswith("[") and text.endswith("]") and kinds and all(kind is str or _is_words(kind) for kind in kinds):
+        return [_unquoted(item) for item in _items(text[1:-1], word)]
+    if bool in kinds and text.strip().lower() in SWITCHES:
+        return SWITCHES[text.strip().lower()]
+    if int in kinds and str not in kinds and text.strip().isdecimal():
+        return int(text)
+    return _typed(text, word)
+
+
+def _is_words(kind: Any) -> bool:
+    return get_origin(kind) in LISTS and get_args(kind) in ((str,), (str, ...))
+
+
+def _items(text: str, word: str) -> Iterator[str]:
+    place = 0
+    while text[place:].strip():
+        match = ITEM.match(text, place)
+        if match is None:
+            raise ConfigError(f"override {brief(word)}: {brief(text)} is not a list of words")
+        yield match[1].strip()
+        place = match.end()
+
+
+def _unquoted(text: str) -> str:
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+    return text[1:-1] if quoted else text
+
+
+def _typed(text: str, word: str) -> Any:
+    """A value read as YAML, without comments; what is no list, mapping or quoted word is a word in any case."""
+    try:
+        value = yaml.load(re.sub(r"(?<=\s)#", HASH, text), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
+        if text[0] in "[{\"'&*!":
+            raise ConfigError(f"override {brief(word)}: {brief(text)} is not a YAML value") from error
+        return text
+    return text if isinstance(value, dict) and text[0] != "{" else _with_hashes(value)
+
+
+def _with_hashes(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {_with_hashes(key): _with_hashes(child) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_with_hashes(child) for child in value]
+    return value.replace(HASH, "#") if isinstance(value, str) else value
+
+
+def _set(tree: dict, keys: list[str], value: Any, *, add: bool) -> None:
+    """Set one value; a mapping given for a mapping changes only the keys it names, and those must exist too."""
+    node: Any = tree
+    for depth, key in enumerate(keys):
+        index = _index(node, key)
+        if index is None:
+            if isinstance(node, str) and node.startswith("${"):
+                here = ".".join(keys[:depth])
+                raise ConfigError(f"override {'.'.join(keys)}: {here} is {node}; override {node[2:-1]} instead")
+            if not add or not isinstance(node, dict):
+                raise ConfigError(f"override {'.'.join(keys)}: no such key{_nearest_path('.'.join(keys), tree)}")
+            index, node[key] = key, {}
+        parent, node = node, node[index]
+    if isinstance(value, dict) and value and isinstance(node, dict) and node:
+        for key, child in value.items():
+            _set(tree, [*keys, str(key)], child, add=add)
+    else:
+        parent[index] = value
+
+
+def _index(node: Any, key: str) -> Any:
+    """How `key` is found in a mapping or list, None where it is not there."""
+    if isinstance(node, dict):
+        return next((k for k in node if str(k) == key), None)
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        return int(key)
+    return None
+
+
+def _paths(node: Any, prefix: str = "") -> Iterator[str]:
+    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in pairs:
+        yield f"{prefix}{key}"
+        yield from _paths(child, f"{prefix}{key}.")
+
+
+def _nearest_path(key: str, tree: dict) -> str:
+    """The known key an override may have meant: one that ends alike before one that looks alike."""
+    known, leaf = list(_paths(tree)), key.rsplit(".", 1)[-1]
+    same_leaf = [p for p in known if p.rsplit(".", 1)[-1] == leaf]
+    return nearest(key, same_leaf or known) + " (a leading + adds a key)"

@@ -1,0 +1,170 @@
+"""What a weight file holds, read as data: no code of it runs, and nothing in it asks for more memory than it has bytes.
+
+Two formats: safetensors, and a pickle of tensors as `torch.save` writes it.
+"""
+
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ldm.printable import printable
+
+PICKLES = (".ckpt", ".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", *PICKLES)
+SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+")
+NAMED = 120  # characters of the name of an entry in a message
+SHARING = 4  # times the file's size that all its entries may take where they share memory (tied weights)
+
+
+class CheckpointError(ValueError):
+    """A weight file that cannot be used; the message is one line that names the file or the entries."""
+
+
+class _Inert:
+    """Stands in for what a released checkpoint pickles beside its tensors: takes any arguments, does nothing."""
+
+    def __new__(cls, *args, **kwargs):
+        return object.__new__(cls)
+
+    def __init__(self, *args, **kwargs):
+        pass
+
+    def __setstate__(self, state):
+        pass
+
+
+def _inert(name: str) -> type:
+    module, _, leaf = name.rpartition(".")
+    return type(leaf, (_Inert,), {"__module__": module, "__qualname__": leaf})
+
+
+# Lightning 1.4 keys its callbacks by class, and learning-rate schedulers leave NumPy numbers. Nothing else is allowed.
+STAND_INS = tuple(
+    _inert(name)
+    for name in (
+        "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+        "numpy.core.multiarray.scalar",
+        "numpy._core.multiarray.scalar",
+        "numpy.dtype",
+    )
+)
+
+
+def content_of(path: Path) -> Any:
+    """The object in a weight file, tensors on the CPU. Raises FileNotFoundError and CheckpointError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no weight file {path}")
+    if path.name.lower().endswith(".index.json"):
+        raise CheckpointError(f"{path}: the list of a file in several pieces; merge them into one .safetensors first")
+    if path.suffix.lower() not in SUFFIXES:
+        raise CheckpointError(f"{path}: got suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
+    if shard := SHARD.search(path.name):
+        number, count = int(shard[1]), int(shard[2])
+        raise CheckpointError(f"{path}: piece {number} of {count}; merge the pieces into one .safetensors first")
+    return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
+
+
+def check_tensor(name: str, value: Any, path: Path) -> None:
+    """Raise CheckpointError unless an entry is an ordinary tensor with all its values in the file."""
+    what = f"{path}: entry {printable(repr(name), NAMED)}"
+    if not isinstance(name, str) or not isinstance(value, Tensor):
+        raise CheckpointError(f"{what} is a {type(value).__name__}, expected only tensors")
+    if value.is_meta:
+        raise CheckpointError(f"{what} holds no values")
+    if value.layout is not torch.strided or value.is_quantized or value.is_nested:
+        raise CheckpointError(f"{what} is sparse, quantised or nested, expected an ordinary tensor")
+    wanted, held = value.numel() * value.element_size(), value.untyped_storage().nbytes()
+    if wanted > held:
+        raise CheckpointError(f"{what} has {wanted} bytes of values, but the file holds {held} for it")
+
+
+def check_nested(content: Any) -> None:
+    """Raise ValueError where a tensor somewhere in dictionaries and lists claims more values than the file holds."""
+    waiting, seen = [content], set()
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, Tensor):
+            if node.is_meta or node.layout is not torch.strided or node.is_quantized or node.is_nested:
+                raise ValueError("not an ordinary tensor")
+            if node.numel() * node.element_size() > node.untyped_storage().nbytes():
+                raise ValueError("a tensor larger than its values")
+        elif isinstance(node, (dict, list, tuple)) and id(node) not in seen:
+            seen.add(id(node))
+            waiting += node.values() if isinstance(node, dict) else node
+
+
+def check_sizes(content: Mapping[str, Tensor], path: Path) -> None:
+    """Raise CheckpointError where the entries together take many times the bytes of the file."""
+    total, held = sum(value.numel() * value.element_size() for value in content.values()), path.stat().st_size
+    if total > SHARING * held:
+        raise CheckpointError(f"{path}: its entries take {total} bytes, {held} are in the file; not used")
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Whether a file is safetensors. Raises CheckpointError for a wrong suffix and for a failed download."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    text = head.lstrip().lower()
+    if not text:
+        raise CheckpointError(f"{path}: the file is empty; download or copy it again")
+    if text.startswith(b"version https://git-lfs"):
+        raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise CheckpointError(f"{path}: a web page, not weights; download the file itself")
+    named = path.suffix.lower() == ".safetensors"
+    if named and head.startswith((b"PK", b"\x80")):
+        raise CheckpointError(f"{path}: holds a pickle, not safetensors; name it {path.with_suffix('.ckpt').name}")
+    if not named and head[7:10] == b'\0{"':
+        raise CheckpointError(f"{path}: holds safetensors; name it {path.with_suffix('.safetensors').name}")
+    return named
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, AttributeError) as error:
+        raise CheckpointError(f"{path}: damaged or not safetensors: {_line(error)}; copy it again") from error
+    except MemoryError:
+        raise CheckpointError(f"{path}: {path.stat().st_size} bytes do not fit into memory") from None
+
+
+def _read_pickle(path: Path) -> Any:
+    zipped = zipfile.is_zipfile(path)
+    try:
+        if zipped:
+            refuse_inflating(path)
+        with torch.serialization.safe_globals(list(STAND_INS)):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+    except CheckpointError:
+        raise
+    except UnpicklingError as error:
+        forbidden = re.search(r"GLOBAL ([\w.]+)|function (<[^>]*>)", str(error))
+        if forbidden:
+            named = printable(forbidden[1] or forbidden[2], NAMED)
+            raise CheckpointError(
+                f"{path}: holds {named}, more than weights; nothing of it was run. If you trust "
+                "the file, convert it to safetensors on a machine where running it does no harm"
+            ) from error
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
+    except Exception as error:  # a damaged pickle stops the reader anywhere: KeyError, IndexError, struct.error ...
+        raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
+
+
+def refuse_inflating(path: Path) -> None:
+    """Raise CheckpointError for an archive whose members take more bytes than the archive."""
+    with zipfile.ZipFile(path) as archive:
+        total = sum(member.file_size for member in archive.infolist())
+    if total > path.stat().st_size:
+        raise CheckpointError(f"{path}: unpacks to {total} bytes, expected an archive without compression")
+
+
+def _line(error: BaseException) -> str:
+    return printable(next(iter(str(error).strip().splitlines()), type(error).__name__), 200)
