@@ -36,58 +36,80 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def memory_budget(device: str) -> int | None:
+    """Bytes that this process can use on a device, what it uses now included; None where the system does not tell.
+
+    On the CPU: what is available of the machine, or of the container it runs in, and the process's own memory. Pages of
+    files it has mapped, such as weights, are available already and are not counted twice.
+    """
+    if device.startswith("cuda"):
+        return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    free = free_memory(device)
+    return None if free is None else free + _status("RssAnon") + _status("RssShmem")
+
+
 def free_memory(device: str) -> int | None:
-    """Bytes that can be taken on a device: of the machine, or of the container it runs in; None where nobody says."""
+    """Bytes that are free on a device: of the machine, or of the container; None where the system does not tell."""
     if device.startswith("cuda"):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch gives it out again
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = []
-    with contextlib.suppress(OSError, ValueError, KeyError):
-        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
-        free.append(int(dict(line.split(":") for line in lines)["MemAvailable"].split()[0]) * 1024)
-    for limit, used in (
-        ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-        ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    free = [_table("/proc/meminfo").get("MemAvailable", 0) * 1024]
+    for folder, limit, used in (
+        ("/sys/fs/cgroup", "memory.max", "memory.current"),
+        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
         with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-            free.append(int(Path(limit).read_text()) - int(Path(used).read_text()))
+            left = int(Path(folder, limit).read_text(encoding="ascii"))
+            left -= int(Path(folder, used).read_text(encoding="ascii"))
+            pages = _table(f"{folder}/memory.stat")  # of files: the kernel takes them back where they are needed
+            free.append(left + pages.get("inactive_file", 0) + pages.get("active_file", 0))
+    free = [value for value in free if value]
     return max(min(free), 0) if free else None
 
 
-def give_back_memory() -> None:
-    """Have the C library return what was freed to the system, where it can: short-lived threads leave gaps behind."""
+def _table(path: str) -> dict[str, int]:
+    """The numbers of a file with lines such as `MemAvailable: 800 kB` or `active_file 800`; empty where it is missing."""
+    with contextlib.suppress(OSError):
+        lines = (line.replace(":", " ").split() for line in Path(path).read_text(encoding="ascii").splitlines())
+        return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
+    return {}
+
+
+def _status(key: str) -> int:
+    """Bytes of this process that /proc names so; 0 where there is none."""
+    return _table("/proc/self/status").get(key, 0) * 1024
+
+
+def return_memory() -> None:
+    """Have the C library return freed memory to the system, where it can.
+
+    glibc keeps freed maps of up to 32 MiB in its arenas, and each short-lived thread has an arena of its own.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Peak:
-    """The largest amount of memory in use since `reset`: resident on the CPU, allocated on CUDA. None: nobody says."""
+    """The largest amount of memory in use since `reset`: resident on the CPU, allocated on CUDA."""
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     def reset(self) -> int:
-        """Start anew; returns what is in use now."""
+        """Forget the peak so far; returns the bytes in use now."""
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
             return torch.cuda.memory_allocated(self.device)
-        give_back_memory()  # what was freed and is still resident would hide the next peak
+        return_memory()  # what was freed and is still resident would hide the next peak
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        return self._status("VmRSS")
+        return _status("VmRSS")
 
     def read(self) -> int:
-        """The peak in bytes; 0 where the system does not tell."""
+        """The peak in bytes; 0 where the system has no such counter."""
         if self.device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self.device)
-        return self._status("VmHWM")
-
-    @staticmethod
-    def _status(key: str) -> int:
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-            return int(dict(line.split(":", 1) for line in lines)[key].split()[0]) * 1024
-        return 0
+        return _status("VmHWM")
 
 
 def is_out_of_memory(error: BaseException) -> bool:

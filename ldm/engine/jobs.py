@@ -11,7 +11,7 @@ from pathlib import Path
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import Weights, build_method, weight_files
-from ldm.engine.device import Peak, free_memory, hardware
+from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import DamagedInput, Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_spare
 from ldm.engine.resume import WorkFolder, plan_begun_with, remove
@@ -245,15 +245,13 @@ def plan_for(job: Job, model: Model, tell: Tell) -> tuple[Plan, int | None]:
     method, request = model.method, job.task.request
     plan = Plan(method.levers()[0], job.options.save_every)
     begun = resumed_plan(method, plan_begun_with(job.output), part_frames=job.options.save_every)
-    used = Peak(model.device).reset()
     costs = measured_costs(method, signature=_signature(model), cache=cache_folder())
 
     def predict(plan: Plan) -> int | None:
         need = predicted_peak(method, plan, costs, request)
         return None if need is None else with_spare(need + model.resident)
 
-    free = free_memory(model.device)
-    budget = job.options.memory or (free + used if free is not None else 10**15)
+    budget = job.options.memory or memory_budget(model.device) or 10**15
     plan, predicted = (begun, predict(begun)) if begun is not None else fitting_plan(method, plan, budget, predict)
     peak = "its peak is not predicted"
     if predicted is not None:

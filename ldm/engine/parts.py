@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm import video
-from ldm.engine.device import give_back_memory, is_out_of_memory
+from ldm.engine.device import return_memory, is_out_of_memory
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.contract import Method, Progress, Request, silent
@@ -153,7 +153,7 @@ class _Run:
     def _pictures(self, frames: Iterable[Frame]) -> Iterator[Tensor | np.ndarray]:
         for frame in frames:
             yield self._picture(frame)
-            give_back_memory()
+            return_memory()
 
     def _picture(self, frame: Frame) -> Tensor | np.ndarray:
         """A restored frame as the writer takes it, with its transparency enlarged where it has one."""

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from ldm.engine import device
-from ldm.engine.device import Peak, free_memory, is_out_of_memory
+from ldm.engine.device import Peak, free_memory, is_out_of_memory, memory_budget
 from ldm.engine.plan import (
     Plan,
     fitting_plan,
@@ -55,6 +55,10 @@ def test_free_memory_minds_the_limit_of_a_container(monkeypatch, tmp_path):
     assert free_memory("cpu") == 800 * 1024
     files["/sys/fs/cgroup/memory.max"] = "301000\n"
     assert free_memory("cpu") == 300_000
+    files["/sys/fs/cgroup/memory.stat"] = "anon 7\ninactive_file 20000\nactive_file 4000\n"
+    assert free_memory("cpu") == 324_000, "pages of files are given back"
+    files["/proc/self/status"] = "VmRSS:\t99 kB\nRssAnon:\t10 kB\nRssFile:\t50 kB\nRssShmem:\t1 kB\n"
+    assert memory_budget("cpu") == 324_000 + 11 * 1024, "mapped files are free already"
     files.clear()
     assert free_memory("cpu") is None
 
