@@ -1,6 +1,7 @@
 """A clip in parts: what it leaves to the next clip, what a failure sets free, and how images of all parts are named."""
 
 import gc
+import shutil
 import threading
 import time
 import weakref
@@ -15,6 +16,8 @@ from ldm.engine.parts import Task, prefetched, restore_parts
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.mgld.codec import Codec
+from ldm.streaming.pipeline import Each, Pipeline, Scenes
+from ldm.streaming.scene import WholeScene
 from tests.methods.toy import pixelwise
 
 TILES = ("windows.tile=8", "windows.tile_overlap=2", "decoding.windows.tile=12", "decoding.windows.tile_overlap=4")
@@ -116,3 +119,64 @@ def test_an_error_ahead_does_not_hold_itself():
         assert seen[0]() is None
     finally:
         gc.enable()
+
+
+# ---- units of work over scenes
+
+
+class Backwards:
+    """A method that goes over the whole scene twice, from behind and from before, frame by frame."""
+
+    device = torch.device("cpu")
+
+    def levers(self):
+        return [None]
+
+    def stream(self, request, levers=None, progress=None):
+        def unit(frames, k):
+            backwards, place = k < len(frames), k % len(frames)
+            place = len(frames) - 1 - place if backwards else place
+            other = place + (1 if backwards else -1)
+            progress("passes", k, 2 * len(frames))
+            value = frames[place].values.get("sr", frames[place]["lq"].float() / 255)
+            neighbour = frames[other].values.get("sr", value) if 0 <= other < len(frames) else value
+            return {place: frames[place].put(sr=0.75 * value + 0.25 * neighbour)}
+
+        passes = WholeScene(lambda count: 2 * count, unit)
+        finish = Each(lambda frame: frame.without("lq"))
+        return Pipeline([Scenes(lambda before, frame: (frame.number == 9, frame)), passes, finish])
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stops", [1, 3, 5, 8, 13])
+def test_work_over_scenes_is_saved_unit_by_unit(task, tmp_path, stops):
+    """Killed after every `stops` savings: the same frames, and no unit is done twice but those that were not saved."""
+    with WorkFolder(tmp_path / "out", {}) as work:
+        state, _ = restore_parts(Backwards(), task, work, Plan(None, 2))
+        expected = [(work.parts / name).iterdir() for name in state["parts"]]
+        expected = {file.name: file.read_bytes() for files in expected for file in files}
+    shutil.rmtree(work.path)
+    units, save = [], WorkFolder.save
+
+    def killed(work, state):
+        save(work, state)
+        killed.saved += 1
+        if killed.saved == stops:
+            raise Killed
+
+    for _ in range(100):
+        killed.saved = 0
+        with WorkFolder(tmp_path / "out", {}) as work, pytest.MonkeyPatch.context() as patched:
+            patched.setattr(WorkFolder, "save", killed)
+            try:
+                report = lambda stage, done, total: units.append(done)  # noqa: E731
+                state, _ = restore_parts(Backwards(), task, work, Plan(None, 2), report=report)
+                break
+            except Killed:
+                continue
+    made = [(work.parts / name).iterdir() for name in state["parts"]]
+    assert {file.name: file.read_bytes() for files in made for file in files} == expected
+    assert len(units) == 2 * 15 and len(expected) == 15
