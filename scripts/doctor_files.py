@@ -5,8 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from ldm.printable import printable
-
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 PUBLISHED = {  # SHA-256 of files as their authors publish them
@@ -26,6 +24,8 @@ class Finding(NamedTuple):
     fix: str = ""
 
     def line(self) -> str:
+        from ldm.printable import printable
+
         text = f"{self.status:4}  {self.what}: {self.text}" + (f"; to do: {self.fix}" if self.fix else "")
         return printable(" ".join(text.splitlines()))
 

@@ -7,8 +7,10 @@ import pkgutil
 import pytest
 import torch
 
+import main
 from ldm import config
 from ldm.engine.assemble import EMBEDDED
+from scripts import degrade, upscale
 
 DIS = "ldm.ops.dis.DISFlow"
 ADAM = "ldm.training.optimization.Adam"
@@ -247,3 +249,31 @@ def test_what_is_declared_buildable_is_defined_there():
                 assert (made.__module__, made.__qualname__) == (info.name, name)
                 declared += 1
     assert declared > 20
+
+
+STAGE = """
+class Invert:
+    def __init__(self, *, most: float = 255.0):
+        self.most = most
+
+    def __call__(self, frames, rng, *, notes=None, size=None):
+        return (self.most - frame for frame in frames)
+"""
+
+
+def test_commands_pass_on_whom_the_user_trusts(tmp_path, monkeypatch):
+    (tmp_path / "stage_of_a_user.py").write_text(STAGE)
+    monkeypatch.syspath_prepend(tmp_path)
+    protocol = "{scale: 1, stages: {invert: {target: stage_of_a_user.Invert}}}"
+    (tmp_path / "p.yaml").write_text(f"degradation: {{target: basicsr_deg.pipeline.Degradation, params: {protocol}}}\n")
+    words = ["-i", "x", "-o", "y", "--protocol", str(tmp_path / "p.yaml")]
+    asked = degrade.read_settings(degrade.arguments([*words, "--trust", "stage_of_a_user"]))
+    assert config.instantiate(asked.degradation).stages["invert"].most == 255
+    with pytest.raises(config.ConfigError, match="not a class of this project"):
+        config.instantiate(degrade.read_settings(degrade.arguments(words)).degradation)
+    commands = {
+        upscale: ["-i", "x", "-o", "y"],
+        main: ["--base", "x.yaml"],
+    }
+    for command, words in commands.items():
+        assert command.arguments([*words, "--trust", "a", "--trust", "b.c"]).trust == ["a", "b.c"]

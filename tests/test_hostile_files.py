@@ -50,7 +50,15 @@ def sparse_tensor(path):
     torch.save({"a": torch.sparse_coo_tensor(torch.zeros(1, 1, dtype=torch.long), torch.ones(1), (1 << 40,))}, path)
 
 
+def torn_archive(path):
+    torch.save({"a": torch.zeros(8)}, path)
+    data = path.read_bytes()
+    place = data.rindex(b"PK\x05\x06")
+    path.write_bytes(data[:place] + b"PK\x06\x07" + b"\xff" * 16 + data[place:])
+
+
 WEIGHTS = {
+    "torn archive": (torn_archive, "damaged"),
     "stride of zero": (lambda path: torch.save({"a": torch.zeros(1).expand(1 << 36)}, path), "the file holds 4 for it"),
     "overlapping": (lambda path: torch.save({"a": torch.zeros(64).as_strided((1 << 20, 8), (0, 8))}, path), "holds"),
     "many of one": (lambda path: torch.save(dict.fromkeys(map(str, range(99)), torch.zeros(999)), path), "not used"),

@@ -4,11 +4,17 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+from ldm.printable import printable
+
+LONGEST = 1000  # characters of a message
 SHOWN = 80  # characters of a value or a name in a message
 
 
 class ConfigError(ValueError):
     """A configuration that cannot be used; the message is one line that names the place."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, LONGEST))
 
 
 def first_line(error: BaseException) -> str:
@@ -24,6 +30,8 @@ def nearest(name: Any, known: Iterable[str], *, prefix: str = "") -> str:
 
 def brief(value: Any) -> str:
     """A value for a message: short, without control characters; of an object its type."""
+    if isinstance(value, (list, tuple, dict)) and not _is_plain(value):
+        return f"a {type(value).__name__} of objects"
     if isinstance(value, (str, int, float, list, tuple, dict, type(None))):
         try:
             text = repr(value)
@@ -31,3 +39,9 @@ def brief(value: Any) -> str:
             return "a number of thousands of digits"
         return text if len(text) <= SHOWN else f"{text[: SHOWN - 4]} ..."
     return f"a {type(value).__name__}"
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a list or mapping holds words, numbers and the like at its first level."""
+    children = value.values() if isinstance(value, dict) else value
+    return all(isinstance(child, (str, int, float, list, tuple, dict, type(None))) for child in children)

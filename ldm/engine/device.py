@@ -68,7 +68,7 @@ def free_memory(device: str) -> int | None:
 
 
 def _table(path: str) -> dict[str, int]:
-    """The numbers of a file with lines such as `MemAvailable: 800 kB` or `active_file 800`; empty where it is missing."""
+    """The numbers of a file with lines such as `MemAvailable: 800 kB` or `active_file 800`; {} without the file."""
     with contextlib.suppress(OSError):
         lines = (line.replace(":", " ").split() for line in Path(path).read_text(encoding="ascii").splitlines())
         return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}

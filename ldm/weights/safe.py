@@ -137,8 +137,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickle(path: Path) -> Any:
-    zipped = zipfile.is_zipfile(path)
     try:
+        zipped = zipfile.is_zipfile(path)
         if zipped:
             refuse_inflating(path)
         with torch.serialization.safe_globals(list(STAND_INS)):
