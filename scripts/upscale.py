@@ -31,7 +31,9 @@ from ldm.engine.jobs import Job, Model, Options, Tell, find_jobs, prepare, resto
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
-from scripts.command import Parser, first_line, natural, progress_bar
+from scripts.command import Parser, first_line, progress_bar
+from scripts.command import non_negative_int as natural
+from scripts.command import positive_int as counted
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -50,7 +52,6 @@ def positive(text: str) -> float:
     return float(text)
 
 
-counted = partial(natural, least=1)
 FLAG_TYPES = {"word": str, "count": counted, "natural": natural, "number": float}
 
 
