@@ -74,12 +74,12 @@ def chart_of(title: str, curves: Sequence[Curve]) -> dict:
         before = [None, *points][: len(points)]
         steps = [f"{'L' if old else 'M'}{at[0]} {at[1]}h0" for old, at in zip(before, points, strict=True) if at]
         lines.append({"path": "".join(steps), "curve": curve})
-    rows = [(y(value), text) for value, text in ticks(low, high)]
-    columns = [(x(number), text) for number, text in ticks(first, last, least=1)]
+    rows = [(y(value), text) for value, text in axis_ticks(low, high)]
+    columns = [(x(number), text) for number, text in axis_ticks(first, last, least=1)]
     return {"title": title, "lines": lines, "rows": rows, "columns": columns}
 
 
-def ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, str]]:
+def axis_ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, str]]:
     """Round values from `low` to `high`, about four, at least `least` apart, and their texts."""
     rough = max((high - low) / TICKS, least)
     power = 10.0 ** math.floor(math.log10(rough))

@@ -294,7 +294,7 @@ def test_curves_have_gaps_where_values_are_missing_and_colours_of_the_page():
     ],
 )
 def test_ticks_are_round_numbers(low, high, texts):
-    assert [text for _, text in curves.ticks(low, high)] == texts
+    assert [text for _, text in curves.axis_ticks(low, high)] == texts
 
 
 def test_equal_values_and_a_single_frame_can_be_drawn():
