@@ -1,4 +1,9 @@
-"""One picture that shows what an upscaling did: whole frames, an enlarged detail, the motion of one line over time."""
+"""Pictures of video: an input beside its output, and one line of several clips over time.
+
+A frame is (H, W, 3) uint8 RGB unless stated otherwise.
+"""
+
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -7,6 +12,8 @@ import torch.nn.functional as F
 PANEL = (780, 900)  # the largest width and height of one frame in the picture
 MARGIN, GAP, LINE = 16, 12, 30  # pixels: around everything, between panels, of a row of text
 ZOOM = 4  # of the detail, at least
+STRIP = (640, 96)  # least width, and height, of a panel of `strips`
+BAND = 48  # rows of a frame in the detail of `strips`
 PAPER, INK, ACCENT = (22, 23, 27), (226, 228, 233), (255, 176, 32)
 
 
@@ -34,8 +41,8 @@ def comparison(lq, sr, *, truth=None, column=None):
     height, width = size = sr.shape[2:]
     middle = len(sr) // 2
     frames = [_enlarged(lq[middle], size), _pixels(sr[middle])]
-    box = _busiest_box(frames[1], _panel_size(height, width)[0])
-    line = column if column is not None else box[0] + box[2] // 2
+    box = busiest_box(frames[1], _detail_size(width, height))
+    line = column if column is not None else box[1] + box[3] // 2
     titles = [f"bicubic input {lq.shape[3]}x{lq.shape[2]}", f"output {width}x{height}"]
     clips, columns = [lq, sr], []
     if truth is not None:
@@ -46,6 +53,51 @@ def comparison(lq, sr, *, truth=None, column=None):
     gap = np.full((columns[0].shape[0], GAP, 3), PAPER, np.uint8)
     sheet = np.hstack([part for column in columns for part in (column, gap)][:-1])
     return cv2.copyMakeBorder(sheet, MARGIN // 2, MARGIN, MARGIN, MARGIN, cv2.BORDER_CONSTANT, value=PAPER)
+
+
+def strips(clips: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
+    """Draw clips below one another: (H', W', 3) uint8 RGB, each under its title.
+
+    Left a detail of the middle frame with one row marked, right that row over time, time downward. Detail and row are
+    those of the most textured region of the last clip.
+    """
+    frame = [*clips.values()][-1][len([*clips.values()][-1]) // 2]
+    height, width = frame.shape[:2]
+    _, top, _, band = busiest_box(frame, (width, BAND))
+    row = top + band // 2
+    y, panels = round((row - top + 0.5) * STRIP[1] / band), []
+    for title, frames in clips.items():
+        detail, time = frames[len(frames) // 2][top : top + band], np.stack([frame[row] for frame in frames])
+        size = max(STRIP[0], width), STRIP[1]
+        both = [cv2.resize(part, size, interpolation=cv2.INTER_NEAREST) for part in (detail, time)]
+        for edge, inwards in ((0, GAP), (size[0] - 1, -GAP)):
+            tip = np.array([[edge, y - GAP // 2], [edge + inwards, y], [edge, y + GAP // 2]])
+            cv2.fillConvexPoly(both[0], tip, ACCENT, cv2.LINE_AA)
+        gap = np.full((STRIP[1], GAP, 3), PAPER, np.uint8)
+        panels += [_title(title, 2 * size[0] + GAP), np.hstack([both[0], gap, both[1]])]
+    return np.vstack(panels)
+
+
+def busiest_box(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(left, top, width, height) of the region with the greatest gradient energy; `size` (width, height) at most."""
+    height, width = image.shape[:2]
+    box_w, box_h = min(width, size[0]), min(height, size[1])
+    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
+    across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
+    total = cv2.integral(across**2 + down**2)
+    inside = total[box_h:, box_w:] - total[:-box_h, box_w:] - total[box_h:, :-box_w] + total[:-box_h, :-box_w]
+    top, left = np.unravel_index(int(np.argmax(inside)), inside.shape)
+    return int(left), int(top), box_w, box_h
+
+
+def encoded(picture: np.ndarray, suffix: str, *options: int) -> bytes:
+    """A picture as an image file; `options` are those of `cv2.imencode`."""
+    return cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]), options)[1].tobytes()
+
+
+def png(picture: np.ndarray) -> bytes:
+    """A picture as a PNG file of the strongest compression: a quarter of the size that OpenCV's default gives."""
+    return encoded(picture, ".png", cv2.IMWRITE_PNG_COMPRESSION, 9)
 
 
 def _pixels(image):
@@ -68,22 +120,15 @@ def _panel_size(height, width):
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _busiest_box(image, panel_width):
-    """(top, left, height, width) of the region with the greatest gradient energy that fills a panel when enlarged."""
-    height, width = image.shape[:2]
-    box_w = min(width, max(8, min(panel_width // ZOOM, width // 2)))
-    box_h = min(height, max(1, box_w // 2))
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    across, down = cv2.Sobel(grey, cv2.CV_32F, 1, 0), cv2.Sobel(grey, cv2.CV_32F, 0, 1)
-    total = cv2.integral(across**2 + down**2)
-    inside = total[box_h:, box_w:] - total[:-box_h, box_w:] - total[box_h:, :-box_w] + total[:-box_h, :-box_w]
-    top, left = np.unravel_index(int(np.argmax(inside)), inside.shape)
-    return int(top), int(left), box_h, box_w
+def _detail_size(width, height):
+    """(width, height) of the region that fills a panel when it is enlarged."""
+    box_w = min(width, max(8, min(_panel_size(height, width)[0] // ZOOM, width // 2)))
+    return box_w, min(height, max(1, box_w // 2))
 
 
 def _frame_panels(frame, box, title, line):
     """The frame with the box and the profile's line marked, and the enlarged detail, each under its title."""
-    top, left, box_h, box_w = box
+    left, top, box_w, box_h = box
     width, height = _panel_size(*frame.shape[:2])
     shrinks = width < frame.shape[1]
     shown = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_NEAREST)

@@ -5,12 +5,11 @@ python scripts/benchmark.py --dataset udm10 --root UDM10/ --results ours=results
 
 Upscales the clips (as scripts/upscale.py does), or scores folders of results: frames in folders, or lossless videos,
 named like the clips. A set is a file of configs/benchmark. Writes results.json, results.csv and results.md into the
-output folder; a stopped run goes on where it was. Words like method.params.sampling.params.steps=8 change the model.
+output folder; an interrupted run resumes. Words like method.params.sampling.params.steps=8 change the model.
 """
 
 import argparse
 import contextlib
-import difflib
 import hashlib
 import json
 import logging
@@ -18,8 +17,8 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -31,150 +30,119 @@ from rich.console import Console
 from rich.table import Table
 
 from ldm import config
+from ldm.benchmark.ablation import BICUBIC, Ablation
 from ldm.benchmark.flows import paper_flow
-from ldm.benchmark.looking import Report, Talk, look, look_at_results
-from ldm.benchmark.making import Restorer
-from ldm.benchmark.run import Asked, Run
+from ldm.benchmark.inspection import inspect, inspect_results
+from ldm.benchmark.restoration import Restorer
+from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
-from ldm.benchmark.tables import clip_cells, main_cells, markdown
-from ldm.engine.assemble import EMBEDDED, FLOW_FILES, ROOT, build_method, find_weights
+from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdown
+from ldm.engine.assemble import EMBEDDED, build_method, find_weights
 from ldm.engine.device import usable_device
+from ldm.engine.flags import known_flags
 from ldm.engine.jobs import JobOptions, Model
-from ldm.metrics.protocol import Options, measures
-from ldm.printable import printable
+from ldm.metrics import protocol
+from ldm.metrics.protocol import measures
+from ldm.paths import product_folder
 from ldm.report.page import report_of
 from ldm.weights import checkpoint
 from scripts import degrade, upscale
-from scripts.command import Parser, add_trust, carry_out, first_line, followed, progress_bar
+from scripts.command import (
+    Parser,
+    exit_status,
+    find_named,
+    first_line,
+    log_to_terminal,
+    non_negative_int,
+    positive_int,
+    progress_bar,
+    with_bar,
+)
 
 PROGRAM = "benchmark.py"
-SETS = ROOT / "configs" / "benchmark"
-LISTS = ("weights", "config", "results", "metrics")  # flags that take several words
-MODEL = (  # flags that say something to a model only
-    *("config", "preset", "memory", "compile", "seeds", "ddpm_steps", "colorfix_type", "dec_w", "n_frames"),
-    *("tile_overlap", "vqgantile_size", "vqgantile_stride", "flow", "guidance", "precision"),
-)
+SETS = product_folder() / "configs" / "benchmark"
+MODEL = ("config", "preset", "memory", "seeds", "ablation")  # options that apply to a model only
 NAME = re.compile(r"[\w.+-]*\w[\w.+-]*")
-LONG = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
+WIDE = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
+STOPPED = "interrupted; the same command resumes"
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `seeds` and `lq` as given, `words` all of it."""
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the model")
-    add_trust(parser)
+    """The parsed command line; `model_options` are those given that apply to a model only."""
+    parser = Parser(PROGRAM, __doc__)
     add_files(parser.add_argument_group("what is measured"))
     add_measures(parser.add_argument_group("how"))
-    upscale.add_settings(parser.add_argument_group("settings of the model (default: what its configuration says)"))
+    upscale.add_flags(parser.add_argument_group("settings of the model (default: its own; in brackets: families)"))
     add_running(parser.add_argument_group("running"))
-    args = parser.parse_intermixed_args(words)
-    for name in LISTS:  # which also catch overrides that follow them
-        given = getattr(args, name)
-        caught = [word for word in given if is_override(word)]
-        setattr(args, name, [word for word in given if word not in caught])
-        args.overrides += caught
-    args.words = sys.argv[1:] if words is None else words
-    args.idle = [f"--{name}" for name in MODEL if getattr(args, name) != parser.get_default(name)]
+    args = parser.parse_with_overrides(words, ("weights", "config", "results", "metrics"))
+    flags = {name: vars(args).pop(name) for name in known_flags()}
+    args.flags = {name: value for name, value in flags.items() if value is not None and value is not False}
+    given = [name for name in MODEL if getattr(args, name) != parser.get_default(name)]
+    args.model_options = [f"--{name}" for name in (*given, *args.flags)]
     return args
 
 
-def is_override(word: str) -> bool:
-    """Whether a word is key.key=value and not NAME=DIR or a path."""
-    key, equals, value = word.partition("=")
-    names = key.lstrip("+").split(".")
-    return (
-        bool(equals)
-        and len(names) > 1
-        and all(map(str.isidentifier, names))
-        and not any(map(os.path.exists, (word, value)))
-    )
-
-
 def add_files(group) -> None:
-    add = group.add_argument
+    add, several = group.add_argument, {"nargs": "+", "action": "extend", "default": []}
     add("--dataset", required=True, help="a name in configs/benchmark, or a YAML file")
     add("--root", type=Path, required=True, help="folder of the test set")
     add("-o", "--output", type=Path, help="folder to write (default: results/DATASET)")
-    add(
-        "--results",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[NAME=]DIR",
-        help="score these folders (upscale: with --weights)",
-    )
-    add(
-        "--weights",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="PATH",
-        help="folder or weight files (default: the embedded model)",
-    )
+    add("--results", metavar="[NAME=]DIR", help="score these folders (upscale: with --weights)", **several)
+    add("--weights", metavar="PATH", help="folder or weight files (default: the embedded model)", **several)
     add("--bicubic", action="store_true", help="also score bicubic interpolation (default: no)")
+    add(
+        "--ablation",
+        type=Path,
+        metavar="YAML",
+        help="upscale with each row of an ablation, such as configs/ablation.yaml",
+    )
     add("--lq", metavar="KIND", help="given, or a degradation: the folder found, or made (default: the set's)")
-    add("--scale", type=upscale.counted, help="sides of the restored frames over those of the LQ (default: the set's)")
-    add("--max_clips", type=upscale.counted, help="clips to take at most (default: all)")
-    add("--max_frames", type=upscale.counted, help="frames to take of each clip at most (default: all)")
+    add("--scale", type=positive_int, help="sides of the restored frames over those of the LQ (default: the set's)")
+    add("--max_clips", type=positive_int, help="clips to use at most (default: all)")
+    add("--max_frames", type=positive_int, help="frames to use of each clip at most (default: all)")
 
 
 def add_measures(group) -> None:
-    add = group.add_argument
-    add(
-        "--metrics",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="NAME",
-        help="such as psnr psnr:channels=y (default: the set's)",
-    )
+    add, several = group.add_argument, {"nargs": "+", "action": "extend", "default": []}
+    add("--metrics", metavar="NAME", help="such as psnr psnr:channels=y (default: the set's)", **several)
     add("--published", metavar="TABLE", help="which table of the set to compare with (default: the first that fits)")
     add("--niqe_params", type=Path, metavar="NPZ", help="the official pristine parameters (default: an installed one)")
     add("--raft", type=Path, metavar="FILE", help="raft-things weights for flow=raft (default: in --weights)")
     add("--ffmpeg", type=Path, help="an ffmpeg with libvmaf (default: what is installed)")
     add("--dover", type=Path, metavar="DIR", help="a checkout of DOVER with its weights (default: no DOVER)")
-    add("--seeds", type=upscale.counted, default=1, help="seeds of the noise to average over (default: 1)")
-    add("--seed", type=upscale.natural, default=42, help="the first of them (default: 42)")
-    add("--lq_seed", type=upscale.natural, default=0, help="of the degradation, where LQ is made (default: 0)")
+    add("--seeds", type=positive_int, default=1, help="seeds of the noise to average over (default: 1)")
+    add("--seed", type=non_negative_int, default=42, help="the first of them (default: 42)")
+    add("--lq_seed", type=non_negative_int, default=0, help="of the degradation, where LQ is made (default: 0)")
 
 
 def add_running(group) -> None:
     add = group.add_argument
-    add(
-        "--config",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="YAML",
-        help="model configuration (default: that of the weights)",
-    )
+    add("--config", nargs="+", action="extend", default=[], metavar="YAML",
+        help="model configuration (default: that of the weights)")  # fmt: skip
     add("--preset", help="a file of configs/presets merged last, such as released (default: none)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
-    add("--compile", action="store_true", help="compile the networks with torch.compile (default: no)")
-    add("--save_every", type=upscale.counted, default=16, metavar="N", help="frames between savings (default: 16)")
+    add("--save_every", type=positive_int, default=16, metavar="N", help="frames between savings (default: 16)")
     add("--no_report", action="store_true", help="leave out the HTML page (default: no)")
 
 
-def read_set(name: str, *, trust: Sequence[str] = ()) -> Dataset:
-    """A test set by its name or the path of its YAML. Raises ValueError, naming what there is."""
-    path = Path(name)
-    if not name.endswith((".yaml", ".yml")):
-        known = sorted(file.stem for file in SETS.glob("*.yaml"))
-        if name not in known:
-            near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, n=1))
-            raise ValueError(f"got dataset {name!r}, expected a YAML file or one of {', '.join(known)}{near}")
-        path = SETS / f"{name}.yaml"
-    settings = config.load(path, trust=trust)
-    config.check_target(settings, "benchmark")
-    return config.instantiate(settings.benchmark)
+def read_set(name: str) -> Dataset:
+    """A test set by its name or the path of its YAML. Raises ValueError naming the known sets."""
+    return read_node(find_named(name, SETS, "dataset"), "benchmark")
 
 
-def folders_of(words: list[str], own: list[str]) -> dict[str, Path]:
-    """Methods by name from `[name=]DIR` words; `own` names are taken by what is made here.
+def read_node(path: Path, key: str):
+    """The object that a YAML file describes at a key. Raises ConfigError or FileNotFoundError."""
+    settings = config.load(path)
+    config.check_target(settings, key)
+    return config.instantiate(settings[key])
 
-    Raises ValueError for folders that are not there and names twice.
+
+def folders_of(words: list[str], reserved: list[str]) -> dict[str, Path]:
+    """Methods by name from `[name=]DIR` words.
+
+    Raises ValueError for missing folders, repeated names and names of `reserved`, which are made here.
     """
     folders = {}
     for word in words:
@@ -183,69 +151,56 @@ def folders_of(words: list[str], own: list[str]) -> dict[str, Path]:
         name = name if equals and path == Path(place) else path.resolve().name
         if not path.is_dir():
             raise ValueError(f"{path}: no such folder of results; expected [NAME=]DIR")
-        if not NAME.fullmatch(name) or name.casefold() in (*map(str.casefold, folders), *own):
-            good = "letters, digits and . + - _" if not NAME.fullmatch(name) else "a name of its own"
+        if not NAME.fullmatch(name) or name.casefold() in (*map(str.casefold, folders), *reserved):
+            good = "letters, digits and . + - _" if not NAME.fullmatch(name) else "a unique name"
             raise ValueError(f"got the method name {name!r} for {path}, expected {good}: write NAME=DIR")
         folders[name] = path
     return folders
 
 
 def choose_lq(dataset: Dataset, found: Found, wanted: str | None, *, needed: bool) -> str | None:
-    """Which kind of LQ is taken: the one wanted, or the first of the set's that is there or, where it is needed, can be
-    made; None where nobody knows."""
+    """The kind of LQ to use: the one wanted, or the set's first that exists or, where it is needed, can be made; None
+    where it is not known."""
     if wanted:
         if wanted == GIVEN and GIVEN not in found.lq:
-            raise ValueError(f"got --lq given, but no folder of LQ was found; there is {first_few(found.lq) or 'none'}")
+            raise ValueError(f"got --lq given, but no folder of LQ was found; found {first_few(found.lq) or 'none'}")
         if wanted not in found.lq:
             degrade.find_protocol(wanted)
         return wanted
     made = needed and bool(found.gt)
-    makeable = [kind for kind in dataset.lq if kind in found.lq or (kind != GIVEN and made)]
-    return makeable[0] if makeable else next(iter(found.lq), None)
+    possible = [kind for kind in dataset.lq if kind in found.lq or (kind != GIVEN and made)]
+    return possible[0] if possible else next(iter(found.lq), None)
 
 
-# ---- the run
-
-
-def asked_of(args: argparse.Namespace, dataset: Dataset) -> Asked:
-    """What the run is asked for."""
-    name = Path(args.dataset).stem
-    return Asked(
-        name=name,
-        root=args.root,
-        folder=args.output or Path("results") / name,
-        scale=args.scale or dataset.scale,
-        max_clips=args.max_clips,
-        max_frames=args.max_frames,
-        published=args.published,
-        device=usable_device(args.device),
-        command=shlex.join(["python", "scripts/benchmark.py", *args.words]),
-    )
+def describe_lq(kind: str | None, found: Found) -> str:
+    if kind is None:
+        return "unknown"
+    return f"{kind}, in {found.folders[kind]}" if kind in found.lq else f"{kind}, made from the truth where needed"
 
 
 def try_output(folder: Path) -> None:
     """Raise ValueError where a folder cannot be made or written, before any work."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ValueError(f"{there}: {'cannot be written' if there.is_dir() else 'is a file'}; choose another -o")
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"{parent}: {'cannot be written' if parent.is_dir() else 'is a file'}; choose another -o")
 
 
-def options_of(args: argparse.Namespace) -> Options:
-    """What measures need besides frames. Raises ValueError for files that are not there."""
+def options_of(args: argparse.Namespace) -> protocol.Options:
+    """What measures need besides frames. Raises ValueError for missing files."""
     for path in (args.niqe_params, args.raft, args.ffmpeg, args.dover):
         if path is not None and not path.exists():
             raise ValueError(f"{path}: no such file or folder")
     device, raft = usable_device(args.device), args.raft
     if raft is None and args.weights:
         with contextlib.suppress(FileNotFoundError):
-            raft = checkpoint.find(args.weights[0], FLOW_FILES["raft"])
+            raft = checkpoint.find(args.weights[0], "raft-things")
     flows = {"raft": paper_flow(raft, device)} if raft else {}
-    return Options(flows, niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, dover=args.dover, device=device)
+    return protocol.Options(flows, niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, dover=args.dover, device=device)
 
 
 @dataclass(frozen=True)
 class Degrader:
-    """Makes LQ clips of the truth as scripts/degrade.py does, in a folder that protocol and seed decide."""
+    """Degrades the truth as scripts/degrade.py does, in a folder named by protocol, seed and settings."""
 
     protocol: str
     seed: int
@@ -253,8 +208,8 @@ class Degrader:
     most: int | None = None
     scale: int | None = None
 
-    def __call__(self, truths: Mapping[str, Path], report: Report) -> tuple[dict[str, Path], str]:
-        """Folders of LQ frames by clip, and how they were made in words. Clips that are there are left alone."""
+    def __call__(self, truths: Mapping[str, Path], report: Callable) -> tuple[dict[str, Path], str]:
+        """Folders of LQ frames by clip, and a line on how they were made. Finished clips are used again."""
         words = ["-i", ".", "-o", str(self.root), "--protocol", self.protocol, "--seed", str(self.seed)]
         words += ["--max_frames", str(self.most)] if self.most else []
         words += ["--scale", str(self.scale)] if self.scale else []
@@ -267,73 +222,91 @@ class Degrader:
             maker.make(path, name, lambda done, total, name=name: report(name, done, total))
         hashes = "".join(maker.manifest.clips[name]["sha256"] for name in truths)
         pixels = hashlib.sha256(hashes.encode()).hexdigest()[:16]
-        told = f"{Path(self.protocol).stem}, seed {self.seed}, settings {digest}, pixels {pixels}"
-        return {name: args.output / name for name in truths}, told
+        about = f"{Path(self.protocol).stem}, seed {self.seed}, settings {digest}, pixels {pixels}"
+        return {name: args.output / name for name in truths}, about
 
 
-def restorer_of(args: argparse.Namespace) -> Restorer:
-    """The model that the arguments ask for, built."""
-    device, files = usable_device(args.device), find_weights(*args.weights or (EMBEDDED,))
-    settings = upscale.choose_settings(files, args)
-    method = build_method(settings, files, device=device)
-    if args.compile:
-        method.compile_networks()
-    model = Model.of(method, files, settings, device, rounding=upscale.rounding_of(settings))
+def restorer_of(args: argparse.Namespace, log: logging.Logger) -> Restorer:
+    """The model that the arguments describe."""
+    weights = find_weights(*args.weights or (EMBEDDED,), configs=args.config)
+    settings = upscale.choose_settings(weights, args)
+    model = Model(weights, settings, usable_device(args.device), upscale.rounding_of(settings))
     memory = upscale.parse_bytes(args.memory) if args.memory else None
-    return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), say=say, tell=tell)
+    return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), log.warning, log.info)
 
 
-def run(args: argparse.Namespace) -> int:
-    talk = Talk(say, tell, progress_bar)
-    dataset, own_name = read_set(args.dataset, trust=args.trust), "mgld-vsr" if args.weights else "embedded"
-    upscaling = bool(args.weights) or not args.results
-    if not upscaling and (idle := args.idle + args.overrides):
-        raise ValueError(f"got {idle[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
-    folders = folders_of(args.results, ["bicubic"] * args.bicubic + [own_name] * upscaling)
-    asked = asked_of(args, dataset)
-    try_output(asked.folder)
-    names, options = args.metrics or list(dataset.metrics), options_of(args)
-    measures(names, options=options, count=1)  # a wrong name shows here
+def restorers_of(args: argparse.Namespace, ablation: Ablation, log: logging.Logger) -> dict[str, Restorer]:
+    """The rows of an ablation that are models, over one set of networks."""
+    rows, restorers, networks = {name: row for name, row in ablation.rows.items() if name != BICUBIC}, {}, None
+    for name, row in rows.items():
+        restorer = restorer_of(arguments([*args.words, *map(str, row.get("options", ()))]), log)
+        model, swaps = restorer.model, dict(row.get("networks") or {})
+        networks = networks or build_method(model.settings, model.weights, device=model.device, method=False)
+        built = networks | {network: networks[other] for network, other in swaps.items()}
+        method = config.instantiate(model.settings["method"], networks=built)
+        settings = config.plain(model.settings)
+        settings["networks"] |= {network: settings["networks"][other] for network, other in swaps.items()}
+        # Set in place of the cached properties, which would load the weights again and know no swapped networks.
+        vars(model).update(method=method, plain_settings=settings)
+        restorers[name] = replace(restorer, model=model)
+    return restorers
+
+
+def run(args: argparse.Namespace, log: logging.Logger) -> int:
+    dataset, own_name = read_set(args.dataset), "mgld-vsr" if args.weights else "embedded"
+    ablation = read_node(args.ablation, "ablation") if args.ablation else None
+    upscaling = bool(args.weights) or not args.results or ablation is not None
+    if not upscaling and (unused := args.model_options + args.overrides):
+        raise ValueError(f"got {unused[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
+    bicubic = args.bicubic or (ablation is not None and BICUBIC in ablation.rows)
+    made = ([*ablation.rows] if ablation else [own_name]) if upscaling else []
+    folders = folders_of(args.results, [*made, *["bicubic"] * bicubic])
+    folder, scale = args.output or Path("results") / Path(args.dataset).stem, args.scale or dataset.scale
+    try_output(folder)
+    names, options = args.metrics or list((ablation or dataset).metrics), options_of(args)
+    measures(names, options=options, count=1)  # raises for a wrong name
     found = dataset.find(args.root)
-    kind = choose_lq(dataset, found, args.lq, needed=upscaling or args.bicubic)
+    kind = choose_lq(dataset, found, args.lq, needed=upscaling or bicubic)
     for line in found.lines:
-        tell(line)
-    clips = look(dataset, found, kind, scale=asked.scale, most=(args.max_clips, args.max_frames), talk=talk)
+        log.info(line)
+    clips = inspect(dataset, found, kind, scale=scale, limits=(args.max_clips, args.max_frames), bar=progress_bar)
     count, frames = len(clips), sum(clip.frames for clip in clips)
-    tell(f"{count} clip{'s' * (count != 1)}, {frames} frames; LQ: {describe_lq(kind, found)}")
+    log.info("%d clip%s, %d frames; LQ: %s", count, "s" * (count != 1), frames, describe_lq(kind, found))
     for line in dataset.differences(clips):
-        tell(f"not the published set: {line}")
-    results = look_at_results(folders, clips, talk)
-    if (upscaling or args.bicubic) and kind not in found.lq and not found.gt:
-        there = first_few(found.lq) or "none"
-        raise ValueError(f"{args.root}: no LQ ({kind}) and no truth to make it from; there is {there}")
-    make_lq = Degrader(kind, args.lq_seed, asked.folder / "lq", args.max_frames, args.scale)
-    work = Run(asked, dataset, Scores(asked.folder / "scores", names, options), make_lq=make_lq, talk=talk)
-    work.take(found, kind, clips)
-    restorer = restorer_of(args) if upscaling else None  # before hours of scoring
-    work.score_folders(folders, results)
-    if args.bicubic:
-        work.score_bicubic()
+        log.info("not the published set: %s", line)
+    results = inspect_results(folders, clips)
+    if (upscaling or bicubic) and kind not in found.lq and not found.gt:
+        raise ValueError(
+            f"{args.root}: no LQ ({kind}) and no truth to make it from; found {first_few(found.lq) or 'none'}"
+        )
+    asked = RunOptions(
+        Path(args.dataset).stem, args.root, folder, scale, args.max_clips, args.max_frames, args.published,
+        usable_device(args.device), shlex.join(["python", "scripts/benchmark.py", *args.words]),
+    )  # fmt: skip
+    work = Run(
+        asked, dataset, Scores(folder / "scores", names, options), clips=(found, kind, clips),
+        degrade=Degrader(kind, args.lq_seed, folder / "lq", args.max_frames, args.scale), bar=progress_bar,
+        ablation=ablation,
+    )  # fmt: skip
+    restorers = {}  # built before hours of scoring
     if upscaling:
-        seeds = range(args.seed, args.seed + args.seeds)
-        work.score_upscaled(restorer, own_name, seeds)
+        restorers = restorers_of(args, ablation, log) if ablation else {own_name: restorer_of(args, log)}
+    work.score_folders(folders, results)
+    if bicubic:
+        work.score_bicubic()
+    for name, restorer in restorers.items():
+        work.score_upscaled(restorer, name, range(args.seed, args.seed + args.seeds))
     if upscaling and not args.weights:
         work.notes.append(f"The embedded model ({EMBEDDED.name}) is a small one: not the weights of the paper.")
     show(work.write())
-    tell(", ".join(str(asked.folder / f"results.{kind}") for kind in ("json", "csv", "md")))
+    log.info(", ".join(str(folder / f"results.{suffix}") for suffix in ("json", "csv", "md")))
     if not args.no_report:
-        make_report(asked.folder)
+        make_report(folder, log)
     return 0
 
 
-def describe_lq(kind: str | None, found: Found) -> str:
-    if kind is None:
-        return "not known"
-    return f"{kind}, in {found.folders[kind]}" if kind in found.lq else f"{kind}, made from the truth where needed"
-
-
 def show(results: Mapping) -> None:
-    """Print the table, then the clips of each method, then the notes; as Markdown where it goes into a file."""
+    """Print the tables and notes; the tables as Markdown where stdout is a file."""
     console = Console()
     tables = [("", *main_cells(results))]
     tables += [(f"{m['name']}, by clip", *clip_cells(results, m["name"])) for m in results["methods"]]
@@ -341,34 +314,27 @@ def show(results: Mapping) -> None:
         if console.is_terminal:
             table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
             for name in head:
-                table.add_column(name, overflow="fold", ratio=None if name not in LONG else LONG[name])
+                table.add_column(name, overflow="fold", ratio=WIDE.get(name))
             for line in lines:
                 table.add_row(*line)
             console.print(table)
         else:
             print("\n".join(filter(None, [title, markdown(head, lines)])))
+    if results.get("findings"):
+        print(findings_table(results))
     print("\n".join(results["notes"]), flush=True)
 
 
-def make_report(folder: Path) -> None:
-    """The HTML page."""
+def make_report(folder: Path, log: logging.Logger) -> None:
+    """Write the HTML page, or say why there is none."""
     try:
-        tell(str(report_of(folder, follow=partial(followed, title="report"))))
+        log.info("%s", report_of(folder, bar=partial(with_bar, title="report")))
     except ValueError as error:
-        say(f"no HTML page: {first_line(error)}")
-
-
-def say(line: str) -> None:
-    print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
-
-
-def tell(line: str) -> None:
-    print(printable(line), flush=True)
+        log.warning("no HTML page: %s", first_line(error))
 
 
 def main(words: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.WARNING, format=f"{PROGRAM}: %(message)s")
-    return carry_out(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command goes on")
+    return exit_status(PROGRAM, lambda: run(arguments(words), log_to_terminal(PROGRAM)), stopped=STOPPED)
 
 
 if __name__ == "__main__":

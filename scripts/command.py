@@ -1,68 +1,163 @@
-"""What the commands share: arguments, bars with the time left, and errors that are one line with exit status 2."""
+"""Shared by the commands: arguments, logging to the terminal, progress bars, and errors as one line with status 2.
+
+Imports nothing outside Python's standard library until a bar is shown, so that `scripts/doctor.py` always starts.
+"""
 
 import argparse
 import contextlib
+import difflib
+import logging
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
-
-from rich.console import Console
-from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn, track
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from ldm.printable import printable
 
+REPORTED = (ValueError, OSError, FloatingPointError, MemoryError)  # what a user can cause or mend
+
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """An argument parser that shows its description as written and raises ValueError for bad arguments."""
+
+    def __init__(self, prog: str, description: str, **options):
+        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
+        super().__init__(prog=prog, description=description, **options)
 
     def error(self, message):
         raise ValueError(f"{message} (--help lists the options)")
 
+    def parse_with_overrides(self, words: list[str] | None, lists: Sequence[str] = ()) -> argparse.Namespace:
+        """Parse arguments that end in `key.sub=value` overrides.
+
+        An option of `lists`, which takes several values, also takes the overrides behind it: those are moved to
+        `overrides`. `words` in the result are the arguments as given.
+        """
+        self.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
+        args = self.parse_intermixed_args(words)
+        for name in lists:
+            values = getattr(args, name)
+            moved = [value for value in values if is_override(str(value))]
+            setattr(args, name, [value for value in values if value not in moved])
+            args.overrides += map(str, moved)
+        args.words = list(sys.argv[1:] if words is None else words)
+        return args
+
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """The flag by which code of the user may be named in configurations."""
+    """Add the flag by which configurations may name code of the user."""
     what = "let configurations name the classes of a module of yours as targets: its code runs (default: none)"
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=what)
 
 
-def natural(text: str, least: int = 0) -> int:
-    """A whole number of at least `least`, as a type of an argument."""
-    if not text.isdecimal() or int(text) < least:
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
-    return int(text)
+def is_override(word: str) -> bool:
+    """Whether an argument is `key.sub=value`, and neither NAME=FOLDER nor an existing path."""
+    key, equals, value = word.partition("=")
+    names = key.lstrip("+").split(".")
+    paths = any(map(os.path.exists, (word, value)))
+    return bool(equals) and len(names) > 1 and all(map(str.isidentifier, names)) and not paths
+
+
+def integer_from(least: int) -> Callable[[str], int]:
+    """A type of an argument: a whole number of at least `least`."""
+
+    def parse(text: str) -> int:
+        if not (text.isascii() and text.isdecimal()) or int(text) < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
+        return int(text)
+
+    return parse
+
+
+non_negative_int, positive_int = integer_from(0), integer_from(1)
+
+
+def size_from(least: int, form: str) -> Callable[[str], tuple[int, int]]:
+    """A type of an argument: two sides as in 64x48, each at least `least`; `form` names them in the message."""
+
+    def parse(text: str) -> tuple[int, int]:
+        sides = text.lower().split("x")
+        if len(sides) != 2 or not all(side.isdecimal() and int(side) >= least for side in sides):
+            raise argparse.ArgumentTypeError(f"got {text!r}, expected {form}")
+        return int(sides[0]), int(sides[1])
+
+    return parse
+
+
+def find_named(name: str, folder: Path, what: str) -> Path:
+    """A YAML file by its path, or by its name in a folder. Raises ValueError naming the known ones."""
+    if name.endswith((".yaml", ".yml")):
+        return Path(name)
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, n=1))
+        raise ValueError(f"got {what} {name!r}, expected a YAML file or one of {', '.join(known)}{near}")
+    return folder / f"{name}.yaml"
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, in a line without control characters."""
+    """The first line of an error's message without control characters, or the name of its type."""
     return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
-def followed(items: Iterable, title: str) -> Iterable:
+class Terminal(logging.Handler):
+    """Prints results (INFO) to stdout, and warnings and errors to stderr behind the program's name."""
+
+    def __init__(self, program: str):
+        super().__init__()
+        self.program = program
+
+    def emit(self, record: logging.LogRecord) -> None:
+        line = printable(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            print(f"{self.program}: {line}", file=sys.stderr, flush=True)
+        else:
+            print(line, flush=True)
+
+
+def log_to_terminal(program: str) -> logging.Logger:
+    """Show what `ldm` and this program log; returns the program's logger."""
+    root = logging.getLogger()
+    for handler in [handler for handler in root.handlers if isinstance(handler, Terminal)]:
+        root.removeHandler(handler)
+    root.addHandler(Terminal(program))
+    for name in ("ldm", program):
+        logging.getLogger(name).setLevel(logging.INFO)
+    return logging.getLogger(program)
+
+
+def with_bar(items: Iterable, title: str) -> Iterable:
     """The items, with a progress bar on a terminal."""
+    from rich.console import Console
+    from rich.progress import track
+
     console = Console(stderr=True)
     return track(items, description=title, transient=True, console=console, disable=not console.is_terminal)
 
 
 @contextlib.contextmanager
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
-    """Bars with the time left, on a terminal only; yields report(what, done, total).
+    """Progress bars with the remaining time, on a terminal only; yields `report(what, done, total)`.
 
-    Every `what` has a line, that of one that is finished where there is one. Without `done` it is one more of `total`.
+    Each `what` has a line of its own; a finished line is used again. Without `done` one more of `total` is counted.
     """
-    console = Console(stderr=True)
-    title = escape(printable(title))
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    console, title = Console(stderr=True), escape(printable(title))
     times = (TimeElapsedColumn(), "left", TimeRemainingColumn())
     columns = ("{task.description}", BarColumn(), MofNCompleteColumn(), *times)
     options = {"console": console, "transient": True, "disable": not console.is_terminal}
     with Progress(*columns, speed_estimate_period=600, **options) as bar:
-        whole, lines, finished = bar.add_task(title, total=total), {}, []
+        overall, lines, finished = bar.add_task(title, total=total), {}, []
 
         def report(what: str, done: int | None = None, total: int | None = None) -> None:
             if done is None:
-                bar.update(whole, description=f"{title}: {what}", advance=1)
+                bar.update(overall, description=f"{title}: {what}", advance=1)
                 return
             if what not in lines:
-                bar.update(whole, visible=False)
+                bar.update(overall, visible=False)
                 lines[what] = lines.pop(finished.pop()) if finished else bar.add_task(title)
                 bar.reset(lines[what], description=f"{title}: {what}")
             bar.update(lines[what], completed=done, total=total)
@@ -72,13 +167,26 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[...,
         yield report
 
 
-def carry_out(program: str, work: Callable[[], int | None], *, stopped: str = "interrupted") -> int:
-    """The exit status: what work() returns; 2 after one line for what a person can cause; 130 after Ctrl-C."""
+def explained(error: Exception) -> str | None:
+    """One line for an error that a user can cause or mend; None for a mistake in the code."""
+    return first_line(error) if isinstance(error, REPORTED) else None
+
+
+def exit_status(
+    program: str,
+    work: Callable[[], int | None],
+    *,
+    stopped: str = "interrupted",
+    explain: Callable[[Exception], str | None] = explained,
+) -> int:
+    """The result of `work()`; 2 after one line on stderr for an error that `explain` knows, 130 after Ctrl-C."""
     try:
         return work() or 0
     except KeyboardInterrupt:
-        print(f"{program}: {stopped}", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, FloatingPointError) as error:
-        print(f"{program}: {first_line(error)}", file=sys.stderr)
-        return 2
+        line, status = stopped, 130
+    except Exception as error:
+        if (line := explain(error)) is None:
+            raise
+        status = 2
+    print(f"{program}: {line}", file=sys.stderr)
+    return status

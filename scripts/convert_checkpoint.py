@@ -14,13 +14,13 @@ from torch import Tensor
 
 from ldm import __version__
 from ldm.weights import checkpoint
-from scripts.command import Parser, carry_out
+from scripts.command import Parser, exit_status
 
 PROGRAM = "convert_checkpoint.py"
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     parser.add_argument("source", type=Path, help="file to read; optimizer states in it are left out")
     parser.add_argument("target", type=Path, nargs="?", help="file to write (default: the source's name, .safetensors)")
     parser.add_argument("--half", action="store_true", help="store float16 (not schedules and running statistics)")
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    return carry_out(PROGRAM, lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -1,15 +1,14 @@
-"""Make a degraded test set: for every clip a folder of PNGs, the same bits from seed, protocol and the clip's name.
+"""Degrade a test set: a folder of PNGs for every clip, decided by seed, protocol and the clip's name alone.
 
 python scripts/degrade.py -i clips/ -o results/degraded --protocol realbasicvsr --seed 0
 python scripts/degrade.py -i clip.mp4 -o results/degraded --protocol bicubic_x4 --show
 
 A protocol is a file of configs/degradations or a path; words like degradation.params.stages.codec_2=null change it.
-manifest.json says what was made how; a stopped run goes on where it was.
+manifest.json records how they were made; an interrupted run resumes.
 """
 
 import argparse
 import contextlib
-import difflib
 import hashlib
 import json
 import sys
@@ -28,18 +27,26 @@ from basicsr_deg.panels import Panels
 from basicsr_deg.pipeline import Degradation
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.resume import remove_partials
+from ldm.engine.resume import differences, remove_partials
 from ldm.files import write_whole
-from ldm.printable import printable
 from ldm.video.sinks import Pictures
 from ldm.video.source import is_visible
 from ldm.video.writing import refuse_input
-from scripts.command import Parser, add_trust, carry_out, first_line, natural, progress_bar
+from scripts.command import (
+    Parser,
+    exit_status,
+    find_named,
+    first_line,
+    log_to_terminal,
+    non_negative_int,
+    positive_int,
+    progress_bar,
+)
 
 PROGRAM = "degrade.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 SHOWN = 100  # frames of --show at most
-VERSIONS = {  # whose change may change bits
+VERSIONS = {  # of what decides the pixels
     "av": av.__version__,
     "cv2": cv2.__version__,
     "numpy": np.__version__,
@@ -48,35 +55,28 @@ VERSIONS = {  # whose change may change bits
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_trust(parser)
+    parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="change a setting of the protocol")
     add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
     add("-o", "--output", type=Path, required=True, help="folder to write")
     add("--protocol", default="realbasicvsr", help="a name in configs/degradations, or a YAML (default: realbasicvsr)")
-    add("--seed", type=natural, default=0, help="of all that is drawn (default: 0)")
+    add("--seed", type=non_negative_int, default=0, help="of the random numbers (default: 0)")
     add("--scale", type=float, help="sides of the clip over those of the degraded one (default: the protocol's)")
-    add("--max_frames", type=partial(natural, least=1), help="frames to take of each clip at most (default: all)")
+    add("--max_frames", type=positive_int, help="frames to take of each clip at most (default: all)")
     add("--video", action="store_true", help="write lossless videos CLIP.mkv instead of folders (default: no)")
     add("--show", action="store_true", help="also write CLIP.show.mp4, every stage side by side (default: no)")
     return parser.parse_intermixed_args(words)
 
 
 def find_protocol(name: str) -> Path:
-    """The file of a protocol. Raises ValueError naming what there is."""
-    if name.endswith((".yaml", ".yml")):
-        return Path(name)
-    known = sorted(path.stem for path in PROTOCOLS.glob("*.yaml"))
-    if name not in known:
-        near = "".join(f"; did you mean {one}?" for one in difflib.get_close_matches(name, known, n=1))
-        raise ValueError(f"got protocol {name!r}, expected a YAML file or one of {', '.join(known)}{near}")
-    return PROTOCOLS / f"{name}.yaml"
+    """The file of a protocol. Raises ValueError naming the known ones."""
+    return find_named(name, PROTOCOLS, "protocol")
 
 
 def read_settings(args: argparse.Namespace):
     """The protocol's configuration with --scale and overrides applied."""
-    settings = config.load(find_protocol(args.protocol), overrides=args.overrides, trust=args.trust)
+    settings = config.load(find_protocol(args.protocol), overrides=args.overrides)
     config.check_target(settings, "degradation")
     if args.scale is not None:
         place = "+degradation.params"
@@ -85,15 +85,14 @@ def read_settings(args: argparse.Namespace):
 
 
 def names_of(clips: list[Path]) -> dict[Path, str]:
-    """What every clip is called in the output: its folder's name, or its file's without the suffix where that is
-    unique."""
+    """The name of each clip in the output: that of its folder or file, without the suffix where that is unique."""
     plain = {clip: clip.resolve().name if clip.is_dir() else clip.stem for clip in clips}
     taken = list(plain.values())
     return {clip: name if taken.count(name) == 1 else clip.name for clip, name in plain.items()}
 
 
 def generator(seed: int, protocol: str, clip: str) -> np.random.Generator:
-    """Random numbers that depend on nothing but these three."""
+    """Random numbers that depend only on these three."""
     address = hashlib.sha256(f"{protocol}\n{clip}".encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(address[:16], "big")])
 
@@ -101,40 +100,28 @@ def generator(seed: int, protocol: str, clip: str) -> np.random.Generator:
 class Manifest:
     """OUT/manifest.json: how all of its clips were made, and a hash of the pixels of each.
 
-    A clip is entered before its folder gets its name, so a folder that is not entered is none of ours.
+    A clip is entered before its folder gets its name, so that a folder without an entry was made by something else.
     """
 
     def __init__(self, folder: Path, made_by: Mapping):
-        self.path, self.made_by, self.clips = folder / "manifest.json", dict(made_by), {}
-        if self.path.exists():
-            self._go_on()
-        elif folder.exists() and (not folder.is_dir() or any(map(is_visible, folder.iterdir()))):
-            raise ValueError(f"{folder}: holds other things than degraded clips, expected a new or empty folder")
-
-    def _go_on(self) -> None:
+        self.path, self.made_by, self.clips = folder / "manifest.json", json.loads(json.dumps(made_by)), {}
+        if not self.path.exists():
+            if folder.exists() and (not folder.is_dir() or any(map(is_visible, folder.iterdir()))):
+                raise ValueError(f"{folder}: holds something else than degraded clips, expected a new or empty folder")
+            return
         try:
             recorded = json.loads(self.path.read_text(encoding="utf-8"))
             self.clips = {name: dict(entry) for name, entry in recorded.pop("clips").items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{self.path}: not a manifest of this program; choose another folder") from error
-        if different := first_difference(recorded, self.made_by):
-            where, was, now = different
-            raise ValueError(f"{self.path}: was begun with {where} {was}, got {now}; choose another folder")
+        if differing := differences(recorded, self.made_by):
+            raise ValueError(f"{self.path}: begun with {differing[0]}; choose another folder")
 
     def enter(self, clip: str, entry: Mapping) -> None:
+        """Add a clip and write the manifest."""
         self.clips = dict(sorted((self.clips | {clip: dict(entry)}).items()))
         text = json.dumps({**self.made_by, "clips": self.clips}, indent=1, sort_keys=True)
         write_whole(self.path, f"{text}\n".encode())
-
-
-def first_difference(a, b, place: str = "") -> tuple[str, object, object] | None:
-    """The first place at which two JSON values differ, and both values there."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for key in sorted(a.keys() | b.keys()):
-            if found := first_difference(a.get(key), b.get(key), f"{place}.{key}".lstrip(".")):
-                return found
-        return None
-    return None if a == b else (place, a, b)
 
 
 @dataclass(frozen=True)
@@ -146,7 +133,7 @@ class Maker:
     args: argparse.Namespace
 
     def make(self, clip: Path, name: str, report: Callable[[int, int], None]) -> str:
-        """Degrade one clip and enter it, unless it is there; what became of it in a line."""
+        """Degrade one clip and enter it, unless that is done; returns a line on the result."""
         source = video.probe(clip)
         output, shown = self._outputs(name)
         count = min(source.frames, self.args.max_frames or source.frames)
@@ -154,9 +141,9 @@ class Maker:
         entered = self.manifest.clips.get(name)
         if entered and output.exists() and (shown.exists() or not self.args.show):
             check_made(output, entered, made_of, clip)
-            return f"{output}: there already, {entered['frames']} frames"
+            return f"{output}: finished before, {entered['frames']} frames"
         if output.exists() and not entered:
-            raise ValueError(f"{output}: is there but not in the manifest; remove it or choose another folder")
+            raise ValueError(f"{output}: exists but is not in the manifest; remove it or choose another folder")
         remove_partials(output)
         panels = Panels(most=SHOWN) if self.args.show else None
         kept, size = self._sizes(source)
@@ -182,7 +169,7 @@ class Maker:
     def _sizes(self, source: video.Source) -> tuple[tuple[int, int], tuple[int, int]]:
         """The part (h, w) of a frame from its top left that is used, and the size of the degraded one.
 
-        A whole scale leaves out the rows and columns that are too many for it.
+        With an integer scale, rows and columns beyond a multiple of it are left out.
         """
         scale, sides = self.degradation.scale, (source.height, source.width)
         if min(sides) < scale:
@@ -207,7 +194,7 @@ class Maker:
 
 
 def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None:
-    """Raise ValueError unless a degraded clip is of this clip as it is now, and as it was written."""
+    """Raise ValueError unless a degraded clip was made of this clip and has not changed since."""
     if "of" not in entered:
         raise ValueError(f"{output}: was made by an earlier version; remove it, or choose another folder")
     if entered["of"] != made_of:
@@ -216,7 +203,7 @@ def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None
     for frame in video.read(output, as_rgb8=True):
         total.update(frame.tobytes())
     if total.hexdigest() != entered["sha256"]:
-        raise ValueError(f"{output}: has changed since it was written; remove it to make it anew")
+        raise ValueError(f"{output}: has changed since it was written; remove it to repeat this")
 
 
 def traced(frames, panels: Panels, name: str, factor: float = 1) -> Iterator[np.ndarray]:
@@ -235,7 +222,7 @@ def write_pictures(path: Path, panels: Panels, *, rate) -> None:
 
 
 def maker_of(args: argparse.Namespace) -> Maker:
-    """What makes the clips that the arguments ask for. Raises ValueError for a protocol that is none."""
+    """The maker of the clips that the arguments ask for. Raises ValueError for a file that is no protocol."""
     settings = read_settings(args)
     degradation = config.instantiate(settings.degradation)
     if not isinstance(degradation, Degradation):
@@ -252,32 +239,25 @@ def maker_of(args: argparse.Namespace) -> Maker:
 
 
 def run(args: argparse.Namespace) -> int:
+    log = log_to_terminal(PROGRAM)
     clips = video.clips_in(args.input)
     maker = maker_of(args)
     failed = 0
     with progress_bar("degrading") as report:
         for clip, name in names_of(clips).items():
             try:
-                tell(maker.make(clip, name, partial(report, f"{name} ({len(clips)} clips)")))
+                log.info(maker.make(clip, name, partial(report, f"{name} ({len(clips)} clips)")))
             except (ValueError, OSError, FloatingPointError) as error:
                 failed += 1
                 line = first_line(error)
-                say(line if str(clip) in line else f"{clip}: {line}")
+                log.error("%s", line if str(clip) in line else f"{clip}: {line}")
     if failed and len(clips) > 1:
-        say(f"{failed} of {len(clips)} clips failed")
+        log.error("%d of %d clips failed", failed, len(clips))
     return 2 if failed else 0
 
 
-def say(line: str) -> None:
-    print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
-
-
-def tell(line: str) -> None:
-    print(printable(line), flush=True)
-
-
 def main(words: list[str] | None = None) -> int:
-    return carry_out(PROGRAM, lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

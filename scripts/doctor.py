@@ -1,4 +1,4 @@
-"""Say what is right and wrong with this installation, this machine, weights and data sets; nothing is changed.
+"""Check this installation, this machine, weights and data sets; nothing is changed.
 
 python scripts/doctor.py
 python scripts/doctor.py --weights weights/ --data datasets/REDS4 -o results/
@@ -21,6 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
+from scripts.command import Parser, exit_status
 from scripts.doctor_files import FAIL, OK, ROOT, WARN, Finding, check_data, check_weights
 
 PROGRAM = "doctor.py"
@@ -30,22 +31,12 @@ INSTALL = f"{PIP} install -c constraints.txt"
 GB = 10**9
 LEAST_MEMORY, LITTLE_MEMORY = 1 * GB, 4 * GB
 LEAST_DISK, LITTLE_DISK = 1 * GB, 10 * GB
-REQUIRED = {  # distribution: module
-    "torch": "torch",
-    "numpy": "numpy",
-    "omegaconf": "omegaconf",
-    "pytorch-lightning": "pytorch_lightning",
-    "safetensors": "safetensors",
-    "opencv-python-headless": "cv2",
-    "av": "av",
-    "rich": "rich",
-    "tensorboardX": "tensorboardX",
-}
+MODULES = {"pytorch-lightning": "pytorch_lightning", "opencv-python-headless": "cv2"}  # distribution: module, if other
+REQUIRED = ["torch", "numpy", "omegaconf", "pytorch-lightning", "safetensors", "opencv-python-headless", "av", "jinja2"]
+REQUIRED += ["rich", "tensorboardX"]
 FIGURES, NONCOMMERCIAL = "-e '.[metrics]'", "-e '.[metrics-noncommercial]'"  # as in docs/METRICS.md
 VISION = "; it brings torchvision, which must be built for this torch (docs/METRICS.md)"
-QUIET = {"libx265": {"x265-params": "log-level=none"}}  # it writes to the terminal by itself
-OPTIONAL = {  # distribution: (module, what for, what to install, what to mind)
-    "matplotlib": ("matplotlib", "the curves of benchmark reports", "matplotlib", ""),
+OPTIONAL = {  # distribution: (module, what for, what to install, what to note)
     "tensorboard": ("tensorboard", "looking at training logs", "tensorboard", ""),
     "imageio-ffmpeg": ("imageio_ffmpeg", "VMAF", "imageio-ffmpeg", ""),
     "lpips": ("lpips", "LPIPS and tLPIPS", FIGURES, VISION),
@@ -60,6 +51,7 @@ ENCODERS = {
     "prores_ks": "ProRes",
     "ffv1": "FFV1",
 }
+QUIET = {"libx265": {"x265-params": "log-level=none"}}  # it writes to the terminal by itself
 DECODERS = ("h264", "hevc", "vp9", "av1", "mpeg4", "mpeg2video", "prores", "ffv1")
 TRIAL = """
 import importlib, json, sys
@@ -67,22 +59,15 @@ for name in sys.argv[1:]:
     print(json.dumps([name, None]), flush=True)
     try:
         importlib.import_module(name)
-        said = ""
+        why = ""
     except BaseException as error:
-        said = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
-    print(json.dumps([name, said]), flush=True)
+        why = (str(error).strip().splitlines() or [""])[0] or type(error).__name__
+    print(json.dumps([name, why]), flush=True)
 """
 
 
-class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message):
-        raise ValueError(f"{message} (--help lists the options)")
-
-
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("--weights", nargs="+", type=Path, default=[], metavar="DIR", help="folders of weights (default: those here)")
     add("--data", nargs="+", type=Path, default=[], metavar="DIR", help="data sets: folders of clips (default: none)")
@@ -100,8 +85,8 @@ def check_python(args) -> Iterator[Finding]:
         yield Finding(OK, "python", f"{version}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores")
 
 
-def tried(modules: Iterable[str]) -> dict[str, str]:
-    """{module: '' or why it cannot be imported}, tried in a process of its own, which a broken library may kill."""
+def import_errors(modules: Iterable[str]) -> dict[str, str]:
+    """{module: '' or why it cannot be imported}, from a process of its own, which a broken library may end."""
     left, found = list(modules), {}
     while left:
         command = [sys.executable, "-c", TRIAL, *left]
@@ -109,8 +94,7 @@ def tried(modules: Iterable[str]) -> dict[str, str]:
         lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("[")]
         found |= {name: why for name, why in lines if why is not None}
         if not lines or lines[-1][1] is not None:
-            found |= {name: "was not tried" for name in left if name not in found}
-            break
+            return dict.fromkeys(left, "was not tried") | found
         found[lines[-1][0]] = f"ends Python with status {run.returncode}"
         left = left[left.index(lines[-1][0]) + 1 :]
     return found
@@ -118,8 +102,7 @@ def tried(modules: Iterable[str]) -> dict[str, str]:
 
 def version_of(name: str) -> str | None:
     """The version of a distribution; OpenCV under any of its names."""
-    names = [name] + ["opencv-python", "opencv-contrib-python"] * (name == "opencv-python-headless")
-    for candidate in names:
+    for candidate in [name] + ["opencv-python", "opencv-contrib-python"] * (name == "opencv-python-headless"):
         try:
             return importlib.metadata.version(candidate)
         except importlib.metadata.PackageNotFoundError:
@@ -128,10 +111,10 @@ def version_of(name: str) -> str | None:
 
 
 def check_packages(args) -> Iterator[Finding]:
-    """What must be there, and imports."""
-    why = tried(REQUIRED.values())
-    for name, module in REQUIRED.items():
-        version, reason = version_of(name), why[module]
+    """Required packages are installed and can be imported."""
+    why = import_errors(MODULES.get(name, name) for name in REQUIRED)
+    for name in REQUIRED:
+        version, reason = version_of(name), why[MODULES.get(name, name)]
         if not reason:
             yield Finding(OK, name, version or "imports, though not installed by pip")
         elif version is None:
@@ -141,39 +124,38 @@ def check_packages(args) -> Iterator[Finding]:
 
 
 def check_versions(args) -> Iterator[Finding]:
-    """Whether installed packages are those this release was tested with."""
+    """Installed packages have the versions that this release was tested with."""
     tested = tested_versions((ROOT / "constraints.txt").read_text(encoding="utf-8"), sys.version_info[:2])
-    installed = {name: version_of(name) for name in tested}
-    same = [name for name, version in installed.items() if version and version.split("+")[0] == tested[name]]
-    for name, version in installed.items():
-        if version and name not in same:
+    same = 0
+    for name, version in ((name, version_of(name)) for name in tested):
+        if version and version.split("+")[0] == tested[name]:
+            same += 1
+        elif version:
             text = f"{version}, tested with {tested[name]}"
             yield Finding(WARN, f"version of {name}", text, f"{INSTALL} {name}=={tested[name]}")
-    yield Finding(OK, "versions", f"{len(same)} packages are as tested (constraints.txt)")
+    yield Finding(OK, "versions", f"{same} packages are as tested (constraints.txt)")
 
 
 def tested_versions(text: str, python: tuple[int, int]) -> dict[str, str]:
     """{distribution: version} of a constraints file, for a version of Python."""
-    found = {}
-    for line in text.splitlines():
-        fits = re.match(r"([\w.-]+)==([^;\s]+)\s*(?:;\s*python_version\s*(<|>=)\s*[\"'](\d+)\.(\d+)[\"'])?\s*$", line)
-        if fits:
-            name, version, relation, major, minor = fits.groups()
-            newer = relation is None or python >= (int(major), int(minor))
-            if relation is None or newer == (relation == ">="):
-                found[name] = version
-    return found
+    form = r"([\w.-]+)==([^;\s]+)\s*(?:;\s*python_version\s*(<|>=)\s*[\"'](\d+)\.(\d+)[\"'])?\s*$"
+    lines = [match.groups() for line in text.splitlines() if (match := re.match(form, line))]
+    return {
+        name: version
+        for name, version, relation, major, minor in lines
+        if relation is None or (python >= (int(major), int(minor))) == (relation == ">=")
+    }
 
 
 def check_optional(args) -> Iterator[Finding]:
-    """What some figures and pages need; and torchvision, which must fit torch or be absent."""
-    here = {name: module for name, (module, *_) in OPTIONAL.items() if version_of(name)}
-    vision = {"torchvision": "torchvision"} if version_of("torchvision") else {}
-    why = tried((here | vision).values())
-    for name, (module, purpose, wanted, mind) in OPTIONAL.items():
+    """Packages that some metrics and pages need; torchvision must fit torch or be absent."""
+    installed = {name: module for name, (module, *_) in OPTIONAL.items() if version_of(name)}
+    vision = ["torchvision"] if version_of("torchvision") else []
+    why = import_errors([*installed.values(), *vision])
+    for name, (module, purpose, wanted, note) in OPTIONAL.items():
         install = f"{INSTALL} {wanted}"
-        if name not in here:
-            yield Finding(WARN, name, f"not installed, only needed for {purpose}{mind}", install)
+        if name not in installed:
+            yield Finding(WARN, name, f"not installed, only needed for {purpose}{note}", install)
         elif why[module]:
             yield Finding(WARN, name, f"{version_of(name)} does not import: {why[module]} ({purpose})", install)
         else:
@@ -195,18 +177,17 @@ def check_device(args) -> Iterator[Finding]:
     except ValueError as error:
         yield Finding(FAIL, "device", str(error), "name one that works, such as --device cpu")
         return
-    name = hardware(device)["name"]
+    name, threads = hardware(device)["name"], torch.get_num_threads()
     if device == "cpu" and build != "CPU" and args.device is None:
-        yield Finding(
-            WARN, "device", f"{name}; torch is built for {build} but sees no card", "see what nvidia-smi says"
-        )
+        text = f"{name}; torch is built for {build} but sees no card"
+        yield Finding(WARN, "device", text, "see what nvidia-smi says")
     else:
-        threads = torch.get_num_threads()
         yield Finding(OK, "device", f"{device}, {name}, {threads} thread{'s' * (threads > 1)}")
     for place in dict.fromkeys(["cpu", device]):
         free = free_memory(place)
         if free is None:
-            yield Finding(WARN, f"memory of {place}", "nobody says how much is free", "name a limit with --memory 8G")
+            text = "the system does not tell how much is free"
+            yield Finding(WARN, f"memory of {place}", text, "name a limit with --memory 8G")
         else:
             fix = "close other programs, or use smaller pieces: upscale.py --preview 2s says what a clip takes"
             yield amount(f"memory of {place}", free, LEAST_MEMORY, LITTLE_MEMORY, fix)
@@ -218,43 +199,43 @@ def amount(what: str, free: int, least: int, little: int, fix: str) -> Finding:
 
 
 def check_disk(args) -> Iterator[Finding]:
-    """Room and permission where results, caches and temporary files go."""
+    """Space and permission where results, caches and temporary files go."""
     from ldm.engine.plan import cache_folder
 
     where = {"results": args.output, "cache": cache_folder(), "temporary files": Path(tempfile.gettempdir())}
     for what, folder in where.items():
-        there = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), None)
-        if there is None or not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        parent = next((path for path in (folder.absolute(), *folder.absolute().parents) if path.exists()), None)
+        if parent is None or not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
             other = "-o" if what == "results" else "MGLDVSR_CACHE or TMPDIR"
             fix = f"give the right to write there, or name another place by {other}"
             yield Finding(FAIL, f"disk for {what}", f"{folder}: cannot be written to", fix)
         elif what != "cache":
             fix = "free some; 1000 frames of 1280x720 take about 1.5 GB as PNG"
-            yield amount(f"disk for {what}", shutil.disk_usage(there).free, LEAST_DISK, LITTLE_DISK, fix)
+            yield amount(f"disk for {what}", shutil.disk_usage(parent).free, LEAST_DISK, LITTLE_DISK, fix)
 
 
 def check_codecs(args) -> Iterator[Finding]:
-    """Encoders by encoding a frame, decoders by name."""
+    """Encoders, by encoding a frame, and decoders, by name."""
     import av
 
     fix = f"{INSTALL} --force-reinstall --only-binary av av: the wheel carries it, a build of one's own may not"
     for name, purpose in ENCODERS.items():
-        why = encodes(name)
+        why = encoder_error(name)
         yield Finding(FAIL if why else OK, f"encoder {name}", why or purpose, fix if why else "")
-    missing = [name for name in DECODERS if not codec(av, name, "r")]
-    said = f"without {', '.join(missing)}" if missing else ", ".join(DECODERS)
-    yield Finding(WARN if missing else OK, "decoders", said, fix if missing else "")
+    missing = [name for name in DECODERS if codec(av, name, "r") is None]
+    text = f"without {', '.join(missing)}" if missing else ", ".join(DECODERS)
+    yield Finding(WARN if missing else OK, "decoders", text, fix if missing else "")
 
 
 def codec(av, name: str, mode: str):
     try:
         return av.codec.Codec(name, mode)
-    except (ValueError, av.FFmpegError):  # unknown names are both, by version
+    except (ValueError, av.FFmpegError):  # for unknown names, one or the other by version
         return None
 
 
-def encodes(name: str) -> str:
-    """'' where an encoder makes packets of two frames, else what went wrong."""
+def encoder_error(name: str) -> str:
+    """'' where an encoder makes packets of a frame, else what went wrong."""
     import av
     import numpy as np
 
@@ -267,9 +248,7 @@ def encodes(name: str) -> str:
         context.width, context.height, context.time_base = 64, 64, 1
         context.pix_fmt = found.video_formats[0].name
         frame = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")
-        packets = [
-            packet for picture in (frame.reformat(format=context.pix_fmt), None) for packet in context.encode(picture)
-        ]
+        packets = [*context.encode(frame.reformat(format=context.pix_fmt)), *context.encode(None)]
         return "" if any(packet.size for packet in packets) else "makes no packets"
     except (av.FFmpegError, ValueError, OSError) as error:
         return f"does not work: {error}"
@@ -289,7 +268,7 @@ CHECKS = {
 
 
 def findings(args: argparse.Namespace) -> Iterator[Finding]:
-    """What every check finds; one that cannot be done is a finding, too."""
+    """The findings of every check; a check that fails to run is a finding, too."""
     for name, check in CHECKS.items():
         try:
             yield from check(args)
@@ -300,24 +279,22 @@ def findings(args: argparse.Namespace) -> Iterator[Finding]:
             yield Finding(FAIL, name, text, "report this line, or mend what it names")
 
 
-def main(words: list[str] | None = None) -> int:
-    try:
-        args = arguments(words)
-    except ValueError as error:
-        print(f"{PROGRAM}: {error}", file=sys.stderr)
-        return 2
+def run(args: argparse.Namespace) -> int:
     found = []
     for finding in findings(args):
         found.append(finding)
         if not args.json:
             print(finding.line(), flush=True)
-    failed = sum(finding.status == FAIL for finding in found)
+    count = {status: sum(finding.status == status for finding in found) for status in (OK, WARN, FAIL)}
     if args.json:
-        print(json.dumps({"ok": not failed, "findings": [finding._asdict() for finding in found]}, indent=1))
+        print(json.dumps({"ok": not count[FAIL], "findings": [finding._asdict() for finding in found]}, indent=1))
     else:
-        warned = sum(finding.status == WARN for finding in found)
-        print(f"{len(found) - failed - warned} OK, {warned} WARN, {failed} FAIL")
-    return 1 if failed else 0
+        print(", ".join(f"{number} {status}" for status, number in count.items()))
+    return 1 if count[FAIL] else 0
+
+
+def main(words: list[str] | None = None) -> int:
+    return exit_status(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""No command: what scripts/doctor.py says of files, weights and data sets."""
+"""The checks of scripts/doctor.py for weights and data sets."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ NAMED = 10  # faulty clips that are named
 
 
 class Finding(NamedTuple):
-    """One line: how it is, of what, what was found, and what to do about it ('' where nothing is to be done)."""
+    """One line of the result: status, subject, what was found, and what to do ('' for nothing)."""
 
     status: str
     what: str
@@ -24,10 +24,8 @@ class Finding(NamedTuple):
     fix: str = ""
 
     def line(self) -> str:
-        from ldm.printable import printable
-
         text = f"{self.status:4}  {self.what}: {self.text}" + (f"; to do: {self.fix}" if self.fix else "")
-        return printable(" ".join(text.splitlines()))
+        return " ".join(text.splitlines())
 
 
 def check_weights(args) -> Iterator[Finding]:
@@ -42,12 +40,12 @@ def check_weights(args) -> Iterator[Finding]:
         noted = noted_hashes(folder)
         files = sorted(path for place in (folder, folder / "flownets") if place.is_dir() for path in place.iterdir())
         bad = set()
-        for path in (path for path in files if path.suffix.lower() in checkpoint.SUFFIXES):
-            yield (finding := look_at(path, noted.get(path.name)))
+        for path in (path for path in files if path.suffix in checkpoint.SUFFIXES):
+            yield (finding := weight_finding(path, noted.get(path.name)))
             bad |= {path} if finding.status == FAIL else set()
         try:
             if bad.isdisjoint(find_weights(folder).values()):
-                yield Finding(OK, "weights", f"{folder}: both stages are there")
+                yield Finding(OK, "weights", f"{folder}: both stages are present")
         except (ValueError, OSError) as error:
             fix = "put mgldvsr_unet.ckpt and video_vae_cfw.ckpt there (README, The released weights)"
             yield Finding(FAIL, "weights", str(error), fix)
@@ -61,7 +59,7 @@ def noted_hashes(folder: Path) -> dict[str, str]:
     return {fits[1]: fits[2] for fits in lines if fits}
 
 
-def look_at(path: Path, noted: str | None) -> Finding:
+def weight_finding(path: Path, noted: str | None) -> Finding:
     """A weight file: readable, what it looks like, and its SHA-256 where one is known."""
     from ldm.weights import checkpoint
 
@@ -92,7 +90,7 @@ def check_data(args) -> Iterator[Finding]:
     for root in args.data:
         what = f"data {root}"
         try:
-            said, sequences = find_clips(root)
+            about, sequences = find_clips(root)
         except (ValueError, OSError) as error:
             text = str(error).removeprefix(f"{root}: ")
             yield Finding(FAIL, what, text, "name a folder of clips: folders of pictures, or videos")
@@ -105,19 +103,16 @@ def check_data(args) -> Iterator[Finding]:
         if not bad:
             frames = [len(sequence) for sequence in sequences]
             counts = f"{min(frames)} to {max(frames)}" if min(frames) < max(frames) else f"{min(frames)}"
-            yield Finding(OK, what, f"{said.removeprefix(f'{root}: ')}, {counts} frames each")
+            yield Finding(OK, what, f"{about.removeprefix(f'{root}: ')}, {counts} frames each")
 
 
 def faults(sequence) -> Iterator[str]:
-    """What is wrong with a clip: a gap in the numbers of its pictures, or a first or last frame nobody can read."""
-    files = getattr(sequence, "files", [])
-    numbers = [int(fits[1]) for file in files if (fits := re.search(r"(\d+)$", file.stem))]
-    if len(numbers) == len(files) > 1 and len(set(numbers)) == len(numbers):
-        absent = sorted(set(range(min(numbers), max(numbers) + 1)) - set(numbers))
-        if absent and len(absent) < len(numbers):  # every tenth frame, say, is a choice
-            others = f", and {len(absent) - 1} others" if len(absent) > 1 else ""
-            yield f"{sequence.name}: frame {absent[0]} is missing{others}"
-            return
+    """What is wrong with a clip: a gap in the numbers of its images, or a first or last frame that cannot be read."""
+    from ldm.benchmark.numbering import gap_in
+
+    if gap := gap_in([file.name for file in getattr(sequence, "files", [])]):
+        yield f"{sequence.name}: {gap}"
+        return
     try:
         first, last = sequence.frames([0])[0], sequence.frames([sequence.exact_length() - 1])[0]
     except (ValueError, OSError, IndexError) as error:

@@ -1,13 +1,13 @@
-"""Make the clips that stage 2 trains on, with latents drawn by a stage-1 model.
+"""Make the clips that stage 2 trains on, with latents sampled by a stage-1 model.
 
 python scripts/make_latents.py -i CLIPS --protocol realbasicvsr --weights PLACE -o OUT        degrades the clips itself
-python scripts/make_latents.py --gt CLIPS --lq CLIPS --weights PLACE -o OUT                   pairs that are there
+python scripts/make_latents.py --gt CLIPS --lq CLIPS --weights PLACE -o OUT                   existing pairs
 python scripts/make_latents.py --data YAML [key=value ...] --weights PLACE -o OUT             examples of a training set
 
 Writes OUT/gt, OUT/lq and, with --samples, OUT/sample: CLIP/00000000.png; OUT/latent: CLIP/00000000.npy, float32
 (c, h, w), scaled. Resizing, padding, windows, flow and guidance are those of the model's card, as for upscaling. With
 --crop, CLIP becomes CLIP_s001, CLIP_s002 ...; a long clip becomes CLIP_p001, CLIP_p002 ...; no frame is dropped. A
-stopped run goes on where it was; OUT/manifest.json says what it was begun with.
+interrupted run resumes; OUT/manifest.json records its settings.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -39,12 +39,12 @@ from ldm.files import write_whole
 from ldm.methods.mgld import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
-from scripts.command import Parser, add_trust, carry_out, followed
+from scripts.command import Parser, exit_status, log_to_terminal, non_negative_int, positive_int, with_bar
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "make_latents.py"
 LAST = Path("checkpoints/last.ckpt")  # in the folder of a training
-LOG = logging.getLogger("make_latents")
+LOG = logging.getLogger(PROGRAM)
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
 
@@ -53,9 +53,6 @@ class Job(NamedTuple):
 
     name: str
     read: Callable[[], Pair]
-
-
-# ------------------------------------------------------------------------------------------------------- the clips
 
 
 def jobs_of_dataset(dataset, count: int | None) -> list[Job]:
@@ -74,10 +71,10 @@ def frames_of(clip: torch.Tensor) -> np.ndarray:
 
 
 class Cutter:
-    """Clips on the disk, cut into parts, crops and whole latents.
+    """Clips on the disk, cut into parts and crops.
 
-    `pair(gt, lq, name)` makes the degraded frames from the sharp ones and the given degraded ones (None: there are
-    none). Sides are cut to multiples of `unit`, at the right and at the bottom.
+    `pair(gt, lq, name)` makes the degraded frames from the sharp ones and the given degraded ones, if any. Sides are
+    cut to multiples of `unit`, at the right and at the bottom.
     """
 
     def __init__(self, gt: list, lq: list | None, pair: Callable[..., Pair], *, unit: int):
@@ -129,7 +126,7 @@ def parts_of(count: int, part: int) -> list[tuple[int, int]]:
 
 
 def boxes_of(height: int, width: int, *, crop: int | None, step: int, unit: int, name: str) -> list[tuple]:
-    """(top, left, height, width) of all crops, row by row; those that would stand out are moved in."""
+    """(top, left, height, width) of all crops, row by row; the last ones end at the border."""
     if crop is None:
         size = (height // unit * unit, width // unit * unit)
         if 0 in size:
@@ -148,7 +145,7 @@ def cut(clip: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
 
 
 def ratio(gt: tuple[int, int], lq: tuple[int, int], name: str) -> int:
-    """How many times larger the sharp frames are, a whole number. Raises ValueError."""
+    """The integer scale between sharp and degraded frames. Raises ValueError where there is none."""
     (height, width), (h, w) = gt, lq
     if height % h or height // h * w != width:
         raise ValueError(f"{name}: got {w}x{h} beside sharp {width}x{height}, expected a whole fraction of both sides")
@@ -161,7 +158,7 @@ def degraded(gt: np.ndarray, _lq: None, name: str, *, degradation, draw: Callabl
 
 
 def address(seed: int, name: str) -> int:
-    """A seed of noise for one clip, the same whatever else is in the set."""
+    """The seed of one clip's noise, independent of the other clips of the set."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
 
 
@@ -172,9 +169,6 @@ def pairs_of(gt: list, lq: list) -> list:
     if missing := [sequence.name for sequence in gt if lengths.get(sequence.name) != sequence.exact_length()]:
         raise ValueError(f"got no degraded clips of equal length for {some(missing)}, expected one for each sharp clip")
     return [there[sequence.name] for sequence in gt]
-
-
-# ------------------------------------------------------------------------------------------------------- the model
 
 
 def load_stage_one(settings, file: Path, device: str) -> MGLD:
@@ -199,7 +193,7 @@ def load_stage_one(settings, file: Path, device: str) -> MGLD:
 
 @torch.inference_mode()
 def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: int) -> torch.Tensor:
-    """(T, c, h, w) scaled latents that the method draws for frames (T, h, w, 3) uint8, to be restored at `size`."""
+    """Scaled latents (T, c, h, w) sampled for frames (T, h, w, 3) uint8, to be restored at `size`."""
     geometry = method.geometry(lq.shape[1:3], upscale=size[0] / lq.shape[1])
     work = geometry.enlarge(torch.from_numpy(lq).permute(0, 3, 1, 2))
     if tuple(work.shape[-2:]) != tuple(size):
@@ -210,7 +204,7 @@ def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: i
 
 @torch.inference_mode()
 def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
-    """(T, H, W, 3) uint8: what the image autoencoder makes of scaled latents."""
+    """Frames (T, H, W, 3) uint8 that the image autoencoder decodes from scaled latents."""
     frames = []
     for latent in latents:
         with method.autocast():
@@ -233,11 +227,8 @@ def make_clip(method: MGLD, job: Job, *, seed: int, samples: bool) -> dict[str, 
     return content
 
 
-# ----------------------------------------------------------------------------------------------------- the command
-
-
 def compare_manifest(path: Path, manifest: Mapping) -> None:
-    """Raise ValueError where a set was begun with other settings, or by something else."""
+    """Raise ValueError where the folder was begun with other settings, or by something else."""
     if not path.exists():
         if there := [name for name in latent_clips.FOLDERS if (path.parent / name).exists()]:
             raise ValueError(f"{path.parent}: holds {there[0]} without a manifest.json; name another folder")
@@ -245,14 +236,14 @@ def compare_manifest(path: Path, manifest: Mapping) -> None:
     try:
         begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not readable; remove {path.parent} to start anew") from None
+        raise ValueError(f"{path}: not readable; remove {path.parent} to restart") from None
     if differing := differences(begun, json.loads(json.dumps(manifest["settings"]))):
         what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
         raise ValueError(f"{path.parent}: begun with {what}; repeat that, or name another folder")
 
 
 def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[object, Path]:
-    """The configuration to restore with and the stage-1 file that the words name, or else the training set `data`."""
+    """The configuration and the stage-1 file that the arguments name, or else the training set `data`."""
     place = args.weights or Path(str(data.get("weights") or assemble.EMBEDDED))
     file = place / LAST if (place / LAST).is_file() else place
     if not file.is_file():
@@ -261,22 +252,21 @@ def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[object, Path]
     if file.parent.name == LAST.parent.name:
         cards.append(file.parent.parent / "config.yaml")  # of its training
     configs = [args.card] if args.card else [path for path in cards if path.is_file()][:1]
-    chosen = {"configs": configs, "flow": args.flow, "overrides": args.overrides, "trust": args.trust}
-    return assemble.read_settings({}, **chosen), file
+    return assemble.read_settings({}, configs=configs, flow=args.flow, overrides=args.overrides), file
 
 
-def read_data(words: list[str] | None, trust: Iterable[str] = ()) -> Mapping:
+def read_data(words: list[str] | None) -> Mapping:
     """The configuration of a training set that --data names; nothing without it."""
     if words is None:
         return {}
     files = [word for word in words if "=" not in word]
-    node = config.load(*files, overrides=[word for word in words if "=" in word], trust=trust)
+    node = config.load(*files, overrides=[word for word in words if "=" in word])
     config.check_target(node, "data.params.train")
     return node
 
 
 def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[list[Job], dict]:
-    """The jobs, and what to write about where they come from."""
+    """The jobs, and a description of their source for the manifest."""
     ways = [args.input is not None, args.gt is not None and args.lq is not None, args.data is not None]
     if sum(ways) != 1 or (args.gt is None) != (args.lq is None):
         raise ValueError("expected either -i CLIPS, or --gt CLIPS --lq CLIPS, or --data YAML")
@@ -285,7 +275,7 @@ def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[l
         return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(data)["data"]["params"]["train"]}
     cuts = {"part": args.part, "crop": args.crop, "step": args.step}
     if args.input is not None:
-        protocol = load_protocol(args.protocol, args.scale, trust=args.trust)
+        protocol = load_protocol(args.protocol, args.scale)
         draw = partial(generator, args.seed, find_protocol(args.protocol).stem)  # as scripts/degrade.py
         pair = partial(degraded, degradation=config.instantiate(protocol), draw=draw)
         footage = Cutter(sequences_in(args.input), None, pair, unit=math.lcm(unit, args.scale))
@@ -298,28 +288,22 @@ def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[l
 
 
 def sequences_in(root: Path) -> list:
-    """The clips of a folder, after a line that says as what it was recognised. Raises ValueError."""
+    """The clips of a folder, whose recognised layout is logged. Raises ValueError."""
     what, sequences = find_clips(root)
     LOG.info("%s", what)
     return sequences
 
 
-def load_protocol(word: str, scale: int, *, trust: Iterable[str] = ()):
-    """The degradation of a file, or of a name in configs/degradations. Raises ValueError or OSError."""
+def load_protocol(word: str, scale: int):
+    """The degradation of a file, or by its name in configs/degradations. Raises ValueError or OSError."""
     place = "+degradation.params"
-    words = [f"{place}.scale={scale}", f"{place}.size=null"]
-    loaded = config.load(find_protocol(word), overrides=words, trust=trust)
+    loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"])
     config.check_target(loaded, "degradation")
     return loaded.degradation
 
 
 def run(args: argparse.Namespace) -> None:
-    numbers = {name: getattr(args, name) for name in ("part", "step", "crop", "scale", "count")}
-    if low := [name for name, number in numbers.items() if number is not None and number < 1]:
-        raise ValueError(f"got --{low[0]} {numbers[low[0]]}, a number below 1; expected at least 1")
-    if args.seed < 0:
-        raise ValueError(f"got --seed {args.seed}, expected a whole number from 0")
-    data = read_data(args.data, args.trust)
+    data = read_data(args.data)
     settings, file = find_weights(args, data)
     method = load_stage_one(settings, file, usable_device(args.device))
     unit = method.autoencoder.downsampling * method.unet.downsampling
@@ -336,18 +320,17 @@ def run(args: argparse.Namespace) -> None:
     latent_clips.remove_partial(args.output)
     kinds = ("gt", "lq", "latent", *(["sample"] * args.samples))
     left = [job for job in jobs if not latent_clips.is_written(args.output, job.name, kinds)]
-    for job in followed(left, f"{len(jobs)} clips"):
+    for job in with_bar(left, f"{len(jobs)} clips"):
         content = make_clip(method, job, seed=args.seed, samples=args.samples)
         if not record.exists():  # before there is a clip that it must speak for, and only once something works
             args.output.mkdir(parents=True, exist_ok=True)
             write_whole(record, (json.dumps(manifest, indent=1) + "\n").encode())
         latent_clips.write_latent_clip(args.output, job.name, content)
-    print(f"{args.output}: {len(jobs)} clips, {len(jobs) - len(left)} of them there before")
+    print(f"{args.output}: {len(jobs)} clips, {len(jobs) - len(left)} of them finished before")
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_trust(parser)
+    parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("-i", "--input", type=Path, metavar="CLIPS", help="sharp clips: sub-folders of pictures, videos, or one clip")
     add("--protocol", default="realbasicvsr", help="degradation: a name of configs/degradations or a YAML file")
@@ -359,12 +342,12 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
         "of main.py (default: what --data names, else the small model)")  # fmt: skip
     add("--card", type=Path, metavar="YAML", help="the model's configuration (default: beside the weights)")
     add("--flow", help="dis, raft or spynet (default: of the card)")
-    add("--scale", type=int, default=4, help="times that sharp clips are larger (default 4)")
-    add("--seed", type=int, default=23, help="of degradations and noise (default 23)")
-    add("--crop", type=int, help="side of the squares that clips are cut into (released: 512)")
-    add("--step", type=int, default=256, help="from one square to the next (default 256)")
-    add("--part", type=int, default=100, help="frames that a clip may have before it is divided (default 100)")
-    add("--count", type=int, help="clips to make (default: all)")
+    add("--scale", type=positive_int, default=4, help="times that sharp clips are larger (default 4)")
+    add("--seed", type=non_negative_int, default=23, help="of degradations and noise (default 23)")
+    add("--crop", type=positive_int, help="side of the squares that clips are cut into (released: 512)")
+    add("--step", type=positive_int, default=256, help="from one square to the next (default 256)")
+    add("--part", type=positive_int, default=100, help="frames that a clip may have before it is divided (default 100)")
+    add("--count", type=positive_int, help="clips to make (default: all)")
     add("--samples", action="store_true", help="also write the frames that the image autoencoder decodes")
     add("--device", help="cpu, cuda ... (default: the graphics card where there is one)")
     add("overrides", nargs="*", metavar="key=value", help="changes the card")
@@ -372,8 +355,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    logging.basicConfig(level=logging.INFO, format=f"{PROGRAM}: %(message)s", stream=sys.stderr)
-    return carry_out(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command goes on")
+    log_to_terminal(PROGRAM)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command resumes")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
@@ -13,7 +12,7 @@ import numpy as np
 
 from basicsr_deg.clips import RenderedScenes
 from ldm import config
-from scripts.command import Parser, carry_out, natural
+from scripts.command import Parser, exit_status, positive_int
 
 PROGRAM = "profile_degradation.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
@@ -37,13 +36,12 @@ def seconds_of(degradation, clip: np.ndarray, seeds: range) -> tuple[list[float]
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__.splitlines()[0])
+    parser = Parser(PROGRAM, __doc__)
     known = ["realbasicvsr", "realbasicvsr_released", "realbasicvsr_mild"]
-    counted = partial(natural, least=1)
     parser.add_argument("--protocols", nargs="+", default=known, help=f"of configs/degradations (default: {known})")
-    parser.add_argument("--frames", type=counted, default=5, help="of the clip (default: 5)")
-    parser.add_argument("--size", type=counted, default=512, help="sides of its frames (default: 512)")
-    parser.add_argument("--clips", type=counted, default=20, help="seeds (default: 20)")
+    parser.add_argument("--frames", type=positive_int, default=5, help="of the clip (default: 5)")
+    parser.add_argument("--size", type=positive_int, default=512, help="sides of its frames (default: 512)")
+    parser.add_argument("--clips", type=positive_int, default=20, help="seeds (default: 20)")
     return parser.parse_args(words)
 
 
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    return carry_out(PROGRAM, lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Time, arithmetic and memory of each stage of restoring one temporal window.
+"""Measure time, arithmetic and memory of each stage of restoring one temporal window.
 
 python scripts/profile_upscale.py --size full -o profile.json
 python scripts/profile_upscale.py --size full --device cuda --precision fp16 --stages unet decode
 
 Weights are random: time does not depend on them. Words like flow=dis change a setting of the model's configuration.
-The two bare rates, of a matrix product and of a 3x3 convolution, are measured between the stages: best of all.
+The rates of a matrix product and of a 3x3 convolution, measured between the stages, serve as yardsticks: best of all.
 """
 
 import argparse
@@ -21,17 +21,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm import config
 from ldm.engine.device import Peak, hardware, usable_device
 from ldm.files import write_whole
-from ldm.methods.mgld import FLOW_SCALE, PRECISIONS
+from ldm.methods.mgld.restoration import FLOW_SCALE
+from ldm.methods.mgld.settings import PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.flow import estimate_motion
-from scripts.command import Parser, first_line, natural
+from scripts.command import Parser, exit_status, explained, first_line, positive_int, size_from
 
 PROGRAM = "profile_upscale.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -40,32 +41,25 @@ SIZES = {
     "tiny": ROOT / "assets" / "tiny" / "model.yaml",  # the embedded model
     "full": ROOT / "configs" / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml",  # the published one
 }
-STAGES = ("flow", "encode", "structure", "unet", "decode")
-OTHER_NAMES = {"encode": "autoencoder", "decode": "sequence_decoder"}  # of the networks that stages run
+STAGES = {  # stage: its network
+    "flow": "flow", "encode": "autoencoder", "structure": "structure", "unet": "unet", "decode": "sequence_decoder",
+}  # fmt: skip
 TOKENS = 77  # of a prompt
-counted = partial(natural, least=1)
-
-
-def height_and_width(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected HEIGHTxWIDTH like 64x64")
-    return int(parts[0]), int(parts[1])
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
+    parser = Parser(PROGRAM, __doc__)
+    add, size = parser.add_argument, size_from(1, "HEIGHTxWIDTH like 64x64")
     add("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
     add("--size", choices=SIZES, default="tiny", help="of the networks (default: tiny, the embedded model)")
-    add("--latent", type=height_and_width, default=(64, 64), help="of the window, in latent pixels (default: 64x64)")
-    add("--frames", type=counted, default=5, help="of the window (default: 5)")
+    add("--latent", type=size, default=(64, 64), help="of the window, in latent pixels (default: 64x64)")
+    add("--frames", type=positive_int, default=5, help="of the window (default: 5)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of the networks (default: fp32)")
     add("--compile", action="store_true", help="torch.compile the U-Net and the sequence decoder (default: no)")
     add("--stages", nargs="+", choices=STAGES, default=list(STAGES), help="what to measure (default: all)")
-    add("--steps", nargs="+", type=counted, default=[50, 4], help="sampling steps to add up for (default: 50 4)")
-    add("--repeat", type=counted, default=2, help="timed runs of each stage, the best counts (default: 2)")
+    add("--steps", nargs="+", type=positive_int, default=[50, 4], help="sampling steps to add up for (default: 50 4)")
+    add("--repeat", type=positive_int, default=2, help="timed runs of each stage, the best counts (default: 2)")
     add("-o", "--output", type=Path, help="a JSON file for all figures")
     args = parser.parse_args(words)
     if args.output and not args.output.parent.is_dir():
@@ -74,17 +68,21 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 class Machine:
-    """Where things run: its clock, its memory and its bare rates (FLOP/s, the best seen so far)."""
+    """A device: seconds and memory of work on it, and its yardsticks (FLOP/s, the best so far)."""
 
-    def __init__(self, device: str, precision: str):
+    def __init__(self, device: str | None, precision: str):
         device = usable_device(device)
-        self.device, self.cuda = torch.device(device), device.startswith("cuda")
-        self.rates = {"product": 0.0, "conv": 0.0}
+        self.device, self.rates = torch.device(device), {"product": 0.0, "conv": 0.0}
         draw = partial(torch.randn, device=device, dtype=PRECISIONS[precision] or torch.float32)
-        self.square, self.kernel = draw(2048, 2048), draw(320, 320, 3, 3).to(memory_format=torch.channels_last)
-        self.map = draw(5, 320, 64, 64).to(memory_format=torch.channels_last)
+        square, kernel = draw(2048, 2048), draw(320, 320, 3, 3).to(memory_format=torch.channels_last)
+        maps = draw(5, 320, 64, 64).to(memory_format=torch.channels_last)
+        self._yardsticks = {
+            "product": (2 * 2048**3, lambda: square @ square),
+            "conv": (2 * 9 * 320 * 320 * maps[:, 0].numel(), lambda: F.conv2d(maps, kernel, padding=1)),
+        }
 
     def seconds(self, work: Callable[[], object]) -> float:
+        """How long work() takes."""
         self._wait()
         began = time.perf_counter()
         work()
@@ -92,16 +90,12 @@ class Machine:
         return time.perf_counter() - began
 
     def measure_rates(self, times: int = 2) -> None:
-        """One more look at the bare rates."""
-        product, conv = 2 * 2048**3, 2 * 9 * 320 * 320 * self.map[:, 0].numel()
-        for _ in range(times):
-            rate = product / self.seconds(lambda: self.square @ self.square)
-            self.rates["product"] = max(self.rates["product"], rate)
-            rate = conv / self.seconds(lambda: F.conv2d(self.map, self.kernel, padding=1))
-            self.rates["conv"] = max(self.rates["conv"], rate)
+        """Measure the yardsticks once more."""
+        for name, (flops, work) in self._yardsticks.items():
+            self.rates[name] = max([self.rates[name], *(flops / self.seconds(work) for _ in range(times))])
 
     def peak(self, work: Callable[[], object]) -> int:
-        """The most bytes held during work(): on the graphics card, else by this process, weights and all included."""
+        """Peak memory in bytes during work(): of the graphics card, else of this process, weights included."""
         peak = Peak(str(self.device))
         peak.reset()
         work()
@@ -109,7 +103,7 @@ class Machine:
         return peak.read()
 
     def _wait(self) -> None:
-        if self.cuda:
+        if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
 
@@ -125,15 +119,8 @@ def count_flops(work: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def build(args: argparse.Namespace, device: torch.device) -> dict[str, nn.Module]:
-    """The network of each stage asked for, with random weights. Raises ConfigError or ValueError."""
-    settings = config.load(SIZES[args.size], overrides=args.overrides)
-    built = {stage: config.instantiate(settings.networks[OTHER_NAMES.get(stage, stage)]) for stage in args.stages}
-    return {stage: channels_last(net).to(device).eval().requires_grad_(False) for stage, net in built.items()}
-
-
 def compiled(net: nn.Module, work: Callable[[], object]) -> bool:
-    """Compile `net` in place and try it; where that fails it is as before, and one line says why."""
+    """Compile a network in place and try it; on failure it stays as it was, and one line says why."""
     try:
         net.compile()
         work()
@@ -144,35 +131,30 @@ def compiled(net: nn.Module, work: Callable[[], object]) -> bool:
     return True
 
 
-def prepare(args: argparse.Namespace, nets: dict[str, nn.Module], device: torch.device) -> dict[str, Callable]:
-    """What each stage does, on random inputs, as functions without arguments."""
-    draw = partial(torch.rand, device=device)
-    (h, w), n, step = args.latent, args.frames, torch.tensor([500], device=device)
-    autoencoder = config.load(SIZES[args.size], overrides=args.overrides).networks.autoencoder
-    scale = 2 ** (len(autoencoder.params.ch_mult) - 1)  # pixels per latent pixel
-    z, frames = draw(n, 4, h, w), draw(n, 3, h * scale, w * scale)
+def stages_of(args: argparse.Namespace, device: torch.device) -> dict[str, tuple[Callable, nn.Module | None]]:
+    """`{stage: (work, network to compile)}` on random inputs. Raises ConfigError or ValueError."""
+    networks = config.load(SIZES[args.size], overrides=args.overrides).networks
+    nets = {stage: config.instantiate(networks[STAGES[stage]]) for stage in args.stages}
+    nets = {stage: channels_last(net).to(device).eval().requires_grad_(False) for stage, net in nets.items()}
+    draw, (h, w), n = partial(torch.rand, device=device), args.latent, args.frames
+    scale = 2 ** (len(networks.autoencoder.params.ch_mult) - 1)  # pixels per latent pixel
+    z, frames, step = draw(n, 4, h, w), draw(n, 3, h * scale, w * scale), torch.tensor([500], device=device)
     small = draw(1, n, 3, h * scale // FLOW_SCALE, w * scale // FLOW_SCALE)
-    maps, context = conditions(nets["unet"], draw, (n, h, w)) if "unet" in nets else (None, None)
-
-    def decode() -> Tensor:
-        return nets["decode"].decode(z, nets["decode"].encode(frames)[1], num_frames=n)
-
+    maps = context = None
+    if unet := nets.get("unet"):
+        maps = [draw(n, unet.semb_channels, h >> level, w >> level) for level in range(unet.levels)]
+        maps = [each.to(memory_format=torch.channels_last) for each in maps]
+        width = next((m.in_features for name, m in unet.named_modules() if name.endswith("attn2.to_k")), 1)
+        context = draw(1, TOKENS, width)
     work = {
         "flow": lambda: estimate_motion(nets["flow"], small, size=(h, w)),
         "encode": lambda: [nets["encode"].encode(frame[None]) for frame in frames],  # one by one, as the method
         "structure": lambda: nets["structure"](z, step),
         "unet": lambda: nets["unet"](z, step, context, maps, num_frames=n),
-        "decode": decode,
+        "decode": lambda: nets["decode"].decode(z, nets["decode"].encode(frames)[1], num_frames=n),
     }
-    return {stage: work[stage] for stage in args.stages}
-
-
-def conditions(unet: nn.Module, draw: Callable, size: tuple[int, int, int]) -> tuple[list[Tensor], Tensor]:
-    """Condition maps and text tokens as the U-Net takes them, for frames of this size (n, h, w)."""
-    n, h, w = size
-    maps = [draw(n, unet.semb_channels, h >> level, w >> level) for level in range(unet.levels)]
-    width = next((m.in_features for name, m in unet.named_modules() if name.endswith("attn2.to_k")), 1)
-    return [m.to(memory_format=torch.channels_last) for m in maps], draw(1, TOKENS, width)
+    compilable = {"unet": unet, "decode": getattr(nets.get("decode"), "decoder", None)} if args.compile else {}
+    return {stage: (work[stage], compilable.get(stage)) for stage in args.stages}
 
 
 @contextlib.contextmanager
@@ -184,9 +166,9 @@ def inference(device: torch.device, precision: str) -> Iterator[None]:
 
 
 def measure(work: Callable[[], object], machine: Machine, *, repeat: int, to_compile: nn.Module | None = None) -> dict:
-    """Seconds (the best run), FLOPs and peak memory of one stage; the run that counts also warms up.
+    """Seconds (of the best run), FLOPs and peak memory of a stage.
 
-    FLOPs are those of the network as written: compiled code hides its own.
+    FLOPs are counted before compilation, which hides them; that run is also the warm-up.
     """
     figures = {"flops": count_flops(work)}
     if to_compile is not None:
@@ -199,18 +181,19 @@ def measure(work: Callable[[], object], machine: Machine, *, repeat: int, to_com
 
 
 def profile(args: argparse.Namespace) -> dict:
-    """All figures. Raises ValueError for what cannot be run."""
-    machine = Machine(args.device, args.precision)
-    nets, stages = build(args, machine.device), {}
-    compilable = {"unet": nets.get("unet"), "decode": getattr(nets.get("decode"), "decoder", None)}
-    for stage, work in prepare(args, nets, machine.device).items():
-        net = compilable.get(stage) if args.compile else None
+    """All figures, with what was measured on what. Raises ValueError for what cannot be run."""
+    machine, stages = Machine(args.device, args.precision), {}
+    for stage, (work, net) in stages_of(args, machine.device).items():
         with inference(machine.device, "fp32" if stage == "flow" else args.precision):  # as the method
             stages[stage] = measure(work, machine, repeat=args.repeat, to_compile=net)
     for figures in stages.values():
         figures |= {f"share_of_{name}": figures["flops_per_second"] / rate for name, rate in machine.rates.items()}
+    asked = {name: getattr(args, name) for name in ("size", "overrides", "latent", "frames", "precision", "compile")}
+    device = str(machine.device)
+    on = {"device": device, "hardware": hardware(device)["name"], "threads": torch.get_num_threads()}
+    on |= {"load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version()}
     totals = {str(steps): seconds_per_frame(stages, args.frames, steps) for steps in args.steps}
-    return describe(args, machine) | {"rates": machine.rates, "stages": stages, "seconds_per_frame": totals}
+    return asked | on | {"rates": machine.rates, "stages": stages, "seconds_per_frame": totals}
 
 
 def seconds_per_frame(stages: dict[str, dict], frames: int, steps: int) -> float | None:
@@ -221,19 +204,8 @@ def seconds_per_frame(stages: dict[str, dict], frames: int, steps: int) -> float
     return sum(figures["seconds"] * times.get(stage, 1) for stage, figures in stages.items()) / frames
 
 
-def describe(args: argparse.Namespace, machine: Machine) -> dict:
-    """What was measured, on what."""
-    asked = {name: getattr(args, name) for name in ("size", "overrides", "latent", "frames", "precision", "compile")}
-    on = {
-        "device": str(machine.device),
-        "hardware": hardware(str(machine.device))["name"],
-        "threads": torch.get_num_threads(),
-    }
-    return asked | on | {"load": os.getloadavg(), "torch": torch.__version__, "python": platform.python_version()}
-
-
 def table(figures: dict) -> str:
-    """The figures for people."""
+    """The figures as text."""
     (h, w), rates = figures["latent"], {name: rate / 1e9 for name, rate in figures["rates"].items()}
     what = f"{figures['size']} networks, {figures['frames']} frames of {h}x{w} latents, {figures['precision']}"
     on = f"{figures['hardware']} ({figures['device']}, {figures['threads']} threads), torch {figures['torch']}"
@@ -249,21 +221,20 @@ def table(figures: dict) -> str:
     return "\n".join(lines)
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace) -> None:
     figures = profile(args)
     print(table(figures))
     if args.output:
         write_whole(args.output, (json.dumps(figures, indent=2) + "\n").encode())
-    return 0
+
+
+def explain(error: Exception) -> str | None:
+    """One line for an error of the user or the machine."""
+    return first_line(error) if isinstance(error, torch.OutOfMemoryError) else explained(error)
 
 
 def main(words: list[str] | None = None) -> int:
-    """The exit status: 2 after one line for what a person or the machine can cause; bugs keep their traceback."""
-    try:
-        return run(arguments(words))
-    except (ValueError, OSError, FloatingPointError, MemoryError, torch.OutOfMemoryError) as error:
-        print(f"{PROGRAM}: {first_line(error)}", file=sys.stderr)
-        return 2
+    return exit_status(PROGRAM, lambda: run(arguments(words)), explain=explain)
 
 
 if __name__ == "__main__":

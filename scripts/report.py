@@ -13,33 +13,33 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm.report.page import MEGABYTES, report_of
-from scripts.command import Parser, carry_out, followed
+from scripts.command import Parser, exit_status, with_bar
 
 PROGRAM = "report.py"
 
 
-def size(text: str) -> float:
+def megabytes(text: str) -> float:
     if not 0.5 <= float(text) <= 100:
         raise argparse.ArgumentTypeError(f"got {text}, expected 0.5 to 100 megabytes")
     return float(text)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("folder", type=Path, help="folder that benchmark.py wrote")
     add("--method", help="whose worst frames are shown (default: the first that was upscaled, else the first)")
-    add("--megabytes", type=size, default=MEGABYTES, help=f"size of the page at most (default: {MEGABYTES:g})")
+    add("--megabytes", type=megabytes, default=MEGABYTES, help=f"size of the page at most (default: {MEGABYTES:g})")
     return parser.parse_args(words)
 
 
 def run(args: argparse.Namespace) -> None:
-    follow = partial(followed, title="report")
-    print(report_of(args.folder, method=args.method, megabytes=args.megabytes, follow=follow))
+    bar = partial(with_bar, title="report")
+    print(report_of(args.folder, method=args.method, megabytes=args.megabytes, bar=bar))
 
 
 def main(words: list[str] | None = None) -> int:
-    return carry_out(PROGRAM, lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
 from ldm.printable import printable
-from scripts.command import Parser, add_trust, first_line, natural, progress_bar
+from scripts.command import Parser, add_trust, first_line, non_negative_int, positive_int, progress_bar
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -51,8 +51,7 @@ def positive(text: str) -> float:
     return float(text)
 
 
-counted = partial(natural, least=1)
-FLAG_TYPES = {"word": str, "count": counted, "natural": natural, "number": float}
+FLAG_TYPES = {"word": str, "count": positive_int, "natural": non_negative_int, "number": float}
 
 
 def seconds(text: str) -> float:
@@ -93,12 +92,12 @@ def add_files(group) -> None:
     add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
     add("--preset", help="a file of configs/presets merged last, such as released (default: none)")
-    add("--crf", type=natural, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)")
+    add("--crf", type=non_negative_int, default=18, help="H.264 quality, 0 (best) to 51 (default: 18)")
     add("--lossless", action="store_true", help="store every pixel of a video exactly, as RGB (default: no)")
     add("--codec", help="h264, hevc, prores or ffv1 (default: what keeps the most of the input)")
-    add("--depth", type=counted, help="bits per sample: 8, 10, 12 or 16 (default: those of the input)")
-    add("--start", type=natural, default=0, help="frames to leave out at the beginning (default: 0)")
-    add("--max_frames", type=counted, help="frames to restore at most (default: all)")
+    add("--depth", type=positive_int, help="bits per sample: 8, 10, 12 or 16 (default: those of the input)")
+    add("--start", type=non_negative_int, default=0, help="frames to leave out at the beginning (default: 0)")
+    add("--max_frames", type=positive_int, help="frames to restore at most (default: all)")
     add("--compare", action="store_true", help="also draw input and output into OUTPUT.compare.png (default: no)")
     add("--verify", type=Path, metavar="JSON", help="check the hashes in the JSON beside an output, do nothing else")
     add("--overwrite", action="store_true", help="replace a folder that holds PNGs; files always are (default: no)")
@@ -117,12 +116,12 @@ def add_flags(group) -> None:
 def add_running(group) -> None:
     add = group.add_argument
     add("--upscale", type=positive, default=4.0, help="output size over input size (default: 4)")
-    add("--seed", type=natural, default=42, help="of the noise (default: 42)")
+    add("--seed", type=non_negative_int, default=42, help="of the noise (default: 42)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
     add("--preview", type=seconds, metavar="2s", help="do only so much, to OUTPUT.preview, and estimate the rest")
     add("--shard", type=part_of, default=(1, 1), metavar="i/n", help="of several clips, do every n-th from the i-th")
-    add("--save_every", type=counted, default=16, metavar="N", help="frames between savings (default: 16)")
+    add("--save_every", type=positive_int, default=16, metavar="N", help="frames between savings (default: 16)")
     add("--keep-work", action="store_true", help="keep the work folder OUTPUT.work when all is done (default: no)")
     add("--verbose", action="store_true", help="say more, and where in the code an error arose (default: no)")
 

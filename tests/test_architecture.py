@@ -25,7 +25,7 @@ ROOMS = {
     "training": "ops diffusion nets streaming methods files picture",
     "engine": "paths files printable config weights video ops streaming methods",
     "benchmark": "paths files weights streaming video ops nets metrics methods engine",
-    "report": "paths files video ops metrics engine",
+    "report": "paths files video ops metrics engine picture",
 }
 MAY_IMPORT = {f"ldm.{name}": {f"ldm.{other}" for other in others.split()} for name, others in ROOMS.items()}
 MAY_IMPORT["basicsr_deg"] = set()

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.picture import ACCENT, comparison
+from ldm.picture import ACCENT, BAND, GAP, LINE, STRIP, busiest_box, comparison, strips
 
 
 def clip(*shape, seed=0):
@@ -67,3 +67,22 @@ def test_what_does_not_fit_is_refused(lq, sr, options):
 def test_values_outside_the_range_are_clamped():
     picture = comparison(torch.full((1, 3, 8, 8), -3.0), torch.full((1, 3, 32, 32), 3.0))
     assert (picture[:, picture.shape[1] // 2 :] == 255).all(-1).mean() > 0.5
+
+
+def test_strips_show_one_row_over_time_and_mark_it():
+    rng = np.random.default_rng(0)
+    frames = [np.full((80, 640, 3), 128, np.uint8) for _ in range(3)]
+    for frame in frames:
+        frame[20:68] = rng.integers(0, 255, (48, 640, 3))
+    left, top, width, height = busiest_box(frames[1], (640, BAND))
+    row = top + height // 2
+    for frame in frames:
+        frame[row] = (0, 0, 255)
+    picture = strips({"a": [255 - frame for frame in frames], "the truth": frames})
+    assert picture.shape == (2 * (LINE + STRIP[1]), 2 * STRIP[0] + GAP, 3)
+    shown = picture[-STRIP[1] :]
+    assert (shown[:, STRIP[0] + GAP + 320] == (0, 0, 255)).all()  # over time
+    line = np.flatnonzero((shown[:, 320] == (0, 0, 255)).all(1))
+    for column in (1, STRIP[0] - 2):
+        mark = np.flatnonzero((shown[:, column] == ACCENT).all(1))
+        assert len(mark) > 2 and abs(mark.mean() - line.mean()) <= 1

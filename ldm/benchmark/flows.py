@@ -1,4 +1,4 @@
-"""The flow estimator that papers measure warping errors with."""
+"""RAFT, the flow estimator of published warping errors."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ ITERATIONS = 20  # in QuantVSR's and EvalCrafter's scripts
 
 
 def paper_flow(file: Path, device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
-    """What to call it beside a number, and RAFT, its weights loaded at first use: frames (1, 3, H, W) in [0, 1]."""
+    """A description for the protocol, and RAFT on frames (1, 3, H, W) in [0, 1], its weights loaded at first use."""
 
     @functools.cache
     def network() -> RAFT:

@@ -1,4 +1,4 @@
-"""Frames by the names of their files: which number each has, which is missing, whether two folders hold the same."""
+"""Frame numbers in file names: which one is missing, and whether two folders hold the same frames."""
 
 import re
 from collections import Counter
@@ -10,9 +10,9 @@ DIGITS = re.compile("([0-9]+)")
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
-    """The number of every frame: the digits that count in names of one pattern; None where names tell nothing.
+    """The number of every frame: the digits that differ in names of one pattern; None where names have no order.
 
-    Raises ValueError for a file that is not named like the others, and for two of one number.
+    Raises ValueError for a file that is not named like the others, and for a repeated number.
     """
     patterns = [_pattern(name) for name in names]
     usual, count = Counter(patterns).most_common(1)[0] if names else ("", 0)
@@ -52,7 +52,7 @@ def _refuse_disorder(names: Sequence[str]) -> None:
 
 
 def gap_in(names: Sequence[str]) -> str | None:
-    """What is missing in a folder of frames, or is not one of them, in words."""
+    """A line on the first frame that is missing or does not belong to a folder of frames; None where it is complete."""
     try:
         numbers = numbers_of(names)
     except ValueError as error:
@@ -66,7 +66,7 @@ def gap_in(names: Sequence[str]) -> str | None:
 
 
 def step_of(numbers: Sequence[int]) -> int | None:
-    """By how much numbers would grow if none were missing; 0 where none is, None where that cannot be told."""
+    """The difference between neighbouring numbers if none were missing; 0 where none is missing, None if unknown."""
     steps = [after - before for before, after in pairwise(numbers)]
     if (
         not steps
@@ -79,7 +79,7 @@ def step_of(numbers: Sequence[int]) -> int | None:
 
 
 def _renumbered(name: str, old: int, new: int) -> str:
-    """A name with another number, as many digits wide."""
+    """A name with another number of as many digits."""
     path = Path(name)
     words = DIGITS.split(path.stem)
     place = next(k for k in range(1, len(words), 2) if int(words[k]) == old)
@@ -87,9 +87,9 @@ def _renumbered(name: str, old: int, new: int) -> str:
 
 
 def other_frames(names: Sequence[str], reference: Sequence[str]) -> str | None:
-    """In what frames are not those of a reference, in words: with fewer of them, its first ones.
+    """A line on how frames differ from those of a reference, or from its first ones; None where they match.
 
-    Numbers are to be the same, or counted anew from 0 or 1; where some frames are left out, only under another pattern.
+    Numbers must be the same, or restart at 0 or 1; where frames are left out, only under another pattern of names.
     """
     stems = [[Path(name).stem.casefold() for name in each] for each in (names, reference)]
     if len(reference) < 2 or stems[0] == stems[1][: len(names)]:
@@ -99,10 +99,10 @@ def other_frames(names: Sequence[str], reference: Sequence[str]) -> str | None:
         return None
     both = min(len(ours), len(theirs))
     offsets = {one - other for one, other in zip(ours[:both], theirs[:both], strict=True)}
-    anew = ours[0] in (0, 1) and (len(ours) == 1 or {b - a for a, b in pairwise(ours)} == {1})
+    restarted = ours[0] in (0, 1) and (len(ours) == 1 or {b - a for a, b in pairwise(ours)} == {1})
     if len(ours) < len(theirs):
-        anew = anew and theirs[0] in (0, 1) and _pattern(names[0]) != _pattern(reference[0])
-    if offsets == {0} or anew or (len(ours) == 1 and theirs[0] in _numbers(names[0])):
+        restarted = restarted and theirs[0] in (0, 1) and _pattern(names[0]) != _pattern(reference[0])
+    if offsets == {0} or restarted or (len(ours) == 1 and theirs[0] in _numbers(names[0])):
         return None
-    told = [", ".join(map(str, numbers[:3])) for numbers in (ours, theirs)]
-    return f"its frames are numbered {told[0]} ..., the clip's {told[1]} ...; expected the same numbers"
+    shown = [", ".join(map(str, numbers[:3])) for numbers in (ours, theirs)]
+    return f"its frames are numbered {shown[0]} ..., the clip's {shown[1]} ...; expected the same numbers"

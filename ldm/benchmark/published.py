@@ -5,22 +5,22 @@ from collections.abc import Mapping, Sequence
 
 
 def mean_of(rows: Sequence[Mapping]) -> tuple[float | None, float | None, str | None]:
-    """Mean over clips of each seed, then over seeds; the standard deviation over seeds; why there is none.
+    """The mean over clips of each seed, then over seeds; the standard deviation over seeds; why there is no mean.
 
-    A clip without a value has none for the whole: a mean over other clips would not be comparable.
+    A clip without a value leaves no mean: one over the other clips would not be comparable.
     """
-    if lacking := next((row for row in rows if row["value"] is None), None):
-        every = all(row["reason"] == lacking["reason"] for row in rows)
-        return None, None, lacking["reason"] if every else f"{lacking['reason']} in clip {lacking['clip']}"
+    if missing := next((row for row in rows if row["value"] is None), None):
+        every = all(row["reason"] == missing["reason"] for row in rows)
+        return None, None, missing["reason"] if every else f"{missing['reason']} in clip {missing['clip']}"
     seeds = {row["seed"]: [r["value"] for r in rows if r["seed"] == row["seed"]] for row in rows}
     means = [statistics.fmean(values) for values in seeds.values()]
     return statistics.fmean(means), statistics.stdev(means) if len(means) > 1 else None, None
 
 
 def compared_with(results: Mapping, table: Mapping | None, same: bool) -> list[dict]:
-    """One line for each method and metric: measured, beside what `table` publishes for the method.
+    """One line for each method and metric: the measured figure beside that of the method in `table`.
 
-    `same`: whether clips and LQ are those of the table, so that a difference is within its tolerance or not.
+    `same`: whether clips and input are those of the table; only then is a difference held against its tolerance.
     """
     lines, table = [], table or {}
     for method in results["methods"]:
@@ -46,14 +46,14 @@ def compared_with(results: Mapping, table: Mapping | None, same: bool) -> list[d
 
 
 def _of_method(table: Mapping, method: Mapping) -> Mapping:
-    """The figures that a table has for a method: by its name; those upscaled here are MGLD-VSR's."""
+    """The figures of a method in a table, by its name; a method restored here is MGLD-VSR."""
     names = {name.casefold(): name for name in table.get("methods") or {}}
     wanted = "mgld-vsr" if method["kind"] == "upscaled" else method["name"].casefold()
     return table["methods"][names[wanted]] if wanted in names else {}
 
 
 def published_entries(tables: Mapping) -> list[dict]:
-    """All published figures of a set as a flat list."""
+    """All published figures of a set, in one list."""
     entries = []
     for table in tables.values():
         about = {"source": table["source"], "protocol": table["protocol"]}
@@ -63,7 +63,7 @@ def published_entries(tables: Mapping) -> list[dict]:
 
 
 def published_clips(tables: Mapping) -> list[dict]:
-    """The figures of MGLD-VSR that are published clip by clip, in the same form."""
+    """The figures of MGLD-VSR that are published clip by clip, in one list."""
     entries = []
     for table in tables.values():
         for clip, figures in (table.get("clips") or {}).items():

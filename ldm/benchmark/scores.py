@@ -1,9 +1,9 @@
-"""Scores of one clip of one method at a time, frame by frame, kept measure by measure in files of their own."""
+"""Scores of one clip of one method, computed frame by frame and cached measure by measure."""
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ PARTS = ("figures", "curves", "reasons", "protocols", "better", "of")  # of scor
 
 @dataclass(frozen=True)
 class Scores:
-    """Figures by method, seed and clip in a folder; what was measured before by the same code is not measured again."""
+    """Measures of clips, cached in a folder by method, seed and clip under a hash of all that decides them."""
 
     folder: Path
     names: Sequence[str]
@@ -28,31 +28,37 @@ class Scores:
     def of(self, clip: Clip, result: video.Source, *, place: str, report: Callable[[int, int], None]) -> dict:
         """`{figures, curves, reasons, protocols, better, of, hashes}` of a clip's result, each by metric.
 
-        A figure that is not there is None and has a reason. Raises ValueError naming the clip for frames that cannot
-        be scored.
+        A missing figure is None and has a reason. Raises ValueError naming the clip for frames that cannot be scored.
         """
         hashes = {"result": provenance.digest(result.path, result.names)}
         hashes["truth"] = provenance.digest(clip.gt.path, clip.gt.names) if clip.gt else None
-        made = measures(self.names, options=self.options, count=clip.frames)
-        file, keys = self.folder / f"{place}.json", {measure.name: key_of(clip, hashes, measure) for measure in made}
-        kept = {name: entry for name, entry in _kept(file).items() if entry["key"] == keys.get(name)}
-        wanting = [measure for measure in made if measure.name not in kept]
+        fresh = measures(self.names, options=self.options, count=clip.frames)
+        file, keys = self.folder / f"{place}.json", {measure.name: key_of(clip, hashes, measure) for measure in fresh}
+        cached = {name: entry for name, entry in _read_cache(file).items() if entry["key"] == keys.get(name)}
+        wanted = [measure for measure in fresh if measure.name not in cached]
         try:
-            if wanting:
-                _push_all(clip, result, wanting, report)
+            if wanted:
+                _push_all(clip, result, wanted, report)
             else:
                 report(clip.frames, clip.frames)
-            fresh = {measure.name: {"key": keys[measure.name], **summary(measure)} for measure in wanting}
+            new = {measure.name: {"key": keys[measure.name], **summary(measure)} for measure in wanted}
         except ValueError as error:
             line = str(error)
             raise ValueError(line if str(result.path) in line else f"{result.path}: {line}") from None
-        # What failed on the way, for want of weights as it may be, is tried again.
-        lasting = {m.name: fresh[m.name] for m in wanting if keys[m.name] == key_of(clip, hashes, m) or _needs(m, clip)}
+        # A measure that failed on the way, perhaps for want of weights, is not cached and tried again.
+        lasting = {m.name: new[m.name] for m in wanted if keys[m.name] == key_of(clip, hashes, m) or _needs(m, clip)}
         if lasting:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, f"{json.dumps(kept | lasting, allow_nan=False)}\n".encode())
-        entries = [(kept | fresh)[measure.name] for measure in made]
-        return {"hashes": hashes, **{part: _together(entry[part] for entry in entries) for part in PARTS}}
+            write_whole(file, f"{json.dumps(cached | lasting, allow_nan=False)}\n".encode())
+        entries = [(cached | new)[measure.name] for measure in fresh]
+        return {"hashes": hashes, **_merged(entries)}
+
+    def without(self, clip: Clip, reason: str) -> dict:
+        """As `of`, for a result that cannot be scored, with the reason for every figure."""
+        fresh = measures(self.names, options=self.options, count=clip.frames)
+        for measure in fresh:
+            measure.missing = measure.missing or reason
+        return {"hashes": {}, **_merged(map(summary, fresh))}
 
 
 def key_of(clip: Clip, hashes: Mapping, measure: Measure) -> str:
@@ -68,12 +74,12 @@ def key_of(clip: Clip, hashes: Mapping, measure: Measure) -> str:
 
 
 def _needs(measure: Measure, clip: Clip) -> bool:
-    """Whether a measure cannot be had for want of a truth, which will not come."""
+    """Whether a measure needs a truth and the clip has none, which does not change."""
     return measure.reference and clip.gt is None
 
 
-def _kept(file: Path) -> dict[str, dict]:
-    """What a file of scores has by measure; nothing where it is none."""
+def _read_cache(file: Path) -> dict[str, dict]:
+    """The entries of a cache file by measure; none where it cannot be read."""
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
         return {name: entry for name, entry in content.items() if {"key", *PARTS} <= entry.keys()}
@@ -81,19 +87,21 @@ def _kept(file: Path) -> dict[str, dict]:
         return {}
 
 
-def _together(parts) -> dict:
-    return {name: value for part in parts for name, value in part.items()}
+def _merged(entries: Iterable[Mapping]) -> dict:
+    """The parts of all entries, each by metric."""
+    entries = list(entries)
+    return {part: {name: value for entry in entries for name, value in entry[part].items()} for part in PARTS}
 
 
-def _push_all(clip: Clip, result: video.Source, made: Sequence[Measure], report: Callable[[int, int], None]) -> None:
-    """Feed all frames of a result and its truth, never holding more than the measures do."""
+def _push_all(clip: Clip, result: video.Source, fresh: Sequence[Measure], report: Callable[[int, int], None]) -> None:
+    """Pass all frames of a result and its truth to the measures, one at a time."""
     truths, number = video.read(clip.gt, 0, clip.frames, as_rgb8=True) if clip.gt else None, 0
     for number, frame in enumerate(video.read(result, 0, clip.frames, as_rgb8=True), 1):
         truth = next(truths) if truths else None
         if truth is not None:
             height, width = clip.size
             frame, truth = frame[:height, :width], truth[:height, :width]
-        for measure in made:
+        for measure in fresh:
             measure.push(frame, truth)
         report(number, clip.frames)
     if number != clip.frames:
@@ -101,21 +109,20 @@ def _push_all(clip: Clip, result: video.Source, made: Sequence[Measure], report:
 
 
 def summary(measure: Measure) -> dict:
-    """What a measure says at the end of a clip, in numbers that JSON has: None with a reason for any other."""
-    said = {part: {} for part in PARTS}
+    """The results of a measure at the end of a clip; a figure that JSON cannot hold is None and has a reason."""
+    parts = {part: {} for part in PARTS}
     curve = [value if math.isfinite(value) else None for value in measure.per_frame()]
-    figures = measure.figures()
     if any(value is not None for value in curve):
-        said["curves"][measure.name] = curve
-    for name, value in figures.items():
+        parts["curves"][measure.name] = curve
+    for name, value in measure.figures().items():
         good = math.isfinite(value) and not measure.missing
-        said["figures"][name] = value if good else None
+        parts["figures"][name] = value if good else None
         if not good:
-            said["reasons"][name] = _reason(value, measure.missing, measure.per_frame())
-        said["protocols"][name], said["better"][name] = measure.protocol, measure.better
+            parts["reasons"][name] = _reason(value, measure.missing, measure.per_frame())
+        parts["protocols"][name], parts["better"][name] = measure.protocol, measure.better
         if name != measure.name:
-            said["of"][name] = measure.name
-    return said
+            parts["of"][name] = measure.name
+    return parts
 
 
 def _reason(value: float, missing: str | None, per_frame: Sequence[float]) -> str:

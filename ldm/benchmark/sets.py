@@ -1,6 +1,6 @@
-"""Test sets: what a set should hold, which layout a folder has, and in what its clips are not the published ones.
+"""Test sets: what a set holds, which layout a folder has, and how its clips differ from the published ones.
 
-Every set is a file of configs/benchmark. All sizes are (height, width) in pixels. Nothing is computed here.
+Every set is a file of configs/benchmark. All sizes are (height, width) in pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,24 +19,24 @@ GIVEN = "given"  # LQ of unknown making, as it was found
 
 @dataclass(frozen=True)
 class Found:
-    """A folder that was understood: clips of the truth by name, those of every kind of LQ, and what to tell of it."""
+    """A folder of known layout: clips of the truth by name, those of each kind of LQ, and lines that describe it."""
 
     base: Path
     gt: dict[str, Path]
     lq: dict[str, dict[str, Path]]
     lines: tuple[str, ...]
     folders: dict[str, str] = field(default_factory=dict)  # kind of LQ, or "gt": the folder
-    left_out: tuple[str, ...] = ()  # what is there and not taken, in words
+    left_out: tuple[str, ...] = ()  # lines on clips that are not used
 
     @property
     def names(self) -> list[str]:
-        """Clips in natural order."""
+        """Names of the clips in natural order."""
         return sorted(self.gt or {name for kind in self.lq.values() for name in kind}, key=natural_order)
 
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip of a test set, looked at: `frames` of `size`, the restored ones' (None: not known without LQ or truth)."""
+    """An inspected clip of a test set: `frames` of `size`, that of restored ones (None without LQ and truth)."""
 
     name: str
     gt: video.Source | None
@@ -46,23 +46,23 @@ class Clip:
 
     @property
     def file_name(self) -> str:
-        """The name of a folder of its frames: a clip `a.mp4` makes no video of that name."""
+        """The name for a folder of its frames: without dots, so that it is not taken for that of a video."""
         return self.name.replace("%", "%25").replace(".", "%2E")
 
     def found_in(self, paths: Mapping[str, Path]) -> Path | None:
-        """Its path among those by name, in whatever case, or under its file name."""
+        """The path of this clip, by its name in any case or by its file name; None where it is not among them."""
         folded = {name.casefold(): path for name, path in paths.items()}
         return paths.get(self.name) or paths.get(self.file_name) or folded.get(self.name.casefold())
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A test set as published, and how its figures are taken.
+    """A test set as published, and how it is measured.
 
     `layouts`: by name, where the truth (`gt`) and the input (`lq`) of clips lie below the root, "." the root itself,
     with {clip} where every clip has a folder of its own; `kind` is what the LQ is: the name of a degradation, or
-    "given". `lq` are the kinds to take, the first one best; a degradation that is not found is made from the truth.
-    `frames` of every clip, or by its name. `renamed`: names of the clips in layouts that say `renamed: true`.
+    "given". `lq` are the kinds to use, best first; a degradation that is not found is made from the truth.
+    `frames` of every clip, or by its name. `renamed`: names of the clips in layouts with `renamed: true`.
     `published`: tables by name, each with source, lq, and methods' figures.
     """
 
@@ -85,11 +85,11 @@ class Dataset:
         check_dataset(self)
 
     def expected_frames(self, name: str) -> int | None:
-        """Of a clip, as published; None where nobody says."""
+        """The published length of a clip; None where it is not known."""
         return self.frames.get(name) if isinstance(self.frames, Mapping) else self.frames
 
     def find(self, root: Path) -> Found:
-        """The layout of a folder. Raises ValueError for one in which no layout fits, naming those looked for."""
+        """The layout of a folder. Raises ValueError where no layout fits, naming the folders it looked for."""
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; expected {self.title}: {self.about}")
         candidates = [found for base in self._bases(root) for found in self._readings(base)]
@@ -100,17 +100,17 @@ class Dataset:
         best = max(candidates, key=self._fitness)
         for place in best.folders.values():
             refuse_doubt(best.base, place)
-        lines = (*best.lines, *_left_aside(best))
+        lines = (*best.lines, *_other_folders(best))
         return replace(best, lines=lines, left_out=(*_without_truth(best), *_without_frames(best)))
 
     def _bases(self, root: Path) -> list[Path]:
-        """The root, and folders in it that are named like the set."""
+        """The root, and its folders that are named like the set."""
         named = {word.casefold() for word in (self.title, *self.folders)}
         inside = sorted(path for path in root.iterdir() if path.is_dir() and path.name.casefold() in named)
         return [root, *inside]
 
     def _readings(self, base: Path) -> list[Found]:
-        """What the layouts make of a folder, one for each place of the truth; those with the same truth together."""
+        """The layouts that fit a folder; those with the same place of the truth are merged."""
         readings: dict[str | None, list[tuple[str, dict, Path | None]]] = {}
         for name, layout in self.layouts.items():
             readings.setdefault(layout.get("gt"), []).append((name, layout))
@@ -128,14 +128,14 @@ class Dataset:
                     names.append(name)
             if gt or (lq and place is None):
                 names = names or [layouts[0][0]]
-                lines = self._told(base, place if gt else None, gt, lq, folders, names)
+                lines = self._described(base, place if gt else None, gt, lq, folders, names)
                 found.append(Found(base, gt, lq, lines, folders | ({"gt": place} if gt else {})))
         return found
 
     def _chosen(self, clips: Mapping[str, Path], layout: Mapping) -> dict[str, Path]:
-        """Those of the set, under the names of the set; all of them where none has a name that is expected.
+        """The clips of the set under its names; all clips where none has an expected name.
 
-        Where clips are renamed, a folder with more of them than the set has is another part of the same data.
+        Where clips are renamed, a folder with more clips than the set is another part of the same data.
         """
         if self.renamed:
             moved = {self.clips[k]: clips[old] for k, old in enumerate(self.renamed) if old in clips}
@@ -146,17 +146,17 @@ class Dataset:
         folded = {name.casefold(): path for name, path in clips.items()}
         return {name: folded[name.casefold()] for name in self.clips if name.casefold() in folded} or dict(clips)
 
-    def _told(self, base, place, gt, lq, folders, names) -> tuple[str, ...]:
+    def _described(self, base, place, gt, lq, folders, names) -> tuple[str, ...]:
         holds = [f"truth in {place}"] * bool(gt) + [f"LQ ({kind}) in {folders[kind]}" for kind in lq]
         return (f"{self.title}: {base}, layout {' + '.join(names)}: {'; '.join(holds)}",)
 
     def _fitness(self, found: Found) -> tuple[int, int, int]:
-        """How well a reading fits: expected clips, then whether there is a truth, then kinds of LQ that are wanted."""
+        """How well a layout fits: by expected clips, then by the presence of a truth, then by wanted kinds of LQ."""
         known = len(set(found.names) & set(self.clips or ())) if self.clips else min(len(found.names), 1)
         return known, bool(found.gt) == self.truth, sum(kind in self.lq for kind in found.lq)
 
     def differences(self, clips: Sequence[Clip]) -> list[str]:
-        """In what the clips are not the published ones, in words; such clips give other figures."""
+        """Lines on how the clips differ from the published ones; such clips give other figures."""
         lines, names = [], [clip.name for clip in clips]
         if self.clips and set(names) != set(self.clips):
             absent = [name for name in self.clips if name not in names]
@@ -181,7 +181,7 @@ def _places(layout: Mapping) -> list[str]:
 
 
 def clips_at(base: Path, place: str) -> dict[str, Path]:
-    """Clips by name at a place below a folder, in which case does not matter; none where it is not there."""
+    """Clips by name at a place below a folder, in any case of letters; empty where the place does not exist."""
     head, per_clip, tail = place.partition("{clip}")
     folder = below(base, head)
     if folder is None:
@@ -203,7 +203,7 @@ def _name_of(path: Path) -> str:
 
 
 def refuse_doubt(base: Path, place: str) -> None:
-    """Raise ValueError for a place with two clips of one name, or with pictures beside folders of pictures."""
+    """Raise ValueError for a place with two clips of one name, or with images beside folders of images."""
     head, per_clip, _ = place.partition("{clip}")
     folder = below(base, head)
     if per_clip or folder is None:
@@ -225,13 +225,13 @@ def refuse_doubt(base: Path, place: str) -> None:
 
 
 def _without_truth(found: Found) -> list[str]:
-    """Clips that have LQ and no truth, where others have one."""
+    """Lines on clips with LQ and without a truth, where others have one."""
     extra = {kind: [name for name in clips if name not in found.gt] for kind, clips in found.lq.items() if found.gt}
     return [f"LQ ({kind}) without a truth, left out: {first_few(names)}" for kind, names in extra.items() if names]
 
 
 def _without_frames(found: Found) -> list[str]:
-    """Entries among the clips that hold nothing that can be read."""
+    """Lines on entries among the clips without readable frames."""
     places = [place for place in found.folders.values() if "{clip}" not in place and place != "."]
     folders = [folder for place in places if (folder := below(found.base, place))]
     empty = [child for folder in folders for child in _visible(folder) if not child.exists() or _holds_nothing(child)]
@@ -242,8 +242,8 @@ def _holds_nothing(path: Path) -> bool:
     return path.is_dir() and not files_in(path, (*video.IMAGE_SUFFIXES, *video.VIDEO_SUFFIXES))
 
 
-def _left_aside(found: Found) -> list[str]:
-    """Folders of clips beside those taken, in words."""
+def _other_folders(found: Found) -> list[str]:
+    """A line on folders of clips that are not used."""
     used = {place.partition("{clip}")[0].strip("/").partition("/")[0].casefold() for place in found.folders.values()}
     if used & {"", "."}:
         return []
@@ -257,7 +257,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def below(base: Path, place: str) -> Path | None:
-    """A folder below another, found whatever the case of its letters."""
+    """A folder below another, in any case of letters; None where there is none."""
     for part in (part for part in place.split("/") if part and part != "."):
         fitting = [child for child in base.iterdir() if child.name.casefold() == part.casefold() and child.is_dir()]
         if not fitting:
@@ -267,6 +267,6 @@ def below(base: Path, place: str) -> Path | None:
 
 
 def first_few(names) -> str:
-    """A few names for a message."""
+    """The first few names, for a message."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")

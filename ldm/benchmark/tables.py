@@ -21,14 +21,14 @@ CSV_FIELDS = ("method", "seed", "clip", "metric", "value", "reason")
 
 
 def label(metric: str) -> str:
-    """How a metric is headed: `psnr:channels=y` as "PSNR, dB (channels=y)"."""
+    """The heading of a metric: `psnr:channels=y` as "PSNR, dB (channels=y)"."""
     name, _, settings = metric.removesuffix("_truth").partition(":")
     words = LABELS.get(name, (name, 4))[0] + (f" ({settings})" if settings else "")
     return f"{words}, the truth's own" if metric.endswith("_truth") else words
 
 
 def shown(value: float | None, metric: str, *, sign: bool = False) -> str:
-    """A figure with the digits of its metric."""
+    """A figure with the decimals of its metric."""
     if value is None:
         return "-"
     digits = LABELS.get(metric.removesuffix("_truth").partition(":")[0], ("", 4))[1]
@@ -36,95 +36,101 @@ def shown(value: float | None, metric: str, *, sign: bool = False) -> str:
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A table; cells may hold any text."""
+    """A Markdown table; cells may hold any text."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *lines)]
     body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([body[0], f"|{'---|' * len(head)}", *body[1:]]) + "\n"
 
 
 def main_cells(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    """Head and lines, metric by metric: protocol, method where there are several, published, measured, difference,
-    within tolerance?; what is published and its verdict only where something is."""
+    """Head and lines, metric by metric: protocol, method if there are several, published figure, measured one,
+    difference and whether that is within tolerance; only the measured one where nothing is published."""
     several, published = len(results["methods"]) > 1, any(line["published"] is not None for line in results["table"])
     lines = []
     for metric in results["metrics"]:
         arrow = "" if metric["of"] else f" {ARROWS[metric['better']]}"
-        named = [f"{label(metric['name'])}{arrow}", metric["protocol"] or "-"]
+        first = [f"{label(metric['name'])}{arrow}", metric["protocol"] or "-"]
         for line in (line for line in results["table"] if line["metric"] == metric["name"]):
             figures = _figures(line) if published else _figures(line)[1:2]
-            lines.append([*named, *([line["method"]] if several else []), *figures])
-            named = ["", ""]
+            lines.append([*first, *([line["method"]] if several else []), *figures])
+            first = ["", ""]
     figures = ["published", "measured", "difference", "within tolerance?"] if published else ["measured"]
     return ["metric", "protocol", *(["method"] if several else []), *figures], lines
 
 
 def _figures(line: Mapping) -> list[str]:
-    """Published, measured, difference, verdict."""
+    """Published figure, measured figure, difference, verdict."""
     metric = line["metric"]
-    measured = line["reason"] or shown(line["measured"], metric)
-    if line["sd"] is not None:
-        measured += f" ± {shown(line['sd'], metric)}"
     within = {True: "yes", False: "no", None: "-"}[line["within"]]
     if line["within"] is not None:
         within += f" (± {line['tolerance']:g})"
+    measured = line["reason"] or with_deviation(line["measured"], line["sd"], metric)
     return [shown(line["published"], metric), measured, shown(line["difference"], metric, sign=True), within]
 
 
+def with_deviation(value: float | None, deviation: float | None, metric: str) -> str:
+    """A mean, and its standard deviation over seeds where there are several."""
+    return shown(value, metric) + (f" ± {shown(deviation, metric)}" if deviation is not None else "")
+
+
 def clip_cells(results: Mapping, method: str) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: one for every clip of a method, means over seeds, and the mean of all; without metrics that are
-    lacking."""
+    """Head and lines: one for each clip of a method, means over seeds, and the mean of all; metrics without any figure
+    are left out."""
     cells = {}
     for row in results["rows"]:
         if row["method"] == method:
             cells.setdefault((row["clip"], row["metric"]), []).append(row)
-    had = {metric for (_, metric), rows in cells.items() if not all(_is_lacking(row) for row in rows)}
-    metrics = [metric["name"] for metric in results["metrics"] if metric["name"] in had]
+    present = {metric for (_, metric), rows in cells.items() if not all(map(is_missing, rows))}
+    metrics = [metric["name"] for metric in results["metrics"] if metric["name"] in present]
     lines = []
     for clip in (clip["name"] for clip in results["clips"]):
         lines.append([clip, *(_cell(cells[clip, metric], metric) for metric in metrics)])
-    whole = {line["metric"]: line for line in results["table"] if line["method"] == method}
-    lines.append(["mean", *(shown(whole[metric]["measured"], metric) for metric in metrics)])
+    means = {line["metric"]: line["measured"] for line in results["table"] if line["method"] == method}
+    lines.append(["mean", *(shown(means[metric], metric) for metric in metrics)])
     return ["clip", *map(label, metrics)], lines
 
 
-def _is_lacking(row: Mapping) -> bool:
+def is_missing(row: Mapping) -> bool:
+    """Whether a figure is missing, other than because it is infinite."""
     return row["value"] is None and not str(row["reason"]).startswith("inf")
 
 
 def _cell(rows: Sequence[Mapping], metric: str) -> str:
     value, deviation, reason = mean_of(rows)
-    if value is None:
-        return (reason or "").partition(" ")[0]
-    return shown(value, metric) + (f" ± {shown(deviation, metric)}" if deviation is not None else "")
+    return (reason or "").partition(" ")[0] if value is None else with_deviation(value, deviation, metric)
 
 
 def paper_table(results: Mapping) -> str:
-    """Methods side by side, the best of each metric in bold, with the published ones of the chosen table below."""
+    """Methods side by side, the best figure of each metric in bold."""
     metrics = [metric for metric in results["metrics"] if not metric["of"]]
-    cells = {(line["method"], line["metric"]): line["measured"] for line in results["table"]}
-    lines = []
-    for method in (method["name"] for method in results["methods"]):
-        row = [method]
+    table = {(line["method"], line["metric"]): line for line in results["table"]}
+    names, labels, lines = [method["name"] for method in results["methods"]], results.get("labels") or {}, []
+    for method in names:
+        row = [labels.get(method, method)]
         for metric in metrics:
-            values = [cells[other["name"], metric["name"]] for other in results["methods"]]
-            values = [value for value in values if value is not None]
-            best = (max if metric["better"] == "higher" else min)(values, default=None)
-            value = cells[method, metric["name"]]
-            text = shown(value, metric["name"])
-            lines_up = value is not None and value == best and len(results["methods"]) > 1
-            row.append(f"**{text}**" if lines_up else text)
+            values = [table[name, metric["name"]]["measured"] for name in names]
+            known = [value for value in values if value is not None]
+            best = (max if metric["better"] == "higher" else min)(known, default=None)
+            line = table[method, metric["name"]]
+            text = with_deviation(line["measured"], line["sd"], metric["name"])
+            bold = line["measured"] is not None and line["measured"] == best and len(names) > 1
+            row.append(f"**{text}**" if bold else text)
         lines.append(row)
-    head = ["method", *(f"{label(m['name'])} {ARROWS[m['better']]}" for m in metrics)]
-    return markdown(head, lines)
+    return markdown(["method", *(f"{label(m['name'])} {ARROWS[m['better']]}" for m in metrics)], lines)
+
+
+def findings_table(results: Mapping) -> str:
+    """The claims of an ablation: what was measured, and whether each holds."""
+    return markdown(["claim", "measured", "holds"], [list(finding.values()) for finding in results["findings"]])
 
 
 def printed_by(results: Mapping, source: str) -> str:
-    """What one source prints for this set, all of its methods."""
+    """The figures that one source publishes for this set, of all methods."""
     return _by([entry for entry in results["published"] if entry["source"] == source], "method")
 
 
 def _by(entries: Sequence[Mapping], what: str) -> str:
-    """Published figures in a table with a line for each method, or each clip."""
+    """Published figures with a line for each method, or each clip."""
     metrics = list(dict.fromkeys(entry["metric"] for entry in entries))
     methods = list(dict.fromkeys(entry[what] for entry in entries))
     cells = {(entry[what], entry["metric"]): entry["value"] for entry in entries}
@@ -137,11 +143,13 @@ def _printed(value: float | None, metric: str) -> str:
 
 
 def document(results: Mapping) -> str:
-    """results.md: every table, with all that decides their numbers."""
+    """results.md: every table, with all that decides its numbers."""
     data = results["dataset"]
     parts = [f"# {data['title']}\n", f"`{results['command']}`\n", markdown(*main_cells(results))]
     parts += [f"- {note}" for note in results["notes"]]
-    parts += ["\n## For a paper\n", paper_table(results)]
+    parts += ["\n## Methods side by side\n", paper_table(results)]
+    if results.get("findings"):
+        parts += ["\n## Findings\n", findings_table(results)]
     for method in results["methods"]:
         parts += [f"\n## By clip: {method['name']}\n", markdown(*clip_cells(results, method["name"]))]
     for source in dict.fromkeys(entry["source"] for entry in results["published"]):
@@ -156,7 +164,7 @@ def document(results: Mapping) -> str:
 
 
 def csv_text(rows: Iterable[Mapping]) -> str:
-    """All figures, one in a line."""
+    """All figures, one per line."""
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()

@@ -77,6 +77,19 @@ def is_as_written(output: Path, record: Mapping) -> bool:
     return isinstance(written, dict) and written.get("sha256") == digest(output)
 
 
+def unchanged(output: Path, made_of: Mapping) -> dict | None:
+    """The record of an output that was made of `made_of` and has not changed since; None where there is none.
+
+    `made_of` are the entries of the record, as JSON holds them, that decide the output.
+    """
+    try:
+        content = dict(json.loads(beside(output).read_text(encoding="utf-8")))
+        same = made_of.items() <= content.items() and is_as_written(output, content)
+    except (OSError, ValueError, TypeError):
+        return None
+    return content if same else None
+
+
 def verify(path: Path) -> list[tuple[str, str]]:
     """(what, "as recorded" | "differs" | "not found") for the output, the input and the weights of a JSON's output.
 

@@ -1,4 +1,4 @@
-"""Measures of restored frames, with and without the truth, frame by frame and pair by pair: no clip has to be held.
+"""Metrics of restored frames, with and without the truth, frame by frame and pair by pair; no clip is held in memory.
 
-A frame is (3, H, W) float in [0, 1] or (H, W, 3) uint8, RGB. Every measure looks at 8-bit pixels, as they are stored.
+A frame is (3, H, W) float in [0, 1] or (H, W, 3) uint8, RGB. Every metric is computed on 8-bit pixels.
 """

@@ -1,4 +1,4 @@
-"""How near a frame is to the truth: PSNR and SSIM, in RGB or in luma, as BasicSR-based papers report them."""
+"""PSNR and SSIM, in RGB or in luma, as BasicSR-based papers report them."""
 
 import cv2
 import numpy as np
@@ -30,7 +30,7 @@ def rgb8(frame: Tensor | np.ndarray) -> np.ndarray:
         raise ValueError(f"got a frame {got}, expected (3, H, W) in [0, 1], or an array (H, W, 3) uint8")
     values = frame.detach().float().permute(1, 2, 0).contiguous().cpu().numpy()
     if not np.isfinite(values).all():
-        raise ValueError("got a frame with pixels that are not finite, expected [0, 1]; check what made it")
+        raise ValueError("got a frame with pixels that are not finite, expected [0, 1]; check its source")
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
 
 
@@ -44,7 +44,7 @@ def psnr(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: st
 
     The mean is over all pixels and channels; `channels` one of `CHANNELS`: "y" (`luma`) is that of BasicSR, "gray"
     that of pyiqa ("gray8" for its SSIM). `crop` border pixels do not count. Raises ValueError for sizes that differ or
-    are used up by the crop, or another word.
+    a crop that leaves nothing, or an unknown `channels`.
     """
     one, other = _compared(frame, truth, channels, crop)
     error = cv2.norm(one, other, cv2.NORM_L2SQR) / one.size
@@ -55,6 +55,7 @@ def ssim(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: st
     """Structural similarity, at most 1 (Wang et al. 2004): the mean over channels and over windows inside the frame.
 
     Gaussian window of 11 pixels, sigma 1.5, biased covariance, K1 0.01, K2 0.03; arguments and errors as for `psnr`.
+    With "gray8", negative contrast and structure count as 0, as in pyiqa 0.1.16, whose SSIM of gray this is.
     Raises ValueError also for frames smaller than the window.
     """
     one, other = (pixels.astype(np.float64) for pixels in _compared(frame, truth, channels, crop))
@@ -67,8 +68,10 @@ def ssim(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray, *, channels: st
     variances = _smoothed(one * one + other * other) - squares
     c1, c2 = (K1 * PEAK) ** 2, (K2 * PEAK) ** 2
     likeness = (2 * product + c1) / (squares + c1)
-    likeness *= (2 * covariance + c2) / (variances + c2)
-    return float(likeness.mean())
+    structure = (2 * covariance + c2) / (variances + c2)
+    if channels == "gray8":
+        structure = np.maximum(structure, 0)
+    return float((likeness * structure).mean())
 
 
 def _smoothed(image: np.ndarray) -> np.ndarray:
@@ -78,7 +81,7 @@ def _smoothed(image: np.ndarray) -> np.ndarray:
 
 
 def _compared(frame, truth, channels: str, crop: int) -> tuple[np.ndarray, np.ndarray]:
-    """Both frames in the channels that are compared, without the border."""
+    """Both frames in the compared channels, without the border."""
     one, other = rgb8(frame), rgb8(truth)
     if one.shape != other.shape:
         sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (one, other))
@@ -86,7 +89,7 @@ def _compared(frame, truth, channels: str, crop: int) -> tuple[np.ndarray, np.nd
     if channels not in CHANNELS:
         raise ValueError(f"got channels {channels!r}, expected one of {', '.join(CHANNELS)}")
     if not 0 <= 2 * crop < min(one.shape[:2]):
-        raise ValueError(f"got crop {crop} for frames of {one.shape[1]}x{one.shape[0]}, expected pixels to be left")
+        raise ValueError(f"got crop {crop} for frames of {one.shape[1]}x{one.shape[0]}, expected some pixels inside")
     if channels != "rgb":
         one, other = _one_channel(one, channels), _one_channel(other, channels)
     inside = slice(crop, one.shape[0] - crop), slice(crop, one.shape[1] - crop)

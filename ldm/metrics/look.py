@@ -1,4 +1,4 @@
-"""What measures see of one moment of a clip, computed once for all of them."""
+"""One frame of a clip and its truth, with what several metrics need of them, computed once."""
 
 from collections.abc import Callable
 
@@ -10,17 +10,17 @@ from ldm.metrics.temporal import Backward, farneback_flow, motion_back
 
 
 class Unavailable(RuntimeError):
-    """A measure that cannot be had here, with the reason in a few words: shown in tables as "n/a (reason)"."""
+    """A metric that cannot be computed here; the message is the reason that tables show as "n/a (reason)"."""
 
 
 class Look:
-    """A frame of an output and the truth's, (H, W, 3) uint8 RGB each, with what several measures need of them.
+    """A frame of an output and the truth's, (H, W, 3) uint8 RGB each, with values that several metrics share.
 
     `truth` is None where there is none. Raises ValueError for sizes that differ.
     """
 
     def __init__(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None):
-        # Copies: who pushes frames may use one buffer for all of them.
+        # Copies, because a caller may use one buffer for all frames.
         self.frame, self.truth = rgb8(frame).copy(), None if truth is None else rgb8(truth).copy()
         if self.truth is not None and self.truth.shape != self.frame.shape:
             sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (self.frame, self.truth))
@@ -28,22 +28,21 @@ class Look:
         self._from: tuple[Look, dict] | None = None
 
     def truth_motion(self, before: "Look", flow: Callable[[Tensor, Tensor], Tensor]) -> Backward:
-        """The truth's motion to the moment before, by an estimator."""
+        """The truth's motion to the previous frame, by an estimator."""
         return self._once(before, ("motion", id(flow)), lambda: motion_back(before.truth, self.truth, flow))
 
     def frame_flow(self, before: "Look") -> np.ndarray:
-        """Farneback's flow of the output from the moment before."""
+        """Farneback's flow of the output from the previous frame."""
         return self._once(before, "frame flow", lambda: farneback_flow(before.frame, self.frame))
 
     def truth_flow(self, before: "Look") -> np.ndarray:
-        """Farneback's flow of the truth from the moment before."""
+        """Farneback's flow of the truth from the previous frame."""
         return self._once(before, "truth flow", lambda: farneback_flow(before.truth, self.truth))
 
     def _once(self, before, key, compute):
-        """What was computed with the same moment before, or `compute()`."""
+        """The cached value for the same previous frame, or `compute()`."""
         if self._from is None or self._from[0] is not before:
-            before._from = None  # else every moment would hold all before it
-            self._from, before._from = (before, {}), None  # else each would hold all before it
+            self._from, before._from = (before, {}), None  # without the None each frame would hold all before it
         kept = self._from[1]
         if key not in kept:
             kept[key] = compute()

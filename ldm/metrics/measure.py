@@ -1,4 +1,4 @@
-"""One measure over one clip, fed frame by frame; the figures come out at the end."""
+"""One metric over one clip, computed frame by frame; `figures` gives the result at the end."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -11,11 +11,11 @@ from ldm.metrics.look import Look, Unavailable
 
 
 class Recipe(NamedTuple):
-    """How a measure is taken.
+    """How a metric is computed.
 
-    `protocol` says it in words. `score(before, look)` gives the value of a moment, or one value for each ending of
-    `series`, or None where it is known only at the end; then `finish()` gives the clip's figures and the values of the
-    moments scored (or None). `before` is the moment before; with `span` "pair" there always is one.
+    `protocol` describes it. `score(before, look)` gives the value of a frame, or one value for each suffix of `series`,
+    or None where it is known only at the end; then `finish()` gives the clip's figures and the values of the scored
+    frames (or None). `before` is the previous frame; with `span` "pair" it is never None.
     """
 
     protocol: str
@@ -26,10 +26,10 @@ class Recipe(NamedTuple):
 
 
 class Measure:
-    """A measure that is fed frame by frame and holds two moments, whatever the clip's length.
+    """A metric that takes one frame at a time and holds two, whatever the clip's length.
 
-    `name` as asked for; `protocol` one line for people; `better` "higher" or "lower"; `reference`: whether it compares
-    with a truth; `missing`: None, or why there is no figure ("n/a (reason)"), and then `push` does nothing.
+    `name` with its settings; `protocol` in one line; `better` "higher" or "lower"; `reference`: whether it needs a
+    truth; `missing`: None, or why there is no figure, and then `push` does nothing.
     """
 
     def __init__(self, name: str, recipe: Recipe, *, better: str, reference: bool, missing: str | None = None):
@@ -44,9 +44,9 @@ class Measure:
         self._of_clip: list[float] | None = None
 
     def push(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None) -> None:
-        """Take the next frame, (H, W, 3) uint8 RGB or (3, H, W) in [0, 1], and the truth's.
+        """Add the next frame, (H, W, 3) uint8 RGB or (3, H, W) in [0, 1], and the truth's.
 
-        Without a truth a measure that needs one becomes `missing`. Raises ValueError for sizes that differ, and for
+        Without a truth a metric that needs one becomes `missing`. Raises ValueError for sizes that differ, and for
         frames after the end.
         """
         if self.missing is None and self.reference and truth is None:
@@ -54,7 +54,7 @@ class Measure:
         if self.missing is not None:
             return
         if self._of_clip is not None:
-            raise ValueError(f"got a frame for {self.name} after its figures were asked for, expected a new measure")
+            raise ValueError(f"got a frame for {self.name} after its figures were read, expected a new measure")
         number = len(self._values)
         look, before = self.shared.look(number, frame, truth), self._before
         if before is not None and before.frame.shape != look.frame.shape:
@@ -69,9 +69,9 @@ class Measure:
             self._score(number, before, look)
 
     def figures(self) -> dict[str, float]:
-        """The clip's figures: under `name` the measure, under `name` + "_truth" the truth's own where that is taken.
+        """The clip's figures: the metric under `name`, the truth's own value, if any, under `name` + "_truth".
 
-        A mean over frames or over pairs of neighbours; values that say nothing (NaN) do not count, NaN where none does.
+        A mean over frames or over pairs of neighbours without NaN values; NaN where all are.
         """
         self._end()
         if self.missing is not None:
@@ -84,7 +84,7 @@ class Measure:
         return {f"{self.name}{ending}": value for ending, value in zip(self._recipe.series, means, strict=True)}
 
     def per_frame(self) -> list[float]:
-        """A value for each frame pushed; NaN where there is none: frames not chosen, the first of pairs."""
+        """A value for each frame; NaN for frames that do not count and the first frame of pairs."""
         self._end()
         return [values[0] for values in self._values]
 
@@ -99,7 +99,7 @@ class Measure:
             self._values[number] = values if isinstance(values, tuple) else (values,)
 
     def _end(self) -> None:
-        """Ask for what is known only at the end, once."""
+        """Compute once what is known only at the end."""
         if self._recipe.finish is None or self.missing is not None or self._of_clip is not None:
             return
         try:
@@ -115,13 +115,13 @@ class Measure:
 
 
 class SharedLook:
-    """The newest moment of the measures that are fed together, so that each is prepared once."""
+    """The newest frame of several metrics, prepared once for all of them."""
 
     def __init__(self):
         self._newest = None
 
     def look(self, number: int, frame, truth) -> Look:
-        """The moment of these very frames, whichever measure asks."""
+        """The `Look` of these frames, whichever metric asks first."""
         known = self._newest
         if known is None or known[0] != number or known[1] is not frame or known[2] is not truth:
             self._newest = known = number, frame, truth, Look(frame, truth)

@@ -1,4 +1,4 @@
-"""NIQE (Mittal, Soundararajan, Bovik 2013): how far a picture's statistics lie from those of pristine photographs.
+"""NIQE (Mittal, Soundararajan, Bovik 2013): the distance of a picture's statistics from those of pristine photographs.
 
 The conventions are those of BasicSR, which most papers of the field report: 96-pixel blocks at two scales, 18 features
 each, and the pristine statistics that the authors of NIQE published.
@@ -20,7 +20,7 @@ from ldm.metrics.look import Unavailable
 
 BLOCK = 96  # pixels a side, half of it at the second scale
 WINDOW, SIGMA = 7, 7 / 6  # of the local mean and contrast
-SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # of the neighbours whose products are looked at
+SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # of the neighbours whose products are used
 FEATURES = 36
 FILE = "niqe_pris_params.npz"
 CARRIERS = {"basicsr": f"metrics/{FILE}", "mmagic": f"evaluation/metrics/{FILE}"}  # packages with the official file
@@ -60,8 +60,8 @@ def niqe(frame: Tensor | np.ndarray, pristine: Pristine, *, channels: str = "y",
     """NIQE of a frame, from about 2 (natural) upwards; lower is better.
 
     `channels` "y" (BT.601, 16 to 235, as in BasicSR) or "gray" (full range), rounded to integers; `crop` border pixels
-    are left out; what remains is cut to whole blocks from the top left. Raises Unavailable for frames with fewer than
-    two blocks that have statistics, ValueError for another word.
+    are left out, and what remains beyond whole blocks from the top left. Raises Unavailable for frames with fewer than
+    two blocks that have statistics, ValueError for unknown channels.
     """
     image = _image(rgb8(frame), channels)
     inside = image[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
@@ -74,7 +74,7 @@ def niqe(frame: Tensor | np.ndarray, pristine: Pristine, *, channels: str = "y",
     whole = features[~np.isnan(features).any(axis=1)]
     if len(whole) < 2:
         raise Unavailable("the frame is flat in all but one of its blocks")
-    # A flat block has no statistics, except the shape, that counts as the least (as in BasicSR).
+    # A flat block has no statistics but the shape, which counts as the smallest (as in BasicSR).
     away = np.nanmean(features, axis=0) - pristine.mean
     spread = (pristine.covariance + np.cov(whole, rowvar=False)) / 2
     return float(np.sqrt(away @ np.linalg.pinv(spread) @ away))
@@ -97,7 +97,7 @@ def _fingerprint(mean, covariance) -> tuple[float, float, float]:
 def _image(pixels: np.ndarray, channels: str) -> np.ndarray:
     """(H, W, 3) uint8 -> (H, W) float32 of whole numbers.
 
-    Through [0, 1] in float32, as in BasicSR: it decides where halves are rounded to.
+    Via [0, 1] in float32, as in BasicSR, which decides how halves are rounded.
     """
     unit = pixels.astype(np.float32) / 255
     if channels == "y":
@@ -110,7 +110,7 @@ def _image(pixels: np.ndarray, channels: str) -> np.ndarray:
 
 
 def _features(image: np.ndarray, block: int) -> np.ndarray:
-    """(rows * block, columns * block) -> (rows * columns, 18): how each block's normalized values are distributed."""
+    """(rows * block, columns * block) -> (rows * columns, 18): the distribution of each block's normalized values."""
     mean = _local_mean(image)
     contrast = np.sqrt(np.abs(_local_mean(image * image) - mean * mean))
     normal = (image - mean) / (contrast + 1)

@@ -1,4 +1,4 @@
-"""The warping error as EvalCrafter and QuantVSR compute it: along the motion that is found in the output itself."""
+"""The warping error as EvalCrafter and QuantVSR compute it: along the motion of the output itself."""
 
 from collections.abc import Callable
 
@@ -22,7 +22,7 @@ def own_warping_error(
     released: bool = True,
 ) -> float:
     """E*_warp of one pair, in the tables of DOVE, QuantVSR and others: at half the size, the squared difference between
-    `before` and `frame` fetched along the output's own motion, summed over channels, mean over visible pixels, x 1000.
+    `before` and `frame` warped along the output's own motion, summed over channels, mean over visible pixels, x 1000.
 
     `flow` is RAFT (raft-things, 20 iterations), (1, 3, H, W) in [0, 1] -> (1, 2, H, W). `released`: as published, where
     the pictures reach RAFT divided by 255 once more, all but black; False gives it the pictures. Hidden are pixels

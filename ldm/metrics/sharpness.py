@@ -1,4 +1,4 @@
-"""How sharp a frame is, measured against the truth."""
+"""The sharpness of a frame relative to the truth."""
 
 import cv2
 import numpy as np
@@ -6,11 +6,11 @@ from torch import Tensor
 
 from ldm.metrics.fidelity import luma, rgb8
 
-EDGES = 0.25  # the part of the pixels that counts
+EDGES = 0.25  # the fraction of the pixels that counts
 
 
 def edge_sharpness(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> float:
-    """The mean gradient of the luma on the truth's edges, in parts of the truth's own there: below 1 is softer than the
+    """The mean gradient of the luma on the truth's edges, divided by the truth's own there: below 1 is softer than the
     truth, 1 as sharp, above over-sharpened.
 
     Edges are the quarter of the pixels where the truth's gradient is greatest (fewer where it is zero in more), so
@@ -33,4 +33,4 @@ def gradient(image: np.ndarray) -> np.ndarray:
     kernel = np.float32([-0.5, 0, 0.5])
     across = cv2.sepFilter2D(image, cv2.CV_32F, kernel, np.ones(1, np.float32))
     down = cv2.sepFilter2D(image, cv2.CV_32F, np.ones(1, np.float32), kernel)
-    return np.sqrt(across * across + down * down)  # cv2.magnitude rounds as the memory happens to lie
+    return np.sqrt(across * across + down * down)  # cv2.magnitude rounds by memory alignment

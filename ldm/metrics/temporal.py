@@ -1,6 +1,6 @@
-"""How steady frames follow one another: the warping error along the truth's motion, and the likeness of the motion.
+"""Temporal metrics: the warping error along the truth's motion (E_warp), and the difference of the motion (tOF).
 
-Both are taken pair by pair: a frame and the one before it. A clip's figure is the mean over its pairs.
+Both are computed pair by pair: a frame and the one before it. A clip's figure is the mean over its pairs.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,8 @@ FARNEBACK = {
 
 
 class Backward(NamedTuple):
-    """Where the pixels of a frame were in the one before: `flow` (1, 2, H, W) in pixels, and which of them were to be
-    seen there, `visible` (H, W) bool."""
+    """Where the pixels of a frame were in the one before: `flow` (1, 2, H, W) in pixels, and which of them were
+    visible there, `visible` (H, W) bool."""
 
     flow: Tensor
     visible: Tensor
@@ -31,7 +31,7 @@ class Backward(NamedTuple):
 def motion_back(
     before: Tensor | np.ndarray, frame: Tensor | np.ndarray, flow: Callable[[Tensor, Tensor], Tensor]
 ) -> Backward:
-    """The motion of the truth from a frame t to t - 1, found once for every output that is judged by it.
+    """The motion of the truth from a frame t to t - 1, estimated once for all outputs that are compared with it.
 
     `flow(img1, img2)` (1, 3, H, W) in [0, 1] -> (1, 2, H, W) is the estimator (`ldm.ops.dis.DISFlow`). Visible is what
     stays in the frame and comes back: |F + B(p + F)|^2 <= 0.01 (|F|^2 + |B|^2) + 0.5, B from t - 1 to t (Sundaram et
@@ -48,10 +48,10 @@ def motion_back(
 
 
 def e_warp(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Backward) -> float:
-    """E_warp of one pair: the mean squared difference, values 0 to 1, between a frame and the one before it fetched
+    """E_warp of one pair: the mean squared difference, values 0 to 1, between a frame and the one before it warped
     along the truth's motion (bilinear), over visible pixels and channels; NaN where none is visible (Lai et al. 2018).
 
-    A still or blurred output has a low one: read it beside the truth's own. Papers report it times 1000. Raises
+    A still or blurred output has a low one: compare it with the truth's own. Papers report it times 1000. Raises
     ValueError for frames that differ in size from each other or from the motion.
     """
     old, new = _pair(before, frame)

@@ -1,6 +1,6 @@
-"""Measures of whole clips by programs of others: VMAF by an ffmpeg with libvmaf, DOVER by a checkout of its code.
+"""Metrics of whole clips by external programs: VMAF by an ffmpeg with libvmaf, DOVER by a checkout of its code.
 
-Frames go into lossless temporary files as they come, so that memory does not grow with the clip.
+Frames are written to lossless temporary files, so that memory does not grow with the clip.
 """
 
 import hashlib
@@ -29,11 +29,11 @@ random.seed(0)
 numpy.random.seed(0)
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name="__main__")
-"""  # the script draws its frames anew in every run; torch starts from one seed by itself
+"""  # the script draws its frames at random; torch has a fixed seed by default
 
 
 class _Film:
-    """A lossless RGB file (H.264, quantizer 0) that grows frame by frame."""
+    """A lossless RGB file (H.264, quantizer 0), written frame by frame."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -48,7 +48,7 @@ class _Film:
         self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
     def close(self) -> bool:
-        """Whether there is a file."""
+        """Finish the file; returns whether there is one."""
         if self._file is None:
             return False
         self._file.mux(self._stream.encode())
@@ -66,7 +66,7 @@ class Vmaf:
         self._films = [_Film(self._folder / f"{name}.mkv") for name in ("output", "truth")]
 
     def push(self, before: Look | None, look: Look) -> None:
-        """Take the next frame of both."""
+        """Add the next frame of both."""
         for film, frame in zip(self._films, (look.frame, look.truth), strict=True):
             film.add(frame)
 
@@ -78,16 +78,16 @@ class Vmaf:
         graph += f"[a][b]libvmaf=model=version={self.model}:log_fmt=json:log_path=vmaf.json"
         words = [self.ffmpeg, "-v", "error", "-i", "output.mkv", "-i", "truth.mkv", "-lavfi", graph, "-f", "null", "-"]
         _run("ffmpeg", words, self._folder)
-        said = json.loads((self._folder / "vmaf.json").read_text())
-        values = [frame["metrics"]["vmaf"] for frame in said["frames"]]
+        content = json.loads((self._folder / "vmaf.json").read_text())
+        values = [frame["metrics"]["vmaf"] for frame in content["frames"]]
         _remove(self._folder)
-        return [said["pooled_metrics"]["vmaf"]["mean"]], values
+        return [content["pooled_metrics"]["vmaf"]["mean"]], values
 
 
 class Dover:
-    """DOVER (Wu et al. 2023) of a clip by the script of its authors in a checkout of theirs: the fused score, 0 to 1.
+    """DOVER (Wu et al. 2023) of a clip by its authors' script in a checkout of their code: the fused score, 0 to 1.
 
-    Tables of others show the same score times 100, or its technical branch alone (around 4 to 15): not comparable.
+    Some tables show it times 100, or its technical branch alone (around 4 to 15): not comparable.
     """
 
     def __init__(self, checkout: Path, device: str):
@@ -96,7 +96,7 @@ class Dover:
         self._film = _Film(self._folder / "output.mp4")
 
     def push(self, before: Look | None, look: Look) -> None:
-        """Take the next frame."""
+        """Add the next frame."""
         self._film.add(look.frame)
 
     def finish(self) -> tuple[list[float], None]:
@@ -104,11 +104,11 @@ class Dover:
         if not self._film.close():
             return [float("nan")], None
         words = [sys.executable, "-c", SEEDED, DOVER_SCRIPT, "-f", "-v", self._film.path, "-d", self.device]
-        said = re.search(r"fused overall score.*:\s*([0-9.eE+-]+)", _run("DOVER", words, self.checkout))
+        score = re.search(r"fused overall score.*:\s*([0-9.eE+-]+)", _run("DOVER", words, self.checkout))
         _remove(self._folder)
-        if not said:
+        if not score:
             raise Unavailable(f"{DOVER_SCRIPT} printed no fused score")
-        return [float(said[1])], None
+        return [float(score[1])], None
 
 
 def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
@@ -127,7 +127,7 @@ def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
 def find_dover(checkout: Path | None) -> tuple[Path, str]:
     """The folder of DOVER's code, and a hash of its script, settings and weights.
 
-    Raises Unavailable where it is not named or not whole.
+    Raises Unavailable where it is not named or incomplete.
     """
     if checkout is None:
         raise Unavailable("needs a checkout of DOVER with its weights: --dover DIR")
@@ -144,7 +144,7 @@ def find_dover(checkout: Path | None) -> tuple[Path, str]:
 
 @cache
 def _digest(stamps: tuple[tuple[str, int], ...]) -> str:
-    """The beginning of a SHA-256 over files, read once as long as their times do not change."""
+    """The first digits of a SHA-256 over files, cached by their modification times."""
     total = hashlib.sha256()
     for path, _ in stamps:
         with open(path, "rb") as file:
@@ -163,17 +163,17 @@ def _packaged_ffmpeg() -> str | None:
 @cache
 def _version_with_vmaf(ffmpeg: Path) -> str | None:
     try:
-        said = [
+        texts = [
             subprocess.run([ffmpeg, word], capture_output=True, text=True).stdout for word in ("-filters", "-version")
         ]
     except OSError:
         return None
-    version = re.match(r"ffmpeg version (\S+)", said[1])
-    return version[1] if version and " libvmaf " in said[0] else None
+    version = re.match(r"ffmpeg version (\S+)", texts[1])
+    return version[1] if version and " libvmaf " in texts[0] else None
 
 
 def _run(name: str, words: list, folder: Path) -> str:
-    """What a program printed. Raises Unavailable with its last line where it fails."""
+    """The output of a program. Raises Unavailable with its last line where it fails."""
     done = subprocess.run([str(word) for word in words], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -182,7 +182,7 @@ def _run(name: str, words: list, folder: Path) -> str:
 
 
 def _temporary(owner) -> Path:
-    """A folder that goes with its owner."""
+    """A temporary folder that is removed with its owner."""
     folder = Path(tempfile.mkdtemp(prefix="measure-"))
     weakref.finalize(owner, _remove, folder)
     return folder

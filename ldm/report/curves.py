@@ -1,21 +1,19 @@
-"""The curves of a report, frame by frame, as pictures that take their colours from the page."""
+"""The curves of a clip, frame by frame, as the lines and ticks of an SVG, which page.html draws."""
 
-import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-COLOURS = 6  # series colours of the page's style; --series-0 ... in assets/report/page.css
-INK, FAINT = "#010101", "#020202"  # stand for colours of the page
-SERIES = tuple(f"#03030{number}" for number in range(COLOURS))
-DASHES = ("solid", "dashed", "dotted", "dashdot")
-WIDTH, TALL = 5.2, 2.3  # inches of one set of axes
+COLOURS = 6  # series colours of the page's style; --series-0 ... in page.css
+WIDTH, HEIGHT = 520, 220  # of one chart, in units of the SVG
+LEFT, RIGHT, TOP, BOTTOM = 62, 510, 34, 192  # of its axes
+DASHES = ("", "6 4", "2 3", "8 3 2 3")
+TICKS = 4  # about so many on an axis
 
 
 class Curve(NamedTuple):
-    """Values of consecutive frames from `first`; None where there is none. `series` picks the colour; a faint one is
-    another seed of the same method, a dashed one the truth's own value."""
+    """Values of consecutive frames from `first` on, None where a frame has none. `series` selects the colour; a faint
+    curve is another seed of the same method, a dashed one the truth's own value."""
 
     label: str
     first: int
@@ -24,65 +22,68 @@ class Curve(NamedTuple):
     faint: bool = False
     dashed: bool = False
 
+    @property
+    def colour(self) -> str:
+        """The page's name for the colour."""
+        return "var(--faint)" if self.dashed else f"var(--series-{self.series % COLOURS})"
 
-def drawn(charts: Mapping[str, Sequence[Curve]], key: str) -> str:
-    """One set of axes per title, side by side in twos, as the text of an inline SVG; `key` keeps its names unique.
-
-    Raises ImportError where matplotlib is not installed.
-    """
-    import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    across = min(2, len(charts))
-    down = math.ceil(len(charts) / across)
-    style = {"svg.fonttype": "none", "svg.hashsalt": key, "font.size": 9, "font.family": "sans-serif"}
-    with matplotlib.rc_context(style):
-        figure = Figure(figsize=(WIDTH * across, TALL * down), layout="constrained")
-        FigureCanvasSVG(figure)
-        grid = figure.subplots(down, across, squeeze=False).ravel()
-        for axes, (title, curves) in zip(grid[: len(charts)], charts.items(), strict=True):
-            draw_axes(axes, title, curves)
-        for axes in grid[len(charts) :]:
-            axes.set_axis_off()
-        text = io.StringIO()
-        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return themed(text.getvalue(), key)
+    @property
+    def dash(self) -> str:
+        """The pattern of dashes; methods beyond the colours differ by it."""
+        return DASHES[1] if self.dashed else DASHES[self.series // COLOURS % len(DASHES)]
 
 
-def draw_axes(axes, title: str, curves: Sequence[Curve]) -> None:
-    from matplotlib.ticker import MaxNLocator
+def curves_of(run: Mapping, clip: str) -> dict | None:
+    """`{charts, legend}` of a clip's curves; None where it has none."""
+    places = {method["name"]: place for place, method in enumerate(run["methods"])}
+    seeds = {method["name"]: method["seeds"][:1] for method in run["methods"]}
+    owner = {metric["name"]: metric["of"] or metric["name"] for metric in run["metrics"]}
+    curves: dict[str, list[Curve]] = {metric["name"]: [] for metric in run["metrics"] if not metric["of"]}
+    for curve in (curve for curve in run["curves"] if curve["clip"] == clip and owner.get(curve["metric"]) in curves):
+        name, method, chart = curve["metric"], curve["method"], curves[owner[curve["metric"]]]
+        faint, own = curve["seed"] not in seeds[method], owner[name] != name
+        if own and (faint or any(other.dashed for other in chart)):
+            continue  # the truth's own value is the same for every method
+        chart.append(
+            Curve("truth's own" if own else method, curve["first"], curve["values"], places[method], faint, own)
+        )
+    labels = {metric["name"]: metric["label"] for metric in run["metrics"]}
+    charts = [chart_of(labels[name], chart) for name, chart in curves.items() if chart]
+    legend = {curve.label: curve for chart in curves.values() for curve in chart}
+    return {"charts": charts, "legend": [*legend.values()]} if charts else None
 
+
+def chart_of(title: str, curves: Sequence[Curve]) -> dict:
+    """`{title, lines, rows, columns}`: paths, and ticks as (position, text), in units of the SVG."""
+    known = [value for curve in curves for value in curve.values if value is not None] or [0.0]
+    low, high = min(known), max(known)
+    if low == high:
+        low, high = low - abs(low) / 10 - 1e-9, high + abs(high) / 10 + 1e-9
+    first = min(curve.first for curve in curves)
+    last = max(max(curve.first + len(curve.values) - 1 for curve in curves), first + 1)
+
+    def x(number: float) -> float:
+        return round(LEFT + (RIGHT - LEFT) * (number - first) / (last - first), 1)
+
+    def y(value: float) -> float:
+        return round(BOTTOM - (BOTTOM - TOP) * (value - low) / (high - low), 1)
+
+    lines = []
     for curve in curves:
-        numbers = range(curve.first, curve.first + len(curve.values))
-        values = [math.nan if value is None else value for value in curve.values]
-        style = "dashed" if curve.dashed else DASHES[curve.series // COLOURS % len(DASHES)]
-        axes.plot(
-            numbers, values, label=curve.label, linestyle=style,
-            color=FAINT if curve.dashed else SERIES[curve.series % COLOURS],
-            linewidth=0.8 if curve.faint else 1.5, alpha=0.45 if curve.faint else 1,
-            marker="." if len(values) < 4 else "",
-        )  # fmt: skip
-    axes.set_title(title, fontsize=9, color=INK, loc="left")
-    axes.tick_params(colors=INK, labelsize=8, length=2.5)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(axis="y", color=FAINT, alpha=0.25, linewidth=0.6)
-    axes.margins(x=0.01)
-    for name, spine in axes.spines.items():
-        spine.set_visible(name in ("left", "bottom"))
-        spine.set_color(FAINT)
-    for offset in (axes.xaxis.get_offset_text(), axes.yaxis.get_offset_text()):
-        offset.set_color(INK)
+        points = [(x(curve.first + k), y(v)) if v is not None else None for k, v in enumerate(curve.values)]
+        before = [None, *points][: len(points)]
+        steps = [f"{'L' if old else 'M'}{at[0]} {at[1]}h0" for old, at in zip(before, points, strict=True) if at]
+        lines.append({"path": "".join(steps), "curve": curve})
+    rows = [(y(value), text) for value, text in axis_ticks(low, high)]
+    columns = [(x(number), text) for number, text in axis_ticks(first, last, least=1)]
+    return {"title": title, "lines": lines, "rows": rows, "columns": columns}
 
 
-def themed(svg: str, key: str) -> str:
-    """An SVG for a page: without its prologue, names made unique, the page's colours, as wide as its place."""
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg[svg.index("<svg") :], flags=re.S)
-    svg = re.sub(r'\bid="', f'id="{key}-', svg)
-    svg = re.sub(r'(href="|url\()#', rf"\1#{key}-", svg.replace("xlink:href", "href"))
-    svg = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", svg)
-    svg = svg.replace(INK, "currentColor").replace(FAINT, "var(--faint)")
-    for number, colour in enumerate(SERIES):
-        svg = svg.replace(colour, f"var(--series-{number})")
-    box = re.search(r'viewBox="[^"]*"', svg)[0]
-    return re.sub(r"<svg[^>]*>", f'<svg {box} aria-hidden="true">', svg, count=1).strip()
+def axis_ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round values from `low` to `high`, about four, at least `least` apart, and their texts."""
+    rough = max((high - low) / TICKS, least)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))
+    digits = max(0, -math.floor(math.log10(step) + 1e-9))
+    numbers = range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)
+    return [(number * step, f"{number * step:.{digits}f}".replace("-", "\u2212")) for number in numbers]

@@ -1,50 +1,37 @@
-"""The page of a benchmark run: one HTML file that needs no network."""
+"""The page of a benchmark run: one HTML file that needs no network, rendered from page.html by jinja2."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from html import escape
 from pathlib import Path
-from string import Template
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
+from markupsafe import Markup
 
 from ldm.files import write_whole
-from ldm.report.clips import curve_of, curves_of, name_of, pictures_of, strands_of, wanted_of
-from ldm.report.elements import digits_for, element, number
-from ldm.report.tables import clip_table, main_table, published_table
-from ldm.report.views import INPUT, TRUTH, Views, inlined, views_of
+from ldm.report import figures
+from ldm.report.curves import curves_of
+from ldm.report.views import pictures_of, renditions_of, selection_of, thumbnails_of, views_of
 
 FORMAT = "mgld-vsr benchmark 1"
-TEMPLATE = Path(__file__).parent  # page.html, page.css, page.js
+TEMPLATES = Path(__file__).parent  # page.html, page.css, page.js
 MEGABYTES = 6.0  # of the page
-WORST = 10  # frames
-KEYS = (
-    "dataset",
-    "methods",
-    "metrics",
-    "clips",
-    "rows",
-    "curves",
-    "table",
-    "published",
-    "versions",
-    "command",
-    "notes",
-)
+KEYS = "dataset methods metrics clips rows curves table published versions command notes".split()
+WRONG = (KeyError, TypeError, AttributeError, IndexError, TemplateError)  # what unexpected content leads to
 
-Follow = Callable[[Iterable], Iterable]  # hands its items on, and shows how far it is
+Bar = Callable[[Iterable], Iterable]  # yields its items, and shows the progress
 
 
-def report_of(folder: Path, *, method: str | None = None, megabytes: float = MEGABYTES, follow: Follow = iter) -> Path:
+def report_of(folder: Path, *, method: str | None = None, megabytes: float = MEGABYTES, bar: Bar = iter) -> Path:
     """Write report.html beside the results.json of a folder, and return its path.
 
-    `method`: whose worst frames are shown; by default the first that was upscaled, else the first. `follow` is handed
-    the clips. Clips whose frames cannot be read are named on the page. Raises ValueError for a folder without good
-    results, or an unknown method.
+    `method`: whose worst frames are shown; by default the first that was upscaled, else the first. Clips whose frames
+    cannot be shown are named on the page. Raises ValueError for a folder without valid results, or an unknown method.
     """
     folder = Path(folder)
     run = read_results(folder / "results.json")
     try:
-        page = page_of(run, folder, chosen_method(run, method), megabytes * 1e6, follow)
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        page = render(run, folder, chosen_method(run, method), megabytes * 1e6, bar)
+    except WRONG as error:
         what = f"{type(error).__name__} {error}"
         raise ValueError(f"{folder / 'results.json'}: not as expected ({what}); run benchmark.py again") from error
     write_whole(folder / "report.html", page.encode("utf-8"))
@@ -56,9 +43,8 @@ def read_results(path: Path) -> dict:
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ValueError(
-            f"{path}: cannot be read ({error.strerror}); name the folder that benchmark.py wrote"
-        ) from None
+        line = f"{path}: cannot be read ({error.strerror}); name the folder that benchmark.py wrote"
+        raise ValueError(line) from None
     except ValueError:
         raise ValueError(f"{path}: not JSON; run benchmark.py again") from None
     if not isinstance(run, dict) or run.get("format") != FORMAT:
@@ -71,126 +57,40 @@ def read_results(path: Path) -> dict:
 
 
 def chosen_method(run: Mapping, name: str | None) -> str:
+    """A method of the run by its name, or the default one. Raises ValueError."""
     names = [method["name"] for method in run["methods"]]
     if name is not None and name not in names:
         raise ValueError(f"got method {name!r}, expected one of {', '.join(names)}")
     return name or next((m["name"] for m in run["methods"] if m["kind"] == "upscaled"), names[0])
 
 
-def page_of(run: Mapping, folder: Path, method: str, most: float, follow: Follow) -> str:
-    """The page as text of about `most` characters at most."""
+def render(run: Mapping, folder: Path, method: str, most: float, bar: Bar) -> str:
+    """The page as text of at most about `most` characters."""
     anchors = {clip["name"]: f"clip-{place}" for place, clip in enumerate(run["clips"])}
-    curves = {clip["name"]: curves_of(run, clip["name"], key=anchors[clip["name"]]) for clip in run["clips"]}
-    worst = worst_frames(run, method)
-    spare = max(most - sum(map(len, curves.values())) - 2e5, most / 4)
-    share = spare * 0.85 / len(run["clips"])
-    sections, thumbnails = [], {}
-    for clip in follow(run["clips"]):
-        numbers = [frame for _, name, frame in worst if name == clip["name"]]
+    curves = {clip["name"]: curves_of(run, clip["name"]) for clip in run["clips"]}
+    worst = figures.worst_frames(run, method)
+    paths = (line["path"] for each in curves.values() if each for chart in each["charts"] for line in chart["lines"])
+    spare = max(most - sum(map(len, paths)) - 2e5, most / 4)
+    share, clips = spare * 0.85 / len(run["clips"]), []
+    for clip in bar(run["clips"]):
+        entry = {"about": clip, "anchor": anchors[clip["name"]], "curves": curves[clip["name"]]}
+        numbers = [frame["number"] for frame in worst if frame["clip"] == clip["name"]]
         try:
-            views = views_of(strands_of(run, clip, folder), wanted_of(run, clip, method, numbers))
-            pictures = pictures_of(run, clip, views, share, method)
-            taken = {number: thumbnail_of(views, number, run, method, spare * 0.15 / WORST) for number in numbers}
-            thumbnails |= {(clip["name"], number): picture for number, picture in taken.items()}
+            views = views_of(renditions_of(run, clip, folder), selection_of(run, clip, method, numbers))
+            entry["pictures"] = pictures_of(run, clip, views, share, method)
+            for frame in (frame for frame in worst if frame["clip"] == clip["name"]):
+                frame["pictures"] = thumbnails_of(views, frame["number"], run, method, spare * 0.15 / len(worst))
         except (ValueError, OSError, FloatingPointError) as error:
-            pictures = element("p", f"No pictures: {escape(str(error))}", class_="notice")
-        title = element("h3", escape(clip["name"]))
-        sections.append(
-            element("section", title + pictures + curves[clip["name"]], class_="clip", id=anchors[clip["name"]])
-        )
-    parts = [
-        header(run), main_table(run), notes(run), element("h2", "Each clip"), clip_table(run, anchors), *sections,
-        worst_section(run, worst, thumbnails, anchors, method), making(run),
-    ]  # fmt: skip
-    title = f"{run['dataset']['title']}: benchmark of {', '.join(m['name'] for m in run['methods'])}"
-    assets = {name: (TEMPLATE / f"page.{name}").read_text(encoding="utf-8") for name in ("html", "css", "js")}
-    fields = {"title": escape(title), "body": "\n".join(parts), "style": assets["css"], "script": assets["js"]}
-    return Template(assets["html"]).substitute(fields)
-
-
-def header(run: Mapping) -> str:
-    data, methods = run["dataset"], run["methods"]
-    seeds = sorted({seed for method in methods for seed in method["seeds"] if seed is not None})
-    facts = [f"{data['clips']} clip{'s' * (data['clips'] != 1)}, {data['frames']} frames, scale {data['scale']}"]
-    facts += [f"input: {data['degradation']}"] if data["degradation"] else []
-    facts += [f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"] if seeds else []
-    for method in methods:
-        if method["seconds_per_frame"] is not None:
-            memory = f", peak memory {method['peak_memory'] / 1e9:.2f} GB" if method["peak_memory"] else ""
-            facts.append(f"{method['name']}: {method['seconds_per_frame']:.2f} s per frame{memory}")
-    title = element("h1", f"{escape(data['title'])}: {escape(', '.join(method['name'] for method in methods))}")
-    text = title + element("p", escape("; ".join(facts) + "."), class_="lead")
-    limits = (("max_clips", "clip", ""), ("max_frames", "frame", " a clip"))
-    cut = [f"{most} {what}{'s' * (most != 1)}{each}" for key, what, each in limits if (most := data["cut"][key])]
-    reasons = [f"cut to at most {' and '.join(cut)}"] if cut else []
-    reasons += data.get("odd") or []
-    if reasons and run["published"]:
-        line = f"Not the published set: {'; '.join(reasons)}. These figures do not compare with a paper's."
-        text += element("p", escape(line), class_="notice")
-    return text
-
-
-def notes(run: Mapping) -> str:
-    text = "".join(element("p", escape(note)) for note in run["notes"])
-    if published := published_table(run):
-        text += element("details", element("summary", "Published figures, with their sources") + published)
-    return text
-
-
-def ranking(run: Mapping) -> Mapping | None:
-    """The metric that ranks frames: the first with values frame by frame."""
-    known = {curve["metric"] for curve in run["curves"]}
-    metrics = [metric for metric in run["metrics"] if metric["name"] in known and not metric["of"]]
-    return min(metrics, key=lambda metric: metric["per"] != "frame", default=None)
-
-
-def worst_frames(run: Mapping, method: str) -> list[tuple[float, str, int]]:
-    """(value, clip, frame number), the worst first."""
-    metric = ranking(run)
-    if metric is None:
-        return []
-    found = []
-    for clip in run["clips"]:
-        if curve := curve_of(run, clip["name"], metric["name"], method):
-            numbered = enumerate(curve["values"][: clip["frames"]], curve["first"])
-            found += [(value, clip["name"], number) for number, value in numbered if value is not None]
-    return sorted(found, key=lambda entry: entry[0], reverse=metric["better"] == "lower")[:WORST]
-
-
-def thumbnail_of(views: Views, number: int, run: Mapping, method: str, most: float) -> str:
-    """A worst frame: the result beside the truth, or the input where there is no truth."""
-    frames = views.worst[number]
-    place = next(place for place, other in enumerate(run["methods"]) if other["name"] == method)
-    keys = [key for key in (f"result-{place}", TRUTH if TRUTH in frames else INPUT) if key in frames]
-    uris = inlined({key: frames[key] for key in keys}, most)
-    images = (element("img", src=uri, alt=f"{name_of(key, run)}, frame {number}") for key, uri in uris.items())
-    captions = (element("small", escape(name_of(key, run))) for key in uris)
-    return element("div", "".join([*images, *captions]), class_="pair")
-
-
-def worst_section(run: Mapping, worst, thumbnails: Mapping, anchors: Mapping[str, str], method: str) -> str:
-    if not worst:
-        return ""
-    metric = ranking(run)
-    digits = digits_for(value for value, _, _ in worst)
-    items = []
-    for value, clip, frame in worst:
-        link = element("a", escape(clip), href=f"#{anchors[clip]}")
-        caption = element("p", f"{link}, frame {frame}: {element('strong', number(value, digits))}")
-        items.append(element("li", caption + thumbnails.get((clip, frame), "")))
-    title = element("h2", f"The worst {len(worst)} frames", id="worst")
-    line = element("p", escape(f"{method}, by {metric['label']} ({metric['protocol']})."), class_="lead")
-    return title + line + element("ol", "".join(items), class_="worst")
-
-
-def making(run: Mapping) -> str:
-    """What the figures were made with and of."""
-    about = {key: run[key] for key in ("command", "versions", "dataset")}
-    about["methods"] = run["methods"]
-    text = element("pre", escape(json.dumps(about, indent=1)), tabindex="0")
-    command = element("p", element("code", escape(run["command"])))
-    return (
-        element("h2", "How it was made")
-        + command
-        + element("details", element("summary", "Versions and settings") + text)
-    )
+            entry |= {"pictures": None, "error": str(error)}
+        clips.append(entry)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment.filters["number"] = figures.number
+    text = {name: Markup((TEMPLATES / name).read_text(encoding="utf-8")) for name in ("page.css", "page.js")}
+    made = {key: run[key] for key in ("command", "versions", "dataset", "methods")}
+    return environment.get_template("page.html").render(
+        run={"findings": [], **run}, style=text["page.css"], script=text["page.js"], clips=clips,
+        worst=figures.worst_section(run, worst, method, anchors), groups=figures.metric_groups(run),
+        published=any(line["published"] is not None for line in run["table"]), odd=figures.set_differences(run),
+        labels={metric["name"]: metric["label"] for metric in run["metrics"]}, seeds=figures.seeds_of(run),
+        clip_table=figures.clip_table(run, anchors), made=json.dumps(made, indent=1),
+    )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The pictures of a report: what of a clip to look at, and how to keep it small."""
+"""The pictures of a report: what of a clip is shown, and how it is kept small. Frames are (H, W, 3) uint8 RGB."""
 
 import base64
 import math
@@ -15,8 +15,11 @@ from ldm.engine import provenance
 from ldm.metrics.temporal import e_warp, motion_back
 from ldm.ops.dis import DISFlow
 from ldm.ops.flow import flow_warp
+from ldm.picture import busiest_box, encoded
+from ldm.report.figures import curve_of
 
 INPUT, TRUTH = "input", "truth"
+SHARES = {"middle": 0.5, "detail": 0.2, "profiles": 0.15, "maps": 0.15}  # of the size that a clip's pictures may have
 WIDEST, NARROWEST = 1280, 160  # pixels of a picture on the page
 LONGEST = 240  # frames of a temporal profile
 TALL = 160  # pixels of it at least
@@ -26,27 +29,35 @@ FULL = 0.1  # of the difference maps' scale at least: a difference of 25 in 255
 
 
 @dataclass(frozen=True)
-class Strand:
-    """One video of a clip. `key` is INPUT, TRUTH, or any other word for a result; `size` (width, height) is that of the
-    output, `sha256` what was scored, where that is known."""
+class Rendition:
+    """One video of a clip: the input, the truth, or a result.
+
+    `size` (width, height) is that of the output, `sha256` the hash of the frames that were scored, `folders` the
+    places where frames may lie: results.json may come from anyone.
+    """
 
     key: str
     path: Path
     size: tuple[int, int]
-    sha256: str | None = None
+    sha256: str | None
+    folders: Sequence[Path]
 
     def open(self, frames: int) -> video.Source:
-        """Raises ValueError for a path without a video, with too few frames, or with others than were scored."""
+        """Raises ValueError for a path outside the folders, another hash, or too few frames."""
+        path = self.path.resolve()
+        if not any(path.is_relative_to(folder.resolve()) for folder in self.folders):
+            raise ValueError(f"{self.path}: outside the folders of the run, not shown")
+        if not self.sha256:
+            raise ValueError(f"{self.path}: results.json holds no hash of it; run benchmark.py again")
         source = video.probe(self.path)
-        if self.sha256 and provenance.digest(source.path, source.names) != self.sha256:
+        if provenance.digest(source.path, source.names) != self.sha256:
             raise ValueError(f"{self.path}: has changed since it was scored; run benchmark.py again")
         if source.frames < frames:
             raise ValueError(f"{self.path}: has {source.frames} frames, expected {frames}")
         return source
 
     def frames(self, source: video.Source, first: int, stop: int) -> Iterator[np.ndarray]:
-        """(H, W, 3) uint8 in the size of the output: the input is enlarged bicubically; others lose the rows and
-        columns that are too many, as in scoring."""
+        """Frames in the size of the output: the input enlarged bicubically, others cropped as in scoring."""
         width, height = self.size
         for frame in video.read(source, first, stop, as_rgb8=True):
             if self.key == INPUT and frame.shape[1::-1] != self.size:
@@ -57,8 +68,31 @@ class Strand:
             yield frame[:height, :width]
 
 
-class Wanted(NamedTuple):
-    """What is shown of a clip: the frame of the slider, the second of a pair of frames, the worst frames."""
+def renditions_of(run: Mapping, clip: Mapping, folder: Path) -> list[Rendition]:
+    """Input, results and truth of a clip, in the order of the page. Raises ValueError where there is none."""
+    size, renditions, hashes = (clip["width"], clip["height"]), [], clip.get("sha256") or {}
+    own = [run["dataset"]["root"], *(method["path"] for method in run["methods"])]
+    folders = [folder, *(folder / place for place in own if place)]
+    if clip["lq"]:
+        renditions.append(Rendition(INPUT, folder / clip["lq"], size, hashes.get("lq"), folders))
+    for place, method in enumerate(run["methods"]):
+        for seed, path in [*(clip["results"].get(method["name"]) or {}).items()][:1]:
+            known = hashes.get(f"{method['name']}/{seed}" if seed else method["name"])
+            renditions.append(Rendition(f"result-{place}", folder / path, size, known, folders))
+    if clip["gt"]:
+        renditions.append(Rendition(TRUTH, folder / clip["gt"], size, hashes.get("gt"), folders))
+    if not renditions:
+        raise ValueError(f"{clip['name']}: results.json names no frames")
+    return renditions
+
+
+def name_of(key: str, run: Mapping) -> str:
+    """The name of a rendition on the page."""
+    return key if key in (INPUT, TRUTH) else run["methods"][int(key.removeprefix("result-"))]["name"]
+
+
+class Selection(NamedTuple):
+    """What is shown of a clip of `frames`: the frame of the slider, the second of a pair, the worst frames."""
 
     frames: int
     middle: int
@@ -66,20 +100,33 @@ class Wanted(NamedTuple):
     worst: Sequence[int] = ()
 
     def numbers(self) -> set[int]:
+        """All frames that are kept."""
         pair = {self.pair - 1, self.pair} if self.frames > 1 else set()
         return {self.middle, *pair, *self.worst}
 
     def span(self) -> range:
-        """The stretch of the temporal profile: all frames, or so many around the middle of a long clip."""
+        """The frames of the temporal profile: all, or as many around the middle of a long clip."""
         count = min(self.frames, LONGEST)
         first = (self.frames - count) // 2
         return range(first, first + count)
 
 
-class Views(NamedTuple):
-    """Pictures (H, W, 3) uint8 of a clip by strand."""
+def selection_of(run: Mapping, clip: Mapping, method: str, worst: Sequence[int]) -> Selection:
+    """The middle frame, and the pair with the method's greatest warping error."""
+    frames = clip["frames"]
+    pair = min(frames // 2 + 1, frames - 1)
+    names = [metric["name"] for metric in run["metrics"] if metric["per"] == "pair" and not metric["of"]]
+    names.sort(key=lambda name: not name.startswith("e_warp"))
+    if names and (curve := curve_of(run, clip["name"], names[0], method)):
+        known = [(value, curve["first"] + k) for k, value in enumerate(curve["values"]) if value is not None]
+        pair = max((n for n in known if 1 <= n[1] < frames), default=(0, pair))[1]
+    return Selection(frames, frames // 2, pair, list(worst))
 
-    wanted: Wanted
+
+class Views(NamedTuple):
+    """Pictures of a clip by rendition."""
+
+    selection: Selection
     middle: dict[str, np.ndarray]
     detail: dict[str, np.ndarray]
     box: tuple[int, int, int, int]  # left, top, width, height of the detail
@@ -90,38 +137,71 @@ class Views(NamedTuple):
     worst: dict[int, dict[str, np.ndarray]]
 
 
-def views_of(strands: Sequence[Strand], wanted: Wanted) -> Views:
-    """Read a clip's strands, each once from its first needed frame to its last, and cut out what is shown.
+def views_of(renditions: Sequence[Rendition], selection: Selection) -> Views:
+    """Read each rendition once, from its first needed frame to its last, and cut out what is shown.
 
-    Raises ValueError or OSError for what cannot be read.
+    Raises ValueError or OSError for what cannot be read or must not be shown.
     """
-    sources = {strand.key: strand.open(wanted.frames) for strand in strands}
-    guide = next((strand for strand in strands if strand.key == TRUTH), strands[-1])
-    first = next(iter(guide.frames(sources[guide.key], wanted.middle, wanted.middle + 1)))
-    box = busiest_box(first, DETAIL)
-    left, top, width, height = box
+    sources = {rendition.key: rendition.open(selection.frames) for rendition in renditions}
+    guide = next((rendition for rendition in renditions if rendition.key == TRUTH), renditions[-1])
+    first = next(iter(guide.frames(sources[guide.key], selection.middle, selection.middle + 1)))
+    left, top, width, height = box = busiest_box(first, DETAIL)
     profiles, kept = {}, {}
-    for strand in strands:
-        key = strand.key
-        profiles[key], kept[key] = gather(strand, sources[key], wanted, row=top + height // 2)
-    middle = {key: frames[wanted.middle] for key, frames in kept.items()}
+    for rendition in renditions:
+        row = top + height // 2
+        profiles[rendition.key], kept[rendition.key] = gather(rendition, sources[rendition.key], selection, row=row)
+    middle = {key: frames[selection.middle] for key, frames in kept.items()}
     detail = {key: frame[top : top + height, left : left + width] for key, frame in middle.items()}
-    pairs = {key: (frames[wanted.pair - 1], frames[wanted.pair]) for key, frames in kept.items()} \
-        if wanted.frames > 1 else {}  # fmt: skip
-    maps, errors, scale = difference_maps(pairs, guide.key) if pairs else ({}, {}, 0.0)
-    worst = {number: {key: frames[number] for key, frames in kept.items()} for number in wanted.worst}
-    return Views(wanted, middle, detail, box, profiles, maps, errors, scale, worst)
+    maps, errors, scale = {}, {}, 0.0
+    if selection.frames > 1:
+        pairs = {key: (frames[selection.pair - 1], frames[selection.pair]) for key, frames in kept.items()}
+        maps, errors, scale = difference_maps(pairs, guide.key)
+    worst = {number: {key: frames[number] for key, frames in kept.items()} for number in selection.worst}
+    return Views(selection, middle, detail, box, profiles, maps, errors, scale, worst)
 
 
-def gather(strand: Strand, source: video.Source, wanted: Wanted, *, row: int) -> tuple[np.ndarray, dict]:
-    """(one row of every frame of the span, time downward; the wanted frames by number) in one pass.
+def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float, method: str) -> dict:
+    """What the page shows of a clip, in at most about `most` characters: at first the input beside a method."""
+    names = {key: name_of(key, run) for key in views.middle}
+    shown = {}
+    for part, share in SHARES.items():
+        pictures = getattr(views, part)
+        uris = inlined(pictures, most * share) if pictures else {}
+        shown[part] = [{"key": key, "uri": uri, "caption": names[key]} for key, uri in uris.items()]
+    for entry in shown["maps"]:
+        entry["caption"] += f", E_warp {1000 * views.errors[entry['key']]:.3f}/1000"
+    left, *others = names
+    right = next((key for key in others if names[key] == method and key != TRUTH), [*names][-1])
+    guide = "the truth" if TRUTH in names else names[[*names][-1]]
+    selection, row = views.selection, views.box[1] + views.box[3] // 2
+    about = {"left": left, "right": right, "guide": guide, "box": views.box, "row": row, "scale": views.scale}
+    where = {"middle": selection.middle, "pair": selection.pair, "span": selection.span()}
+    return {
+        "slider": shown["middle"],
+        **{part: shown[part] for part in ("detail", "profiles", "maps")},
+        **about,
+        **where,
+    }
+
+
+def thumbnails_of(views: Views, number: int, run: Mapping, method: str, most: float) -> list[dict]:
+    """A worst frame: the result beside the truth, or beside the input where there is no truth."""
+    frames = views.worst[number]
+    place = next(place for place, other in enumerate(run["methods"]) if other["name"] == method)
+    keys = [key for key in (f"result-{place}", TRUTH if TRUTH in frames else INPUT) if key in frames]
+    uris = inlined({key: frames[key] for key in keys}, most)
+    return [{"uri": uri, "caption": name_of(key, run)} for key, uri in uris.items()]
+
+
+def gather(rendition: Rendition, source: video.Source, selection: Selection, *, row: int) -> tuple[np.ndarray, dict]:
+    """(one row of every frame of the span, time downward; the selected frames by number) in one pass.
 
     Rows of a short span are repeated, so that a lossy picture does not mix one frame with the next.
     """
-    span, numbers = wanted.span(), wanted.numbers()
+    span, numbers = selection.span(), selection.numbers()
     first, last = min(span.start, *numbers), max(span.stop - 1, *numbers)
     rows, kept = [], {}
-    for number, frame in enumerate(strand.frames(source, first, last + 1), first):
+    for number, frame in enumerate(rendition.frames(source, first, last + 1), first):
         if number in span:
             rows.append(frame[row].copy())
         if number in numbers:
@@ -129,22 +209,11 @@ def gather(strand: Strand, source: video.Source, wanted: Wanted, *, row: int) ->
     return np.repeat(np.stack(rows), math.ceil(TALL / len(rows)), axis=0), kept
 
 
-def busiest_box(frame: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of the region with the greatest gradient energy; `size` (width, height) at most."""
-    height, width = frame.shape[:2]
-    box_w, box_h = min(size[0], width), min(size[1], height)
-    grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    total = cv2.integral(cv2.Sobel(grey, cv2.CV_32F, 1, 0) ** 2 + cv2.Sobel(grey, cv2.CV_32F, 0, 1) ** 2)
-    inside = total[box_h:, box_w:] - total[:-box_h, box_w:] - total[box_h:, :-box_w] + total[:-box_h, :-box_w]
-    top, left = np.unravel_index(int(np.argmax(inside)), inside.shape)
-    return int(left), int(top), box_w, box_h
-
-
 def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: str) -> tuple[dict, dict, float]:
-    """How each strand's second frame differs from its first, fetched along the guide's motion (DIS).
+    """How each rendition's second frame differs from its first, warped along the guide's motion (DIS).
 
     Returns pictures on one scale, black where nothing differs, grey where the motion cannot be followed; E_warp of each
-    strand; and the difference, of 1, that is drawn brightest.
+    rendition; and the difference, of 1, that is drawn brightest.
     """
     motion = motion_back(*pairs[guide], DISFlow())
     hidden = ~motion.visible.numpy()
@@ -161,20 +230,20 @@ def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: s
 
 
 def warped_difference(before: np.ndarray, frame: np.ndarray, flow) -> np.ndarray:
-    """The mean absolute difference over channels, (H, W) in [0, 1], of a frame and the one before it, fetched."""
+    """The mean absolute difference over channels, (H, W) in [0, 1], of a frame and the one before it, warped."""
     old, new = (video.frame_tensor(picture)[None] for picture in (before, frame))
     return (new - flow_warp(old, flow))[0].abs().mean(dim=0).numpy()
 
 
 def inlined(pictures: Mapping[str, np.ndarray], most: float) -> dict[str, str]:
-    """Pictures as data URIs of at most `most` characters together: all shrunk by one factor, so that they compare."""
+    """Pictures as data URIs of at most `most` characters together: all shrunk by one factor."""
     widest = max(picture.shape[1] for picture in pictures.values())
     factor = min(1.0, WIDEST / widest)
     while True:
-        encoded = {name: data_uri(shrunk(picture, factor)) for name, picture in pictures.items()}
-        length = sum(map(len, encoded.values()))
+        uris = {name: data_uri(shrunk(picture, factor)) for name, picture in pictures.items()}
+        length = sum(map(len, uris.values()))
         if length <= most or factor * widest <= NARROWEST:
-            return encoded
+            return uris
         factor = max(factor * min(0.9, (most / length) ** 0.5), NARROWEST / widest)
 
 
@@ -186,7 +255,6 @@ def shrunk(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """(H, W, 3) uint8 RGB as a WebP inside an address."""
-    options = [cv2.IMWRITE_WEBP_QUALITY, QUALITY]
-    data = cv2.imencode(".webp", np.ascontiguousarray(picture[..., ::-1]), options)[1].tobytes()
+    """A picture as a WebP in a data URI."""
+    data = encoded(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, QUALITY)
     return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")

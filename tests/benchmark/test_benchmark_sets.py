@@ -2,7 +2,8 @@
 
 import pytest
 
-from ldm.benchmark.looking import looked_at, paired
+from ldm import video
+from ldm.benchmark.inspection import paired
 from scripts import benchmark
 from tests.scripts import sets
 
@@ -94,7 +95,7 @@ def test_truth_and_lq_fit_each_other(tmp_path):
         name: sets.make_clip(tmp_path / name, shrink=shrink, frames=frames)
         for name, shrink, frames in (("gt", 1, 3), ("lq", 4, 3), ("half", 2, 3), ("short", 4, 2))
     }
-    gt, lq, half, short = looked_at(sources, lambda name: None).values()
+    gt, lq, half, short = map(video.probe, sources.values())
     assert paired("c", gt, lq, 4, None).size == sets.SIZE and paired("c", gt, lq, 4, 2).frames == 2
     assert paired("c", gt, None, 5, None).size == (60, 95) and paired("c", None, lq, 4, None).gt is None
     for other, scale, says in (
@@ -109,7 +110,7 @@ def test_what_differs_from_the_published_set_is_said(tmp_path):
     root = sets.make_set(tmp_path, gt="GT", lq=None, clips=("000", "011"))
     dataset = benchmark.read_set("reds4")
     found = dataset.find(root)
-    clips = [paired(name, looked_at({name: path}, print)[name], None, 4, None) for name, path in found.gt.items()]
+    clips = [paired(name, video.probe(path), None, 4, None) for name, path in found.gt.items()]
     said = " | ".join(dataset.differences(clips))
     assert (
         "2 of 4 clips, without 015, 020" in said and "100 frames: 000 (4)" in said and "1280x720: 000 (96x64)" in said

@@ -73,6 +73,15 @@ def test_ssim_of_flat_frames_compares_their_means():
     assert ssim(dark, bright) == pytest.approx((2 * 51 * 102 + c1) / (51**2 + 102**2 + c1), abs=1e-6)
 
 
+def test_ssim_of_rounded_gray_counts_negative_structure_as_zero():
+    """Recorded from pyiqa 0.1.16; without the limit at 0 it would be less."""
+    rng = np.random.default_rng(0)
+    truth = np.clip(rng.normal(128, 30, (64, 90, 3)), 0, 255).astype(np.uint8)
+    got = np.clip(truth + rng.normal(0, 200, truth.shape), 0, 255).round().astype(np.uint8)
+    assert ssim(got, truth, channels="gray8") == pytest.approx(0.0876619, abs=1e-4)
+    assert ssim(got, truth, channels="gray") < 0.0876 - 0.01
+
+
 def test_channels_of_one_colour():
     """Full range: grey keeps its value; limited range: 219 of 255 parts of it; rounded ones are whole numbers."""
     dark, bright = torch.full((3, 12, 12), 100 / 255), torch.full((3, 12, 12), 110 / 255)

@@ -10,19 +10,20 @@ import cv2
 import numpy as np
 import pytest
 
-from ldm.report import clips, curves, elements, tables, views
-from ldm.report.page import header, report_of, worst_frames
+from ldm.engine import provenance
+from ldm.picture import busiest_box
+from ldm.report import curves, figures, views
+from ldm.report.page import report_of
 from scripts import report
-from tests.scripts import browser, results
+from tests.scripts import results
 
 TINT = {"lq": (230, 40, 40), "ours": (40, 60, 230), "other": (40, 200, 60), "gt": (128, 128, 128)}
-STAGE, SLIDER = "#clip-0 .stage", "#clip-0 .stage input"
 
 
 class Reader(HTMLParser):
     """Elements with their attributes, and the text of a page; complains of elements that are not closed."""
 
-    VOID = {"meta", "img", "input", "path", "use", "rect"}
+    VOID = {"meta", "img", "input"}
 
     def __init__(self, text):
         super().__init__()
@@ -33,7 +34,7 @@ class Reader(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.elements.append((tag, dict(attrs)))
-        if tag not in self.VOID or self.get_starttag_text().endswith(("path>", "use>", "rect>")):
+        if tag not in self.VOID:
             self.within.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -103,34 +104,46 @@ def test_the_table_says_what_was_measured_and_published(made):
     assert "Not the published set" not in text
 
 
+def write(folder, run):
+    """The page of a changed results.json."""
+    (folder / "results.json").write_text(json.dumps(run))
+    report_of(folder)
+    return read(folder)
+
+
 def test_a_cut_set_is_named(tmp_path):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
     run["dataset"]["cut"] = {"max_clips": 1, "max_frames": 2}
-    text = header(run)
+    text = " ".join(write(tmp_path / "run", run).text)
     assert "Not the published set: cut to at most 1 clip and 2 frames a clip." in text
     run["dataset"]["odd"] = ["clips of another length"]
-    assert "2 frames a clip; clips of another length." in header(run)
-    assert "notice" not in header(run | {"published": []})  # clips of one's own
+    assert "2 frames a clip; clips of another length." in " ".join(write(tmp_path / "run", run).text)
+    own = " ".join(write(tmp_path / "run", run | {"published": []}).text)
+    assert "Not the published set" not in own  # a user's own clips
 
 
-def test_without_published_figures_there_are_no_columns_for_them(made):
-    run = made[1]
-    assert "Published" in tables.main_table(run) and "Within" in tables.main_table(run)
+def test_without_published_figures_there_are_no_columns_for_them(tmp_path):
+    run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
+    assert {"Published", "Within"} <= set(write(tmp_path / "run", run).text)
     bare = [line | {"published": None, "difference": None, "within": None} for line in run["table"]]
-    text = tables.main_table(run | {"table": bare})
-    assert "Measured" in text and "Published" not in text and "Within" not in text
-    assert len({row.count("</td>") for row in text.split("<tr>")[2:]}) == 1
+    page = write(tmp_path / "run", run | {"table": bare})
+    assert "Measured" in page.text and not {"Published", "Within"} & set(page.text)
+
+
+def test_findings_of_an_ablation_are_shown(tmp_path):
+    run = results.make_results(tmp_path / "run", clips=("a",), frames=1)
+    run["findings"] = [{"claim": "x: better", "measured": "+1 %", "holds": "yes"}]
+    assert {"x: better", "+1 %", "Holds"} <= set(write(tmp_path / "run", run).text)
 
 
 def test_worst_frames_are_those_of_the_values(made):
     run = made[1]
-    worst = worst_frames(run, "ours")
+    worst = figures.worst_frames(run, "ours")
     expected = [(30.0 - k / 2 - t, name) for k, name in enumerate(("000", "011")) for t in range(5)]
-    assert [(value, name) for value, name, _ in worst] == sorted(expected)
-    assert worst[0] == (25.5, "011", 4)
-    run["metrics"][0]["better"] = "lower"
-    assert worst_frames(run, "ours")[0][0] == 30.0
-    run["metrics"][0]["better"] = "higher"
+    assert [(frame["value"], frame["clip"]) for frame in worst] == sorted(expected)
+    assert worst[0] == {"value": 25.5, "clip": "011", "number": 4}
+    lower = run | {"metrics": [run["metrics"][0] | {"better": "lower"}, *run["metrics"][1:]]}
+    assert figures.worst_frames(lower, "ours")[0]["value"] == 30.0
 
 
 def test_worst_frames_show_the_result_and_the_truth(tmp_path):
@@ -145,18 +158,18 @@ def test_worst_frames_show_the_result_and_the_truth(tmp_path):
 
 def test_the_shown_pair_is_the_one_with_the_greatest_warping_error(made):
     run = made[1]
-    assert clips.wanted_of(run, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
+    assert views.selection_of(run, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
     bare = run | {"curves": []}
-    assert clips.wanted_of(bare, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
-    assert clips.wanted_of(bare, run["clips"][0] | {"frames": 1}, "ours", ())[:2] == (1, 0)
+    assert views.selection_of(bare, run["clips"][0], "ours", ())[:3] == (6, 3, 4)
+    assert views.selection_of(bare, run["clips"][0] | {"frames": 1}, "ours", ())[:2] == (1, 0)
 
 
 def test_a_profile_is_one_row_of_every_frame(made):
     folder, run, _ = made
     clip = run["clips"][1]
-    strands = clips.strands_of(run, clip, folder)
-    assert [strand.key for strand in strands] == ["input", "result-0", "result-1", "truth"]
-    shown = views.views_of(strands, views.Wanted(6, 3, 2))
+    renditions = views.renditions_of(run, clip, folder)
+    assert [rendition.key for rendition in renditions] == ["input", "result-0", "result-1", "truth"]
+    shown = views.views_of(renditions, views.Selection(6, 3, 2))
     left, top, width, height = shown.box
     frames = [np.roll(frame, 3, axis=1) for frame in results.toy.make_frames(6, *results.SIZE)]
     rows = np.stack([frame[top + height // 2] for frame in frames])
@@ -167,11 +180,27 @@ def test_a_profile_is_one_row_of_every_frame(made):
 def test_what_is_too_much_for_the_scale_is_left_out_as_in_scoring(tmp_path):
     frames = results.toy.make_frames(1, 66, 98)
     path = results.write_clip(tmp_path / "gt", frames)
-    strand = views.Strand("truth", path, (96, 64))
-    (shown,) = strand.frames(strand.open(1), 0, 1)
+    known = {"sha256": provenance.digest(path), "folders": [tmp_path]}
+    rendition = views.Rendition("truth", path, (96, 64), **known)
+    (shown,) = rendition.frames(rendition.open(1), 0, 1)
     assert np.array_equal(shown, frames[0][:64, :96])
     with pytest.raises(ValueError, match="got frames of 98x66, expected 100x64"):
-        next(views.Strand("truth", path, (100, 64)).frames(strand.open(1), 0, 1))
+        next(views.Rendition("truth", path, (100, 64), **known).frames(rendition.open(1), 0, 1))
+
+
+def test_no_picture_is_shown_without_its_hash_and_from_outside_the_folders(tmp_path):
+    run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
+    clip = run["clips"][0]
+    outside = results.write_clip(tmp_path / "outside", results.toy.make_frames(2, *results.SIZE))
+    (tmp_path / "run" / "link").symlink_to(outside)
+    for change, expected in (
+        ({"sha256": {**clip["sha256"], "lq": None}}, "holds no hash of it"),
+        ({"sha256": {**clip["sha256"], "gt": "0" * 64}}, "has changed since it was scored"),
+        ({"gt": "../outside", "sha256": {**clip["sha256"], "gt": provenance.digest(outside)}}, "outside the folders"),
+        ({"gt": "link", "sha256": {**clip["sha256"], "gt": provenance.digest(outside)}}, "outside the folders"),
+    ):
+        page = write(tmp_path / "run", run | {"clips": [clip | change]})
+        assert expected in " ".join(page.text) and not page.all("figure", class_="compare")
 
 
 def test_difference_maps_follow_the_motion():
@@ -184,8 +213,8 @@ def test_difference_maps_follow_the_motion():
 def test_a_region_of_detail_is_where_the_texture_is():
     frame = np.full((60, 90, 3), 90, np.uint8)
     frame[30:50, 60:80] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
-    assert views.busiest_box(frame, (30, 30))[:2] == pytest.approx((55, 25), abs=6)
-    assert views.busiest_box(frame, (500, 300)) == (0, 0, 90, 60)
+    assert busiest_box(frame, (30, 30))[:2] == pytest.approx((55, 25), abs=6)
+    assert busiest_box(frame, (500, 300)) == (0, 0, 90, 60)
 
 
 def test_pictures_shrink_together_to_their_share():
@@ -205,6 +234,7 @@ def test_a_page_keeps_to_its_size(tmp_path):
         frames = [noise.integers(0, 255, (360 // scale, 480 // scale, 3), dtype=np.uint8) for _ in range(2)]
         run["clips"][0][key] = key
         results.write_clip(tmp_path / "run" / key, frames)
+        run["clips"][0]["sha256"][key] = provenance.digest(tmp_path / "run" / key)
     run["clips"][0] |= {"width": 480, "height": 360, "results": {}}
     (tmp_path / "run" / "results.json").write_text(json.dumps(run))
     sizes = []
@@ -220,6 +250,7 @@ def test_no_name_becomes_markup(tmp_path):
     run["metrics"][0]["label"] = run["table"][0]["method"] = run["notes"][0] = odd
     run["methods"][0]["name"] = odd
     run["clips"][0]["results"] = {odd: run["clips"][0]["results"]["ours"]}
+    run["clips"][0]["sha256"][f"{odd}/42"] = run["clips"][0]["sha256"]["ours/42"]
     for row in (*run["rows"], *run["curves"]):
         row["method"] = odd if row["method"] == "ours" else row["method"]
     (tmp_path / "run" / "results.json").write_text(json.dumps(run))
@@ -235,38 +266,56 @@ def test_a_clip_that_cannot_be_read_is_named_and_the_rest_is_there(tmp_path):
     report_of(tmp_path / "run")
     page = read(tmp_path / "run")
     text = " ".join(page.text)
-    assert "No pictures: " in text and "has 5 frames, expected 6" in text and "no such file or folder" in text
+    assert "No pictures: " in text and "has changed since it was scored" in text and "no such file or folder" in text
     assert len(page.all("figure", class_="curves")) == 2 and not page.all("figure", class_="compare")
 
 
-def test_without_matplotlib_the_page_says_what_is_missing(tmp_path, monkeypatch):
+def test_a_clip_of_one_frame_has_no_difference_map(tmp_path):
     results.make_results(tmp_path / "run", clips=("a",), frames=1)
-    monkeypatch.setattr(clips, "drawn", lambda charts, key: (_ for _ in ()).throw(ImportError("matplotlib")))
     report_of(tmp_path / "run")
-    text = " ".join(read(tmp_path / "run").text)
-    assert "Curves need matplotlib" in text and "Difference along the motion" not in text
+    assert "Difference along the motion" not in " ".join(read(tmp_path / "run").text)
 
 
-def test_curves_take_their_colours_from_the_page():
-    drawn = [curves.Curve("a", 0, [1.0, None, 2.0]), curves.Curve("t", 1, [1.0, 1.5], dashed=True)]
-    text = curves.drawn({"PSNR": drawn, "SSIM": drawn[:1], "tOF": drawn[:1]}, "k")
-    assert "var(--series-0)" in text and "var(--faint)" in text and "currentColor" in text
-    assert not re.search(r"#0[123]0\d0\d", text) and "<metadata" not in text and "http" not in text
-    assert text == curves.drawn({"PSNR": drawn, "SSIM": drawn[:1], "tOF": drawn[:1]}, "k")
+def test_curves_have_gaps_where_values_are_missing_and_colours_of_the_page():
+    drawn = [curves.Curve("a", 0, [1.0, None, 2.0, 3.0], series=7), curves.Curve("t", 1, [1.0, 1.5], dashed=True)]
+    chart = curves.chart_of("PSNR", drawn)
+    assert chart["lines"][0]["path"] == "M62.0 192.0h0M360.7 113.0h0L510.0 34.0h0"
+    assert drawn[0].colour == "var(--series-1)" and drawn[0].dash and drawn[1].colour == "var(--faint)"
+    assert [text for _, text in chart["rows"]] == ["1.0", "1.5", "2.0", "2.5", "3.0"]
+    assert [text for _, text in chart["columns"]] == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "texts"),
+    [
+        (0.0011, 0.0019, ["0.0012", "0.0014", "0.0016", "0.0018"]),
+        (-3, 98, ["0", "50"]),
+        (-0.5, 0.4, ["\u22120.5", "0.0"]),
+    ],
+)
+def test_ticks_are_round_numbers(low, high, texts):
+    assert [text for _, text in curves.axis_ticks(low, high)] == texts
+
+
+def test_equal_values_and_a_single_frame_can_be_drawn():
+    assert curves.chart_of("x", [curves.Curve("a", 3, [2.0])])["lines"][0]["path"] == "M62.0 113.0h0"
+    assert curves.chart_of("x", [curves.Curve("a", 0, [0.0, 0.0])])["rows"]
 
 
 def test_clips_have_columns_for_what_was_measured(made):
-    anchors = {"000": "a", "011": "b"}
-    page = Reader(tables.clip_table(made[1], anchors))
-    assert {"PSNR (dB)", "E_warp", "28.00", "0.001200"} <= set(page.text) and "LPIPS" not in page.text
-    run = made[1] | {"rows": [row | {"value": None, "reason": "inf: equal to the truth"} for row in made[1]["rows"]]}
-    page = Reader(tables.clip_table(run, anchors))
-    assert page.text.count("\u221e") == 4 * len(run["metrics"]) and page.all("a", href="#b")
+    assert {"PSNR (dB)", "E_warp", "28.00", "0.001200"} <= set(made[2].text) and made[2].all("a", href="#clip-1")
+    run, anchors = made[1], {"000": "a", "011": "b"}
+    table = figures.clip_table(run, anchors)
+    assert [metric["name"] for metric in table["metrics"]] == ["psnr", "e_warp", "e_warp_truth"]
+    run = run | {"rows": [row | {"value": None, "reason": "inf: equal to the truth"} for row in run["rows"]]}
+    table = figures.clip_table(run, anchors)
+    cells = [cell["text"] for clip in table["clips"] for row in clip["rows"] for cell in row["cells"]]
+    assert cells == ["\u221e"] * 4 * len(run["metrics"])
 
 
 @pytest.mark.parametrize(("value", "digits"), [(27.123, 2), (0.7, 4), (0.0012, 6), (1234.0, 2), (0.0, 4), (7.7, 3)])
 def test_decimals_suit_the_size_of_the_values(value, digits):
-    assert elements.digits_for([None, value, -value / 2]) == digits
+    assert figures.digits_for([None, value, -value / 2]) == digits
 
 
 BAD = {
@@ -304,81 +353,3 @@ def test_results_with_parts_of_another_kind_are_refused(tmp_path, capsys):
         (tmp_path / "run" / "results.json").write_text(json.dumps(run | {key: value}))
         assert report.main([str(tmp_path / "run")]) == 2
         assert capsys.readouterr().err.count("\n") == 1
-
-
-@pytest.fixture(scope="module")
-def window(tmp_path_factory):
-    if browser.installed() is None:
-        pytest.skip(browser.MISSING)
-    folder = tmp_path_factory.mktemp("page") / "run"
-    results.make_results(folder, clips=("000",), tint=TINT)
-    report_of(folder)
-    with browser.Browser() as opened:
-        opened.open(folder / "report.html")
-        yield opened
-
-
-def seam(window):
-    """Where the divider stands and where the picture changes colour, as parts of the stage's width."""
-    left, _, width, _ = window.box(STAGE)
-    handle = window.run(
-        "const r = document.querySelector('#clip-0 .divider').getBoundingClientRect(); return r.left + 1"
-    )
-    line = window.picture(STAGE)[10].astype(int)
-    right = np.abs(line - np.array(TINT["ours"])).max(axis=1) < 30
-    first = np.abs(line - np.array(TINT["lq"])).max(axis=1) < 30
-    edge = (np.flatnonzero(right).min() if right.any() else len(line)) / len(line)
-    assert first[: max(int(edge * len(line)) - 5, 0)].all() and (right | first).mean() > 0.97
-    return (handle - left) / width, edge
-
-
-@pytest.mark.parametrize("kind", ["mouse", "touch"])
-def test_the_divider_follows_the_pointer(window, kind):
-    left, top, width, height = window.box(STAGE)
-    middle = top + height / 2
-    for start, end in ((0.5, 0.25), (0.3, 0.8), (0.8, 1.7)):
-        window.drag((left + start * width, middle), (min(left + end * width, 995), middle), kind)
-        expected = min((min(left + end * width, 995) - left) / width, 1)
-        assert seam(window) == pytest.approx((expected, expected), abs=0.02)
-
-
-def test_the_divider_follows_the_keys(window):
-    window.press(SLIDER, "home")
-    assert seam(window) == pytest.approx((0, 0), abs=0.02)
-    window.press(SLIDER, *["right"] * 10)
-    assert seam(window) == pytest.approx((0.1, 0.1), abs=0.02)
-    window.press(SLIDER, "end", "left")
-    assert seam(window) == pytest.approx((0.99, 0.99), abs=0.02)
-    said = window.run("return document.querySelector(arguments[0]).getAttribute('aria-valuetext')", SLIDER)
-    assert said == "input on the left 99 %, then ours"
-
-
-def test_both_sides_can_be_chosen(window):
-    window.press(SLIDER, "home", *["right"] * 50)
-    choose = "const s = document.querySelectorAll('#clip-0 select')[arguments[0]]; s.value = arguments[1];" \
-             "s.dispatchEvent(new Event('change'))"  # fmt: skip
-    window.run(choose, 0, "truth")
-    window.run(choose, 1, "result-1")
-    line = window.picture(STAGE)[10].astype(int)
-    width = len(line)
-    assert np.abs(line[width // 4] - TINT["gt"]).max() < 30 and np.abs(line[3 * width // 4] - TINT["other"]).max() < 30
-    window.run(choose, 0, "input")
-    window.run(choose, 1, "result-0")
-
-
-def test_the_page_loads_nothing_and_complains_of_nothing(window):
-    loaded = window.run("return performance.getEntriesByType('resource').map(e => e.name)")
-    assert [name for name in loaded if not name.startswith("data:")] == []
-    broken = window.run("return [...document.images].filter(i => !(i.complete && i.naturalWidth)).length")
-    assert broken == 0 and window.log() == []
-    wide = window.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-    assert wide <= 0
-
-
-def test_the_page_is_dark_where_the_reader_wants_it_and_narrow(window, made):
-    assert window.picture("h1").mean() > 180
-    with browser.Browser(size=(420, 700), dark=True) as other:
-        other.open(made[0] / "report.html")
-        assert other.picture("h1").mean() < 90
-        wide = other.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth")
-        assert wide <= 0, "a narrow window scrolls sideways"

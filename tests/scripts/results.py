@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 
 from ldm import video
+from ldm.engine import provenance
 from tests.scripts import toy
 
 METHODS = {"ours": [42, 43], "other": [None]}
@@ -55,6 +56,10 @@ def make_results(folder, clips=("000", "011"), frames=6, lossless=".mkv", tint=N
                 clip["results"][method]["" if seed is None else str(seed)] = path
                 rows += rows_of(method, name, seed, number)
                 curves += curves_of(method, name, seed, frames, number)
+        places = {"lq": lq, "gt": gt} | {
+            m if s == "" else f"{m}/{s}": path for m in METHODS for s, path in clip["results"][m].items()
+        }
+        clip["sha256"] = {key: provenance.digest(folder / path) for key, path in places.items()}
         described.append(clip)
     text = json.dumps(describe(described, rows, curves, frames))
     (folder / "results.json").write_text(text)

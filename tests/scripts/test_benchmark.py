@@ -6,11 +6,10 @@ import shutil
 import tracemalloc
 
 import pytest
-import torch
 
 from ldm import video
 from ldm.benchmark import scores as scoring
-from ldm.benchmark.making import Restorer
+from ldm.benchmark.restoration import Restorer
 from ldm.benchmark.sets import Clip
 from ldm.metrics import learned
 from ldm.metrics.look import Unavailable
@@ -80,7 +79,7 @@ def test_results_of_unknown_lq_are_not_judged(mini):
     found = read(mini / "out")
     assert found["dataset"]["lq"] is None and found["methods"][0]["name"] == "MGLD-VSR"
     assert all(line["within"] is None for line in found["table"]) and found["table"][0]["published"] is not None
-    assert any("here it is not known, x4: differences say little" in note for note in found["notes"])
+    assert any("here it is unknown, x4: differences say little" in note for note in found["notes"])
 
 
 def test_lossless_videos_score_like_frames(mini, scored):
@@ -166,17 +165,17 @@ def _shrink(path):
     sets.make_clip(path, shrink=2)
 
 
-@pytest.mark.parametrize("part", ["UDM10/GT/001", "UDM10/LQ/001", "ours/001"])
-@pytest.mark.parametrize(
-    ("harm", "says"),
-    [
-        (_lose, "frame 00000001.png is missing (3 are there)"),
-        (_shorten, "has 3 frames"),
-        (_shrink, "001: got frames of "),
-        (shutil.rmtree, "001"),
-    ],
-)
-def test_a_clip_that_is_not_whole_is_named_before_any_work(mini, scored, capfd, part, harm, says):
+HARM = [
+    (_lose, "frame 00000001.png is missing (3 are there)"),
+    (_shorten, "has 3 frames"),
+    (_shrink, "001: got frames of "),
+    (shutil.rmtree, "001"),
+]
+
+
+@pytest.mark.parametrize("part", ["UDM10/GT/001", "UDM10/LQ/001"])
+@pytest.mark.parametrize(("harm", "says"), HARM)
+def test_an_incomplete_clip_of_the_set_is_named_before_any_work(mini, scored, capfd, part, harm, says):
     harm(mini / part)
     status, said = run(*scored), capfd.readouterr().err
     if harm is shutil.rmtree and part == "UDM10/GT/001":
@@ -187,6 +186,25 @@ def test_a_clip_that_is_not_whole_is_named_before_any_work(mini, scored, capfd, 
     assert (
         (says in said or harm is _shorten and "and the truth" in said) and "001" in said and not (mini / "out").exists()
     )
+
+
+@pytest.mark.parametrize(("harm", "says"), HARM)
+def test_a_result_that_does_not_fit_has_no_figures_and_the_others_have(mini, scored, capfd, harm, says):
+    harm(mini / "ours" / "001")
+    assert run(*scored) == 0
+    line = capfd.readouterr().err
+    assert line.startswith("benchmark.py: ") and says in line and line.endswith("; not scored\n")
+    found = read(mini / "out")
+    assert value(mini / "out", "psnr") > 15 and value(mini / "out", "psnr", clip="001") is None
+    assert found["table"][0]["measured"] is None and says in found["table"][0]["reason"]
+    assert list(found["clips"][1]["results"]) == [] and found["clips"][1]["sha256"]["gt"]
+
+
+def test_a_folder_without_any_fitting_result_is_refused(mini, scored, capfd):
+    for clip in ("000", "001"):
+        _shorten(mini / "ours" / clip)
+    assert run(*scored) == 2
+    assert "ours/000: has 3 frames, clip 000 has 4\n" in capfd.readouterr().err and not (mini / "out").exists()
 
 
 @pytest.mark.parametrize(
@@ -269,7 +287,7 @@ def test_a_stopped_run_goes_on(tmp_path, upscaled, monkeypatch, capfd):
     with monkeypatch.context() as patched:
         patched.setattr(Restorer, "restored", stop)
         assert run(*upscaled) == 130
-    assert "the same command goes on" in capfd.readouterr().err and not (tmp_path / "out/results.json").exists()
+    assert "the same command resumes" in capfd.readouterr().err and not (tmp_path / "out/results.json").exists()
     before = _stamps(tmp_path / "out")
     assert len([name for name in before if name.startswith("scores")]) == 1
     assert run(*upscaled) == 0
@@ -319,14 +337,14 @@ def test_a_measure_that_failed_is_tried_again(mini, scored, monkeypatch):
     words += ["--metrics", "lpips", "psnr", "--no_report"]
     monkeypatch.setattr(learned, "version_of", lambda package: "0.1")
 
-    def fails(net, device):
+    def fails(one, other):
         raise Unavailable("lpips failed: no weights")
 
-    monkeypatch.setattr(learned, "_lpips", fails)
+    monkeypatch.setattr(learned, "lpips_score", lambda net, device: fails)
     assert run(*words) == 0 and value(mini / "out", "lpips") is None
-    monkeypatch.setattr(learned, "_lpips", lambda net, device: lambda one, other: torch.tensor(0.25))
+    monkeypatch.setattr(learned, "lpips_score", lambda net, device: lambda one, other: 0.25)
     assert run(*words) == 0 and value(mini / "out", "lpips") == 0.25
-    monkeypatch.setattr(learned, "_lpips", fails)
+    monkeypatch.setattr(learned, "lpips_score", lambda net, device: fails)
     assert run(*words) == 0 and value(mini / "out", "lpips") == 0.25  # kept
 
 

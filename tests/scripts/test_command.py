@@ -1,13 +1,15 @@
 """What the commands share: bars, exits."""
 
 import pytest
+import rich.progress
 
 from scripts import command
 
 
 def test_the_bar_goes_on_where_an_earlier_run_stopped(monkeypatch):
     seen = []
-    monkeypatch.setattr(command.Progress, "update", lambda self, task, **known: seen.append((task, *known.values())))
+    note = lambda self, task, **known: seen.append((task, *known.values()))  # noqa: E731
+    monkeypatch.setattr(rich.progress.Progress, "update", note)
     with command.progress_bar("clip") as report:
         for call in [("sampling", 5, 9), ("decoding", 3, 7), ("sampling", 6, 9), ("decoding", 4, None)]:
             report(*call)
@@ -17,7 +19,8 @@ def test_the_bar_goes_on_where_an_earlier_run_stopped(monkeypatch):
 
 def test_a_finished_line_is_taken_by_the_next_clip(monkeypatch):
     seen = []
-    monkeypatch.setattr(command.Progress, "update", lambda self, task, **known: seen.append((task, *known.values())))
+    note = lambda self, task, **known: seen.append((task, *known.values()))  # noqa: E731
+    monkeypatch.setattr(rich.progress.Progress, "update", note)
     with command.progress_bar("degrading") as report:
         for call in [("a", 1, 2), ("a", 2, 2), ("b", 1, 5), ("b", 5, 5), ("c", 1, 1)]:
             report(*call)
@@ -36,10 +39,25 @@ def test_a_finished_line_is_taken_by_the_next_clip(monkeypatch):
 )
 def test_an_error_is_one_line_and_a_status(capsys, work, status, said):
     raising = work if status in (0, 3) or "literal" in said else lambda: next(work())
-    assert command.carry_out("tool.py", raising, stopped="stopped") == status
+    assert command.exit_status("tool.py", raising, stopped="stopped") == status
     assert capsys.readouterr().err == said
+
+
+@pytest.mark.parametrize(
+    ("words", "lists", "overrides"),
+    [
+        (["--a", "x", "m.p=1"], ["x"], ["m.p=1"]),
+        (["--a", "ours=x", "m.p=1", "+m.q=2"], ["ours=x"], ["m.p=1", "+m.q=2"]),
+        (["m.p=1", "--a", "x"], ["x"], ["m.p=1"]),
+    ],
+)
+def test_overrides_behind_an_option_are_overrides(words, lists, overrides):
+    parser = command.Parser("tool.py", "text")
+    parser.add_argument("--a", nargs="+", default=[])
+    args = parser.parse_with_overrides(words, ("a",))
+    assert (args.a, args.overrides, args.words) == (lists, overrides, words)
 
 
 def test_mistakes_in_the_code_keep_their_traceback():
     with pytest.raises(KeyError):
-        command.carry_out("tool.py", lambda: {}["x"])
+        command.exit_status("tool.py", lambda: {}["x"])

@@ -84,7 +84,7 @@ def test_a_stopped_run_goes_on(clips, tmp_path, capfd):
     stamp = (out / "pictures" / "3.png").stat().st_mtime_ns
     capfd.readouterr()
     assert run("-i", clips, "-o", out) == 0
-    assert pixels(out) == before and "pictures: there already, 3 frames" in capfd.readouterr().out
+    assert pixels(out) == before and "pictures: finished before, 3 frames" in capfd.readouterr().out
     assert (out / "pictures" / "3.png").stat().st_mtime_ns == stamp
     assert toy.left_behind(out) == sorted({*before, "film", "pictures"})
 
@@ -101,12 +101,12 @@ def test_nothing_half_done_stays(clips, tmp_path, monkeypatch, capfd):
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (["--seed", "1"], "seed 0, got 1"),
-        (["--protocol", "bicubic_x4"], "protocol realbasicvsr, got bicubic_x4"),
-        (["--max_frames", "2"], "max_frames None, got 2"),
-        (["--video"], "video False, got True"),
-        (["--scale", "2"], "settings.params.scale 4, got 2"),
-        (["degradation.params.stages.sinc.params.prob=0.5"], "stages.sinc.params.prob 0.8, got 0.5"),
+        (["--seed", "1"], "seed=0, now 1"),
+        (["--protocol", "bicubic_x4"], "protocol=realbasicvsr, now bicubic_x4"),
+        (["--max_frames", "2"], "max_frames=None, now 2"),
+        (["--video"], "video=False, now True"),
+        (["--scale", "2"], "settings.params.scale=4, now 2"),
+        (["degradation.params.stages.sinc.params.prob=0.5"], "stages.sinc.params.prob=0.8, now 0.5"),
     ],
 )
 def test_other_settings_are_refused(clips, tmp_path, capfd, words, what):
@@ -162,7 +162,7 @@ def test_show_writes_every_stage(clips, tmp_path):
         (["--seed", "-1"], "--seed"),
         (["degradation.params.stages.blur_9=null"], "no such key"),
         (["-i", "nowhere"], "nowhere: no such file or folder"),
-        (["-o", "{clips}"], "holds other things than degraded clips"),
+        (["-o", "{clips}"], "holds something else than degraded clips"),
         (["-o", "{clips}/film.mp4"], "expected a new or empty folder"),
     ],
 )
@@ -181,7 +181,7 @@ def test_what_is_not_ours_is_not_touched(clips, tmp_path, capfd):
     (out / "film").mkdir()
     assert cv2.imwrite(str(out / "film" / "mine.png"), np.zeros((4, 4, 3), np.uint8))
     assert run("-i", clips, "-o", out) == 2
-    assert "is there but not in the manifest" in capfd.readouterr().err
+    assert "exists but is not in the manifest" in capfd.readouterr().err
     assert [p.name for p in (out / "film").iterdir()] == ["mine.png"]
     (out / "manifest.json").write_text("[1]")
     assert run("-i", clips, "-o", out) == 2 and "not a manifest of this program" in capfd.readouterr().err

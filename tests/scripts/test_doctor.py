@@ -1,4 +1,4 @@
-"""What the doctor finds: on this machine, in bad weights, in bad data sets, and where things are missing."""
+"""The findings of the doctor: on this machine, in bad weights, in bad data sets, and where packages are missing."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def found(check, **given):
 @pytest.fixture
 def packages_as_they_are(monkeypatch):
     """Imports in a process of their own take seconds: here they all succeed."""
-    monkeypatch.setattr(doctor, "tried", lambda modules: dict.fromkeys(modules, ""))
+    monkeypatch.setattr(doctor, "import_errors", lambda modules: dict.fromkeys(modules, ""))
 
 
 def test_this_machine_passes(packages_as_they_are, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_this_machine_passes(packages_as_they_are, tmp_path, capsys):
         "memory of cpu",
     ):
         assert re.search(rf"^OK    {name}: ", whole, re.M), name
-    assert "folders, 1 of 1 clips taken, 3 frames each" in whole and "both stages are there" in whole
+    assert "folders, 1 of 1 clips taken, 3 frames each" in whole and "both stages are present" in whole
 
 
 def test_every_warning_and_failure_says_what_to_do(packages_as_they_are, tmp_path, capsys):
@@ -79,13 +79,15 @@ def test_a_package_that_breaks_python_is_named(tmp_path, monkeypatch):
     (tmp_path / "dies_here.py").write_text("import os; os._exit(7)")
     (tmp_path / "raises_here.py").write_text("raise RuntimeError('no such symbol\\nand more')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    why = doctor.tried(["json", "dies_here", "raises_here", "not_there_at_all"])
+    why = doctor.import_errors(["json", "dies_here", "raises_here", "not_there_at_all"])
     assert why["json"] == "" and why["dies_here"] == "ends Python with status 7"
     assert why["raises_here"] == "no such symbol" and "No module named" in why["not_there_at_all"]
 
 
 def test_missing_and_broken_packages_fail(monkeypatch):
-    monkeypatch.setattr(doctor, "tried", lambda modules: dict.fromkeys(modules, "") | {"av": "no av", "rich": "broken"})
+    monkeypatch.setattr(
+        doctor, "import_errors", lambda modules: dict.fromkeys(modules, "") | {"av": "no av", "rich": "broken"}
+    )
     monkeypatch.setattr(doctor, "version_of", lambda name: None if name == "av" else "1.0")
     lines = {finding.what: finding for finding in doctor.check_packages(args())}
     assert lines["av"][:3] == (FAIL, "av", "not installed") and lines["av"].fix.endswith("-c constraints.txt av")
@@ -95,7 +97,7 @@ def test_missing_and_broken_packages_fail(monkeypatch):
 
 def test_a_torchvision_that_does_not_import_fails(monkeypatch):
     monkeypatch.setattr(
-        doctor, "tried", lambda modules: dict.fromkeys(modules, "") | {"torchvision": "undefined symbol"}
+        doctor, "import_errors", lambda modules: dict.fromkeys(modules, "") | {"torchvision": "undefined symbol"}
     )
     monkeypatch.setattr(doctor, "version_of", lambda name: "0.1" if name == "torchvision" else None)
     last = list(doctor.check_optional(args()))[-1]
@@ -156,7 +158,7 @@ def test_good_weights_pass(tmp_path):
     folder = toy.make_model(tmp_path / "model")
     lines = found(doctor.check_weights, weights=[folder])
     assert [status for status, *_ in lines] == [OK] * 3
-    assert "looks like mgldvsr_unet.ckpt" in lines[0][2] and "both stages are there" in lines[2][2]
+    assert "looks like mgldvsr_unet.ckpt" in lines[0][2] and "both stages are present" in lines[2][2]
 
 
 def test_bad_weights_are_named(tmp_path):
@@ -189,15 +191,15 @@ def test_a_missing_stage_fails(tmp_path):
 def test_hashes_are_compared(tmp_path):
     file = tmp_path / "raft-things.safetensors"
     checkpoint.save(file, {"fnet.a": torch.ones(1), "cnet.a": torch.ones(1), "update_block.a": torch.ones(1)})
-    assert doctor_files.look_at(file, None).status == OK
+    assert doctor_files.weight_finding(file, None).status == OK
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
-    assert doctor_files.look_at(file, digest).text.endswith(f"SHA-256 {digest[:16]} as noted")
-    assert doctor_files.look_at(file, "0" * 64).status == FAIL
+    assert doctor_files.weight_finding(file, digest).text.endswith(f"SHA-256 {digest[:16]} as noted")
+    assert doctor_files.weight_finding(file, "0" * 64).status == FAIL
     named = tmp_path / f"raft-{digest[:8]}.safetensors"
     file.rename(named)
-    assert doctor_files.look_at(named, None).text.endswith("as published")
+    assert doctor_files.weight_finding(named, None).text.endswith("as published")
     wrong = named.rename(tmp_path / "raft-00000000.safetensors")
-    assert doctor_files.look_at(wrong, None).status == FAIL
+    assert doctor_files.weight_finding(wrong, None).status == FAIL
 
 
 def test_the_hashes_of_the_embedded_model_are_noted():
@@ -222,7 +224,7 @@ def test_faulty_clips_are_named(tmp_path):
     cv2.imwrite(str(root / "003" / "00000004.png"), np.zeros((8, 10, 3), np.uint8))
     lines = found(doctor.check_data, data=[root])
     assert [status for status, *_ in lines] == [FAIL] * 3
-    assert lines[0][2] == "001: frame 2 is missing" and "cut short" in lines[1][2]
+    assert lines[0][2].startswith("001: frame 00000002.png is missing") and "cut short" in lines[1][2]
     assert lines[2][2] == "003: frames of 12x8 and 10x8, expected one size"
 
 

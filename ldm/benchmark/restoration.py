@@ -1,8 +1,7 @@
-"""What is made before scoring: enlarged and restored clips. What is there and would come out the same is left alone."""
+"""Clips made before scoring: enlarged and restored ones. An unchanged output of the same input is used again."""
 
-import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -19,12 +18,11 @@ from ldm.video.sinks import Pictures
 
 
 def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -> Path:
-    """The LQ enlarged by bicubic interpolation, the field's baseline; an output of the same frames is left alone."""
+    """Enlarge the input by bicubic interpolation, the usual baseline; returns the folder of frames."""
     names = clip.lq.names[: clip.frames]
     about = {"sha256": provenance.digest(clip.lq.path, names), "frames": clip.frames, "size": list(clip.size)}
     made_of = {"input": about, "weights": {}, "versions": provenance.versions()}
-    record = _read(provenance.beside(output))
-    if output.exists() and made_of.items() <= record.items() and provenance.is_as_written(output, record):
+    if provenance.unchanged(output, made_of) is not None:
         return output
     remove_partials(output)
     with video.Writer(output, clip.size, Pictures(names), overwrite=True) as writer:
@@ -36,37 +34,34 @@ def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -
     return output
 
 
-def _read(record: Path) -> dict:
-    """A JSON, empty where it cannot be read."""
-    try:
-        return dict(json.loads(record.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
-        return {}
-
-
+@dataclass(frozen=True)
 class Restorer:
-    """Restores clips with a model, as scripts/upscale.py does; `wishes` but for seed, scale and frames, `say(line)` for
-    what cannot be kept, `tell(line)` for what is gone on with."""
+    """Restores clips with a model, as scripts/upscale.py does.
 
-    def __init__(self, model: Model, wishes: JobOptions, *, say: Tell, tell: Tell):
-        self.model, self.wishes, self.say, self.tell = model, wishes, say, tell
+    `options` but for seed, scale and frames; `warn(line)` and `inform(line)` report.
+    """
+
+    model: Model
+    options: JobOptions
+    warn: Tell
+    inform: Tell
 
     def restored(self, clip: Clip, output: Path, *, seed: int, scale: int, report: Progress) -> dict:
-        """Write the frames of a clip and return their record; gone on with where a run was stopped.
+        """Write the frames of a clip and return their record; an interrupted clip resumes.
 
-        Raises ValueError for an output that was made otherwise.
+        Raises ValueError for an output that was made with other settings.
         """
-        wishes = replace(self.wishes, upscale=scale, seed=seed, overwrite=True)
+        options = replace(self.options, upscale=scale, seed=seed, overwrite=True)
         if clip.frames < clip.lq.frames:
-            wishes = replace(wishes, max_frames=clip.frames)
-        job = prepare(Job(clip.lq.path, output), wishes, warn=self.say)
+            options = replace(options, max_frames=clip.frames)
+        job = prepare(Job(clip.lq.path, output), options, warn=self.warn)
         if (record := finished(job, self.model)) is not None:
             return record
-        return restore_job(job, self.model, report=report, warn=self.say, tell=self.tell)
+        return restore_job(job, self.model, report=report, warn=self.warn, tell=self.inform)
 
 
 def rates(records: Iterable[Mapping]) -> tuple[float | None, int | None]:
-    """Seconds a frame over all records, stops and all, and the greatest memory in bytes."""
+    """Seconds per frame over all records, interruptions included, and the largest peak memory in bytes."""
     records = list(records)
     frames = sum(record["frames"] for record in records)
     seconds = sum(record["seconds"]["all"] for record in records)

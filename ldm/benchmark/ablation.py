@@ -1,0 +1,81 @@
+"""An ablation: rows of a benchmark, each a method with other settings, and claims that compare two of them."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ldm.benchmark.tables import label
+
+BICUBIC = "bicubic"  # the row that is no model
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """What an ablation measures; a file such as configs/ablation.yaml.
+
+    `rows` by name: `label`, `options` (arguments of scripts/benchmark.py) and `networks` (network: the network to use
+    in its place). `claims`: `text`, `metric`, and `row`, which is better `than` another row by more than `least`, as
+    a fraction of the other's figure, or in dB for PSNR.
+    """
+
+    metrics: Sequence[str]
+    rows: Mapping[str, Mapping]
+    claims: Sequence[Mapping] = ()
+
+    def __post_init__(self):
+        known = {"metric": set(self.metrics), "row": set(self.rows), "than": set(self.rows)}
+        for claim in self.claims:
+            for key, names in known.items():
+                if claim.get(key) not in names:
+                    raise ValueError(f"got {key} {claim.get(key)!r} in a claim, expected one of {sorted(names)}")
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What each row is, by its name."""
+        return {name: row["label"] for name, row in self.rows.items()}
+
+    def findings(self, results: Mapping) -> list[dict]:
+        """`{claim, measured, holds}` of each claim."""
+        better = {metric["name"]: metric["better"] for metric in results["metrics"]}
+        return [self._finding(claim, results["rows"], better) for claim in self.claims]
+
+    def _finding(self, claim: Mapping, rows: Sequence[Mapping], better: Mapping[str, str]) -> dict:
+        metric, least = claim["metric"], claim.get("least", 0)
+        one, other = (seed_means(rows, claim[key], metric) for key in ("row", "than"))
+        changes = [] if not one or not other else relative_changes(one, other, absolute=metric == "psnr")
+        sign = 1 if better.get(metric) == "higher" else -1
+        factor, unit, digits = (1, " dB", 2) if metric == "psnr" else (100, " %", 1)
+        measured = "no figures"
+        if changes:
+            spread = f" ± {factor * statistics.stdev(changes):.{digits}f}" if len(changes) > 1 else ""
+            change = f"{factor * statistics.fmean(changes):+.{digits}f}"
+            measured = f"{label(metric).split(',')[0]} {change}{spread}{unit}"
+        return {"claim": claim["text"], "measured": measured, "holds": verdict([sign * c for c in changes], least)}
+
+
+def seed_means(rows: Sequence[Mapping], method: str, metric: str) -> list[float]:
+    """The mean over clips of each seed; empty where a figure is missing."""
+    seeds: dict = {}
+    for row in rows:
+        if (row["method"], row["metric"]) == (method, metric):
+            seeds.setdefault(row["seed"], []).append(row["value"])
+    complete = all(value is not None for values in seeds.values() for value in values)
+    return [statistics.fmean(values) for values in seeds.values()] if complete else []
+
+
+def relative_changes(one: Sequence[float], other: Sequence[float], *, absolute: bool = False) -> list[float]:
+    """`(a - b) / b` seed by seed, or `a - b`; a row without seeds is compared with each. NaN where b is 0."""
+    count = max(len(one), len(other))
+    pairs = zip(*(list(values) * (count if len(values) == 1 else 1) for values in (one, other)), strict=True)
+    return [(a - b) / (1 if absolute else b or math.nan) for a, b in pairs]
+
+
+def verdict(gains: Sequence[float], least: float = 0.0) -> str:
+    """yes or no, or why the claim cannot be decided."""
+    if not gains or any(map(math.isnan, gains)):
+        return "undecided: no figures to compare"
+    margin = statistics.fmean(gains) - least
+    if len(gains) > 1 and abs(margin) < statistics.stdev(gains):
+        return "undecided: within the spread over seeds"
+    return "yes" if margin > 0 else "no"
