@@ -57,7 +57,7 @@ class RotaryPositions(nn.Module):
         self.register_buffer("freqs", 10000.0 ** (-torch.arange(0, ROTATED, 2).float() / ROTATED))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (n, heads, frames, features) with the first 32 features rotated, same dtype; the first frame is number 0."""
+        """x (n, heads, frames, features), the first frame number 0 -> its first 32 features rotated, same dtype."""
         angle = torch.arange(x.shape[2], device=x.device)[:, None] * self.freqs.float()  # (frames, 16)
         cos, sin = angle.cos(), angle.sin()
         even, odd = x[..., :ROTATED].float().unflatten(-1, (-1, 2)).unbind(-1)

@@ -1,4 +1,4 @@
-"""The autoencoders of Upscale-A-Video: 4x smaller latents, norms over the frames of a chunk, a decoder that sees the LR.
+"""The autoencoders of Upscale-A-Video: 4x smaller latents and norms over the frames of a chunk.
 
 One class for both released files: `vae_3d.bin` (the image autoencoder, no condition) and `vae_video.bin` (a decoder
 with 3-D convolutions, conditioned on the clean low-resolution frames).
