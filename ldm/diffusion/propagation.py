@@ -100,14 +100,14 @@ def _fused(frame: Tensor, neighbour: Tensor, flow: Tensor, keep: Tensor, how: Pr
     return torch.where(keep, how.fuse * fetched + (1 - how.fuse) * frame, frame)
 
 
-class Span(NamedTuple):
+class BlockSpan(NamedTuple):
     """Frames `core` of a clip, to be computed from the frames `cut` around them."""
 
     core: slice
     cut: slice
 
 
-def block_spans(frames: int, *, block: int, context: int) -> list[Span]:
+def block_spans(frames: int, *, block: int, context: int) -> list[BlockSpan]:
     """Blocks that cover `frames` once, each with up to `context` frames on either side.
 
     Raises ValueError unless block >= 1 and context >= 0.
@@ -115,7 +115,7 @@ def block_spans(frames: int, *, block: int, context: int) -> list[Span]:
     if block < 1 or context < 0:
         raise ValueError(f"got block {block} and context {context}, expected at least 1 and 0")
     cores = [slice(first, min(first + block, frames)) for first in range(0, frames, block)]
-    return [Span(core, slice(max(core.start - context, 0), min(core.stop + context, frames))) for core in cores]
+    return [BlockSpan(core, slice(max(core.start - context, 0), min(core.stop + context, frames))) for core in cores]
 
 
 def propagate_in_blocks(

@@ -1,7 +1,7 @@
 """The denoiser of Upscale-A-Video (Zhou et al. 2024): the SD x4 upscaler's U-Net with layers over time."""
 
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -119,41 +119,26 @@ class UNetVideoModel(nn.Module):
         emb = EMB_RATIO * widths[0]
         self.out_channels, self.context_dim = out_channels, cross_attention_dim
         self.max_noise_level = min(max_noise_level, num_class_embeds - 1)
-        self.temporal_rotary_emb = RotaryPositions()
+        self.temporal_rotary_emb = rotary = RotaryPositions()
 
         def res(channels: int, out: int) -> ClipResBlock:
             return frame_block(channels, out, groups=norm_num_groups, eps=EPS, emb_channels=emb)
 
-        def transformer(width: int, cross_only: bool) -> ClipTransformer:
-            return ClipTransformer(
-                width, heads=num_heads, context_dim=cross_attention_dim, groups=norm_num_groups,
-                cross_only=cross_only, rotary=self.temporal_rotary_emb,
-            )  # fmt: skip
+        def transformer(i: int) -> ClipTransformer:
+            size = {"heads": num_heads, "context_dim": cross_attention_dim, "groups": norm_num_groups}
+            return ClipTransformer(widths[i], **size, cross_only=only_cross_attention[i], rotary=rotary)
 
         def level(inputs: Sequence[int], i: int) -> UNetLevel:
-            attentions = [transformer(widths[i], only_cross_attention[i]) for _ in inputs if attention[i]]
+            attentions = [transformer(i) for _ in inputs if attention[i]]
             return UNetLevel([res(channels, widths[i]) for channels in inputs], attentions)
 
         layers = [("linear_1", nn.Linear(widths[0], emb)), ("act", nn.SiLU()), ("linear_2", nn.Linear(emb, emb))]
         self.time_embedding = nn.Sequential(OrderedDict(layers))
         self.class_embedding = nn.Embedding(num_class_embeds, emb)
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.down_blocks, skips = nn.ModuleList(), [widths[0]]
-        for i, width in enumerate(widths):
-            block = level([skips[-1]] + [width] * (layers_per_block - 1), i)
-            block.downsamplers = nn.ModuleList([StridedConv(width)] if i < levels - 1 else [])
-            self.down_blocks.append(block)
-            skips += [width] * (layers_per_block + len(block.downsamplers))
-        self.mid_block = UNetMiddle(
-            [res(widths[-1], widths[-1]) for _ in range(2)], transformer(widths[-1], only_cross_attention[-1])
-        )
-        self.up_blocks, channels = nn.ModuleList(), widths[-1]
-        for i in reversed(range(levels)):
-            before = [channels] + [widths[i]] * layers_per_block
-            block = level([width + skips.pop() for width in before], i)
-            block.upsamplers = nn.ModuleList([SizedUpsample(widths[i])] if i > 0 else [])
-            self.up_blocks.append(block)
-            channels = widths[i]
+        self.down_blocks, skips = _down_blocks(widths, layers_per_block, level)
+        self.mid_block = UNetMiddle([res(widths[-1], widths[-1]) for _ in range(2)], transformer(levels - 1))
+        self.up_blocks = _up_blocks(widths, layers_per_block, level, skips)
         self.down_temp_blocks = _modules_at(down_temporal_idx, widths, emb)
         self.mid_temp_block = TemporalModule(widths[-1], emb_channels=emb) if mid_temporal else None
         self.up_temp_blocks = _modules_at(up_temporal_idx, widths[::-1], emb)
@@ -220,6 +205,32 @@ class UNetVideoModel(nn.Module):
         lowest, highest = noise_level.min().item(), noise_level.max().item()
         if lowest < 0 or highest > self.max_noise_level:
             raise ValueError(f"got noise levels {lowest} to {highest}, expected 0 to {self.max_noise_level}")
+
+
+_MakeLevel = Callable[[Sequence[int], int], UNetLevel]
+
+
+def _down_blocks(widths: Sequence[int], count: int, level: _MakeLevel) -> tuple[nn.ModuleList, list[int]]:
+    """Levels of `count` blocks going down, finest first, and the channels of the maps they keep for the way up."""
+    blocks, skips = nn.ModuleList(), [widths[0]]
+    for i, width in enumerate(widths):
+        block = level([skips[-1]] + [width] * (count - 1), i)
+        block.downsamplers = nn.ModuleList([StridedConv(width)] if i < len(widths) - 1 else [])
+        blocks.append(block)
+        skips += [width] * (count + len(block.downsamplers))
+    return blocks, skips
+
+
+def _up_blocks(widths: Sequence[int], count: int, level: _MakeLevel, skips: Sequence[int]) -> nn.ModuleList:
+    """Levels of `count` + 1 blocks going up, coarsest first; each block takes the last of the kept maps."""
+    blocks, skips, channels = nn.ModuleList(), list(skips), widths[-1]
+    for i in reversed(range(len(widths))):
+        before = [channels] + [widths[i]] * count
+        block = level([width + skips.pop() for width in before], i)
+        block.upsamplers = nn.ModuleList([SizedUpsample(widths[i])] if i > 0 else [])
+        blocks.append(block)
+        channels = widths[i]
+    return blocks
 
 
 def _modules_at(places: Collection[int], widths: Sequence[int], emb_channels: int) -> nn.ModuleDict:
