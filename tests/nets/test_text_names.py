@@ -6,8 +6,8 @@ from ldm.nets.text import OpenCLIPText
 from ldm.nets.text_names import to_open_clip
 
 WIDTH, LAYERS = 16, 3
-SIZES = {"self_attn.q_proj": (WIDTH, WIDTH), "self_attn.k_proj": (WIDTH, WIDTH), "self_attn.v_proj": (WIDTH, WIDTH),
-         "self_attn.out_proj": (WIDTH, WIDTH), "mlp.fc1": (4 * WIDTH, WIDTH), "mlp.fc2": (WIDTH, 4 * WIDTH)}  # fmt: skip
+SIZES = {f"self_attn.{part}_proj": (WIDTH, WIDTH) for part in ("q", "k", "v", "out")}
+SIZES |= {"mlp.fc1": (4 * WIDTH, WIDTH), "mlp.fc2": (WIDTH, 4 * WIDTH)}
 
 
 def transformers_weights():
