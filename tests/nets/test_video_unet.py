@@ -75,6 +75,14 @@ def test_one_row_serves_a_whole_batch(shaken):
     torch.testing.assert_close(shaken(**given | one), shaken(**given | many), rtol=1e-4, atol=1e-5)
 
 
+@torch.no_grad()
+def test_half_precision_is_near(shaken):
+    given = inputs()
+    exact = shaken(**given)
+    half = shaken.bfloat16()(**given)
+    assert half.dtype == torch.float32 and (half - exact).abs().max() < 0.1 * exact.abs().max()
+
+
 def test_norms_have_their_own_groups_and_eps(unet):
     """Constants that outputs of ordinary size hardly show."""
     for name, module in unet.named_modules():

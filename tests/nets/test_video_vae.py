@@ -30,6 +30,13 @@ def test_sizes_and_the_chunk():
 
 
 @torch.no_grad()
+def test_half_precision_is_near():
+    vae, z = shaken(), torch.randn(1, 2, 4, 3, 2)
+    exact, half = vae.decode(z), vae.bfloat16().decode(z.bfloat16())
+    assert half.dtype == torch.bfloat16 and (half - exact).abs().max() < 0.1 * exact.abs().max()
+
+
+@torch.no_grad()
 def test_the_condition_counts_by_its_weight():
     vae = shaken(condition_channels=32, block_out_channels=(8, 16, 32))
     z, low = torch.randn(1, 2, 4, 3, 2), torch.randn(1, 2, 3, 3, 2)

@@ -148,7 +148,8 @@ def run_script(case: UavCase, args: argparse.Namespace) -> Tensor:
         case.near(noise, f"call{k}_lr_noise", 0.0)
         case.near(latents, f"call{k}_initial_latents", 0.0)
         tile_flows = None if flows is None else tuple(tile.of(flow, size) for flow in flows)
-        call = Call(part, noise, latents, case["embedding_0"], case["embedding_1"], tile_flows)
+        negative = case["embedding_1"] if "embedding_1" in case.tensors else None
+        call = Call(part, noise, latents, case["embedding_0"], negative, tile_flows)
         tile.place_in(out, size).copy_(tile.core_of(run_pipeline(networks_of(case), call, settings, schedules)[1]))
     return out
 
