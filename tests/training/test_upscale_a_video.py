@@ -1,6 +1,7 @@
 """Both stages of Upscale-A-Video: what learns, towards what, from which draws; the commands, and exact resuming."""
 
 import copy
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import pytest
@@ -8,11 +9,15 @@ import torch
 from torch import nn
 
 import main
+from basicsr_deg.clips import folder_clips
+from basicsr_deg.training_clips import TrainingClips
+from ldm import config
 from ldm.nets.discriminator import PatchGAN
 from ldm.nets.text import FixedContext, OpenCLIPText
 from ldm.nets.video_unet import UNetVideoModel
 from ldm.nets.video_vae import AutoencoderKLVideo
 from ldm.ops.dis import DISFlow
+from ldm.training.captions import CaptionedClips
 from ldm.training.decoder_loss import DecoderLoss
 from ldm.training.optimization import Adam
 from ldm.training.recompute import recompute_blocks
@@ -174,19 +179,22 @@ def test_what_makes_no_first_stage_is_refused(settings, says):
 # ---- stage 2
 
 
-def stage_two(*, conditioned=True, **settings):
+def autoencoder(condition=32):
+    return AutoencoderKLVideo(**VAE | {"block_out_channels": (8, 8, 32)}, condition_channels=condition)
+
+
+def stage_two(*, condition=32, **settings):
     torch.manual_seed(0)
     loss = DecoderLoss(
         discriminator=PatchGAN(ndf=4, n_layers=1), flow=DISFlow("ultrafast"), weights={"consistency": 0}, start=0
     )
-    vae = AutoencoderKLVideo(**VAE | {"block_out_channels": (8, 8, 32)}, condition_channels=32 if conditioned else None)
-    return VideoDecoderTraining(vae, loss, optimizer=Adam(lr=1e-3), **settings)
+    return VideoDecoderTraining(autoencoder(condition), loss, optimizer=Adam(lr=1e-3), **settings)
 
 
 def test_what_the_image_autoencoder_lacks_is_trained():
     model = stage_two()
     trained = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("loss.")}
-    image = AutoencoderKLVideo(**VAE | {"block_out_channels": (8, 8, 32)})
+    image = autoencoder(None)
     own = {n for n, _ in model.named_parameters() if not n.startswith("loss.")}
     assert trained == own - {n for n, _ in image.named_parameters()}
     whole = stage_two(trained="decoder")
@@ -199,7 +207,8 @@ def test_latents_are_those_given_or_of_the_encoder():
     y = model.reconstruct(batch)
     assert y.shape == batch["gt"].shape and y.requires_grad and torch.equal(y, model.reconstruct(batch))
     latent = torch.rand(1, 3, 4, 8, 8)
-    (vae,) = model._decoder
+    vae = autoencoder()
+    vae.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("loss.")})
     given = model.reconstruct(batch | {"latent": latent})
     torch.testing.assert_close(given, vae.decode(latent / model.scale_factor, 2 * batch["lq"] - 1))
     assert (given - y).abs().max() > 1e-3
@@ -207,7 +216,57 @@ def test_latents_are_those_given_or_of_the_encoder():
 
 def test_an_autoencoder_without_condition_is_refused():
     with pytest.raises(ValueError, match="without a condition path"):
-        stage_two(conditioned=False)
+        stage_two(condition=None)
+
+
+# ---- what a training starts from
+
+
+@pytest.mark.parametrize(("stage", "module"), [("unet", "unet"), ("decoder", "decoder")])
+def test_the_configuration_tolerates_what_the_image_model_lacks_and_nothing_else(stage, module):
+    if stage == "unet":
+        with torch.device("meta"):
+            names = {name for name in UNetVideoModel().state_dict()}
+        image = {name for name in names if not is_temporal(name)}
+    else:
+        with torch.device("meta"):
+            nets = [AutoencoderKLVideo(condition_channels=width) for width in (128, None)]
+        names, image = (set(net.decoder.state_dict()) for net in nets)
+        assert image < names
+    entries = config.plain(config.load(CONFIGS / f"{stage}.yaml"))["init"]
+    (patterns,) = [entry["tolerate"] for entry in entries if entry["modules"] == [module]]
+    tolerated = {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+    assert tolerated == names - image
+
+
+# ---- captions
+
+
+class Words:
+    """A tokenizer for tests: lengths of words."""
+
+    def __call__(self, texts):
+        return torch.tensor([([len(word) for word in text.split()] + [0] * 4)[:4] for text in texts])
+
+
+def test_captions_come_from_text_files(tmp_path):
+    write_clips(tmp_path / "clips", count=3, frames=2)
+    clips = TrainingClips(folder_clips(root=str(tmp_path / "clips")), frames=2, gt_size=32, variation=None)
+    texts = tmp_path / "captions"
+    texts.mkdir()
+    with pytest.raises(ValueError, match="expected a folder of CLIP.txt files"):
+        CaptionedClips(clips, folder=str(texts), tokenizer=Words())
+    (texts / "clip0.txt").write_text("a red cat\nanother scene\n")
+    (texts / "clip1.txt").write_bytes(b"\xff\xfe")
+    captioned = CaptionedClips(clips, folder=str(texts), tokenizer=Words(), ending="sharp")
+    assert len(captioned) == 3
+    by_name = {clips.name(k): k for k in range(3)}
+    item = captioned[by_name["clip0"]]
+    assert item["tokens"].tolist() == [1, 3, 3, 5] and torch.equal(item["gt"], clips[by_name["clip0"]]["gt"])
+    assert captioned[by_name["clip2"]]["tokens"].tolist() == [0, 0, 0, 0]
+    assert captioned.caption("elsewhere/clip0.mp4") == "a red cat sharp"
+    with pytest.raises(ValueError, match="clip1.txt is not a text"):
+        captioned[by_name["clip1"]]
 
 
 # ---- the commands
@@ -262,3 +321,13 @@ def test_an_overfitted_clip_is_learned():
         optimizer.step()
         losses.append(loss.item())
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_the_captioned_set_of_the_configuration(tmp_path):
+    write_clips(tmp_path / "clips", count=2, frames=2, size=64)
+    (tmp_path / "clip0.txt").write_text("a red cat")
+    words = ["train_set=captioned", f"captions={tmp_path}", f"dataroot_gt={tmp_path / 'clips'}", "num_frames=2"]
+    settings = config.load(CONFIGS / "toy_unet.yaml", overrides=[*words, *NO_DEGRADATION])
+    data = config.instantiate(settings.data)
+    tokens = torch.stack([data.train[k]["tokens"] for k in range(2)])
+    assert tokens.shape == (2, 77) and sorted(tokens.ne(0).sum(1).tolist()) == [2, 10]
