@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.nets.layers import HALF, zero_init
+from ldm.nets.layers import HALF, no_gradient, zero_init
 from ldm.nets.temporal import check_clips, conv_over_time
 
 TIME_GROUPS, TIME_EPS = 32, 1e-6  # of the norms in temporal blocks, whatever the network's own are
@@ -25,18 +25,34 @@ class ClipGroupNorm(nn.GroupNorm):
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
         """(b*t, c, h, w) -> the same shape and dtype."""
         values = x.float() if x.dtype in HALF else x
-        grouped = values.unflatten(1, (self.num_groups, -1))  # (b*t, g, c/g, h, w)
-        variance, mean = (
-            part.unflatten(0, (-1, num_frames)) for part in torch.var_mean(grouped, dim=(2, 3, 4), correction=0)
-        )  # of each frame, (b, t, g)
-        clip_mean = mean.mean(1, keepdim=True)
-        clip_variance = (variance + (mean - clip_mean).square()).mean(1, keepdim=True)
         weight, bias = (part.to(values.dtype).view(self.num_groups, -1) for part in (self.weight, self.bias))
-        scale = (clip_variance + self.eps).rsqrt()[..., None] * weight  # (b, 1, g, c/g)
-        shift = torch.addcmul(bias, clip_mean[..., None], scale, value=-1)
+        fast = x.device.type == "cpu" and no_gradient(x, weight)
+        moments = _moments_of_channels if fast else _moments_of_frames
+        mean, variance = (part[:, None, :, None] for part in moments(values, self.num_groups, num_frames))
+        scale = (variance + self.eps).rsqrt() * weight  # (b, 1, g, c/g)
+        shift = torch.addcmul(bias, mean, scale, value=-1)
         scale, shift = (part.flatten(2)[..., None, None] for part in (scale, shift))  # (b, 1, c, 1, 1)
         out = torch.addcmul(shift, values.unflatten(0, (-1, num_frames)), scale)
         return out.flatten(0, 1).to(x.dtype)
+
+
+def _joined(mean: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of parts of equal size along the last dimension -> those of the whole."""
+    whole = mean.mean(-1, keepdim=True)
+    return whole.squeeze(-1), (variance + (mean - whole).square()).mean(-1)
+
+
+def _moments_of_frames(x: Tensor, groups: int, num_frames: int) -> tuple[Tensor, Tensor]:
+    """Mean and variance (b, groups) of clips (b*t, c, h, w), with a gradient."""
+    variance, mean = torch.var_mean(x.unflatten(1, (groups, -1)), dim=(2, 3, 4), correction=0)  # (b*t, g)
+    return _joined(*(part.unflatten(0, (-1, num_frames)).transpose(1, 2) for part in (mean, variance)))
+
+
+def _moments_of_channels(x: Tensor, groups: int, num_frames: int) -> tuple[Tensor, Tensor]:
+    """The same without a gradient: by the kernel of torch that is exact and, on a CPU, up to 8 times as fast."""
+    parts = [torch.batch_norm_update_stats(clip, None, None, 0.0) for clip in x.split(num_frames)]
+    mean, variance = (torch.stack(part).unflatten(1, (groups, -1)) for part in zip(*parts, strict=True))  # (b, g, c/g)
+    return _joined(mean, variance)
 
 
 def clip_norm(channels: int, *, groups: int, eps: float) -> ClipGroupNorm:
