@@ -10,7 +10,7 @@ def mean_of_window(clip, *, scale=1.0):
 
 
 def visited_in_order(clip, windows):
-    """As the released code has it: first visits are written, later ones averaged with what is there."""
+    """As the released code has it: first visits are written, later ones averaged with the earlier value."""
     out, seen = torch.zeros_like(clip), torch.zeros(clip.shape[1], dtype=torch.bool)
     for window in windows:
         for frame, value in zip(
