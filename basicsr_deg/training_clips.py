@@ -77,11 +77,19 @@ class TrainingClips(Dataset):
     def __len__(self) -> int:
         return len(self._usable())
 
-    def __getitem__(self, index: int) -> dict[str, Tensor]:
+    def name(self, index: int) -> str:
+        """What the clip of an item is called."""
+        return self.source.name(self._number(index))
+
+    def _number(self, index: int) -> int:
+        """Number of the clip of an item."""
         done, place = divmod(index, len(self))
+        return self._usable()[self._order(0 if self.variation is None else done)[place]]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        number = self._number(index)
         if self.variation is None:
-            done, index = 0, place
-        number = self._usable()[self._order(done)[place]]
+            index %= len(self)
         rng = np.random.default_rng([self.seed, index])
         step = self._intervals[rng.integers(len(self._intervals))]
         gt = self._cropped(self.source.clip(number, rng, self.frames, step=step), number, rng)

@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 
 def conv_over_time(x: Tensor, conv: nn.Conv3d, *, num_frames: int) -> Tensor:
-    """Apply a Conv3d of kernel (3, 1, 1) along time, with zeros before the first and after the last frame.
+    """Apply a Conv3d of kernel (k, 1, 1) along time, k odd, with zeros before the first and after the last frame.
 
     Args:
         x: frames (b*t, c, h, w), clip after clip.
-        conv: holds the weight (c', c, 3, 1, 1), the bias and the dilation; the padding equals the dilation.
+        conv: holds the weight (c', c, k, 1, 1), the bias and the dilation; the padding is dilation * (k // 2).
         num_frames: frames per clip, t >= 1.
 
     Returns:
@@ -19,15 +19,17 @@ def conv_over_time(x: Tensor, conv: nn.Conv3d, *, num_frames: int) -> Tensor:
     Computed as one product per tap, added up in place: frames stay where they are in memory (a Conv3d needs every clip
     transposed to c before t), nothing is multiplied with the padding, and no second map is made.
     """
-    before, here, after = conv.weight.squeeze(-1).unbind(2)  # each (c', c, 1)
-    step = conv.dilation[0]
-    y = F.conv2d(x, here.unsqueeze(-1), conv.bias)
+    taps = conv.weight.squeeze(-1).unbind(2)  # each (c', c, 1)
+    middle, step = len(taps) // 2, conv.dilation[0]
+    y = F.conv2d(x, taps[middle].unsqueeze(-1), conv.bias)
     if num_frames <= step:
         return y
     out, frames = (maps.unflatten(0, (-1, num_frames)) for maps in (y, x.to(y.dtype)))  # (b, t, c, h, w)
     for k in range(len(out)):
-        _add_product(out[k, step:], before.to(y.dtype), frames[k, :-step])
-        _add_product(out[k, :-step], after.to(y.dtype), frames[k, step:])
+        for distance in range(step, min(middle * step, num_frames - 1) + 1, step):
+            before, after = taps[middle - distance // step], taps[middle + distance // step]
+            _add_product(out[k, distance:], before.to(y.dtype), frames[k, :-distance])
+            _add_product(out[k, :-distance], after.to(y.dtype), frames[k, distance:])
     return y
 
 

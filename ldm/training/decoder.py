@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 DECODER_PARTS = {  # names of what is trained, by choice: beginnings, and parts of which one must be in the name
     "released": (("decoder.",), ("fusion_layer", "temporal")),
     "decoder": (("decoder.", "post_quant_conv."), ("",)),
+    "condition": (("decoder.",), ("condition_", "_3d")),  # of Upscale-A-Video's
 }
 
 

@@ -7,9 +7,11 @@ from torch.utils.checkpoint import checkpoint
 
 from ldm.nets.attention import AttentionBlock, SpatialTransformer
 from ldm.nets.autoencoder import ResnetBlock
+from ldm.nets.clip_attention import ClipTransformer
+from ldm.nets.clip_layers import ClipResBlock
 from ldm.nets.layers import ResBlock
 
-BLOCKS = (ResBlock, ResnetBlock, SpatialTransformer, AttentionBlock)
+BLOCKS = (ResBlock, ResnetBlock, SpatialTransformer, AttentionBlock, ClipResBlock, ClipTransformer)
 
 
 def recompute_blocks(model: nn.Module) -> int:

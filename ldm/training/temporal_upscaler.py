@@ -1,0 +1,181 @@
+"""Stage 1 of Upscale-A-Video: layers over time learn to denoise clips over a frozen x4 upscaler.
+
+The release has no training code; this follows the paper (Zhou et al. 2024, sections 3.2 and 4.1).
+"""
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from ldm.diffusion.refined import sample_refined
+from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.diffusion.spacing import spaced, timesteps_from_end
+from ldm.training.curves import StepMeans
+from ldm.training.draws import SampleDraws
+from ldm.training.losses import check_finite
+from ldm.training.optimization import Adam
+
+UPSCALER_BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
+TRAINED_PARTS = ("temporal", "all")
+PREVIEW_LEVEL = 20  # noise level of the low-resolution frames in pictures, the pipeline's default
+_PARTS = 10_000  # in which probabilities are counted
+
+
+def is_temporal(name: str) -> bool:
+    """Whether a weight of `UNetVideoModel` is not in the x4 upscaler.
+
+    Loading by "temporal" alone, as the release has it, misses the spatial blocks and `shift_conv` of the temporal
+    modules (quirk U10).
+    """
+    return "temporal" in name or "temp_block" in name
+
+
+class UpscalingObjective:
+    """What is drawn for a clip: a time step, the noise of its latents, the noise level of its low-resolution frames.
+
+    Args:
+        highest_noise: noise levels are drawn from 0 to this, one a clip, and told to the network.
+        caption_dropout: part of the captions replaced by the empty one, which guidance needs.
+        seed: of all draws.
+    Raises:
+        ValueError: a number out of its range.
+    """
+
+    def __init__(self, *, highest_noise: int = 350, caption_dropout: float = 0.1, seed: int = 23) -> None:
+        if not 0 <= highest_noise < 1000 or not 0 <= caption_dropout <= 1:
+            raise ValueError(
+                f"got highest_noise={highest_noise} and caption_dropout={caption_dropout}, expected 0 to 999 and 0 to 1"
+            )
+        start, end = UPSCALER_BETAS
+        self.schedule = Schedule.from_betas(make_betas("linear", 1000, start=start, end=end))
+        self.highest_noise, self.caption_dropout, self.draws = highest_noise, caption_dropout, SampleDraws(seed)
+
+    def normal(self, purpose: str, index: Tensor, like: Tensor) -> Tensor:
+        """Standard normal numbers of the form of clips `like` (B, T, ...)."""
+        return self.draws.normal(purpose, index, like.flatten(0, 1)).view_as(like)
+
+    def steps(self, purpose: str, index: Tensor) -> Tensor:
+        """Time steps (B,)."""
+        return self.draws.below(len(self.schedule), f"{purpose}.t", index, count=1)
+
+    def levels(self, purpose: str, index: Tensor) -> Tensor:
+        """Noise levels (B,)."""
+        return self.draws.below(self.highest_noise + 1, f"{purpose}.level", index, count=1)
+
+    def dropped(self, purpose: str, index: Tensor) -> Tensor:
+        """Whose caption is dropped, (B,) bool."""
+        limit = round(self.caption_dropout * _PARTS)
+        return self.draws.below(_PARTS, f"{purpose}.caption", index, count=1) < limit
+
+    def noised_frames(self, lq: Tensor, level: Tensor, purpose: str, index: Tensor) -> Tensor:
+        """Low-resolution frames (B, T, 3, h, w) in [0, 1] -> in [-1, 1] with noise of the levels (B,)."""
+        frames = lq * 2 - 1
+        return self.schedule.add_noise(frames, self.normal(f"{purpose}.lq", index, frames), level)
+
+
+class TemporalUpscaling(LightningModule):
+    """Velocity regression on the latents of clips, given the clip in low resolution with noise, and a caption.
+
+    Batch: `gt` (B, T, 3, f h, f w) and `lq` (B, T, 3, h, w) in [0, 1], f the autoencoder's factor; `index` (B,) the
+    numbers of the samples; optionally `tokens` (B, length), token ids of the captions.
+
+    Args:
+        networks: unet, autoencoder (frozen) and text (frozen).
+        objective: what is drawn.
+        optimizer: makes the optimizer.
+        scale_factor: of the latents.
+        trained: "temporal", what `is_temporal`; "all", the whole U-Net.
+        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
+        preview_steps: sampling steps of the pictures.
+    Raises:
+        ValueError: an unknown `trained`, a number that is not above 0, or noise levels the network does not know.
+    """
+
+    needs = ("gt", "lq")  # of a batch
+
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        *,
+        objective: UpscalingObjective,
+        optimizer: Adam,
+        scale_factor: float = 0.08333,
+        trained: str = "temporal",
+        accumulate: int = 1,
+        preview_steps: int = 10,
+    ) -> None:
+        super().__init__()
+        if trained not in TRAINED_PARTS:
+            raise ValueError(f"got trained={trained!r}, expected one of {', '.join(TRAINED_PARTS)}")
+        if not scale_factor > 0 or preview_steps < 1:
+            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
+        self.unet = networks["unet"]
+        self.vae = networks["autoencoder"].requires_grad_(False)
+        self.text_encoder = networks["text"].requires_grad_(False)
+        if objective.highest_noise > self.unet.max_noise_level:
+            raise ValueError(
+                f"got highest_noise={objective.highest_noise}, expected at most {self.unet.max_noise_level}"
+            )
+        for name, parameter in self.unet.named_parameters():
+            parameter.requires_grad_(trained == "all" or is_temporal(name))
+        self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
+        self.accumulate, self.preview_steps, self.means = accumulate, preview_steps, StepMeans()
+
+    def latents(self, batch: dict[str, Tensor]) -> Tensor:
+        """Posterior samples of the GT, (B, T, c, h, w), scaled, float32."""
+        with torch.no_grad():
+            moments = self.vae.encode(batch["gt"] * 2 - 1)
+            posterior = self.vae.posterior(moments.flatten(0, 1))
+            sample = posterior.sample(self.objective.draws.normal("latents", batch["index"], posterior.mean))
+        return (sample.float() * self.scale_factor).unflatten(0, moments.shape[:2])
+
+    @torch.no_grad()
+    def context(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
+        """Text embeddings (1 | B, length, channels): of the captions, where they are not dropped, or of ''."""
+        if "tokens" not in batch:
+            return self.text_encoder()
+        tokens = batch["tokens"]
+        dropped = self.objective.dropped(purpose, batch["index"]).to(tokens.device)
+        return self.text_encoder(torch.where(dropped[:, None], self.text_encoder.empty_prompt().to(tokens), tokens))
+
+    def loss(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
+        """Mean squared error of the velocity at a time step and a noise level drawn for each clip."""
+        objective, index, z = self.objective, batch["index"], self.latents(batch)
+        i, level = objective.steps(purpose, index), objective.levels(purpose, index)
+        noise = objective.normal(f"{purpose}.noise", index, z)
+        low_res = objective.noised_frames(batch["lq"], level, purpose, index)
+        context = self.context(batch, purpose).to(z.device)
+        prediction = self.unet(objective.schedule.add_noise(z, noise, i), low_res, i, context, level)
+        return (prediction.float() - objective.schedule.velocity(z, noise, i)).square().mean()
+
+    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
+        loss = check_finite(self.loss(batch, "train"), "denoising", self.global_step)
+        self.means.add({"loss": loss})
+        if (number + 1) % self.accumulate == 0:
+            means = {f"train/{name}": value for name, value in self.means.flush().items()}
+            self.log_dict(means, sync_dist=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
+        self.log("val/loss", self.loss(batch, "validation"), sync_dist=True, batch_size=len(batch["gt"]))
+
+    @torch.no_grad()
+    def restore(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, T, 3, f h, f w) in [0, 1]: sampled in a few steps without guidance or caption, decoded as one chunk."""
+        objective, index = self.objective, batch["index"]
+        level = torch.full_like(index, min(PREVIEW_LEVEL, objective.highest_noise))
+        low_res = objective.noised_frames(batch["lq"], level, "preview", index)
+        context = self.text_encoder().to(low_res.device)
+        b, frames, _, h, w = low_res.shape
+        start = objective.normal("preview.start", index, low_res.new_empty(b, frames, self.unet.out_channels, h, w))
+        steps = spaced(objective.schedule, timesteps_from_end(self.preview_steps, len(objective.schedule)))
+
+        def predict(x: Tensor, t: int) -> Tensor:
+            return self.unet(x, low_res, torch.tensor([t], device=x.device), context, level).float()
+
+        z = sample_refined(predict, start, steps)
+        decoded = self.vae.decode(z / self.scale_factor, batch["lq"] * 2 - 1).float()
+        return (decoded / 2 + 0.5).clamp(0, 1)
+
+    def configure_optimizers(self) -> dict:
+        return self.optimizer(self.parameters())

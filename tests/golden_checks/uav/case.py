@@ -1,0 +1,84 @@
+"""A golden case of Upscale-A-Video: NAME.json and NAME.safetensors, either possibly compressed (.gz, .xz)."""
+
+import gzip
+import json
+import lzma
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import load, load_file
+from torch import Tensor, nn
+
+from ldm.nets.video_unet import UNetVideoModel, unet_arguments
+from ldm.nets.video_vae import AutoencoderKLVideo, vae_arguments
+from tests.golden_checks.case import assert_near
+
+FOLDER = Path(os.environ.get("GOLDEN_UAV") or Path(__file__).parents[2] / "golden" / "uav")
+
+
+class UavCase(NamedTuple):
+    """One recorded case; clips are recorded as (B, C, T, h, w)."""
+
+    folder: Path
+    name: str
+    meta: dict
+    tensors: dict[str, Tensor]
+
+    @classmethod
+    def read(cls, folder: Path, name: str) -> "UavCase":
+        return cls(folder, name, read_json(folder, name), read_tensors(folder, name))
+
+    def __getitem__(self, key: str) -> Tensor:
+        """A tensor in float32 where it was stored in half precision."""
+        value = self.tensors[key]
+        return value.float() if value.is_floating_point() else value
+
+    def clip(self, key: str) -> Tensor:
+        """A recorded clip as (B, T, C, h, w)."""
+        return self[key].transpose(1, 2)
+
+    def near(self, value: Tensor, key: str, limit: float) -> None:
+        """A clip (B, T, C, h, w) near the recorded one, where it was recorded."""
+        if key in self.tensors:
+            assert_near(value, self.clip(key), limit=limit, what=f"{self.name} {key}")
+
+    def limit(self, key: str, default: float | None = None) -> float:
+        found = self.meta.get("tolerance", {}).get(key, {}).get("suggested_atol", default)
+        assert found is not None, f"{self.name}: no tolerance for {key}"
+        return found
+
+
+def read_json(folder: Path, name: str) -> dict:
+    file = folder / f"{name}.json"
+    return json.loads(file.read_text() if file.exists() else gzip.open(f"{file}.gz", "rt").read())
+
+
+def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
+    file = folder / f"{name}.safetensors"
+    if file.exists():
+        return load_file(file)
+    packed = Path(f"{file}.xz")
+    return load(lzma.open(packed).read()) if packed.exists() else {}
+
+
+def names(folder: Path = FOLDER) -> list[str]:
+    """Every case in the folder, by its JSON file."""
+    return sorted({file.name.removesuffix(".gz").removesuffix(".json") for file in folder.glob("*.json*")})
+
+
+@lru_cache(maxsize=8)
+def network(folder: Path, name: str) -> nn.Module:
+    """The network of a `weights_*` case, loaded strictly but for what its JSON says is left out of the folder."""
+    meta, weights = read_json(folder, name), {}
+    for file in meta["files"]:
+        weights |= read_tensors(folder, file.removesuffix(".safetensors"))
+    build, arguments = (
+        (UNetVideoModel, unet_arguments) if meta["class_"] == "UNetVideoModel" else (AutoencoderKLVideo, vae_arguments)
+    )
+    net = build(**arguments(meta["config"])).eval()
+    missing, unexpected = net.load_state_dict({key: value.float() for key, value in weights.items()}, strict=False)
+    left_out = tuple(meta.get("left_out", ()))
+    assert not unexpected and not [key for key in missing if not key.startswith(left_out)], (missing, unexpected)
+    return net
