@@ -48,7 +48,7 @@ class TemporalConditioning(UpscalerEncoder):
     def __init__(
         self, *, in_channels: int = 7, condition_widths: Sequence[int] = (64, 128, 256), plan: Plan | None = None
     ):
-        plan = (plan or Plan()).check()
+        plan = (plan or Plan()).completed()
         super().__init__(in_channels=in_channels, plan=plan)
         self.upscaling = 2 ** (len(condition_widths) - 1)
         self.controlnet_cond_embedding = ConditionEmbedding(condition_widths, plan.widths[0])

@@ -236,8 +236,8 @@ class RAFT(nn.Module):
     `volume_limit`: how many correlations are held at once (elements of 4 bytes; the default is 1 GiB). A batch beyond
     it is taken in parts; beyond it for a single pair (1M pixels) they are computed when looked up, some 5 times slower.
 
-    `statistics`: of the context encoder's norms. "trained" takes the stored ones; "released" those of the images of the
-    call, as the released StableVSR does, whose RAFT is never put in evaluation mode (a batch is then not taken in parts).
+    `statistics`: of the context encoder's norms. "trained" takes the stored ones, "released" those of the images, as
+    the released StableVSR does, whose RAFT is never put in evaluation mode. A batch is then not taken in parts.
 
     The weights of torchvision's raft_large fit `model="normal"` (`ldm.nets.names`), whose default is 12 iterations.
 

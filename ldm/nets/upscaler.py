@@ -140,15 +140,16 @@ class Plan(NamedTuple):
     norm_groups: int = 32
     norm_eps: float = 1e-5
 
-    def check(self) -> "Plan":
-        """The plan with a list of heads. Raises ValueError where lists of levels differ in length or heads do not fit."""
+    def completed(self) -> "Plan":
+        """The plan with a list of heads. Raises ValueError for lists of unlike length or heads that do not divide."""
         heads = [self.heads] * len(self.widths) if isinstance(self.heads, int) else list(self.heads)
         lists = {"attention": self.attention, "only_cross": self.only_cross, "heads": heads}
         for name, values in lists.items():
             if len(values) != len(self.widths):
                 raise ValueError(f"got {len(values)} values of {name}, expected {len(self.widths)}, one per level")
-        for width, count in zip(self.widths, heads, strict=True):
-            if count < 1 or width % count:
+        attending = [*self.attention[:-1], True]  # the middle always attends
+        for width, count, needed in zip(self.widths, heads, attending, strict=True):
+            if needed and (count < 1 or width % count):
                 raise ValueError(f"got {count} attention heads for {width} channels, expected a divisor")
         return self._replace(heads=heads)
 
@@ -185,9 +186,9 @@ class UpscalerEncoder(nn.Module):
 
     def __init__(self, *, in_channels: int, plan: Plan):
         super().__init__()
-        plan = plan.check()
+        plan = plan.completed()
         widths = plan.widths
-        self.context_dim, self.in_channels = plan.context_dim, in_channels
+        self.plan, self.in_channels = plan, in_channels
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
         self.time_embedding = UpscalerTimeEmbedding(widths[0], 4 * widths[0])
         self.down_blocks = nn.ModuleList()
@@ -211,8 +212,8 @@ class UpscalerEncoder(nn.Module):
         """
         if x.ndim != 4 or x.shape[1] != self.in_channels:
             raise ValueError(f"got input {tuple(x.shape)}, expected (n, {self.in_channels}, h, w)")
-        if context.shape[-1] != self.context_dim:
-            raise ValueError(f"got text of {context.shape[-1]} channels, expected {self.context_dim}")
+        if context.shape[-1] != self.plan.context_dim:
+            raise ValueError(f"got text of {context.shape[-1]} channels, expected {self.plan.context_dim}")
         dtype = self.conv_in.weight.dtype
         emb = self.time_embedding(per_frame(t, x.shape[0], num_frames=1, name="time steps"))
         h, context = self.conv_in(x.to(dtype)), context.to(dtype)
@@ -242,7 +243,7 @@ class UpscalerUNet(UpscalerEncoder):
     """
 
     def __init__(self, *, in_channels: int = 7, out_channels: int = 4, plan: Plan | None = None):
-        plan = (plan or Plan()).check()
+        plan = (plan or Plan()).completed()
         super().__init__(in_channels=in_channels, plan=plan)
         skips, before = list(self.skip_channels), plan.widths[-1]
         self.up_blocks = nn.ModuleList()
