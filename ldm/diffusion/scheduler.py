@@ -43,7 +43,7 @@ def chosen_word(settings: Mapping[str, Any], key: str, known: Mapping[str, str] 
     return known[value] if isinstance(known, Mapping) else value
 
 
-def number(settings: Mapping[str, Any], key: str, *, low: float, high: float) -> float:
+def bounded_number(settings: Mapping[str, Any], key: str, *, low: float, high: float) -> float:
     """The value of a key, a number from low to high. Raises ValueError."""
     value = settings[key]
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
@@ -59,9 +59,9 @@ def training_betas(settings: Mapping[str, Any]) -> Tensor:
         if not len(values) or not all(type(value) in (int, float) for value in values):
             raise ValueError("scheduler: got trained_betas that are no list of numbers, expected one per time step")
         return torch.tensor(values.astype(np.float64))
-    steps = int(number(settings, "num_train_timesteps", low=1, high=2**20))
+    steps = int(bounded_number(settings, "num_train_timesteps", low=1, high=2**20))
     name = chosen_word(settings, "beta_schedule", BETAS)
-    start, end = (number(settings, key, low=1e-8, high=1) for key in ("beta_start", "beta_end"))
+    start, end = (bounded_number(settings, key, low=1e-8, high=1) for key in ("beta_start", "beta_end"))
     return make_betas(name, steps, start=start, end=end)
 
 
@@ -96,13 +96,13 @@ class Scheduler:
                 raise ValueError(f"scheduler: got {key}={config[key]!r}, expected {value}")
         settings = DEFAULTS | dict(config)
         training = Schedule.from_betas(training_betas(settings))
-        clip = number(settings, "clip_sample_range", low=1e-6, high=1e6) if settings["clip_sample"] else None
+        clip = bounded_number(settings, "clip_sample_range", low=1e-6, high=1e6) if settings["clip_sample"] else None
         return cls(
             training=training,
             kind=chosen_word(settings, "prediction_type", KINDS),
             variance=chosen_word(settings, "variance_type", VARIANCES),
             spacing=chosen_word(settings, "timestep_spacing", SPACINGS),
-            offset=int(number(settings, "steps_offset", low=0, high=len(training))),
+            offset=int(bounded_number(settings, "steps_offset", low=0, high=len(training))),
             clip=clip,
         )
 

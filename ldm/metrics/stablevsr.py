@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.metrics.fidelity import rgb8
 from ldm.metrics.temporal import ALPHA, BETA
 from ldm.ops.flow import flow_warp
 
@@ -41,17 +42,24 @@ def warp_error(
 
 
 def flow_change(
-    output: tuple[Tensor, Tensor], truth: tuple[Tensor, Tensor], flow: Callable[[Tensor, Tensor], Tensor]
+    output: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    truth: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    flow: Callable[[Tensor, Tensor], Tensor],
 ) -> float:
-    """tOF of a pair: mean |flow(frame, before) - the truth's|, over pixels and components.
+    """tOF of a pair: mean |flow(frame, before) - the truth's|, over pixels and components; tables have it times 10.
 
-    Each pair is (before, frame), (1, 3, H, W) in [0, 1]. The released code gives RAFT pictures in [0, 1] that expects
-    [-1, 1]: for its figures `flow` is one with `scaling="released"`.
+    Each pair is (before, frame), (3, H, W) in [0, 1] or (H, W, 3) uint8. flow(img1, img2), (1, 3, H, W) in [0, 1] ->
+    (1, 2, H, W). The released code gives RAFT pictures in [0, 1], which expects [-1, 1]: its figures need an estimator
+    with `scaling="released"`. Raises ValueError for sizes that differ.
     """
-    (before, frame), (truth_before, truth_frame) = output, truth
-    with torch.no_grad():
-        difference = flow(frame, before) - flow(truth_frame, truth_before)
-    return difference.abs().double().mean().item()
+    flows = []
+    for before, frame in (output, truth):
+        old, new = (torch.from_numpy(rgb8(x).copy()).permute(2, 0, 1)[None].float() / 255 for x in (before, frame))
+        with torch.no_grad():
+            flows.append(flow(new, old))
+    if flows[0].shape != flows[1].shape:
+        raise ValueError(f"got flows {tuple(flows[0].shape)} and {tuple(flows[1].shape)}, expected frames of one size")
+    return (flows[0] - flows[1]).abs().double().mean().item()
 
 
 def mean_of_clips(values: Sequence[Sequence[float]], measure: str) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ldm.nets.control import TemporalConditioning
-from ldm.nets.upscaler import Plan
+from ldm.nets.upscaler import UpscalerPlan
 
 ATTENDING = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 LARGEST = 2**20  # of a number in a file
@@ -64,7 +64,7 @@ def refuse_others(config: Mapping[str, Any], known: Mapping[str, tuple], what: s
             raise ValueError(f"{what}: got {key}={config[key]!r}, expected {values[0]!r}{hint}")
 
 
-def whole(config: Mapping[str, Any], key: str, what: str, default: int | None = None) -> int:
+def whole_number(config: Mapping[str, Any], key: str, what: str, default: int | None = None) -> int:
     """A whole number from 1. Raises ValueError for anything else, or where it is missing and has no default."""
     value = config.get(key)
     value = default if value is None else value
@@ -99,7 +99,7 @@ def attending_levels(config: Mapping[str, Any], what: str) -> list[bool]:
     return [ATTENDING[name] for name in types]
 
 
-def denoiser_plan(config: Mapping[str, Any], what: str) -> Plan:
+def denoiser_plan(config: Mapping[str, Any], what: str) -> UpscalerPlan:
     """Widths and attention of a UNet2DConditionModel or ControlNetModel. Raises ValueError for what we do not have."""
     refuse_others(config, DENOISER, what)
     widths = listed(config, "block_out_channels", what)
@@ -109,15 +109,15 @@ def denoiser_plan(config: Mapping[str, Any], what: str) -> Plan:
     eps = config.get("norm_eps", 1e-5)
     if not isinstance(eps, float):
         raise ValueError(f"{what}: got norm_eps={eps!r}, expected a number such as 1e-5")
-    return Plan(
+    return UpscalerPlan(
         widths=widths,
-        layers=whole(config, "layers_per_block", what, 2),
+        layers=whole_number(config, "layers_per_block", what, 2),
         attention=attending_levels(config, what),
         only_cross=per_level(only_cross, "only_cross_attention", what, levels=len(widths), kind=bool),
         heads=per_level(heads, "attention_head_dim", what, levels=len(widths), kind=int),
-        context_dim=whole(config, "cross_attention_dim", what, 1280),
-        depth=whole(config, "transformer_layers_per_block", what, 1),
-        norm_groups=whole(config, "norm_num_groups", what, 32),
+        context_dim=whole_number(config, "cross_attention_dim", what, 1280),
+        depth=whole_number(config, "transformer_layers_per_block", what, 1),
+        norm_groups=whole_number(config, "norm_num_groups", what, 32),
         norm_eps=eps,
     ).completed()
 
@@ -125,7 +125,7 @@ def denoiser_plan(config: Mapping[str, Any], what: str) -> Plan:
 def upscaler_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `ldm.nets.upscaler.UpscalerUNet` from unet/config.json. Raises ValueError."""
     what = "unet/config.json"
-    channels = {key: whole(config, key, what, 4) for key in ("in_channels", "out_channels")}
+    channels = {key: whole_number(config, key, what, 4) for key in ("in_channels", "out_channels")}
     return {**channels, "plan": denoiser_plan(config, what)}
 
 
@@ -133,9 +133,9 @@ def control_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `ldm.nets.control.TemporalConditioning` from controlnet/config.json. Raises ValueError."""
     what = "controlnet/config.json"
     return {
-        "in_channels": whole(config, "in_channels", what, 4),
-        "condition_widths": listed(config, "conditioning_embedding_out_channels", what),
         "plan": denoiser_plan(config, what),
+        "in_channels": whole_number(config, "in_channels", what, 4),
+        "condition_widths": listed(config, "conditioning_embedding_out_channels", what),
     }
 
 
@@ -180,16 +180,16 @@ def autoencoder_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         types = config.get(key) or [name] * len(widths)
         if list(types) != [name] * len(widths):
             raise ValueError(f"{what}: got {key}={types}, expected {name} {len(widths)} times")
-    latent = whole(config, "latent_channels", what, 4)
+    latent = whole_number(config, "latent_channels", what, 4)
     return {
         "ch": widths[0],
         "ch_mult": [width / widths[0] for width in widths],
-        "num_res_blocks": whole(config, "layers_per_block", what, 1),
+        "num_res_blocks": whole_number(config, "layers_per_block", what, 1),
         "z_channels": latent,
         "embed_dim": latent,
-        "in_channels": whole(config, "in_channels", what, 3),
-        "out_ch": whole(config, "out_channels", what, 3),
-        "norm_groups": whole(config, "norm_num_groups", what, 32),
+        "in_channels": whole_number(config, "in_channels", what, 3),
+        "out_ch": whole_number(config, "out_channels", what, 3),
+        "norm_groups": whole_number(config, "norm_num_groups", what, 32),
     }
 
 
@@ -198,15 +198,15 @@ def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     what = "text_encoder/config.json"
     config = config.get("text_config") or config
     refuse_others(config, TEXT, what)
-    width = whole(config, "hidden_size", what)
+    width = whole_number(config, "hidden_size", what)
     if config.get("intermediate_size", 4 * width) != 4 * width:
         raise ValueError(f"{what}: got intermediate_size={config['intermediate_size']}, expected {4 * width}")
     return {
         "width": width,
-        "layers": whole(config, "num_hidden_layers", what),
-        "heads": whole(config, "num_attention_heads", what),
-        "vocab_size": whole(config, "vocab_size", what, 49408),
-        "context_length": whole(config, "max_position_embeddings", what, 77),
+        "layers": whole_number(config, "num_hidden_layers", what),
+        "heads": whole_number(config, "num_attention_heads", what),
+        "vocab_size": whole_number(config, "vocab_size", what, 49408),
+        "context_length": whole_number(config, "max_position_embeddings", what, 77),
         "skip_last": 0,
         "unused": False,
     }

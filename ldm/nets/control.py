@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldm.nets.layers import zero_init
-from ldm.nets.upscaler import Plan, Residuals, UpscalerEncoder
+from ldm.nets.upscaler import Residuals, UpscalerEncoder, UpscalerPlan
 
 
 class ConditionEmbedding(nn.Module):
@@ -46,9 +46,13 @@ class TemporalConditioning(UpscalerEncoder):
     """
 
     def __init__(
-        self, *, in_channels: int = 7, condition_widths: Sequence[int] = (64, 128, 256), plan: Plan | None = None
+        self,
+        *,
+        in_channels: int = 7,
+        condition_widths: Sequence[int] = (64, 128, 256),
+        plan: UpscalerPlan | None = None,
     ):
-        plan = (plan or Plan()).completed()
+        plan = (plan or UpscalerPlan()).completed()
         super().__init__(in_channels=in_channels, plan=plan)
         self.upscaling = 2 ** (len(condition_widths) - 1)
         self.controlnet_cond_embedding = ConditionEmbedding(condition_widths, plan.widths[0])

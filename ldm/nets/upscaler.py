@@ -122,7 +122,7 @@ class UpscalerMiddle(nn.Module):
         return last(self.attentions[0](first(x, emb), context), emb)
 
 
-class Plan(NamedTuple):
+class UpscalerPlan(NamedTuple):
     """Widths and attention of the upscaler, finest level first; the published ones by default.
 
     widths: channels of each level. layers: residual blocks of a level going down (one more going up).
@@ -140,7 +140,7 @@ class Plan(NamedTuple):
     norm_groups: int = 32
     norm_eps: float = 1e-5
 
-    def completed(self) -> "Plan":
+    def completed(self) -> "UpscalerPlan":
         """The plan with a list of heads. Raises ValueError for lists of unlike length or heads that do not divide."""
         heads = [self.heads] * len(self.widths) if isinstance(self.heads, int) else list(self.heads)
         lists = {"attention": self.attention, "only_cross": self.only_cross, "heads": heads}
@@ -184,7 +184,7 @@ class UpscalerEncoder(nn.Module):
         plan: widths and attention.
     """
 
-    def __init__(self, *, in_channels: int, plan: Plan):
+    def __init__(self, *, in_channels: int, plan: UpscalerPlan):
         super().__init__()
         plan = plan.completed()
         widths = plan.widths
@@ -242,8 +242,8 @@ class UpscalerUNet(UpscalerEncoder):
     of the noise level, which StableVSR leaves out.
     """
 
-    def __init__(self, *, in_channels: int = 7, out_channels: int = 4, plan: Plan | None = None):
-        plan = (plan or Plan()).completed()
+    def __init__(self, *, in_channels: int = 7, out_channels: int = 4, plan: UpscalerPlan | None = None):
+        plan = (plan or UpscalerPlan()).completed()
         super().__init__(in_channels=in_channels, plan=plan)
         skips, before = list(self.skip_channels), plan.widths[-1]
         self.up_blocks = nn.ModuleList()
