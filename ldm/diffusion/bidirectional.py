@@ -125,12 +125,13 @@ class GuidedDenoiser(NamedTuple):
     """What a scene is sampled with.
 
     predict: see `conditioned_prediction`. decode: clean latents (1, c, h, w) -> picture (1, 3, H, W) around [-1, 1].
-    flow: flow(target, source) (1, 2, H, W) between two frames by number. grid: of the warp, see `flow_warp`.
+    flow: flow(target, source) (1, 2, H, W) between two frames by number; not called where no step has a control
+    network. grid: of the warp, see `flow_warp`.
     """
 
     predict: Callable[[Tensor, Tensor, int, Tensor | None, float], Tensor]
     decode: Callable[[Tensor], Tensor]
-    flow: Callable[[int, int], Tensor]
+    flow: Callable[[int, int], Tensor] | None = None
     grid: str = "released"
 
 
@@ -169,7 +170,8 @@ def sample_scene(
         final = i == 0 and ends_clean(schedule)
         if unit.previous is not None and (scales[unit.step] != 0 or final):
             picture = model.decode(x0)
-            condition = texture_guidance(picture, model.flow(frame, unit.previous), grid=model.grid)
+            if scales[unit.step] != 0:
+                condition = texture_guidance(picture, model.flow(frame, unit.previous), grid=model.grid)
             if final:
                 pictures[unit.previous] = picture
         predict = partial(_predict_frame, model, lr[frame], condition, scales[unit.step])

@@ -8,8 +8,9 @@ from torch.utils.checkpoint import checkpoint
 from ldm.nets.attention import AttentionBlock, SpatialTransformer
 from ldm.nets.autoencoder import ResnetBlock
 from ldm.nets.layers import ResBlock
+from ldm.nets.upscaler import TimedResnetBlock
 
-BLOCKS = (ResBlock, ResnetBlock, SpatialTransformer, AttentionBlock)
+BLOCKS = (ResBlock, ResnetBlock, TimedResnetBlock, SpatialTransformer, AttentionBlock)
 
 
 def recompute_blocks(model: nn.Module) -> int:
