@@ -3,6 +3,7 @@ import torch
 
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.names import autoencoder_state, flow_state, renamed, text_state
+from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
 
 NEW = ("to_q", "to_k", "to_v", "to_out.0")
@@ -74,3 +75,14 @@ def test_fractions_of_a_width_make_whole_channels():
     assert [stage.block[-1].conv2.out_channels for stage in vae.encoder.down] == [12, 20, 28]
     with pytest.raises(ValueError, match="multiple of 5"):
         AutoencoderKL(ch=12, ch_mult=[1], norm_groups=5)
+
+
+def test_entries_under_our_names_stay():
+    text = OpenCLIPText(layers=2, width=8, heads=2, vocab_size=5, context_length=3)
+    vae = AutoencoderKL(ch=8, ch_mult=[1, 2], num_res_blocks=1, norm_groups=4)
+    with torch.device("meta"):
+        raft = RAFT()
+    for net, translate in ((text, text_state), (vae, autoencoder_state), (raft, flow_state)):
+        state = net.state_dict()
+        found = translate(state)
+        assert found.keys() == state.keys() and all(found[name].shape == state[name].shape for name in state)
