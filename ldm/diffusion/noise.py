@@ -1,4 +1,4 @@
-"""Where the random numbers of a restoration come from. Both classes are called (step, frames, shape) -> noise.
+"""Where the random numbers of a restoration come from. All classes are called (step, frames, shape) -> noise.
 
 `step` is the index of a sampling step, or a name for noise drawn outside the loop: "posterior" for the autoencoder's
 sample of the low-quality latent and "start" for the noise of x_T.
@@ -61,6 +61,17 @@ class ReleasedNoise:
         if step == "start":  # the released latent is channels_last there, which changes order and use of the stream
             out = out.contiguous(memory_format=torch.channels_last)
         return out.normal_(generator=self.generator).contiguous()
+
+
+class SequentialNoise:
+    """One CPU generator, frame after frame, as the released StableVSR draws: results depend on the order of work."""
+
+    def __init__(self, seed: int) -> None:
+        self.generator = torch.Generator().manual_seed(_checked(seed))
+
+    def __call__(self, step: int | str, frames: Sequence[int], shape: Sequence[int]) -> Tensor:
+        """The next (T, *shape) float32 numbers of the stream, one frame at a time."""
+        return torch.stack([torch.randn(*shape, generator=self.generator) for _ in frames])
 
 
 def sequential(source: Callable, frames: int) -> Callable[[int | str, Sequence[int], Sequence[int]], Tensor]:

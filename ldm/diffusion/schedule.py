@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 _ARITHMETIC = ("float64", "released")
+_VARIANCES = ("fixed_small", "fixed_large")
 _SMALLEST_VARIANCE = 1e-20  # the variance of the last step is 0; its logarithm is taken of this instead
 
 
@@ -112,6 +113,31 @@ class Schedule:
         tensors = {name: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()}
         steps = torch.arange(len(beta), device="cpu") if t is None else t.long().cpu()
         return cls(**tensors, t=steps, arithmetic=arithmetic)
+
+    @classmethod
+    def from_signal(cls, abar: Tensor, abar_prev: Tensor, *, t: Tensor, variance: str = "fixed_small") -> "Schedule":
+        """Steps with given signal powers (S,) before and after each: for lists of time steps whose steps do not meet.
+
+        `variance` of the noise that is added: "fixed_small", the posterior's, at least 1e-20, or "fixed_large", beta
+        (the names of diffusers). Raises ValueError for another word, or powers that do not fall with the step.
+        """
+        if variance not in _VARIANCES:
+            raise ValueError(f"got variance {variance!r}, expected one of {', '.join(_VARIANCES)}")
+        abar, prev = abar.double().cpu(), abar_prev.double().cpu()
+        if not ((abar > 0) & (abar < prev) & (prev <= 1)).all():
+            raise ValueError("got signal powers that do not fall from step to step, expected 0 < abar < abar_prev <= 1")
+        betas = 1 - abar / prev
+        posterior = ((1 - prev) / (1 - abar) * betas).clamp_min(_SMALLEST_VARIANCE)
+        return cls(
+            betas=betas,
+            abar=abar,
+            abar_prev=prev,
+            variance=posterior if variance == "fixed_small" else betas,
+            log_variance=posterior.log(),
+            coef1=betas * prev.sqrt() / (1 - abar),
+            coef2=(1 - prev) * (1 - betas).sqrt() / (1 - abar),
+            t=t.long().cpu(),
+        )
 
     @classmethod
     def linear_sd(cls, steps: int = 1000, *, start: float = 0.00085, end: float = 0.012) -> "Schedule":

@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 from torch import Tensor, nn
 
 from ldm.weights import checkpoint
-from ldm.weights.fill import renamed
+from ldm.weights.fill import rename_entries
 
 
 def start_from(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
@@ -27,7 +27,7 @@ def start_from(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
         for name in entry["modules"]:
             beginning = entry.get("names", f"{prefix}{name}.")
             own = {k.removeprefix(beginning): v for k, v in state.items() if k.startswith(beginning)}
-            lines += _fill_module(model, name, renamed(own, entry.get("rename") or {}), entry)
+            lines += _fill_module(model, name, rename_entries(own, entry.get("rename") or {}), entry)
     return lines
 
 

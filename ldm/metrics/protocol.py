@@ -15,12 +15,13 @@ import cv2
 from torch import Tensor
 
 from ldm.metrics import learned, video_quality
-from ldm.metrics.fidelity import CHANNELS, psnr, ssim
+from ldm.metrics.fidelity import CHANNELS, WINDOWS, psnr, ssim
 from ldm.metrics.look import Look, Unavailable
 from ldm.metrics.measure import Measure, Recipe, SharedLook
 from ldm.metrics.niqe import load_pristine, niqe
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.sharpness import edge_sharpness
+from ldm.metrics.stablevsr import flow_change
 from ldm.metrics.temporal import e_warp, flow_distance
 from ldm.ops.dis import DISFlow
 
@@ -153,6 +154,12 @@ def _fidelity(settings: Settings, options: Options, *, compare: Callable, unit: 
     return Recipe(f"{unit}, {CHANNELS[channels]}, 8 bit, crop {crop}", score)
 
 
+def _ssim(settings: Settings, options: Options) -> Recipe:
+    windows = settings.word("windows", *WINDOWS)
+    where = "windows inside the frame" if windows == "inside" else "reflected borders as torchmetrics"
+    return _fidelity(settings, options, compare=partial(ssim, windows=windows), unit=f"Gaussian 11x11, {where}")
+
+
 def _sharpness(settings: Settings, options: Options) -> Recipe:
     protocol = "gradient of Y on the strongest quarter of the truth's edges, 1 = the truth's"
     return Recipe(protocol, lambda before, look: edge_sharpness(look.frame, look.truth))
@@ -198,9 +205,22 @@ _DIS = DISFlow("medium")
 
 
 def _tof(settings: Settings, options: Options) -> Recipe:
+    if settings.word("form", "tecogan", "stablevsr") == "stablevsr":
+        return _tof_stablevsr(settings, options)
     protocol = f"pixels, mean end-point distance of Farneback flows (TecoGAN's settings, OpenCV {cv2.__version__})"
     score = lambda before, look: flow_distance(look.frame_flow(before), look.truth_flow(before))  # noqa: E731
     return Recipe(protocol, score, span="pair")
+
+
+def _tof_stablevsr(settings: Settings, options: Options) -> Recipe:
+    flow, about = _estimator(settings.text("flow", "raft"), options)
+
+    def score(before: Look, look: Look) -> float:
+        return 10 * flow_change((before.frame, look.frame), (before.truth, look.truth), flow)
+
+    return Recipe(
+        f"x10, pixels, mean difference of flows to the frame before ({about}), as StableVSR", score, span="pair"
+    )
 
 
 def _niqe(settings: Settings, options: Options) -> Recipe:
@@ -267,7 +287,7 @@ def _dover(settings: Settings, options: Options) -> Recipe:
 
 METRICS: dict[str, Metric] = {
     "psnr": Metric("higher", True, partial(_fidelity, compare=psnr, unit="dB")),
-    "ssim": Metric("higher", True, partial(_fidelity, compare=ssim, unit="Gaussian 11x11, whole windows")),
+    "ssim": Metric("higher", True, _ssim),
     "lpips": Metric("lower", True, _lpips),
     "dists": Metric("lower", True, _dists),
     "vmaf": Metric("higher", True, _vmaf),

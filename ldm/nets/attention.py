@@ -91,11 +91,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context and feed-forward, each after a LayerNorm (1e-5) and with a residual."""
+    """Self-attention, attention to the context and feed-forward, each after a LayerNorm (1e-5) and with a residual.
 
-    def __init__(self, channels: int, *, heads: int, dim_head: int, context_dim: int):
+    `only_cross`: the first attention also takes its keys and values from the context (x4 upscaler of Stable Diffusion).
+    """
+
+    def __init__(self, channels: int, *, heads: int, dim_head: int, context_dim: int, only_cross: bool = False):
         super().__init__()
-        self.attn1 = CrossAttention(channels, heads=heads, dim_head=dim_head)
+        self.only_cross = only_cross
+        first = context_dim if only_cross else None
+        self.attn1 = CrossAttention(channels, heads=heads, dim_head=dim_head, context_dim=first)
         self.ff = FeedForward(channels)
         self.attn2 = CrossAttention(channels, heads=heads, dim_head=dim_head, context_dim=context_dim)
         self.norm1 = LayerNorm(channels)
@@ -103,7 +108,7 @@ class TransformerBlock(nn.Module):
         self.norm3 = LayerNorm(channels)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        x = self.attn1(self.norm1(x)).add_(x)
+        x = self.attn1(self.norm1(x), context if self.only_cross else None).add_(x)
         x = self.attn2(self.norm2(x), context).add_(x)
         return self.ff(self.norm3(x)).add_(x)
 
@@ -116,15 +121,28 @@ class SpatialTransformer(nn.Module):
         heads, dim_head: of the attention.
         context_dim: channels of the text tokens.
         depth: number of transformer blocks.
+        only_cross: see `TransformerBlock`.
+        groups: of the norm.
     """
 
-    def __init__(self, channels: int, *, heads: int, dim_head: int, context_dim: int, depth: int = 1):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        dim_head: int,
+        context_dim: int,
+        depth: int = 1,
+        only_cross: bool = False,
+        groups: int = 32,
+    ):
         super().__init__()
         inner = heads * dim_head
-        self.norm = group_norm(channels, eps=1e-6)  # the only 1e-6 of the denoiser
+        self.norm = group_norm(channels, groups=groups, eps=1e-6)  # the only 1e-6 of the denoiser
         self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(inner, heads=heads, dim_head=dim_head, context_dim=context_dim) for _ in range(depth)
+            TransformerBlock(inner, heads=heads, dim_head=dim_head, context_dim=context_dim, only_cross=only_cross)
+            for _ in range(depth)
         )
         self.proj_out = zero_init(Linear(inner, channels))
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.nets.layers import group_norm, regroup
+from ldm.nets.layers import group_norm
 
 BUILDABLE = ("AutoencoderKL",)  # what a configuration may name as a target
 
@@ -37,9 +37,9 @@ def posterior(moments: Tensor) -> Posterior:
     return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
 
 
-def vae_norm(channels: int) -> nn.Module:
-    """GroupNorm of 32 groups with the autoencoder's eps of 1e-6; computed in float32 for half-precision maps."""
-    return group_norm(channels, eps=NORM_EPS)
+def vae_norm(channels: int, *, groups: int = 32) -> nn.Module:
+    """GroupNorm with the autoencoder's eps of 1e-6; computed in float32 for half-precision maps."""
+    return group_norm(channels, groups=groups, eps=NORM_EPS)
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
@@ -54,12 +54,14 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 class ResnetBlock(nn.Module):
     """Twice norm, SiLU, 3x3 convolution, plus the input; `shortcut` names the 1x1 convolution where widths differ."""
 
-    def __init__(self, in_channels: int, out_channels: int, *, shortcut: str = "nin_shortcut") -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, shortcut: str = "nin_shortcut", groups: int = 32
+    ) -> None:
         super().__init__()
         self.shortcut = shortcut if in_channels != out_channels else None
-        self.norm1 = vae_norm(in_channels)
+        self.norm1 = vae_norm(in_channels, groups=groups)
         self.conv1 = conv3x3(in_channels, out_channels)
-        self.norm2 = vae_norm(out_channels)
+        self.norm2 = vae_norm(out_channels, groups=groups)
         self.conv2 = conv3x3(out_channels, out_channels)
         if self.shortcut:
             self.add_module(self.shortcut, nn.Conv2d(in_channels, out_channels, 1))
@@ -84,9 +86,9 @@ class ResnetBlock(nn.Module):
 class VAEAttention(nn.Module):
     """Residual self-attention over all pixels, one head of the full width; never holds the (hw, hw) matrix."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, groups: int = 32) -> None:
         super().__init__()
-        self.norm = vae_norm(channels)
+        self.norm = vae_norm(channels, groups=groups)
         self.q = nn.Conv2d(channels, channels, 1)
         self.k = nn.Conv2d(channels, channels, 1)
         self.v = nn.Conv2d(channels, channels, 1)
@@ -158,11 +160,11 @@ class VAEUpsample(nn.Module):
 class VAEMiddle(nn.Module):
     """Residual block, attention, residual block at the coarsest level."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, *, groups: int = 32) -> None:
         super().__init__()
-        self.block_1 = ResnetBlock(channels, channels)
-        self.attn_1 = VAEAttention(channels)
-        self.block_2 = ResnetBlock(channels, channels)
+        self.block_1 = ResnetBlock(channels, channels, groups=groups)
+        self.attn_1 = VAEAttention(channels, groups=groups)
+        self.block_2 = ResnetBlock(channels, channels, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.block_2(self.attn_1(self.block_1(x)))
@@ -171,11 +173,13 @@ class VAEMiddle(nn.Module):
 class VAELevel(nn.Module):
     """The residual blocks of one level, each followed by attention where `attention` is set; no change of size."""
 
-    def __init__(self, in_channels: int, out_channels: int, blocks: int, *, attention: bool = False) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, blocks: int, *, attention: bool = False, groups: int = 32
+    ) -> None:
         super().__init__()
         widths = [in_channels] + [out_channels] * blocks
-        self.block = nn.ModuleList(ResnetBlock(a, b) for a, b in pairwise(widths))
-        self.attn = nn.ModuleList(VAEAttention(out_channels) for _ in range(blocks if attention else 0))
+        self.block = nn.ModuleList(ResnetBlock(a, b, groups=groups) for a, b in pairwise(widths))
+        self.attn = nn.ModuleList(VAEAttention(out_channels, groups=groups) for _ in range(blocks if attention else 0))
 
     def forward(self, x: Tensor) -> Tensor:
         for k, block in enumerate(self.block):
@@ -185,38 +189,46 @@ class VAELevel(nn.Module):
         return x
 
 
+def level_widths(ch: int, ch_mult: Sequence[float]) -> list[int]:
+    """Channels of every level, finest first: ch * ch_mult[L], rounded."""
+    return [round(ch * factor) for factor in ch_mult]
+
+
 class Encoder(nn.Module):
     """Image in [-1, 1] (n, in_channels, H, W) -> (n, 2 * z_channels, H / f, W / f), f = 2 ** (levels - 1).
 
     Args:
-        ch, ch_mult: width of level L is ch * ch_mult[L]; L = 0 is the finest.
+        ch, ch_mult: width of level L is ch * ch_mult[L]; L = 0 is the finest. Factors may be fractions.
         num_res_blocks: residual blocks per level.
         attn_resolutions, resolution: a level has attention where resolution // 2 ** L is listed; no other effect.
+        norm_groups: groups of every norm.
     """
 
     def __init__(
         self,
         *,
         ch: int = 128,
-        ch_mult: Sequence[int] = (1, 2, 4, 4),
+        ch_mult: Sequence[float] = (1, 2, 4, 4),
         num_res_blocks: int = 2,
         z_channels: int = 4,
         in_channels: int = 3,
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        widths = [ch] + [ch * m for m in ch_mult]
+        widths = [ch, *level_widths(ch, ch_mult)]
         self.conv_in = conv3x3(in_channels, ch)
         self.down = nn.ModuleList()
         for level in range(len(ch_mult)):
             attention = resolution // 2**level in attn_resolutions
-            stage = VAELevel(widths[level], widths[level + 1], num_res_blocks, attention=attention)
+            width = widths[level + 1]
+            stage = VAELevel(widths[level], width, num_res_blocks, attention=attention, groups=norm_groups)
             if level < len(ch_mult) - 1:
-                stage.downsample = VAEDownsample(widths[level + 1])
+                stage.downsample = VAEDownsample(width)
             self.down.append(stage)
-        self.mid = VAEMiddle(widths[-1])
-        self.norm_out = vae_norm(widths[-1])
+        self.mid = VAEMiddle(widths[-1], groups=norm_groups)
+        self.norm_out = vae_norm(widths[-1], groups=norm_groups)
         self.conv_out = conv3x3(widths[-1], 2 * z_channels)
 
     def descend(self, x: Tensor, *, keep: Sequence[int], last: int) -> tuple[Tensor, list[Tensor]]:
@@ -248,26 +260,27 @@ class Decoder(nn.Module):
         self,
         *,
         ch: int = 128,
-        ch_mult: Sequence[int] = (1, 2, 4, 4),
+        ch_mult: Sequence[float] = (1, 2, 4, 4),
         num_res_blocks: int = 2,
         z_channels: int = 4,
         out_ch: int = 3,
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
+        norm_groups: int = 32,
     ) -> None:
         super().__init__()
-        widths = [ch * m for m in ch_mult]
+        widths = level_widths(ch, ch_mult)
         self.conv_in = conv3x3(z_channels, widths[-1])
-        self.mid = VAEMiddle(widths[-1])
+        self.mid = VAEMiddle(widths[-1], groups=norm_groups)
         self.up = nn.ModuleList()
         for level, width in enumerate(widths):
             before = widths[min(level + 1, len(widths) - 1)]
             attention = resolution // 2**level in attn_resolutions
-            stage = VAELevel(before, width, num_res_blocks + 1, attention=attention)
+            stage = VAELevel(before, width, num_res_blocks + 1, attention=attention, groups=norm_groups)
             if level > 0:
                 stage.upsample = VAEUpsample(width)
             self.up.append(stage)
-        self.norm_out = vae_norm(widths[0])
+        self.norm_out = vae_norm(widths[0], groups=norm_groups)
         self.conv_out = conv3x3(widths[0], out_ch)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -306,7 +319,7 @@ class AutoencoderKL(nn.Module):
         self,
         *,
         ch: int = 128,
-        ch_mult: Sequence[int] = (1, 2, 4, 4),
+        ch_mult: Sequence[float] = (1, 2, 4, 4),
         num_res_blocks: int = 2,
         z_channels: int = 4,
         embed_dim: int = 4,
@@ -321,13 +334,13 @@ class AutoencoderKL(nn.Module):
         if not double_z:
             raise ValueError("got double_z=False, expected True; the posterior needs a mean and a log-variance")
         shared = {"ch": ch, "ch_mult": ch_mult, "num_res_blocks": num_res_blocks, "z_channels": z_channels,
-                  "attn_resolutions": attn_resolutions, "resolution": resolution}  # fmt: skip
+                  "attn_resolutions": attn_resolutions, "resolution": resolution,
+                  "norm_groups": norm_groups}  # fmt: skip
         self.downsampling = 2 ** (len(ch_mult) - 1)
         self.encoder = Encoder(in_channels=in_channels, **shared)
         self.decoder = Decoder(out_ch=out_ch, **shared)
         self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
-        regroup(self, norm_groups)
 
     def encode(self, x: Tensor) -> Tensor:
         """Image (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f), f = `downsampling`."""

@@ -17,8 +17,19 @@ _SMALLEST = _STRIDE * 2 ** (_LEVELS - 1)  # pixels a side: the coarsest level ke
 _CHUNK = 2**25  # elements gathered at once by the correlation without a volume
 
 
+class FlowBatchNorm(nn.BatchNorm2d):
+    """BatchNorm with its stored statistics or, where `own` is set, with those of the batch; neither is updated."""
+
+    own = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.own:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return super().forward(x)
+
+
 def _norm(kind: str, channels: int) -> nn.Module:
-    return {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d, "none": nn.Identity}[kind](channels)
+    return {"batch": FlowBatchNorm, "instance": nn.InstanceNorm2d, "none": nn.Identity}[kind](channels)
 
 
 class FlowResidualUnit(nn.Module):
@@ -225,8 +236,13 @@ class RAFT(nn.Module):
     `volume_limit`: how many correlations are held at once (elements of 4 bytes; the default is 1 GiB). A batch beyond
     it is taken in parts; beyond it for a single pair (1M pixels) they are computed when looked up, some 5 times slower.
 
-    A fixed estimator: always in evaluation mode (the context encoder's running statistics), and in float32 under
-    autocast. Raises ValueError for an unknown `model` or `scaling`.
+    `statistics`: of the context encoder's norms. "trained" takes the stored ones, "released" those of the images, as
+    the released StableVSR does, whose RAFT is never put in evaluation mode. A batch is then not taken in parts.
+
+    The weights of torchvision's raft_large fit `model="normal"` (`ldm.nets.names`), whose default is 12 iterations.
+
+    A fixed estimator: always in evaluation mode, and in float32 under autocast. Raises ValueError for an unknown
+    `model`, `scaling` or `statistics`.
     """
 
     constant_buffers: tuple[str, ...] = ()  # unlike SpyNet's, the recorded names hold no mean or std
@@ -237,31 +253,42 @@ class RAFT(nn.Module):
         iterations: int = 10,
         scaling: str = "trained",
         volume_limit: int = 2**28,
+        statistics: str = "trained",
     ):
         super().__init__()
         if model not in ("normal", "small"):
             raise ValueError(f"got RAFT model {model!r}, expected 'normal' or 'small'")
         if scaling not in ("trained", "released"):
             raise ValueError(f"got RAFT scaling {scaling!r}, expected 'trained' or 'released'")
+        if statistics not in ("trained", "released"):
+            raise ValueError(f"got RAFT statistics {statistics!r}, expected 'trained' or 'released'")
         small = model == "small"
         self.iterations, self.scaling, self.volume_limit = iterations, scaling, volume_limit
+        self.statistics = statistics
         self.hidden, self.context, self.radius = (96, 64, 3) if small else (128, 128, 4)
         widths, features = ((32, 64, 96), 128) if small else ((64, 96, 128), 256)
         both = self.hidden + self.context
         self.fnet = FlowFeatureEncoder(widths, features, norm="instance", bottleneck=small)
         self.cnet = FlowFeatureEncoder(widths, both, norm="none" if small else "batch", bottleneck=small)
         self.update_block = FlowUpdateBlock(small, self.hidden, self.context, _LEVELS * (2 * self.radius + 1) ** 2)
+        for module in self.modules():
+            if isinstance(module, FlowBatchNorm):
+                module.own = statistics == "released"
         self.eval()
 
     def train(self, mode: bool = True) -> "RAFT":
         """Stays in evaluation mode whatever the surrounding model does."""
         return super().train(False)
 
-    def forward(self, img1: Tensor, img2: Tensor, *, iterations: int | None = None) -> Tensor:
+    def forward(
+        self, img1: Tensor, img2: Tensor, *, iterations: int | None = None, flow_init: Tensor | None = None
+    ) -> Tensor:
         """img1, img2 (n, 3, h, w) in [0, 1] -> flow (n, 2, h, w) float32: at img1, where the pixel lies in img2.
 
         Any size: padded by replication to multiples of 8, at least 64. `iterations` overrides the constructor's.
-        Raises ValueError for shapes that differ, for fewer than one iteration, and for weights in half precision.
+        `flow_init` (n, 2, h/8, w/8), of the padded picture and in pixels of that grid, is the flow that the refinement
+        starts from instead of none. Raises ValueError for shapes that differ, for fewer than one iteration, and for
+        weights in half precision.
         """
         if img1.ndim != 4 or img1.shape[1] != 3 or img1.shape != img2.shape:
             raise ValueError(f"got {tuple(img1.shape)} and {tuple(img2.shape)}, expected two (n, 3, h, w) of one shape")
@@ -279,13 +306,25 @@ class RAFT(nn.Module):
         edges = (left, extra_w - left, top, extra_h - top)
         img1, img2 = (F.pad(x.to(dtype), edges, mode="replicate") for x in (img1, img2))
         # Rows of the batch do not see each other: take as many at once as the correlation volume allows.
-        features = (h + extra_h) * (w + extra_w) // _STRIDE**2
-        rows = max(self.volume_limit // features**2, 1)
+        start = self._start(flow_init, img1)
+        rows = max(self.volume_limit // start[0, 0].numel() ** 2, 1) if self.statistics == "trained" else len(img1)
         with torch.autocast(img1.device.type, enabled=False):
-            flows = [self._flow(x, y, iterations) for x, y in zip(img1.split(rows), img2.split(rows), strict=True)]
+            parts = zip(img1.split(rows), img2.split(rows), start.split(rows), strict=True)
+            flows = [self._flow(x, y, iterations, flow) for x, y, flow in parts]
         return torch.cat(flows)[..., top : top + h, left : left + w].float()
 
-    def _flow(self, img1: Tensor, img2: Tensor, iterations: int) -> Tensor:
+    @staticmethod
+    def _start(flow_init: Tensor | None, img1: Tensor) -> Tensor:
+        """The flow before the first iteration (n, 2, h/8, w/8), in features, for padded pictures."""
+        n, _, h, w = img1.shape
+        shape = (n, 2, h // _STRIDE, w // _STRIDE)
+        if flow_init is None:
+            return img1.new_zeros(shape)
+        if tuple(flow_init.shape) != shape:
+            raise ValueError(f"got flow_init of shape {tuple(flow_init.shape)}, expected {shape}")
+        return flow_init.to(img1)
+
+    def _flow(self, img1: Tensor, img2: Tensor, iterations: int, flow: Tensor) -> Tensor:
         fmap1, fmap2 = self.fnet(torch.cat((img1, img2))).chunk(2)  # n 256|128 h/8 w/8
         pairs = fmap1.shape[0] * fmap1.shape[-2:].numel() ** 2
         correlation = correlation_by_volume if pairs <= self.volume_limit else correlation_on_demand
@@ -294,7 +333,6 @@ class RAFT(nn.Module):
         hidden, context = torch.tanh(hidden), torch.relu(context)
 
         grid = pixel_grid(*fmap1.shape[-2:], like=fmap1)
-        flow = torch.zeros_like(fmap1[:, :2])  # n 2 h/8 w/8, in features
         for _ in range(iterations):
             hidden, change = self.update_block(hidden, context, lookup(grid + flow), flow)
             flow = flow + change

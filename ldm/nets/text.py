@@ -73,13 +73,17 @@ class TextTransformer(nn.Module):
 class OpenCLIPText(nn.Module):
     """Token ids -> text embedding of the last but one layer ("penultimate", as Stable Diffusion 2 uses it).
 
-    The last block, `text_projection` and `logit_scale` hold weights of the released files but are not run.
+    The last block, `text_projection` and `logit_scale` hold weights of the released files but are not run. The text
+    encoders of diffusers' folders hold the blocks that are run and nothing else: 23 layers with `skip_last=0` and
+    `unused=False`; `ldm.nets.names` has their names.
 
     Args:
         width, layers, heads, vocab_size, context_length: of ViT-H-14 by default.
         embed_dim: columns of the unused `text_projection`; the width by default.
+        skip_last: blocks at the end that are not run.
+        unused: whether `text_projection` and `logit_scale` exist.
     Raises:
-        ValueError: where the heads do not divide the width.
+        ValueError: where the heads do not divide the width, or `skip_last` is no number of layers.
     """
 
     def __init__(
@@ -91,25 +95,32 @@ class OpenCLIPText(nn.Module):
         vocab_size: int = 49408,
         context_length: int = 77,
         embed_dim: int | None = None,
+        skip_last: int = 1,
+        unused: bool = True,
     ) -> None:
         super().__init__()
         if width % heads:
             raise ValueError(f"got width={width} and heads={heads}, expected heads that divide the width")
+        if not 0 <= skip_last <= layers:
+            raise ValueError(f"got skip_last={skip_last} of {layers} layers, expected 0 to {layers}")
+        self.skip_last = skip_last
         self.positional_embedding = nn.Parameter(0.01 * torch.randn(context_length, width))
-        self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim or width))
-        self.logit_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))
+        if unused:
+            self.text_projection = nn.Parameter(width**-0.5 * torch.randn(width, embed_dim or width))
+            self.logit_scale = nn.Parameter(torch.full((), math.log(1 / 0.07)))
         self.transformer = TextTransformer(width, layers, heads)
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.ln_final = LayerNorm(width)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
-    def empty_prompt(self) -> Tensor:
-        """Token ids (1, context_length) of '': start, end, then zeros.
+    def empty_prompt(self, *, pad: int = 0) -> Tensor:
+        """Token ids (1, context_length) of '': start, end, then the padding token.
 
-        Start and end are the last two of the vocabulary: 49406, 49407 in the released one.
+        Start and end are the last two of the vocabulary: 49406, 49407 in the released one. OpenCLIP pads with 0, which
+        is also what the tokenizers of the Stable Diffusion 2 family pad with ("!").
         """
         vocab_size, length = self.token_embedding.num_embeddings, self.positional_embedding.shape[0]
-        tokens = torch.zeros(1, length, dtype=torch.int64, device=self.token_embedding.weight.device)
+        tokens = torch.full((1, length), pad, dtype=torch.int64, device=self.token_embedding.weight.device)
         tokens[0, 0], tokens[0, 1] = vocab_size - 2, vocab_size - 1
         return tokens
 
@@ -124,7 +135,7 @@ class OpenCLIPText(nn.Module):
         if tokens.ndim != 2 or tokens.shape[1] != length:
             raise ValueError(f"got tokens of shape {tuple(tokens.shape)}, expected (n, {length}); pad with zeros")
         x = self.token_embedding(tokens) + self.positional_embedding
-        return self.ln_final(self.transformer(x, skip_last=1))
+        return self.ln_final(self.transformer(x, skip_last=self.skip_last))
 
 
 class FixedContext(nn.Module):

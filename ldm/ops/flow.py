@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ldm.ops.tiling import Tile
 
+_GRIDS = ("aligned", "released")
 _VALID = 0.9999  # a warp of ones below this has taken some of its value from outside the image
 
 
@@ -32,13 +33,22 @@ def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:
     return torch.stack((x, y))[None]
 
 
-def flow_warp(x: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str = "zeros") -> Tensor:
+def flow_warp(
+    x: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str = "zeros", grid: str = "aligned"
+) -> Tensor:
     """Fetch for every pixel the value that lies where its flow points: out(p) = x(p + flow(p)).
 
     x (n, c, h, w) and flow (n, 2, h, w) in pixels -> (n, c, h, w) in the dtype of x; sampled in float32 or better.
     `mode` "bilinear", "nearest" or "bicubic", `padding` "zeros", "border" or "reflection", as in grid_sample.
-    align_corners is True (SPEC 2.5). Raises ValueError where the shapes do not belong together.
+
+    `grid`: "aligned" has align_corners True throughout (SPEC 2.5). "released" is the warp of the released StableVSR:
+    positions are normalised as for align_corners True and sampled with False, so that a side of S pixels is read at
+    (p + flow) S / (S - 1) - 0.5: half a pixel off at the borders, in opposite directions, and right in the middle.
+
+    Raises ValueError where the shapes do not belong together, or for another `grid`.
     """
+    if grid not in _GRIDS:
+        raise ValueError(f"got grid {grid!r}, expected one of {', '.join(_GRIDS)}")
     _check_flow(flow)
     if x.ndim != 4 or x.shape[0] != flow.shape[0] or x.shape[-2:] != flow.shape[-2:]:
         raise ValueError(f"got image {tuple(x.shape)} and flow {tuple(flow.shape)}, expected one n, h and w; resize")
@@ -47,8 +57,9 @@ def flow_warp(x: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str =
     flow = flow.to(dtype)
     there = pixel_grid(h, w, flow) + flow
     span = there.new_tensor([max(w - 1, 1), max(h - 1, 1)]).view(1, 2, 1, 1)
-    grid = (2 * there / span - 1).movedim(1, -1)
-    return F.grid_sample(x.to(dtype), grid, mode=mode, padding_mode=padding, align_corners=True).to(x.dtype)
+    place = (2 * there / span - 1).movedim(1, -1)
+    aligned = grid == "aligned"
+    return F.grid_sample(x.to(dtype), place, mode=mode, padding_mode=padding, align_corners=aligned).to(x.dtype)
 
 
 def warp_validity(flow: Tensor) -> Tensor:
@@ -97,6 +108,18 @@ def forward_backward_occlusion(
     miss_a = (flow_a + flow_warp(flow_b, flow_a)).norm(dim=1, keepdim=True)
     miss_b = (flow_b + flow_warp(flow_a, flow_b)).norm(dim=1, keepdim=True)
     return (miss_a > limit).float(), (miss_b > limit).float()
+
+
+def floored_flow(flow: Tensor, *, factor: int) -> Tensor:
+    """A flow (n, 2, h, w) on a grid `factor` times smaller, as the released StableVSR makes it: its components divided
+    and rounded down to whole pixels, then resized bilinearly. `resize_flow` keeps what this loses.
+    """
+    _check_flow(flow)
+    if factor < 1 or min(flow.shape[-2:]) < factor:
+        raise ValueError(f"got factor {factor} for a flow {tuple(flow.shape)}, expected 1 to its shorter side")
+    if factor == 1:
+        return flow
+    return F.interpolate((flow / factor).floor(), scale_factor=1 / factor, mode="bilinear", align_corners=False)
 
 
 class Motion(NamedTuple):

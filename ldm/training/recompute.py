@@ -10,8 +10,17 @@ from ldm.nets.autoencoder import ResnetBlock
 from ldm.nets.clip_attention import ClipTransformer
 from ldm.nets.clip_layers import ClipResBlock
 from ldm.nets.layers import ResBlock
+from ldm.nets.upscaler import TimedResnetBlock
 
-BLOCKS = (ResBlock, ResnetBlock, SpatialTransformer, AttentionBlock, ClipResBlock, ClipTransformer)
+BLOCKS = (
+    ResBlock,
+    ResnetBlock,
+    TimedResnetBlock,
+    SpatialTransformer,
+    AttentionBlock,
+    ClipResBlock,
+    ClipTransformer,
+)
 
 
 def recompute_blocks(model: nn.Module) -> int:

@@ -26,7 +26,7 @@ def fill(
     Returns a line for each reason of `entry.tolerate` that applied. Raises CheckpointError that lists what is missing,
     unexpected or of another shape, with the likely cause.
     """
-    state = renamed(state, entry.rename)
+    state = rename_entries(state, entry.rename)
     constant = [name for network in networks.values() for name in getattr(network, "constant_buffers", ())]
     tolerated = [*entry.tolerate, *(f"*{name}" for name in constant)]
     checkpoint.load_slots(networks, state, entry.layout, absent=unused, tolerated_missing=tolerated)
@@ -42,7 +42,7 @@ def fill(
     return lines
 
 
-def renamed(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
+def rename_entries(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
     """The entries with the longest beginning of their names that `rename` knows replaced."""
 
     def new(name: str) -> str:

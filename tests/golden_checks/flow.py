@@ -40,6 +40,9 @@ def raft(case: Case) -> None:
     small = "cnet.layer1.0.conv3.weight" in names
     args = case.meta.get("args", {})
     options = {"iterations": args["iters"]} if "iters" in args else {}
+    if args.get("flow_init"):
+        named = args["flow_init"]
+        options["flow_init"] = case[named if isinstance(named, str) else "flow_init"]
     net = load(RAFT(model="small" if small else "normal", scaling="released"), case)
     limit = 2e-3 if small else 5e-4
     compare_flows(net, case, limit=limit, **options)

@@ -1,7 +1,7 @@
 """What the engine relies on: immutable methods, streams that do not share state, and a short path to the network."""
 
 import dataclasses
-import sys
+import inspect
 from collections import Counter
 
 import pytest
@@ -62,7 +62,7 @@ def test_the_path_from_a_stage_to_the_network_is_short():
     toy, paths = method("windows.n_frames=2"), []
 
     def trace(*_):
-        frame, path = sys._getframe(1), []
+        frame, path = inspect.currentframe().f_back, []
         while frame is not None:
             name = frame.f_code.co_filename
             if "/ldm/streaming/" in name:

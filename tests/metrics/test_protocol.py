@@ -12,6 +12,7 @@ from ldm.metrics.look import Look
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.protocol import METRICS, Options, measures
 from ldm.metrics.sharpness import edge_sharpness
+from ldm.metrics.stablevsr import flow_change
 from ldm.metrics.temporal import e_warp, farneback_flow, flow_distance, motion_back
 from ldm.ops.dis import DISFlow
 
@@ -34,6 +35,17 @@ def taken(names, output, truth=None, **options):
 
 def figures(made):
     return {name: value for measure in made for name, value in measure.figures().items()}
+
+
+def test_the_forms_of_stablevsr():
+    output, truth = clips()
+    estimator = {"raft": ("a stand-in", DISFlow("fast"))}
+    names = ["ssim:windows=torchmetrics", "tof:form=stablevsr"]
+    made = taken(names, output, truth, flows=estimator)
+    windows = [ssim(*pair, windows="torchmetrics") for pair in zip(output, truth, strict=True)]
+    changes = [flow_change(*pairs, DISFlow("fast")) for pairs in zip(pairwise(output), pairwise(truth), strict=True)]
+    assert figures(made) == {names[0]: pytest.approx(np.mean(windows)), names[1]: pytest.approx(10 * np.mean(changes))}
+    assert "torchmetrics" in made[0].protocol and "a stand-in" in made[1].protocol
 
 
 def test_the_figures_are_means_of_the_functions():

@@ -124,6 +124,45 @@ def test_iterations_can_be_given_with_the_call(small):
         assert not torch.equal(small(a, b), small(a, b, iterations=3))
 
 
+def test_refinement_starts_from_the_flow_that_is_given(small):
+    a, b = images(2, 67, 77)
+    with torch.no_grad():
+        plain = small(a, b)
+        assert torch.equal(small(a, b, flow_init=torch.zeros(2, 2, 9, 10)), plain)
+        start = torch.full((2, 2, 9, 10), 3.0)
+        moved = small(a, b, flow_init=start)
+        net = seeded(RAFT("small", iterations=1))
+        for p in net.update_block.flow_head.parameters():
+            p.zero_()
+        kept = net(a, b, flow_init=start)  # in pixels of a grid eight times as coarse
+        torch.testing.assert_close(kept, torch.full_like(kept, 24.0))
+    assert (moved - plain).abs().max() > 1
+    with pytest.raises(ValueError, match=r"flow_init of shape \(2, 2, 8, 10\), expected \(2, 2, 9, 10\)"):
+        small(a, b, flow_init=torch.zeros(2, 2, 8, 10))
+
+
+def test_released_statistics_are_those_of_the_images():
+    torch.manual_seed(0)
+    trained, released = RAFT(iterations=1), RAFT(iterations=1, statistics="released")
+    for net in (trained, released):
+        seeded(net)
+        for name, value in net.named_buffers():
+            if name.endswith("running_mean"):
+                value.fill_(0.3)
+    a, b = images(1, 64, 64)
+    before = released.cnet.norm1.running_mean.clone()
+    with torch.no_grad():
+        one, other = released(a, b), trained(a, b)
+        trained.cnet.norm1.running_mean.fill_(0.6)
+        released.cnet.norm1.running_mean.fill_(0.6)
+        assert not torch.equal(trained(a, b), other) and torch.equal(released(a, b), one)
+        released.volume_limit = 1
+        assert released(torch.cat([a, b]), torch.cat([b, a])).shape == (2, 2, 64, 64)
+    assert not torch.equal(one, other) and before[0] == pytest.approx(0.3)
+    with pytest.raises(ValueError, match="statistics 'batch'"):
+        RAFT(statistics="batch")
+
+
 @pytest.mark.parametrize("radius", [3, 4])
 def test_correlation_is_the_same_with_and_without_the_volume(radius, monkeypatch):
     g = torch.Generator().manual_seed(radius)

@@ -1,0 +1,100 @@
+"""Training of the x4 upscaler's denoiser on single frames: what StableVSR's control network is put over."""
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+
+from ldm.diffusion.bidirectional import GuidedDenoiser, conditioned_prediction, sample_scene
+from ldm.diffusion.denoiser import target
+from ldm.diffusion.scheduler import Scheduler
+from ldm.training.curves import StepMeans
+from ldm.training.draws import SampleDraws
+from ldm.training.losses import check_finite
+from ldm.training.optimization import Adam
+from ldm.training.temporal_control import sampled_latents
+
+
+class FrameUpscaler(LightningModule):
+    """Noise or velocity regression on frames, the low-resolution frame as further channels.
+
+    Batch: `lq` (b, t, 3, h, w) and `gt` (b, t, 3, H, W) in [0, 1], `index` (b,) the numbers of the samples; each frame
+    has a time step of its own.
+
+    Args:
+        networks: unet (trained), autoencoder and text (frozen).
+        scheduler: time steps and what the denoiser predicts.
+        optimizer: makes the optimizer.
+        scale_factor: of the latents.
+        seed: of time steps and noise.
+        accumulate, preview_steps: as for `ldm.training.temporal_control.TemporalControl`.
+    Raises:
+        ValueError: a number that is not above 0.
+    """
+
+    needs = ("gt", "lq")  # of a batch
+
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        *,
+        scheduler: Scheduler,
+        optimizer: Adam,
+        scale_factor: float = 0.08333,
+        seed: int = 42,
+        accumulate: int = 1,
+        preview_steps: int = 4,
+    ):
+        super().__init__()
+        if not scale_factor > 0 or preview_steps < 1:
+            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
+        self.unet = networks["unet"]
+        self.vae = networks["autoencoder"].requires_grad_(False)
+        self.text_encoder = networks["text"].requires_grad_(False)
+        self.scheduler, self.optimizer, self.draws = scheduler, optimizer, SampleDraws(seed)
+        self.scale_factor, self.accumulate, self.preview_steps = scale_factor, accumulate, preview_steps
+        self.means = StepMeans()
+
+    def batch_loss(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
+        """The loss of a batch, its random numbers drawn for "train" or "validation"."""
+        lq, gt, index = 2 * batch["lq"].flatten(0, 1) - 1, batch["gt"].flatten(0, 1), batch["index"]
+        training = self.scheduler.training
+        like = lq.new_empty(len(lq), self.unet.conv_out.out_channels, *lq.shape[-2:])
+        with torch.no_grad():
+            eps = self.draws.normal(f"{purpose}.eps", index, like)
+            z = sampled_latents(self.vae, gt, eps, scale_factor=self.scale_factor)
+        t = self.draws.below(len(training), f"{purpose}.t", index, count=len(lq) // len(index))
+        noise = self.draws.normal(f"{purpose}.noise", index, z)
+        x = torch.cat([training.add_noise(z, noise, t), lq], dim=1)
+        prediction = self.unet(x, t, self.text_encoder().to(x)).float()
+        return F.mse_loss(prediction, target(self.scheduler.kind, z, noise, training, t))
+
+    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
+        loss = check_finite(self.batch_loss(batch, "train"), "denoising", self.global_step)
+        self.means.add({"loss": loss})
+        if (number + 1) % self.accumulate == 0:
+            means = {f"train/{name}": value for name, value in self.means.flush().items()}
+            self.log_dict(means, sync_dist=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
+        self.log("val/loss", self.batch_loss(batch, "validation"), sync_dist=True, batch_size=len(batch["gt"]))
+
+    @torch.no_grad()
+    def restore(self, batch: dict[str, Tensor]) -> Tensor:
+        """(1, T, 3, H, W) in [0, 1]: the frames of a clip (1, T, ...), each sampled by itself in a few steps."""
+        lr = list((2 * batch["lq"][0] - 1).split(1))
+        like = lr[0].new_empty(1, self.unet.conv_out.out_channels, *lr[0].shape[-2:])
+
+        def noise(step: int | str, frame: int) -> Tensor:
+            return self.draws.normal(f"preview.{step}.{frame}", batch["index"], like)
+
+        predict = conditioned_prediction(self.unet, None, self.text_encoder().to(like))
+        model = GuidedDenoiser(predict, lambda x0: self.vae.decode(x0 / self.scale_factor).float())
+        steps = min(self.preview_steps, len(self.scheduler.training))
+        scales = [0.0] * steps
+        done = sample_scene(lr, model=model, scheduler=self.scheduler, steps=steps, noise=noise, scales=scales)
+        return (torch.cat(done.pictures) / 2 + 0.5).clamp(0, 1)[None]
+
+    def configure_optimizers(self) -> dict:
+        return self.optimizer(self.unet.parameters())

@@ -1,0 +1,254 @@
+"""Training of StableVSR's Temporal Conditioning Module (Rota et al., ECCV 2024).
+
+One step as plain functions, and a module that draws its random numbers and trains with them.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningModule
+from torch import Tensor, nn
+
+from ldm.diffusion.bidirectional import GuidedDenoiser, conditioned_prediction, sample_scene, texture_guidance
+from ldm.diffusion.denoiser import target, to_x0
+from ldm.diffusion.scheduler import Scheduler
+from ldm.ops.resize import resize
+from ldm.training.curves import StepMeans
+from ldm.training.draws import SampleDraws
+from ldm.training.losses import check_finite
+from ldm.training.optimization import Adam
+
+CURRENT = 1  # of three frames
+
+
+class ControlNetworks(NamedTuple):
+    """The trained control network and what is not trained: the denoiser, the autoencoder and the flow.
+
+    flow(target, source), (n, 3, H, W) in [0, 1] each -> (n, 2, H, W). `grid` of the warp, see `flow_warp`.
+    """
+
+    control: nn.Module
+    unet: nn.Module
+    autoencoder: nn.Module
+    flow: Callable[[Tensor, Tensor], Tensor]
+    scale_factor: float
+    grid: str = "released"
+
+
+class ControlDraws(NamedTuple):
+    """The random numbers of a batch of b samples.
+
+    neighbour (b,): 0 or 2, the frame that guides. eps, eps_neighbour: of the autoencoder's posterior. noise,
+    noise_neighbour: of the diffusion, each like the latents (b, c, h, w). t (b,): time steps, shared by both frames.
+    """
+
+    neighbour: Tensor
+    eps: Tensor
+    eps_neighbour: Tensor
+    noise: Tensor
+    noise_neighbour: Tensor
+    t: Tensor
+
+
+class ControlPair(NamedTuple):
+    """A frame and its neighbour: low-resolution pictures (b, 3, h, w) in [-1, 1], noisy latents, and the clean latents
+    of the frame."""
+
+    lq: Tensor
+    lq_neighbour: Tensor
+    z: Tensor
+    noisy: Tensor
+    noisy_neighbour: Tensor
+
+
+def sampled_latents(autoencoder: nn.Module, pictures: Tensor, eps: Tensor, *, scale_factor: float) -> Tensor:
+    """Posterior samples of pictures (b, 3, H, W) in [0, 1], times the scale factor: (b, c, h, w)."""
+    posterior = autoencoder.posterior(autoencoder.encode(2 * pictures - 1))
+    return (posterior.sample(eps) * scale_factor).float()
+
+
+@torch.no_grad()
+def noisy_pair(
+    networks: ControlNetworks, scheduler: Scheduler, batch: dict[str, Tensor], draws: ControlDraws
+) -> ControlPair:
+    """Both frames encoded and noised; `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) of the batch in [0, 1]."""
+    rows = torch.arange(len(draws.t), device=draws.neighbour.device)
+    gt, lq = batch["gt"], 2 * batch["lq"] - 1
+    pictures = [(gt[:, CURRENT], draws.eps), (gt[rows, draws.neighbour], draws.eps_neighbour)]
+    z, z_neighbour = (
+        sampled_latents(networks.autoencoder, picture, eps, scale_factor=networks.scale_factor)
+        for picture, eps in pictures
+    )
+    noisy = scheduler.training.add_noise(z, draws.noise, draws.t)
+    noisy_neighbour = scheduler.training.add_noise(z_neighbour, draws.noise_neighbour, draws.t)
+    return ControlPair(lq[:, CURRENT], lq[rows, draws.neighbour], z, noisy, noisy_neighbour)
+
+
+@torch.no_grad()
+def guidance_condition(
+    networks: ControlNetworks, scheduler: Scheduler, pair: ControlPair, t: Tensor, context: Tensor
+) -> Tensor:
+    """The neighbour's clean estimate, decoded and moved onto the frame: (b, 3, H, W), not clamped.
+
+    As released the estimate reads the prediction as velocity, whatever the network predicts.
+    """
+    prediction = networks.unet(torch.cat([pair.noisy_neighbour, pair.lq_neighbour], dim=1), t, context).float()
+    x0 = to_x0(prediction, pair.noisy_neighbour, scheduler.training, t, "v")
+    picture = networks.autoencoder.decode(x0 / networks.scale_factor).float()
+    size = picture.shape[-2:]
+    frame, neighbour = (resize(lq / 2 + 0.5, size) for lq in (pair.lq, pair.lq_neighbour))
+    return texture_guidance(picture, networks.flow(frame, neighbour), grid=networks.grid)
+
+
+def control_loss(
+    networks: ControlNetworks,
+    scheduler: Scheduler,
+    batch: dict[str, Tensor],
+    draws: ControlDraws,
+    *,
+    context: Tensor,
+) -> dict[str, Tensor]:
+    """{"loss", "prediction", "target", "condition"}: mean squared error of what the guided denoiser predicts.
+
+    batch: `lq` and `gt` of clips of three frames, in [0, 1]; context (1 | b, tokens, channels). Gradients reach the
+    control network through the frozen denoiser.
+    """
+    pair = noisy_pair(networks, scheduler, batch, draws)
+    condition = guidance_condition(networks, scheduler, pair, draws.t, context)
+    x = torch.cat([pair.noisy, pair.lq], dim=1)
+    residuals = networks.control(x, draws.t, context, condition)
+    prediction = networks.unet(x, draws.t, context, residuals).float()
+    wanted = target(scheduler.kind, pair.z, draws.noise, scheduler.training, draws.t)
+    loss = F.mse_loss(prediction, wanted)
+    return {"loss": loss, "prediction": prediction, "target": wanted, "condition": condition}
+
+
+class ControlObjective:
+    """What is drawn for a sample and what the control network is trained towards.
+
+    Args:
+        scheduler: time steps, and what the denoiser predicts.
+        grid: of the warp, see `ldm.ops.flow.flow_warp`.
+        seed: of neighbours, time steps and noise.
+    """
+
+    def __init__(self, scheduler: Scheduler, *, grid: str = "released", seed: int = 42) -> None:
+        self.scheduler, self.grid, self.draws = scheduler, grid, SampleDraws(seed)
+
+    def draw(self, purpose: str, index: Tensor, like: Tensor) -> ControlDraws:
+        """The random numbers of the samples `index` (b,), each with an address; latents like `like` (b, c, h, w)."""
+        names = ("eps", "eps_neighbour", "noise", "noise_neighbour")
+        normal = {name: self.draws.normal(f"{purpose}.{name}", index, like) for name in names}
+        neighbour = 2 * self.draws.below(2, f"{purpose}.neighbour", index, count=1)
+        t = self.draws.below(len(self.scheduler.training), f"{purpose}.t", index, count=1)
+        return ControlDraws(neighbour=neighbour, t=t, **normal)
+
+
+class TemporalControl(LightningModule):
+    """Trains a control network through a frozen denoiser. Submodules carry the names of a pipeline's folders.
+
+    Batch: `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) in [0, 1], `index` (b,) the numbers of the samples.
+
+    Args:
+        networks: control (trained), unet, autoencoder, text and flow (frozen).
+        objective: time steps, noise and loss.
+        optimizer: makes the optimizer.
+        scale_factor: of the latents.
+        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
+        preview_steps: sampling steps of the pictures.
+        export: a callback that writes the control network, e.g. `ldm.training.control_folder.ControlFolder`.
+    Raises:
+        ValueError: a number that is not above 0.
+    """
+
+    needs = ("gt", "lq")  # of a batch
+
+    def __init__(
+        self,
+        networks: dict[str, nn.Module],
+        *,
+        objective: ControlObjective,
+        optimizer: Adam,
+        scale_factor: float = 0.08333,
+        accumulate: int = 1,
+        preview_steps: int = 4,
+        export: Callback | None = None,
+    ):
+        super().__init__()
+        if not scale_factor > 0 or preview_steps < 1:
+            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
+        self.controlnet = networks["control"]
+        self.unet = networks["unet"].requires_grad_(False)
+        self.vae = networks["autoencoder"].requires_grad_(False)
+        self.text_encoder = networks["text"].requires_grad_(False)
+        self.flow = networks["flow"].requires_grad_(False)
+        self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
+        self.accumulate, self.preview_steps, self.export, self.means = accumulate, preview_steps, export, StepMeans()
+        self._context: Tensor | None = None
+
+    def configure_callbacks(self) -> list[Callback]:
+        return [] if self.export is None else [self.export]
+
+    @property
+    def networks(self) -> ControlNetworks:
+        grid = self.objective.grid
+        return ControlNetworks(self.controlnet, self.unet, self.vae, self.flow, self.scale_factor, grid)
+
+    def context(self, like: Tensor) -> Tensor:
+        """The text embedding of the empty prompt (1, tokens, channels), computed once."""
+        if self._context is None:
+            with torch.no_grad():
+                self._context = self.text_encoder()
+        return self._context.to(like)
+
+    def batch_terms(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
+        """What `control_loss` gives for a batch, its random numbers drawn for "train" or "validation"."""
+        lq = batch["lq"]
+        if lq.shape[1] != 3:
+            raise ValueError(f"got clips of {lq.shape[1]} frames, expected 3: a frame between its neighbours")
+        like = lq.new_empty(len(lq), self.unet.conv_out.out_channels, *lq.shape[-2:])
+        draws = self.objective.draw(purpose, batch["index"], like)
+        return control_loss(self.networks, self.objective.scheduler, batch, draws, context=self.context(like))
+
+    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
+        loss = self.batch_terms(batch, "train")["loss"]
+        check_finite(loss, "denoising", self.global_step)
+        self.means.add({"loss": loss})
+        if (number + 1) % self.accumulate == 0:
+            means = {f"train/{name}": value for name, value in self.means.flush().items()}
+            self.log_dict(means, sync_dist=True, batch_size=1)
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
+        loss = self.batch_terms(batch, "validation")["loss"]
+        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["gt"]))
+
+    @torch.no_grad()
+    def restore(self, batch: dict[str, Tensor]) -> Tensor:
+        """(1, T, 3, H, W) in [0, 1]: a clip (1, T, ...) sampled in a few steps, forwards and backwards."""
+        lr = list((2 * batch["lq"][0] - 1).split(1))
+        size = tuple(self.vae.downsampling * side for side in lr[0].shape[-2:])
+        like = lr[0].new_empty(1, self.unet.conv_out.out_channels, *lr[0].shape[-2:])
+
+        def flow(target: int, source: int) -> Tensor:
+            return self.flow(*(resize(lr[k] / 2 + 0.5, size) for k in (target, source)))
+
+        def noise(step: int | str, frame: int) -> Tensor:
+            return self.objective.draws.normal(f"preview.{step}.{frame}", batch["index"], like)
+
+        predict = conditioned_prediction(self.unet, self.controlnet, self.context(like))
+        model = GuidedDenoiser(predict, partial(_decoded, self.vae, self.scale_factor), flow, self.objective.grid)
+        scheduler = self.objective.scheduler
+        steps = min(self.preview_steps, max(len(scheduler.training) // 2, 1))
+        done = sample_scene(lr, model=model, scheduler=scheduler, steps=steps, noise=noise)
+        return (torch.cat(done.pictures) / 2 + 0.5).clamp(0, 1)[None]
+
+    def configure_optimizers(self) -> dict:
+        return self.optimizer(self.controlnet.parameters())
+
+
+def _decoded(autoencoder: nn.Module, scale_factor: float, x0: Tensor) -> Tensor:
+    return autoencoder.decode(x0 / scale_factor).float()
