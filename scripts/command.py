@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 
@@ -30,6 +31,14 @@ def natural(text: str, least: int = 0) -> int:
     if not text.isdecimal() or int(text) < least:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number from {least}")
     return int(text)
+
+
+def tell(line: str) -> None:
+    """Print a line; where no one reads the output any more (`| head`), the work continues without."""
+    try:
+        print(printable(line), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def first_line(error: BaseException) -> str:

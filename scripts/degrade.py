@@ -32,9 +32,9 @@ from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
 from ldm.printable import printable
 from ldm.video.sinks import Pictures
-from ldm.video.source import is_visible
+from ldm.video.source import DAMAGED, is_visible
 from ldm.video.writing import refuse_input
-from scripts.command import Parser, add_trust, carry_out, first_line, natural, progress_bar
+from scripts.command import Parser, add_trust, carry_out, first_line, natural, progress_bar, tell
 
 PROGRAM = "degrade.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
@@ -58,6 +58,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=natural, default=0, help="of all that is drawn (default: 0)")
     add("--scale", type=float, help="sides of the clip over those of the degraded one (default: the protocol's)")
     add("--max_frames", type=partial(natural, least=1), help="frames to take of each clip at most (default: all)")
+    add("--damaged", choices=DAMAGED, default="stop", help="at a damaged frame: stop, or repeat the one before (stop)")
     add("--video", action="store_true", help="write lossless videos CLIP.mkv instead of folders (default: no)")
     add("--show", action="store_true", help="also write CLIP.show.mp4, every stage side by side (default: no)")
     return parser.parse_intermixed_args(words)
@@ -147,7 +148,9 @@ class Maker:
 
     def make(self, clip: Path, name: str, report: Callable[[int, int], None]) -> str:
         """Degrade one clip and enter it, unless it is there; what became of it in a line."""
-        source = video.probe(clip)
+        source = video.probe(clip, damaged=self.args.damaged)
+        for line in source.notes:
+            say(f"{clip}: {line}")
         output, shown = self._outputs(name)
         count = min(source.frames, self.args.max_frames or source.frames)
         made_of = provenance.digest(clip, source.names[:count])
@@ -270,10 +273,6 @@ def run(args: argparse.Namespace) -> int:
 
 def say(line: str) -> None:
     print(printable(f"{PROGRAM}: {line}"), file=sys.stderr, flush=True)
-
-
-def tell(line: str) -> None:
-    print(printable(line), flush=True)
 
 
 def main(words: list[str] | None = None) -> int:

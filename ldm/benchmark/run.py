@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import av
-
 from ldm import video
 from ldm.benchmark.looking import Talk, check_result, paired
 from ldm.benchmark.making import Restorer, enlarge_clip, rates
@@ -19,6 +17,7 @@ from ldm.benchmark.tables import csv_text, document, label
 from ldm.engine import provenance
 from ldm.engine.device import hardware
 from ldm.files import write_whole
+from ldm.video.opening import open_media
 
 FORMAT = "mgld-vsr benchmark 1"
 
@@ -250,6 +249,6 @@ def is_lossy(source: video.Source) -> bool:
     """Whether a video keeps colour at half the resolution only."""
     if source.kind != "video":
         return False
-    with av.open(str(source.path)) as container:
-        pixels = container.streams.video[0].format
+    with open_media(source.path) as container:
+        pixels = container.streams[source.track].format
         return (pixels.chroma_width(2), pixels.chroma_height(2)) != (2, 2)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ldm import video
-from ldm.engine.device import return_memory, is_out_of_memory
+from ldm.engine.device import is_out_of_memory, return_memory
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.contract import Method, Progress, Request, silent
