@@ -202,13 +202,22 @@ class RenderedScenes:
 
 def read_pictures(folder: Path) -> list[np.ndarray]:
     """All pictures below a folder, hidden ones left out; ValueError where there is none."""
-    folder, seen, files = folder.expanduser(), set(), []
+    folder, files = folder.expanduser(), []
+    seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        folders[:] = (n for n in folders if is_visible(Path(n)) and os.path.realpath(Path(place, n)) not in seen)
         files += [Path(place, n) for n in names if is_visible(Path(n)) and Path(n).suffix.lower() in PICTURES]
+        inside, folders[:] = sorted(folders, key=partial(_link_last, place)), []
+        for name in inside:  # what is not a link comes first
+            real = os.path.realpath(os.path.join(place, name))
+            if is_visible(Path(name)) and real not in seen:
+                seen.add(real)
+                folders.append(name)
     if not files:
         kinds = ", ".join(sorted(PICTURES))
         where = f"got {folder} for photographs, {'without any picture' if folder.is_dir() else 'which is no folder'}"
         raise ValueError(f"{where}; expected a folder of pictures ({kinds})")
     return [read_picture(path) for path in sorted(files)]
+
+
+def _link_last(place: str, name: str) -> tuple[bool, str]:
+    return os.path.islink(os.path.join(place, name)), name

@@ -157,6 +157,8 @@ def _longest_rise(times):
         if time is None:
             continue
         at = bisect_left(tails, time)
+        if at < len(tails) and tails[at] == time:
+            continue  # of two equal ones the first stays
         before[place] = places[at - 1] if at else None
         tails[at : at + 1], places[at : at + 1] = [time], [place]
     found, place = [], places[-1] if places else None

@@ -191,6 +191,8 @@ def _pictures(parts, stream, format, times, lead):
                 packet.dts = times[order - lead] if order >= lead else times[0] - (lead - order) * step
                 packet.pts, packet.duration = times[number], times[number + 1] - times[number]
                 assert packet.dts <= packet.pts, f"{part}: packet {count} is decoded after it is shown"
+                if order == len(times) - 2 and 2 * (times[-1] - times[-2]) > 3 * step:
+                    packet.duration = times[-1] - packet.pts  # MP4 ends with the last frame decoded, not the last shown
                 packet.time_base, packet.stream = format.time_base, stream
                 yield packet.dts * format.time_base, packet
                 order, count = order + 1, count + 1

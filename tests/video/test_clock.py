@@ -13,7 +13,7 @@ from tests.video.films import UNEVEN, film, packets_of, through
 @pytest.mark.parametrize(("times", "mended", "moved"), [
     ((0, 10, 20), (0, 10, 20), 0),
     ((0, 10, 10, 30), (0, 10, 20, 30), 1),  # doubled
-    ((0, 7, 3, 30, 31), (0, 3, 16, 30, 31), 1),  # out of order
+    ((0, 7, 3, 30, 31), (0, 1, 3, 30, 31), 1),  # out of order
     ((0, 10, 900, 30, 40), (0, 10, 20, 30, 40), 1),  # far off
     ((0, None, 20, 30), (0, 10, 20, 30), 1),  # not known
     ((0, 10, 20, 20), (0, 10, 20, 30), 1),  # the last
@@ -70,11 +70,12 @@ def test_pictures_and_sound_stay_together_behind_the_restart(tmp_path, joined):
     assert float(sound[half] - sound[0]) == pytest.approx(float(second), abs=0.03)
 
 
-def test_a_leap_of_all_clocks_is_closed_and_a_pause_of_one_is_not(tmp_path):
+def test_a_leap_is_closed_and_a_pause_of_the_pictures_is_not(tmp_path):
     late = [number * 3600 + 90000 * 5000 for number in range(10)]
-    parts = [film(tmp_path / "0.ts", 10, sound="aac"), film(tmp_path / "1.ts", 10, times=late, sound="aac", sound_delay=0)]
-    (tmp_path / "leap.ts").write_bytes(b"".join(part.read_bytes() for part in parts[:1]))
-    assert probe(tmp_path / "leap.ts").clock == ()
-    slides = [0, 3600, 3600 * 25 * 20, 3600 * 25 * 20 + 3600]  # nothing moves for 20 seconds
+    parts = [film(tmp_path / "0.ts", 10), film(tmp_path / "1.ts", 10, times=late)]
+    (tmp_path / "leap.ts").write_bytes(b"".join(part.read_bytes() for part in parts))
+    source = probe(tmp_path / "leap.ts")
+    assert source.frames == 20 and float(source.seconds(20)) < 1.2
+    slides = [0, 3600, 90000 * 12, 90000 * 12 + 3600]  # nothing moves for 12 seconds
     source = probe(film(tmp_path / "slides.ts", 4, times=slides, sound="aac", encoder={"bf": "0"}))
-    assert source.clock == () and float(source.seconds(2) - source.seconds(1)) == pytest.approx(20 * 1, rel=0.01)
+    assert source.clock == () and float(source.seconds(2) - source.seconds(0)) == pytest.approx(12)
