@@ -29,7 +29,9 @@ def films(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize("posters", [["folder.jpg"], ["a-thumb.jpg", "b.png"], ["poster.png", "movie-fanart.jpg", "a.jpg"]])
+@pytest.mark.parametrize(
+    "posters", [["folder.jpg"], ["a-thumb.jpg", "b.png"], ["poster.png", "movie-fanart.jpg", "a.jpg"]]
+)
 def test_posters_beside_films_are_passed_over_and_named(films, posters, caplog):
     pictures(films, *posters)
     assert names(clips_in(films)) == ["a.mp4", "b.3gp"]
@@ -101,7 +103,9 @@ def test_the_four_test_clips_are_left_out_wherever_they_lie(tmp_path, caplog):
     for root in ("REDS", "REDS/train", "REDS/train/train_sharp"):
         chosen = [clip.name for clip in find_clips(tmp_path / root, without=held_out)[1]]
         assert [name.rpartition("/")[2] for name in chosen] == ["001"], root
-        assert [clip.name for clip in find_reds(tmp_path / root, train=True, partition="REDS4", meta=None)[1]] == ["001"]
+        assert [clip.name for clip in find_reds(tmp_path / root, train=True, partition="REDS4", meta=None)[1]] == [
+            "001"
+        ]
     assert "without=020 fits no clip" in caplog.text
 
 
