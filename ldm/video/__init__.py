@@ -17,10 +17,11 @@ from ldm.video.pixels import frame_tensor
 from ldm.video.reading import clips_in, probe, read, read_clip, sequences
 from ldm.video.rehearsal import rehearse_output
 from ldm.video.sinks import png_names
-from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
+from ldm.video.source import DAMAGED, DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
 from ldm.video.writing import Writer, open_writer, write_part
 
 __all__ = [
+    "DAMAGED",
     "DEFAULT_RATE",
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
