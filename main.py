@@ -26,7 +26,7 @@ from ldm import config
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.export import write_export
 from ldm.engine.initial import start_from
-from ldm.engine.run import check_checkpoint, check_export, check_run, check_training
+from ldm.engine.run import check_checkpoint, check_export, check_run, check_training, in_use, way_on
 from ldm.files import is_partial
 from ldm.printable import printable
 from ldm.training.callbacks import (
@@ -241,7 +241,6 @@ def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
     """
     if not is_first():
         return
-    run.mkdir(parents=True, exist_ok=resumed is not None)
     for left in run.glob("checkpoints/.*"):  # of a run that was killed while it saved
         if is_partial(left.name):
             left.unlink()
@@ -277,12 +276,24 @@ def train(args: argparse.Namespace) -> None:
     trainer = build_trainer(settings, model, run, hardware)
     if settings.get("export"):
         Path(settings.export.file).parent.mkdir(parents=True, exist_ok=True)
-    prepare_folder(run, settings, resumed)
-    if is_first():
-        print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
-    fit(trainer, model, data, run=run, resumed=resumed)
-    if settings.get("export") and trainer.is_global_zero:
+    with in_use(run, new=resumed is None) if is_first() else contextlib.nullcontext():
+        prepare_folder(run, settings, resumed)
+        if is_first():
+            print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
+        fit(trainer, model, data, run=run, resumed=resumed)
+    if trainer.global_step < settings.steps:
+        told_early_end(trainer, settings, run)
+    elif settings.get("export") and trainer.is_global_zero:
         print(write_export(model, settings))
+
+
+def told_early_end(trainer: Trainer, settings, run: Path) -> None:
+    """Say where a training ended before its last step. Raises KeyboardInterrupt where a signal ended it."""
+    line = f"stopped at step {trainer.global_step} of {settings.steps}; {way_on(run)}"
+    if any(isinstance(call, LastCheckpoint) and call.terminated for call in trainer.callbacks):
+        raise KeyboardInterrupt(line)
+    if trainer.is_global_zero:
+        print(f"{run}: {line}")
 
 
 def left_random(model: LightningModule, entries: list[dict]) -> list[str]:
@@ -319,7 +330,7 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
             with contextlib.suppress(OSError):  # there are other runs
                 run.parent.rmdir()
         if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt(f"interrupted; --resume {run} goes on from its last checkpoint") from error
+            raise KeyboardInterrupt(f"interrupted; {way_on(run)}") from error
         if resumed is not None and not begun and is_unfit(error):
             raise ValueError(f"{resumed}: does not fit this training ({type(error).__name__})") from error
         raise

@@ -6,6 +6,7 @@ drawn with `rng`, a `numpy.random.Generator`. Sources read at first use. A wrong
 """
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from functools import partial
@@ -13,14 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from basicsr_deg.reading import FILMS, PICTURES, FilmSequence, PictureSequence, entries, read_picture
+from basicsr_deg.reading import PICTURES, FilmSequence, PictureSequence, entries, is_film, read_picture
 from basicsr_deg.scenes import moving_layers
 from basicsr_deg.textures import procedural_picture
+from ldm.video.folders import gaps, log_passed, look_into, some
+from ldm.video.source import is_visible
 
 BUILDABLE = ("RenderedScenes", "folder_clips")  # what a configuration may name as a target
 
 TRUTHS = ("gt", "gts", "hr", "hq", "truth", "gt-video", "train_sharp", "train_sharp_sub")  # folders of sharp frames
-SHOWN = 5  # names in a message
 LOG = logging.getLogger(__name__)
 Found = tuple[str, list]  # what a folder was recognised as, and its sequences
 
@@ -68,51 +70,78 @@ class Footage:
         return self._found
 
 
-def folder_clips(root: str, *, only: Sequence[str] = (), without: Sequence[str] = ()) -> Footage:
+def folder_clips(root: str, *, only: Sequence[str] | None = (), without: Sequence[str] | None = ()) -> Footage:
     """Clips of any folder: sub-folders of pictures, video files, both, one clip alone, `GT/` or `hr/` above them.
 
-    `only` and `without` choose clips by shell patterns of their names.
+    `only` and `without` choose clips by shell patterns of their names, or of the last folders of these (`000` is also
+    `train/000`); None: no pattern.
     """
     return Footage(partial(find_clips, root, only=only, without=without))
 
 
-def find_clips(root: str | Path, *, only: Sequence[str] = (), without: Sequence[str] = ()) -> Found:
+def find_clips(root: str | Path, *, only: Sequence[str] | None = (), without: Sequence[str] | None = ()) -> Found:
     """What a folder was recognised as, and its sequences. Raises ValueError for one without clips."""
-    root = Path(root)
-    if not root.exists():
-        raise ValueError(f"got {root}, which is not there; expected a folder of clips or a video")
+    root, only, without = existing(root), patterns_of(only, "only"), patterns_of(without, "without")
     what, sequences = recognise_clips(root)
     if not sequences:
         raise ValueError(f"got {root} without clips, expected sub-folders of pictures, video files, or pictures")
+    for kind, patterns in (("only", only), ("without", without)):
+        for pattern in patterns:
+            if not any(fits_some(sequence.name, [pattern]) for sequence in sequences):
+                LOG.warning("%s: %s=%s fits no clip of %s", root, kind, pattern, some(s.name for s in sequences))
     chosen = [s for s in sequences if (not only or fits_some(s.name, only)) and not fits_some(s.name, without)]
     if not chosen:
         names = some(s.name for s in sequences)
-        raise ValueError(f"got only={[*only]} and without={[*without]}, expected some clip left of {names}")
+        raise ValueError(f"got only={only} and without={without}, expected some clip left of {names}")
     return f"{root}: {what}, {len(chosen)} of {len(sequences)} clips taken", chosen
 
 
-def recognise_clips(root: Path) -> Found:
-    """Try the layouts users have, from what is nearest to the frames."""
+def existing(root: str | Path) -> Path:
+    """A path as given, `~` expanded. Raises ValueError, with a hint where a variable was left in it."""
+    path = Path(root).expanduser()
+    if not path.exists():
+        hint = "; variables such as $HOME are not expanded here" if "$" in str(root) else ""
+        raise ValueError(f"got {root}, which is not there; expected a folder of clips or a video{hint}")
+    return path
+
+
+def patterns_of(given: Sequence[str] | None, what: str) -> list[str]:
+    """Patterns of clip names; raises ValueError for a single word in place of a list."""
+    if isinstance(given, str):
+        raise ValueError(f"got {what}={given!r}, expected a list such as [{given}]")
+    return [str(pattern) for pattern in given or ()]
+
+
+def recognise_clips(root: Path, seen: set[Path] | None = None) -> Found:
+    """Try the layouts users have, from what is nearest to the frames; folders that links lead to again count once."""
     if root.is_file():
-        return "one video", [FilmSequence(root.stem, root)] if root.suffix.lower() in FILMS else []
+        return "one video", [FilmSequence(root.stem, root)] if is_film(root) else []
+    seen = set() if seen is None else seen
+    seen.add(root.resolve())
     inside = entries(root)
-    folders = [path for path in inside if path.is_dir()]
-    named = {path.name.casefold(): path for path in folders}
+    named = {path.name.casefold(): path for path in inside if path.is_dir()}
     if sharp := next((named[name] for name in TRUTHS if name in named), None):
-        what, sequences = recognise_clips(sharp)
+        what, sequences = recognise_clips(sharp, seen)
         return f"the folder {sharp.name} of pairs: {what}", sequences
-    pictures = [path for path in inside if path.suffix.lower() in PICTURES]
-    if pictures and not folders:
-        return "one clip of pictures", [PictureSequence(root.resolve().name, pictures)]
-    films = [FilmSequence(path.stem, path) for path in inside if path.suffix.lower() in FILMS]
-    below = [sequence for folder in folders for sequence in sequences_of(folder)]
-    kinds = ["video files"] * bool(films) + ["folders"] * bool(below)
-    return " and ".join(kinds), films + below
+    content = look_into(root)
+    log_passed(root, content)
+    if content.pictures:
+        if missing := gaps(content.pictures):
+            LOG.warning("%s: numbers are missing between the frames' names: %s", root, some(missing))
+        return "one clip of pictures", [PictureSequence(root.resolve().name, [root / n for n in content.pictures])]
+    films = [FilmSequence(Path(name).stem, root / name) for name in content.films]
+    below = {}
+    for name in sorted(content.folders, key=lambda name: (root / name).is_symlink()):  # what is not a link comes first
+        if (root / name).resolve() not in seen:
+            below[name] = sequences_of(root / name, seen)
+    found = [sequence for name in content.folders for sequence in below.get(name, ())]
+    kinds = ["video files"] * bool(films) + ["folders"] * bool(found)
+    return " and ".join(kinds), films + found
 
 
-def sequences_of(folder: Path) -> list:
+def sequences_of(folder: Path, seen: set[Path]) -> list:
     """The clips of one sub-folder: its pictures, or those of its own `truth/` folder, or its video files."""
-    what, sequences = recognise_clips(folder)
+    what, sequences = recognise_clips(folder, seen)
     if len(sequences) == 1 and isinstance(sequences[0], PictureSequence) and "folders" not in what:
         return [PictureSequence(folder.name, sequences[0].files)]
     for sequence in sequences:
@@ -121,14 +150,10 @@ def sequences_of(folder: Path) -> list:
 
 
 def fits_some(name: str, patterns: Iterable[str]) -> bool:
-    """Whether some shell pattern fits a name."""
-    return any(fnmatchcase(name, str(pattern)) for pattern in patterns)
-
-
-def some(names: Iterable[str]) -> str:
-    """A few names for a message."""
-    names = list(names)
-    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+    """Whether some shell pattern fits a name, or the last parts of it."""
+    parts = name.split("/")
+    tails = ["/".join(parts[place:]) for place in range(len(parts))]
+    return any(fnmatchcase(tail, str(pattern)) for pattern in patterns for tail in tails)
 
 
 class RenderedScenes:
@@ -176,10 +201,23 @@ class RenderedScenes:
 
 
 def read_pictures(folder: Path) -> list[np.ndarray]:
-    """All pictures below a folder; ValueError where there is none."""
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES)
+    """All pictures below a folder, hidden ones left out; ValueError where there is none."""
+    folder, files = folder.expanduser(), []
+    seen = {os.path.realpath(folder)}
+    for place, folders, names in os.walk(folder, followlinks=True):
+        files += [Path(place, n) for n in names if is_visible(Path(n)) and Path(n).suffix.lower() in PICTURES]
+        inside, folders[:] = sorted(folders, key=partial(_link_last, place)), []
+        for name in inside:  # what is not a link comes first
+            real = os.path.realpath(os.path.join(place, name))
+            if is_visible(Path(name)) and real not in seen:
+                seen.add(real)
+                folders.append(name)
     if not files:
         kinds = ", ".join(sorted(PICTURES))
         where = f"got {folder} for photographs, {'without any picture' if folder.is_dir() else 'which is no folder'}"
         raise ValueError(f"{where}; expected a folder of pictures ({kinds})")
-    return [read_picture(path) for path in files]
+    return [read_picture(path) for path in sorted(files)]
+
+
+def _link_last(place: str, name: str) -> tuple[bool, str]:
+    return os.path.islink(os.path.join(place, name)), name

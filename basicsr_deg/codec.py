@@ -10,6 +10,7 @@ import numpy as np
 
 from basicsr_deg.compression import as_bytes
 from basicsr_deg.walk import check_probability, pick, read_range, read_weights
+from ldm.video.opening import open_media, open_output
 
 BUILDABLE = ("VideoCodec",)  # what a configuration may name as a target
 
@@ -62,7 +63,7 @@ class VideoCodec:
         """The frames (h, w, 3) through one encoder at one rate of bits. Raises ValueError where that does not work."""
         video, count, size = io.BytesIO(), 0, None
         try:
-            with av.open(video, "w", format="mp4") as container:
+            with open_output(video, "mp4") as container:
                 for count, frame in enumerate(frames, 1):  # noqa: B007
                     if size is None:
                         size = frame.shape[:2]
@@ -99,7 +100,7 @@ class VideoCodec:
     def _decoded(self, video: io.BytesIO, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
         video.seek(0)
         found = 0
-        with av.open(video, "r") as container:
+        with open_media(video) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for found, picture in enumerate(container.decode(video=0), 1):  # noqa: B007
                 yield self._seen(picture.to_ndarray(format="rgb24")[: size[0], : size[1]]).astype(np.float32)

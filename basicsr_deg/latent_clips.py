@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from basicsr_deg.clips import some
 from basicsr_deg.reading import PICTURES, entries, read_picture
 from basicsr_deg.reds import read_meta
 from basicsr_deg.training_clips import shuffled, to_tensor
+from ldm.video.folders import some
 
 BUILDABLE = ("LatentClips",)  # what a configuration may name as a target
 
@@ -75,7 +75,7 @@ class LatentClips(Dataset):
         if frames < 1:
             raise ValueError(f"got frames={frames}, expected at least 1")
         given = {"gt": dataroot_gt, "lq": dataroot_lq, "latent": dataroot_lt, "sample": dataroot_sp}
-        self.roots = {kind: Path(folder) for kind, folder in given.items() if folder is not None}
+        self.roots = {kind: Path(folder).expanduser() for kind, folder in given.items() if folder is not None}
         if (root is None) == (not self.roots) or (root is None and len(self.roots.keys() - {"sample"}) < 3):
             raise ValueError("expected either root, or dataroot_gt, dataroot_lq and dataroot_lt")
         self.frames, self.root, self.meta, self.seed = frames, root, meta, seed
@@ -101,7 +101,7 @@ class LatentClips(Dataset):
     def _usable(self) -> list[LatentClip]:
         """The clips that are long enough; found and compared at first use."""
         if self._clips is None:
-            what, roots = ("given", self.roots) if self.root is None else recognise_set(Path(self.root))
+            what, roots = ("given", self.roots) if self.root is None else recognise_set(Path(self.root).expanduser())
             clips = find_latent_clips(roots, None if self.meta is None else [*read_meta(Path(self.meta))])
             LOG.info("%s: stage-2 set (%s), %d clips", self.root or self.roots["gt"], what, len(clips))
             self._clips = [clip for clip in clips if len(clip) >= self.frames]

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
-from basicsr_deg.clips import Footage, Found, find_clips, some
+from basicsr_deg.clips import Footage, Found, existing, find_clips
+from ldm.video.folders import some
 
 PARTITIONS: Mapping[str, tuple[str, ...]] = {  # clips held out from training
     "REDS4": ("000", "011", "015", "020"),
@@ -18,7 +19,7 @@ def reds_clips(root: str, *, train: bool = True, partition: str = "REDS4", meta:
     """Clips of REDS as a source.
 
     Args:
-        root: the folder of the clips, or one with `train_sharp` in it.
+        root: the folder of the clips, or one with `train_sharp` or `train/train_sharp` in it.
         train: False: those held out.
         partition: which are held out, a name of `PARTITIONS`.
         meta: a list such as meta_info_REDS_GT.txt; only its clips are taken, and must be there whole.
@@ -32,6 +33,7 @@ def reds_clips(root: str, *, train: bool = True, partition: str = "REDS4", meta:
 
 def find_reds(root: str | Path, *, train: bool, partition: str, meta: str | Path | None) -> Found:
     """What was found and the sequences of one side of a partition. Raises ValueError."""
+    root = below_train(existing(root))
     _, sequences = find_clips(root)
     there = {sequence.name: sequence for sequence in sequences}
     if meta is not None:
@@ -47,6 +49,12 @@ def find_reds(root: str | Path, *, train: bool, partition: str, meta: str | Path
     lengths = sorted({len(sequence) for sequence in chosen})
     span = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
     return f"{root}: REDS, {side} of {partition}: {len(chosen)} clips of {span} frames", chosen
+
+
+def below_train(root: Path) -> Path:
+    """The folder `train_sharp` where the official archives lie below `root`; otherwise `root` itself."""
+    places = (root / "train" / "train_sharp", root / "REDS" / "train" / "train_sharp")
+    return next((place for place in places if place.is_dir()), root)
 
 
 def read_meta(path: Path) -> dict[str, int]:

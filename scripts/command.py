@@ -95,6 +95,14 @@ def find_named(name: str, folder: Path, what: str) -> Path:
     return folder / f"{name}.yaml"
 
 
+def tell(line: str) -> None:
+    """Print a line; where no one reads the output any more (`| head`), the work continues without."""
+    try:
+        print(printable(line), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error's message without control characters, or the name of its type."""
     return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))

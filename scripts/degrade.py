@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from ldm.engine import provenance
 from ldm.engine.resume import differences, remove_partials
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
-from ldm.video.source import is_visible
+from ldm.video.source import DAMAGED, is_visible
 from ldm.video.writing import refuse_input
 from scripts.command import (
     Parser,
@@ -64,6 +65,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=non_negative_int, default=0, help="of the random numbers (default: 0)")
     add("--scale", type=float, help="sides of the clip over those of the degraded one (default: the protocol's)")
     add("--max_frames", type=positive_int, help="frames to take of each clip at most (default: all)")
+    add("--damaged", choices=DAMAGED, default="stop", help="at a damaged frame: stop, or repeat the one before (stop)")
     add("--video", action="store_true", help="write lossless videos CLIP.mkv instead of folders (default: no)")
     add("--show", action="store_true", help="also write CLIP.show.mp4, every stage side by side (default: no)")
     return parser.parse_intermixed_args(words)
@@ -134,7 +136,9 @@ class Maker:
 
     def make(self, clip: Path, name: str, report: Callable[[int, int], None]) -> str:
         """Degrade one clip and enter it, unless that is done; returns a line on the result."""
-        source = video.probe(clip)
+        source = video.probe(clip, damaged=self.args.damaged)
+        for line in source.notes:
+            logging.getLogger(PROGRAM).warning("%s: %s", clip, line)
         output, shown = self._outputs(name)
         count = min(source.frames, self.args.max_frames or source.frames)
         made_of = provenance.digest(clip, source.names[:count])

@@ -31,8 +31,8 @@ from ldm.engine.jobs import Job, JobOptions, Model, Tell, find_jobs, prepare, re
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
-from ldm.printable import printable
-from scripts.command import Parser, add_trust, first_line, non_negative_int, positive_int, progress_bar
+from ldm.video.source import DAMAGED
+from scripts.command import Parser, add_trust, first_line, non_negative_int, positive_int, progress_bar, tell
 
 PROGRAM = "upscale.py"
 log = logging.getLogger(PROGRAM)
@@ -98,6 +98,7 @@ def add_files(group) -> None:
     add("--depth", type=positive_int, help="bits per sample: 8, 10, 12 or 16 (default: those of the input)")
     add("--start", type=non_negative_int, default=0, help="frames to leave out at the beginning (default: 0)")
     add("--max_frames", type=positive_int, help="frames to restore at most (default: all)")
+    add("--damaged", choices=DAMAGED, default="stop", help="at a damaged frame: stop, or repeat the one before (stop)")
     add("--compare", action="store_true", help="also draw input and output into OUTPUT.compare.png (default: no)")
     add("--verify", type=Path, metavar="JSON", help="check the hashes in the JSON beside an output, do nothing else")
     add("--overwrite", action="store_true", help="replace a folder that holds PNGs; files always are (default: no)")
@@ -144,7 +145,7 @@ def options_of(args: argparse.Namespace) -> JobOptions:
     """What the command line asks for every clip."""
     names = ("upscale", "seed", "start", "max_frames", "crf", "lossless", "codec", "depth", "overwrite", "keep_work")
     return JobOptions(
-        **{name: getattr(args, name) for name in (*names, "save_every")},
+        **{name: getattr(args, name) for name in (*names, "damaged", "save_every")},
         memory=parse_bytes(args.memory) if args.memory else None,
         preview=args.preview,
         skip_finished=not args.overwrite and args.preview is None,
@@ -257,10 +258,6 @@ def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, w
 def warner(program: str) -> Tell:
     """warn(line) prints on stderr under the name of the command."""
     return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
-
-
-def tell(line: str) -> None:
-    print(printable(line), flush=True)
 
 
 def explain(error: Exception) -> str | None:

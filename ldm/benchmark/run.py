@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import av
-
 from ldm import video
 from ldm.benchmark.ablation import Ablation
 from ldm.benchmark.inspection import Bar, check_result, paired
@@ -21,6 +19,7 @@ from ldm.benchmark.tables import csv_text, document, label
 from ldm.engine import provenance
 from ldm.engine.device import hardware
 from ldm.files import write_whole
+from ldm.video.opening import open_media
 
 log = logging.getLogger(__name__)
 FORMAT = "mgld-vsr benchmark 1"
@@ -270,6 +269,6 @@ def is_lossy(source: video.Source) -> bool:
     """Whether a video stores colour at half the resolution."""
     if source.kind != "video":
         return False
-    with av.open(str(source.path)) as container:
-        pixels = container.streams.video[0].format
+    with open_media(source.path) as container:
+        pixels = container.streams[source.track].format
         return (pixels.chroma_width(2), pixels.chroma_height(2)) != (2, 2)

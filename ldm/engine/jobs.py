@@ -12,7 +12,7 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import Weights, build_method, weight_files
 from ldm.engine.device import Peak, hardware, memory_budget
-from ldm.engine.parts import DamagedInput, Task, restore_parts
+from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_spare
 from ldm.engine.resume import WorkFolder, plan_begun_with, remove
 from ldm.methods.contract import Method, Progress
@@ -45,6 +45,7 @@ class JobOptions:
     save_every: int = 16
     memory: int | None = None
     preview: float | None = None
+    damaged: str = "stop"
     skip_finished: bool = False
     prompt: str | None = None
 
@@ -135,7 +136,7 @@ def prepare(job: Job, options: JobOptions, *, warn: Tell) -> Job:
 
     Raises ValueError.
     """
-    source = video.probe(job.path)
+    source = video.probe(job.path, damaged=options.damaged)
     if min(source.width, source.height) < SMALLEST_SIDE:
         got = f"{source.width}x{source.height}"
         raise ValueError(f"{job.path}: got {got}, expected at least {SMALLEST_SIDE} pixels a side")
@@ -151,6 +152,7 @@ def prepare(job: Job, options: JobOptions, *, warn: Tell) -> Job:
     refuse_input(job.output, source)
     if not (options.skip_finished and provenance.beside(job.output).is_file()):
         _try_output(job)
+        video.rehearse_output(source, chosen, job.output, start=options.start)
     for line in video.losses(source, chosen):
         warn(f"{job.path}: {line}")
     return job
@@ -225,7 +227,7 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Tell, tell: T
 
 def _give_up(work: WorkFolder, error: BaseException, warn: Tell, *, keep: bool) -> None:
     """Remove a work folder that cannot be resumed, such as that of a preview; name one that can."""
-    lasting = isinstance(error, (DamagedInput, FloatingPointError))
+    lasting = isinstance(error, FloatingPointError)
     if lasting or not keep or not any(work.parts.iterdir()):
         work.remove()
     else:

@@ -1,10 +1,12 @@
 """What a training run needs before it starts: settings that make sense, and a checkpoint that it can go on from."""
 
+import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import torch
+from filelock import FileLock, Timeout
 from torch import nn
 
 from ldm.engine.assemble import CARD
@@ -125,6 +127,28 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
         if steps + 1 > rate.get("total_steps", steps + 1):
             last = rate["total_steps"] - 1
             raise ValueError(f"{path}: its learning rate ends at step {last}, got steps={steps}; keep steps={last}")
+
+
+@contextlib.contextmanager
+def in_use(run: Path, *, new: bool) -> Iterator[None]:
+    """Hold a run's folder, made here if it is `new`, for one training. Raises ValueError where another holds it."""
+    run.mkdir(parents=True, exist_ok=not new)
+    lock = FileLock(run / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(f"{run}: another training is writing there; wait for it, or stop it") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def way_on(run: Path) -> str:
+    """How a stopped training can go on, in words."""
+    if (run / "checkpoints" / "last.ckpt").is_file():
+        return f"--resume {run} continues from its last checkpoint"
+    return "there is no checkpoint yet, so the same command starts again"
 
 
 def _form(state: Mapping, name: str) -> tuple | None:

@@ -19,6 +19,7 @@ import av
 import numpy as np
 
 from ldm.metrics.look import Look, Unavailable
+from ldm.video.opening import open_output
 
 MODELS = {"default": "vmaf_v0.6.1", "neg": "vmaf_v0.6.1neg"}
 RATE = 25
@@ -41,7 +42,7 @@ class _Film:
 
     def add(self, frame: np.ndarray) -> None:
         if self._file is None:
-            self._file = av.open(str(self.path), "w")
+            self._file = open_output(self.path)
             self._stream = self._file.add_stream("libx264rgb", rate=RATE)
             self._stream.height, self._stream.width = frame.shape[:2]
             self._stream.pix_fmt, self._stream.options = "rgb24", {"qp": "0", "preset": "ultrafast"}

@@ -1,12 +1,14 @@
 """What happens beside a training: progress, pictures, the batch that broke it, random numbers of a resumed run."""
 
+import signal
+import threading
 from pathlib import Path
 from typing import Any
 
 import cv2
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
@@ -116,15 +118,48 @@ class StepCheckpoint(ModelCheckpoint):
         """Nothing: averaged weights have replaced the model's by now, and `LastCheckpoint` came before."""
 
 
-class LastCheckpoint(Callback):
-    """Writes `path` after the last step where no periodic checkpoint does; listed after what changes weights."""
+class LastCheckpoint(Checkpoint):
+    """Writes `path` after the last step where no periodic checkpoint does: the last of all, or that of an early stop.
+
+    A time limit (`lightning.max_time`) or SIGTERM ends the training behind a whole step, never between the batches that
+    are accumulated for one. The limit is that of one process: a resumed run has all of it again.
+    """
 
     def __init__(self, path: Path, *, every: int) -> None:
         self.path, self.every = Path(path), every
+        self.terminated = False
+        self._due, self._seen, self._before = False, 0, None
+
+    def on_load_checkpoint(self, _trainer: Trainer, _module: LightningModule, checkpoint: dict) -> None:
+        for name in [name for name in checkpoint.get("callbacks") or () if name.startswith("Timer")]:
+            del checkpoint["callbacks"][name]
+
+    def on_train_start(self, trainer: Trainer, _module: LightningModule) -> None:
+        self._seen = trainer.global_step
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGTERM, self._terminate)
+
+    def on_train_end(self, *_: Any) -> None:
+        self._let_go()
+
+    def on_exception(self, *_: Any) -> None:
+        self._let_go()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
-        if trainer.global_step == trainer.max_steps and trainer.global_step % self.every:
+        self._due = self._due or trainer.should_stop or self.terminated
+        fresh, self._seen = trainer.global_step != self._seen, trainer.global_step
+        ends = trainer.global_step == trainer.max_steps
+        trainer.should_stop = self._due and (fresh or ends)
+        if (ends or trainer.should_stop) and trainer.global_step % self.every:
             trainer.save_checkpoint(self.path)
+
+    def _terminate(self, *_: Any) -> None:
+        self.terminated = True
+
+    def _let_go(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGTERM, self._before)
+            self._before = None
 
 
 class WholeFiles(TorchCheckpointIO):
@@ -138,7 +173,15 @@ class WholeFiles(TorchCheckpointIO):
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with partial(path) as temporary:
-            torch.save(checkpoint, temporary)
+            try:
+                torch.save(checkpoint, temporary)
+            except RuntimeError as error:  # how PyTorch's writer reports a disk that is full
+                raise OSError(f"{path}: cannot be written, is the disk full? ({first_words(error)})") from None
+
+
+def first_words(error: Exception) -> str:
+    """The first line of an error, shortened."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:80]
 
 
 class BadBatch(Callback):

@@ -6,18 +6,22 @@ of one line. Outputs are written under a temporary name beside the target and re
 exists is always complete.
 
 A long video is written part by part: `choose_format` says what the output is and `losses` what it cannot keep of the
-source, `write_part` encodes some frames, and `join` puts the parts together with sound, subtitles and times.
+source, `rehearse_output` tries all of it for a moment, `write_part` encodes some frames, and `join` puts the parts
+together with sound, subtitles and times.
 """
 
-from ldm.video.formats import Format, choose_format, losses
+from ldm.video.formats import Format, choose_format
 from ldm.video.joining import join
+from ldm.video.omissions import losses
 from ldm.video.pixels import frame_tensor
 from ldm.video.reading import clips_in, probe, read, read_clip, sequences
+from ldm.video.rehearsal import rehearse_output
 from ldm.video.sinks import png_names
-from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
+from ldm.video.source import DAMAGED, DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Source, VideoError, snap_rate
 from ldm.video.writing import Writer, open_writer, write_part
 
 __all__ = [
+    "DAMAGED",
     "DEFAULT_RATE",
     "IMAGE_SUFFIXES",
     "VIDEO_SUFFIXES",
@@ -36,6 +40,7 @@ __all__ = [
     "probe",
     "read",
     "read_clip",
+    "rehearse_output",
     "sequences",
     "snap_rate",
     "write_part",

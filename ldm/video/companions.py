@@ -1,18 +1,27 @@
 """What goes along with the pictures of a source: sound, subtitles, attachments, chapters, titles; cut to a span."""
 
+import io
+import logging
 from collections.abc import Iterator
 from fractions import Fraction
-from itertools import chain
+from itertools import islice
 from typing import NamedTuple
 
 import av
 
-from ldm.video.formats import encoder_of, fits
-from ldm.video.probing import codec_name, open_container
+from ldm.video.clock import demuxed
+from ldm.video.decoding import codec_name, open_container, reason
+from ldm.video.opening import open_output
+from ldm.video.probing import is_chapter_track
 from ldm.video.sinks import BITEXACT
-from ldm.video.source import Source, VideoError
+from ldm.video.sound import ENCODER, add_sound, encoded_form, known_layout, resampled, sounding
+from ldm.video.source import Shift, Source
 
-MOST_AAC_RATE = 48000
+TEXTS = ("subrip", "ass", "webvtt", "mov_text", "text")  # subtitles that are words, and what they become
+TEXT_CODECS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip"}
+TRIED = 4  # packets of a stream that are written to see whether it goes into a container
+COPY = "copy"
+LOG = logging.getLogger(__name__)
 # what containers say of themselves, or of the file they were written to
 TECHNICAL_TAGS = {
     "major_brand",
@@ -45,33 +54,101 @@ class Span(NamedTuple):
         )
 
 
+class Fate(NamedTuple):
+    """What becomes of a stream beside the pictures: `way` is `COPY`, the name of an encoder, or empty: dropped."""
+
+    index: int
+    kind: str
+    codec: str
+    disposition: int
+    way: str
+    detail: str = ""
+
+
 class Companion(NamedTuple):
     """A stream of the source beside its pictures, and the one it becomes in the output."""
 
     path: object
     index: int
+    clock: tuple[Shift, ...]
     target: av.stream.Stream
     kind: str
-    encoder: str | None
+    way: str
 
     def packets(self, span: Span) -> Iterator[tuple[Fraction, av.Packet]]:
-        """(seconds, packet) for the output, in order of time; read anew from the source.
-
-        Raises:
-            VideoError: the source is damaged in this stream.
-        """
+        """(seconds, packet) for the output, in order of time; read again from the source."""
         with open_container(self.path) as container:
             stream = container.streams[self.index]
-            try:
-                if self.encoder == "aac":
-                    yield from _sound(stream, self.target, span)
-                elif self.encoder:
-                    yield from _words(stream, self.target, span)
-                else:
-                    yield from (_cut if self.kind == "subtitle" else _kept)(container.demux(stream), self.target, span)
-            except av.FFmpegError as error:
-                name = codec_name(stream)
-                raise VideoError(f"{self.path}: its {self.kind} ({name}) is damaged ({error.strerror})") from None
+            packets = self._read(container, stream)
+            if self.way == ENCODER:
+                yield from _sound(sounding(self.path, packets, span), self.target)
+            elif self.way != COPY:
+                yield from _words(packets, stream, self.target, span)
+            else:
+                yield from (_cut if self.kind == "subtitle" else _kept)(packets, self.target, span)
+
+    def _read(self, container, stream):
+        """The packets of the stream, as far as the file can be read."""
+        try:
+            yield from (packet for packet in demuxed(container, self.clock, stream) if packet.size)
+        except (av.FFmpegError, OSError) as error:
+            what = f"{self.kind} ({codec_name(stream)})"
+            LOG.warning("%s: its %s breaks off (%s); what is before is kept", self.path, what, reason(error))
+
+
+def fates(source: Source, container: str) -> list[Fate]:
+    """What becomes of every stream beside the pictures in a container (FFmpeg's name): each way is tried."""
+    found = []
+    with open_container(source.path) as old:
+        for stream in old.streams:
+            if stream.index != source.track and not is_chapter_track(stream, old):
+                found.append(_fate(source, old, stream, container))
+    return found
+
+
+def _fate(source, old, stream, container):
+    known = stream.index, stream.type, codec_name(stream), int(stream.disposition)
+    if stream.type == "attachment":
+        return Fate(*known, COPY if container == "matroska" else "")
+    if stream.type not in ("audio", "subtitle") or stream.codec_context is None:
+        return Fate(*known, "")
+    words = [TEXT_CODECS[container]] * (stream.type == "subtitle" and codec_name(stream) in TEXTS)
+    ways = [COPY, *([ENCODER] if stream.type == "audio" else words)]
+    way = next((way for way in ways if _goes(source, old, stream, way, container)), "")
+    return Fate(*known, way, _new_form(stream) if way == ENCODER else "")
+
+
+def _new_form(stream):
+    """How sound that is encoded again differs in rate and channels; empty if it does not."""
+    old, new = stream.codec_context, encoded_form(stream.codec_context)
+    rate = f"{old.sample_rate} Hz becomes {new.rate}" if new.rate != old.sample_rate else ""
+    layout = known_layout(old.layout)
+    return ", ".join(filter(None, [rate, f"{layout} becomes {new.layout}" if new.layout != layout else ""]))
+
+
+def _goes(source, old, stream, way, container):
+    """Whether the beginning of a stream goes into a file of its own that can be closed."""
+    try:
+        with open_output(io.BytesIO(), container) as trial:
+            companion = _add(source, trial, stream, way)
+            trial.start_encoding()
+            for _, packet in islice(companion.packets(Span(None, None, source.origin)), TRIED):
+                trial.mux(packet)
+    except (av.FFmpegError, OSError, ValueError):
+        return False
+    return True
+
+
+def _add(source, output, stream, way):
+    """Add the stream that another becomes to an output container."""
+    if way == ENCODER:
+        target = add_sound(output, stream.codec_context)
+        target.codec_context.flags |= BITEXACT
+    elif way == COPY:
+        target = output.add_stream_from_template(stream)
+    else:
+        target = _add_words(output, stream, way)
+    return Companion(source.path, stream.index, source.clock, target, stream.type, way)
 
 
 def add_companions(output, source: Source, container) -> list[Companion]:
@@ -84,21 +161,15 @@ def add_companions(output, source: Source, container) -> list[Companion]:
         return []
     found = []
     with open_container(source.path) as old:
-        for stream in old.streams:
-            whole = fits(stream, container)
-            encoder = None if whole else encoder_of(stream, container)
-            if encoder == "aac":
-                target = _add_sound(output, stream)
-            elif encoder:
-                target = _add_words(output, stream, encoder)
-            elif whole:
-                target = output.add_stream_from_template(stream)
-            else:
+        for fate in fates(source, container):
+            if not fate.way:
                 continue
-            target.metadata.update(_tags(stream.metadata))
-            target.disposition = int(stream.disposition)
-            if stream.type != "attachment":
-                found.append(Companion(source.path, stream.index, target, stream.type, encoder))
+            stream = old.streams[fate.index]
+            companion = _add(source, output, stream, fate.way)
+            companion.target.metadata.update(_tags(stream.metadata))
+            companion.target.disposition = fate.disposition
+            if fate.kind != "attachment":
+                found.append(companion)
     return found
 
 
@@ -126,7 +197,7 @@ def _moved(chapter, span):
     return chapter | times
 
 
-# ---------------------------------------------------------------------------------------------------- as they are
+# -------------------------------------------------------------------------------------------------------- copied
 
 
 def _kept(packets, target, span):
@@ -134,7 +205,7 @@ def _kept(packets, target, span):
     last = None
     for packet in packets:
         begins = packet.dts if packet.pts is None else packet.pts
-        if packet.size == 0 or begins is None:
+        if begins is None:
             continue
         time = begins * packet.time_base
         if span.finish is not None and time >= span.finish:
@@ -146,14 +217,15 @@ def _kept(packets, target, span):
 
 
 def _placed(packet, target, span, last=None):
-    """(seconds, packet) in the output; a damaged clock that stands still, or goes back, is moved on by one tick."""
-    shift = round(span.shift / packet.time_base)
-    packet.dts = (packet.pts if packet.dts is None else packet.dts) - shift
-    packet.pts = packet.dts if packet.pts is None else packet.pts - shift
-    if last is not None and packet.dts <= last:
-        packet.dts, packet.pts = last + 1, max(packet.pts, last + 1)
-    packet.stream = target
-    return packet.dts * packet.time_base, packet
+    """(seconds, packet) in the unit of the output; a time that is not after the `last` is moved on by one tick."""
+    old, unit = packet.time_base, target.time_base or packet.time_base
+    dts, pts = packet.pts if packet.dts is None else packet.dts, packet.dts if packet.pts is None else packet.pts
+    dts, pts = (round((time * old - span.shift) / unit) for time in (dts, pts))
+    if last is not None and dts <= last:
+        dts, pts = last + 1, max(pts, last + 1)
+    packet.duration = round((packet.duration or 0) * old / unit)
+    packet.dts, packet.pts, packet.time_base, packet.stream = dts, max(dts, pts), unit, target
+    return dts * unit, packet
 
 
 def _cut(packets, target, span):
@@ -175,42 +247,14 @@ def _cut(packets, target, span):
         yield _placed(packet, target, span)
 
 
-# ---------------------------------------------------------------------------------------------------- encoded anew
+# ------------------------------------------------------------------------------------------------- encoded again
 
 
-def _add_sound(output, stream):
-    old = stream.codec_context
-    target = output.add_stream("aac", rate=min(old.sample_rate, MOST_AAC_RATE))
-    target.codec_context.layout = old.layout.name
-    target.codec_context.flags |= BITEXACT
-    target.codec_context.time_base = Fraction(1, target.codec_context.sample_rate)
-    return target
-
-
-def _sound(stream, target, span):
-    """Sound decoded and encoded anew; whole frames of it that begin within the span."""
-    encoder = target.codec_context
-    options = {"format": encoder.format.name, "layout": encoder.layout.name, "rate": encoder.sample_rate}
-    resampler = av.AudioResampler(**options, frame_size=encoder.frame_size)
-    for frame in chain(_sounding(stream, span), [None]):
-        for piece in resampler.resample(frame):
-            yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
+def _sound(frames, target):
+    """Sound encoded again; whole frames of it that begin within the span."""
+    for piece in resampled(frames, target.codec_context):
+        yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
     yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(None))
-
-
-def _sounding(stream, span):
-    """Frames of sound that begin within the span, at their times in the output."""
-    heard = Fraction(0)  # until when; frames without a time follow the one before
-    for packet in stream.container.demux(stream):
-        for frame in packet.decode():
-            time = heard if frame.pts is None else frame.pts * frame.time_base
-            heard = time + Fraction(frame.samples, frame.sample_rate)
-            if span.finish is not None and time >= span.finish:
-                return
-            if span.begin is None or time >= span.begin:
-                frame.time_base = Fraction(1, frame.sample_rate)
-                frame.pts = round((time - span.shift) * frame.sample_rate)
-                yield frame
 
 
 def _add_words(output, stream, encoder):
@@ -222,10 +266,14 @@ def _add_words(output, stream, encoder):
     return target
 
 
-def _words(stream, target, span):
+def _words(packets, stream, target, span):
     """Subtitles of one kind as another."""
-    for time, packet in _cut(stream.container.demux(stream), target, span):
-        shown = stream.codec_context.decode2(packet)
+    for time, packet in _cut(packets, target, span):
+        try:
+            shown = stream.codec_context.decode2(packet)
+        except av.FFmpegError:
+            LOG.warning("a damaged subtitle at %.1f s is left out", float(time))
+            continue
         if shown is not None:
             words = target.codec_context.encode_subtitle(shown)
             words.pts, words.dts, words.duration = packet.pts, packet.dts, packet.duration

@@ -1,15 +1,11 @@
-"""What an output is: container, codec, pixel format, colours, times; and what of a source it cannot keep."""
+"""What an output is: container, codec, pixel format, colours, times."""
 
-import io
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
 
-import av
-
 from ldm.video.pixels import FULL, LIMITED, LUMA, matrix_of_size
-from ldm.video.probing import ATTACHED_PICTURE, codec_name, is_chapter_track, main_stream, open_container
 from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Light, Source, VideoError, snap_rate
 
 CONTAINERS = {".mp4": "mp4", ".mkv": "matroska", ".mov": "mov"}  # FFmpeg's names of what is written
@@ -23,9 +19,6 @@ HOMES = {
     "ffv1": ("matroska",),
 }
 WITH_ALPHA = ("prores", "ffv1", "png")
-TEXTS = ("subrip", "ass", "webvtt", "mov_text", "text")  # subtitles that are words, and what they become
-TEXT_CODECS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip"}
-NAMES = {"aac": "AAC", "mov_text": "mov_text", "subrip": "SubRip"}
 MOST_TICKS = 2**31 - 1  # a second of MP4 holds no more
 
 
@@ -206,99 +199,11 @@ def ticks(source, format, start, stop) -> list[int]:
         return list(range(stop - start + 1))
     steady = format.container != "matroska" and is_steady(source)
     first, unit = source.seconds(0), format.time_base
-    if steady:
-        return [round((first + number / source.rate) / unit) for number in range(stop - start + 1)]
     shift = source.seconds(start) - first
+    if steady:
+        found = [round((first + number / source.rate) / unit) for number in range(stop - start + 1)]
+        end = source.seconds(stop) - shift
+        if stop == source.frames and end - found[-1] * unit > 1 / source.rate:  # the last frame is shown for longer
+            found[-1] = round(end / unit)
+        return found
     return [round((source.seconds(number) - shift) / unit) for number in range(start, stop + 1)]
-
-
-# --------------------------------------------------------------------------------------------------------- losses
-
-
-def losses(source: Source, format: Format) -> list[str]:
-    """What of a source this format cannot keep: one line each, naming it and, where there is one, a way out."""
-    lines = [*source.notes]
-    lines += _lost_pixels(source, format)
-    if format.is_video:
-        lines += _lost_times(source, format)
-    if source.kind == "video":
-        lines += _lost_streams(source, format) if format.is_video else _lost_by_images(source)
-    return lines
-
-
-def _lost_pixels(source, format):
-    where = SUFFIXES.get(format.container, "PNG")
-    if source.depth > format.depth:
-        lossy = format.codec == "h264" and not format.lossless
-        deeper = "choose --codec hevc" if lossy else "choose .mkv with --codec ffv1, or a folder"
-        yield f"{source.depth} bits per sample become {format.depth} ({format.codec} in {where}; {deeper})"
-    if source.alpha and not format.alpha:
-        name = f"{format.codec} in {where}" if format.codec != "h264" else where
-        yield f"transparency is dropped: {name} cannot hold it; choose .mov, .mkv or a folder"
-    if source.light != format.light:
-        yield f"HDR10's display and light level metadata are dropped: {format.codec} has no place; choose --codec hevc"
-    if source.sample_aspect != 1 and (not format.is_video or (format.codec, format.container) == ("ffv1", "matroska")):
-        aspect = f"{source.sample_aspect.numerator}:{source.sample_aspect.denominator}"
-        yield f"the sample aspect ratio {aspect} is dropped: {format.codec} in {where} cannot hold it; choose .mp4"
-
-
-def _lost_times(source, format):
-    if source.times is None:
-        return
-    if format.container == "matroska" and not is_steady(source):
-        rounded = [round(time * source.time_base * 1000) for time in source.times]
-        if any(time * source.time_base * 1000 != near for time, near in zip(source.times, rounded, strict=True)):
-            yield "the times of the frames are rounded to milliseconds in .mkv; choose .mp4 or .mov"
-
-
-def _lost_by_images(source):
-    if source.times is not None and not is_steady(source):
-        yield "the times of the frames are dropped: images have none"
-    for kind, names in (("audio", source.audio), ("subtitles", source.subtitles), ("streams", source.others)):
-        if names:
-            yield f"{kind} ({', '.join(names)}) cannot go into images; choose a video"
-    with open_container(source.path) as container:
-        if container.chapters():
-            yield "chapters cannot go into images; choose a video"
-
-
-def _lost_streams(source, format):
-    where = SUFFIXES[format.container]
-    with open_container(source.path) as container:
-        for stream in container.streams:
-            known = stream.index == main_stream(container).index or is_chapter_track(stream, container)
-            if known or fits(stream, format.container):
-                continue
-            name, cover = codec_name(stream), stream.disposition & ATTACHED_PICTURE
-            kinds = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a data stream"}
-            kinds["video"] = "the cover picture" if cover else "another video stream"
-            kind, other = kinds.get(stream.type, stream.type), encoder_of(stream, format.container)
-            if other is None:
-                yield f"{kind} ({name}) cannot go into {where}: dropped"
-            else:
-                plain = ", without its styles" if stream.type == "subtitle" else ""
-                yield f"{kind} ({name}) cannot go into {where} as it is: becomes {NAMES[other]}{plain}"
-
-
-def encoder_of(stream, container):
-    """The codec by which a stream that does not fit a container goes into it after all; None: by none."""
-    if stream.codec_context is None:
-        return None
-    if stream.type == "audio":
-        return "aac"
-    return TEXT_CODECS[container] if stream.type == "subtitle" and codec_name(stream) in TEXTS else None
-
-
-def fits(stream, container) -> bool:
-    """Whether FFmpeg writes a stream that is no video into a container as it is: tried, with a header to nowhere."""
-    if stream.type == "attachment":
-        return container == "matroska"
-    if stream.type not in ("audio", "subtitle") or stream.codec_context is None:
-        return False
-    try:
-        with av.open(io.BytesIO(), "w", format=container) as trial:
-            trial.add_stream_from_template(stream)
-            trial.start_encoding()
-    except (av.FFmpegError, ValueError):
-        return False
-    return True

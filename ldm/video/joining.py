@@ -11,6 +11,7 @@ import av
 
 from ldm.video.companions import Span, add_companions, add_titles
 from ldm.video.formats import MOST_TICKS, Format, ticks
+from ldm.video.opening import open_media, open_output
 from ldm.video.replacing import Replacement
 from ldm.video.sinks import CONTAINER_OPTIONS, add_video, counted_name
 from ldm.video.source import Source, VideoError
@@ -54,7 +55,7 @@ def join(parts, output, *, source: Source, format: Format, span=(0, None), metad
     try:
         replacement.prepare()
         if format.is_video:
-            _join_videos(parts, replacement.partial, source, format, span, metadata or {})
+            join_videos(parts, replacement.partial, source, format, span, metadata=metadata or {})
         else:
             _join_images(parts, replacement.partial, source, format.container, span)
         replacement.publish()
@@ -104,7 +105,8 @@ def _link(file, target):
 # --------------------------------------------------------------------------------------------------------- videos
 
 
-def _join_videos(parts, partial, source, format, span, metadata):
+def join_videos(parts, partial, source, format, span, *, metadata, moment=None):
+    """Write the file at `partial`; with a `moment` (seconds) sound and subtitles of no more than that."""
     heads = [_head(part, format) for part in parts]
     frames, start = sum(head.frames for head in heads), span[0]
     _check_count(parts, frames, _expected(source, span))
@@ -113,12 +115,12 @@ def _join_videos(parts, partial, source, format, span, metadata):
         raise VideoError(f"{odd}: was encoded in another way than {parts[0].name}; encode both again")
     times = ticks(source, format, start, start + frames)
     window = Span.of(source, start, start + frames)
+    if moment is not None:
+        window = window._replace(finish=window.shift + moment)
     partial.touch()
     with (
-        av.open(
-            str(partial), "w", format=format.container, container_options=_options(source, format, metadata)
-        ) as file,
-        av.open(str(parts[0])) as first,
+        open_output(partial, format.container, _options(source, format, metadata)) as file,
+        open_media(parts[0]) as first,
     ):
         stream = _add_copy(file, first.streams.video[0], format)
         companions = add_companions(file, source, format.container)
@@ -133,7 +135,7 @@ def _join_videos(parts, partial, source, format, span, metadata):
 def _head(part, format):
     """What a part says of itself; raises VideoError for one that cannot be read, or is not of this format."""
     try:
-        with av.open(str(part)) as container:
+        with open_media(part) as container:
             stream = container.streams.video[0]
             packet = next(packet for packet in container.demux(stream) if packet.size)
             lead = round((packet.pts - packet.dts) * packet.time_base * format.rate)
@@ -181,7 +183,7 @@ def _pictures(parts, stream, format, times, lead):
     step, base, order = max(times[1] - times[0], 1), 0, 0
     for part in parts:
         count = 0
-        with av.open(str(part)) as container:
+        with open_media(part) as container:
             for packet in container.demux(container.streams.video[0]):
                 if packet.size == 0:
                     continue
@@ -189,6 +191,8 @@ def _pictures(parts, stream, format, times, lead):
                 packet.dts = times[order - lead] if order >= lead else times[0] - (lead - order) * step
                 packet.pts, packet.duration = times[number], times[number + 1] - times[number]
                 assert packet.dts <= packet.pts, f"{part}: packet {count} is decoded after it is shown"
+                if order == len(times) - 2 and 2 * (times[-1] - times[-2]) > 3 * step:
+                    packet.duration = times[-1] - packet.pts  # MP4 ends with the last frame decoded, not the last shown
                 packet.time_base, packet.stream = format.time_base, stream
                 yield packet.dts * format.time_base, packet
                 order, count = order + 1, count + 1

@@ -1,20 +1,29 @@
 """Looking at a video: its size as shown, its frames and when each is shown, its colours, what else the file holds."""
 
-import re
 from fractions import Fraction
-from itertools import pairwise
 from typing import NamedTuple
 
 import av
 import numpy as np
 
+from ldm.video.clock import ClockReader, rising
+from ldm.video.decoding import Lost, codec_name, decode, main_stream, open_container, promised_frames, reason
 from ldm.video.pixels import depth_of, display_matrix, has_transparency
-from ldm.video.source import DEFAULT_RATE, Color, Light, Source, VideoError, snap_rate
+from ldm.video.source import (
+    DAMAGED,
+    DEFAULT_RATE,
+    Color,
+    Light,
+    Shift,
+    Source,
+    VideoError,
+    check_pixels,
+    snap_rate,
+)
 
-ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC: a cover, no moving picture
 INDEXED = ("mp4", "matroska")  # containers whose packets say exactly which frames there are, and when
 BROADCAST = ("mpegts", "mpeg")
-TRANSPARENT_VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know of the alpha that WebM keeps beside
+WAY_ON = "--damaged repeat takes what is there"
 UNREADABLE_MATRICES = {
     8: "YCgCo",
     11: "Y'D'zD'x",
@@ -35,48 +44,67 @@ UNKEPT_SIDE_DATA = {
 
 
 class Track(NamedTuple):
-    """The frames of a video stream: their number, their times (None if unknown), the end, what is odd about them."""
+    """The frames of a stream of pictures: their number, their times (None if unknown), the end, what is odd about them.
 
+    `index` is that of the stream; `clock` says how its times were moved before; `repaired` whether any was mended.
+    """
+
+    index: int
     frames: int
     times: tuple[int, ...] | None
     end: int | None
-    note: str = ""
+    notes: tuple[str, ...] = ()
+    clock: tuple[Shift, ...] = ()
+    repaired: bool = False
 
 
-def probe_video(path) -> Source:
+def probe_video(path, damaged="stop") -> Source:
     """Look at a video file; walks through its packets, and decodes it where those do not tell which frames there are.
+
+    `damaged`: one of `DAMAGED`; with "repeat", frames that cannot be decoded are counted as if they could.
 
     Raises:
         VideoError: no readable video; no frames; one that is cut short or in colours that cannot be converted.
     """
+    if damaged not in DAMAGED:
+        raise VideoError(f"got damaged={damaged}, expected {' or '.join(DAMAGED)}")
     with open_container(path) as container:
-        stream = main_stream(container)
+        track = _track_of_packets(path, container, damaged)
+        stream = container.streams[track.index]
+        check_pixels(path, stream.codec_context.width, stream.codec_context.height)
         rate = snap_rate(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
         tick, aspect, origin = stream.time_base, stream.sample_aspect_ratio, _origin(container)
         codec, counts_frames = codec_name(stream), container.format.name == "avi"  # which knows no other times
         indexed = any(name in container.format.name for name in INDEXED) and codec != "vp8"  # which has hidden frames
         held = _held_beside(container, stream)
-        track = _track_of_packets(path, container, stream)
-    first = next(decode(path), None)
-    if first is None:
-        raise VideoError(f"{path}: no frame can be decoded")
+    first = _first_frame(path, track, damaged)
     alpha = has_transparency(first.format)
-    indexed = indexed and track.times is not None and first.pts == track.times[0]
+    indexed = indexed and track.times is not None and (first.pts == track.times[0] or damaged == "repeat")
     if not indexed or codec == "gif":  # whose frames are transparent only if a pixel of them is
-        track, transparent = _track_of_frames(path, codec == "gif")
+        track, transparent = _track_of_frames(path, track, codec == "gif", damaged)
         alpha = transparent if codec == "gif" else alpha
     turned = display_matrix(first)[0] == 0
     size = (first.height, first.width) if turned else (first.width, first.height)
     aspect = Fraction(1) if not aspect else 1 / aspect if turned else aspect
-    notes = [*_notes_of(first), *([track.note] if track.note and not counts_frames else [])]
+    notes = [*_notes_of(first), *track.notes] if not counts_frames or track.times else _notes_of(first)
     frames, times, end = _counted_from(origin, track, tick)
     return Source(
         "video", path, frames, *size, _plausible(rate, times, tick),
         depth=depth_of(first.format), alpha=alpha, color=_color_of(path, first), light=_light_of(first),
         sample_aspect=aspect,
         times=times, end=end, time_base=tick if times else None, origin=origin,
-        notes=tuple(notes), seekable=indexed, **held,
+        notes=tuple(notes), seekable=indexed and not track.clock and not track.repaired,
+        track=track.index, clock=track.clock, damaged=damaged, **held,
     )  # fmt: skip
+
+
+def _first_frame(path, track, damaged):
+    """The first frame that can be decoded; raises VideoError where there is none."""
+    frames = decode(path, track.index, track.clock, damaged=damaged)
+    first = next((frame for frame in frames if not isinstance(frame, Lost)), None)
+    if first is None:
+        raise VideoError(f"{path}: no frame can be decoded")
+    return first
 
 
 def _origin(container):
@@ -101,29 +129,6 @@ def _plausible(rate, times, tick):
     return rate if 0.5 < rate / mean < 2 else snap_rate(mean)
 
 
-def open_container(path):
-    """Open a file for reading; raises VideoError unless it holds video."""
-    try:
-        container = av.open(str(path))
-    except (av.FFmpegError, OSError, ValueError) as error:
-        raise VideoError(f"{path}: not a readable video, or cut short ({reason(error)})") from None
-    if not container.streams.video:
-        container.close()
-        raise VideoError(f"{path}: holds no video stream")
-    return container
-
-
-def reason(error):
-    """What FFmpeg or the system says of an error, in a few words."""
-    return getattr(error, "strerror", None) or "unknown format"
-
-
-def main_stream(container):
-    """The first video stream that is no cover picture."""
-    streams = container.streams.video
-    return next((stream for stream in streams if not stream.disposition & ATTACHED_PICTURE), streams[0])
-
-
 def _held_beside(container, main):
     """The streams of a file beside its main one, as fields of a Source."""
     audio = tuple(codec_name(stream) for stream in container.streams.audio)
@@ -138,45 +143,70 @@ def is_chapter_track(stream, container) -> bool:
     return stream.type == "data" and codec_name(stream) in ("bin_data", "text") and bool(container.chapters())
 
 
-def codec_name(stream):
-    """The name of a stream's codec; of an attachment, its file name."""
-    context = stream.codec_context
-    return context.codec.canonical_name if context is not None else getattr(stream, "name", None) or "of unknown kind"
-
-
 # ------------------------------------------------------------------------------------------------------- counting
 
 
-def _track_of_packets(path, container, stream):
-    """The frames that the packets of a stream promise."""
-    times, end, promised = [], None, _promised(container)
+def _track_of_packets(path, container, damaged):
+    """The main stream, and the frames that its packets promise."""
+    videos = {stream.index: [] for stream in container.streams.video}
+    clock, discarded = ClockReader(container), dict.fromkeys(videos, 0)
     try:
-        for packet in container.demux(stream):
+        for packet in container.demux():
             if packet.size == 0:
                 continue
-            if packet.is_discard:
-                promised -= 1
-                continue
-            times.append(packet.pts)
-            if packet.pts is not None and (end is None or packet.pts + (packet.duration or 0) > end):
-                end = packet.pts + (packet.duration or 0)
+            clock.take(packet)
+            if packet.stream_index in videos:
+                discarded[packet.stream_index] += packet.is_discard
+                held = videos[packet.stream_index]
+                held.append(None if packet.is_discard else (packet.pts, packet.duration or 0))
     except (av.FFmpegError, OSError) as error:
-        raise VideoError(f"{path}: damaged after {len(times)} frames ({reason(error)})") from None
-    if not times:
+        if damaged == "stop":
+            count = max(map(len, videos.values()))
+            raise VideoError(f"{path}: damaged after {count} frames ({reason(error)}); {WAY_ON}") from None
+    stream = main_stream(container, {index: len(held) for index, held in videos.items()})
+    packets, promised = videos[stream.index], promised_frames(container, stream) - discarded[stream.index]
+    stamps, notes = _moved(packets, stream.index, clock.shifts()), []
+    if not stamps:
         raise VideoError(f"{path}: the video holds no frames")
-    if len(times) < promised:
-        raise VideoError(f"{path}: cut short, {len(times)} of {promised} frames are there")
-    return _track(times, end, sort=True)
+    if None not in (times := [time for time, _ in stamps]):
+        times = sorted(times)
+    end = max((time + duration for time, duration in stamps if time is not None), default=None)
+    if len(stamps) < promised and not _reaches_end(stream, end):
+        if damaged == "stop":
+            raise VideoError(f"{path}: cut short, {len(stamps)} of {promised} frames are there; {WAY_ON}")
+        notes.append(f"the file is cut short: {len(stamps)} of {promised} frames are there, and taken")
+    return _track(Track(stream.index, len(stamps), times, end, tuple(notes), clock.shifts()))
 
 
-def _track_of_frames(path, alpha):
+def _reaches_end(stream, end):
+    """Whether the frames reach the end that the stream states; an edit list may leave out frames that are counted."""
+    return None not in (end, stream.duration) and end >= (stream.start_time or 0) + stream.duration
+
+
+def _moved(packets, index, clock):
+    """(time, duration) of the packets that are shown, on the clock as it is mended."""
+    shifts = [shift for shift in clock if shift.stream == index]
+    moved = []
+    for number, packet in enumerate(packets):
+        if packet is None:
+            continue
+        ticks = next((shift.ticks for shift in reversed(shifts) if shift.packet <= number), 0)
+        moved.append((None if packet[0] is None else packet[0] + ticks, packet[1]))
+    return moved
+
+
+def _track_of_frames(path, track, alpha, damaged):
     """The frames that decoding yields, and whether a pixel is transparent (looked at only if `alpha`)."""
-    times, end, transparent = [], None, False
-    for frame in decode(path):
+    times, end, transparent, lost = [], None, False, 0
+    for frame in decode(path, track.index, track.clock, damaged=damaged):
         times.append(frame.pts)
+        if isinstance(frame, Lost):
+            lost += 1
+            continue
         end = None if frame.pts is None else frame.pts + (frame.duration or 0)
         transparent = transparent or (alpha and _is_see_through(frame))
-    return _track(times, end), transparent
+    notes = (f"{lost} damaged frames are replaced by the frame before each",) if lost else ()
+    return _track(track._replace(frames=len(times), times=times, end=end, notes=notes)), transparent
 
 
 def _is_see_through(frame):
@@ -184,74 +214,23 @@ def _is_see_through(frame):
     return frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255
 
 
-def _track(times, end, *, sort=False):
-    count = len(times)
-    if None in times:
-        return Track(count, None, None)
-    times = sorted(times) if sort else times
-    if any(later <= earlier for earlier, later in pairwise(times)):
-        return Track(count, None, None, "the time stamps do not rise; the frames are spaced evenly instead")
-    usual = (times[-1] - times[0]) // (count - 1) if count > 1 else 1
-    return Track(count, tuple(times), end if end > times[-1] else times[-1] + max(usual, 1))
-
-
-def _promised(container):
-    """How many frames the container says it holds; 0 where that is no exact promise (only the MP4 family lists all)."""
-    return main_stream(container).frames if "mp4" in container.format.name else 0
-
-
-def _promised_end(stream):
-    """Seconds at which a Matroska file says its stream ends (its tag DURATION, "00:00:02.500"), else 0."""
-    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
-    return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else 0.0
-
-
-# ------------------------------------------------------------------------------------------------------- decoding
-
-
-def decode(path, seek=None):
-    """Frames of a video in presentation order, then a check that none is missing.
-
-    `seek`: begin at the last key frame that is not after this time (in units of the stream).
-    """
-    decoded, time = 0, 0.0
-    with open_container(path) as container:
-        stream = main_stream(container)
-        frames_of = _decoder(stream)
-        promised, end = _promised(container), _promised_end(stream)
-        if seek is not None:
-            container.seek(seek, stream=stream, backward=True)
-            promised, end = 0, 0.0
-        try:
-            for packet in container.demux(stream):
-                promised -= packet.size > 0 and packet.is_discard
-                for frame in frames_of(packet):
-                    if frame.is_corrupt:
-                        raise VideoError(f"{path}: frame {decoded}{_of(promised)} is damaged")
-                    decoded, time = decoded + 1, (frame.pts or 0) * stream.time_base
-                    yield frame
-        except (av.FFmpegError, OSError) as error:
-            raise VideoError(f"{path}: damaged, {decoded}{_of(promised)} frames decoded ({reason(error)})") from None
-        if decoded < promised:
-            raise VideoError(f"{path}: damaged, {decoded}{_of(promised)} frames decoded")
-        rate = stream.average_rate or DEFAULT_RATE
-        if time + 3 / rate < end:
-            raise VideoError(f"{path}: cut short, {decoded} of about {round(end * rate)} frames decoded")
-    if decoded == 0:
-        raise VideoError(f"{path}: the video holds no frames")
-
-
-def _decoder(stream):
-    """A function from packets to frames; for WebM's transparency, that of a library that knows of it."""
-    alpha = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
-    if alpha and codec_name(stream) in TRANSPARENT_VPX:
-        return av.CodecContext.create(TRANSPARENT_VPX[codec_name(stream)], "r").decode
-    stream.thread_type = "AUTO"
-    return stream.decode
-
-
-def _of(promised):
-    return f" of {promised}" if promised > 0 else ""
+def _track(track):
+    """A track whose `times` are as they were found, with times that rise strictly, or None."""
+    notes = track.notes
+    if track.clock:
+        count = len({shift.packet for shift in track.clock if shift.stream == track.index})
+        notes += (f"its clock starts again {count} times; what follows is shown after what came before",)
+    if all(time is None for time in track.times):
+        return track._replace(times=None, end=None, notes=notes)
+    times, moved = rising(track.times)
+    if times is None:
+        notes += ("the time stamps do not rise; the frames are spaced evenly instead",)
+        return track._replace(times=None, end=None, notes=notes)
+    if moved:
+        notes += (f"{moved} of {len(times)} time stamps do not rise; they are moved between their neighbours",)
+    usual = max((times[-1] - times[0]) // max(len(times) - 1, 1), 1)
+    end = track.end if track.end is not None and track.end > times[-1] else times[-1] + usual
+    return track._replace(times=times, end=end, notes=notes, repaired=moved > 0)
 
 
 # ------------------------------------------------------------------------------------------------ colours, notes

@@ -1,5 +1,6 @@
 """Reading: look at a path, list what it holds, stream its frames."""
 
+import logging
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -8,9 +9,12 @@ import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
 
-from ldm.video.images import common_form, mixed_sizes, read_image
+from ldm.video.animation import animation_frames, probe_animation
+from ldm.video.decoding import Lost, decode
+from ldm.video.folders import gaps, log_passed, look_into, some
+from ldm.video.images import common_form, frame_count, is_image, mixed_sizes, read_image
 from ldm.video.pixels import frame_pixels, frame_tensor, to_bytes
-from ldm.video.probing import decode, probe_video
+from ldm.video.probing import probe_video
 from ldm.video.source import (
     DEFAULT_RATE,
     IMAGE_SUFFIXES,
@@ -22,9 +26,14 @@ from ldm.video.source import (
     natural_order,
 )
 
+LOG = logging.getLogger(__name__)
 
-def probe(path) -> Source:
-    """Look at a video file, an image or a folder of images; raises VideoError for anything else."""
+
+def probe(path, *, damaged="stop") -> Source:
+    """Look at a video file, an image or a folder of images; raises VideoError for anything else.
+
+    `damaged`: what becomes of a video's frames that cannot be decoded, one of `DAMAGED`.
+    """
     path = Path(path)
     if path.is_dir():
         names = files_in(path, IMAGE_SUFFIXES)
@@ -35,14 +44,18 @@ def probe(path) -> Source:
         raise VideoError(f"{path}: no such file or folder")
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the file is empty")
-    if path.suffix.lower() in IMAGE_SUFFIXES:
+    if is_image(path):
+        if frame_count(path) > 1:
+            return probe_animation(path)
         read_image(path)  # whole, which its first bytes do not tell
         return _source_of_images("image", path, (path.name,))
-    return probe_video(path)
+    return probe_video(path, damaged)
 
 
 def _source_of_images(kind, path, names):
     form, notes = common_form(path if kind == "folder" else path.parent, names)
+    if kind == "folder" and (missing := gaps(names)):
+        notes += (f"numbers are missing between the images' names: {some(missing)}",)
     return Source(
         kind, path, len(names), form.width, form.height, DEFAULT_RATE, names,
         depth=form.depth, alpha=form.alpha, notes=notes,
@@ -57,22 +70,41 @@ def sequences(path) -> list[Source]:
 def clips_in(path) -> list[Path]:
     """The paths of `sequences`, not yet looked at; raises VideoError for a folder without any."""
     path = Path(path)
-    if not path.is_dir() or files_in(path, IMAGE_SUFFIXES):
+    if not path.is_dir():
         return [path]
-    found = [path / name for name in files_in(path, VIDEO_SUFFIXES)]
-    folders = (child for child in path.iterdir() if child.is_dir() and is_visible(child))
-    found += [child for child in folders if files_in(child, IMAGE_SUFFIXES)]
+    content = look_into(path)
+    if content.pictures:
+        log_passed(path, content)
+        return [path]
+    found, passed, seen = [path / name for name in content.films], list(content.passed), {path.resolve()}
+    folders = sorted((path / name for name in content.folders), key=lambda child: child.is_symlink())
+    for child in folders:
+        if child.resolve() in seen or not files_in(child, IMAGE_SUFFIXES):
+            passed.append(child.name)
+        else:
+            found.append(child)
+        seen.add(child.resolve())
     if not found:
-        raise VideoError(f"{path}: no images, videos or folders of images in this folder")
+        raise VideoError(f"{path}: no images, videos or folders of images in this folder{_deeper(path, content)}")
+    log_passed(path, content._replace(passed=tuple(passed)))
     return sorted(found, key=lambda child: natural_order(child.name))
 
 
-def read(source, start=0, stop=None, *, as_rgb8=False) -> Iterator[np.ndarray]:
+def _deeper(path, content):
+    """A hint for a folder whose clips lie further below."""
+    for name in content.folders:
+        below = [child for child in (path / name).iterdir() if is_visible(child)]
+        if any(child.suffix.lower() in VIDEO_SUFFIXES or child.is_dir() for child in below):
+            return f"; perhaps {path / name} is meant"
+    return ""
+
+
+def read(source, start=0, stop=None, *, as_rgb8=False, threads=None) -> Iterator[np.ndarray]:
     """Stream frames `start` to `stop` (exclusive; None: all) in presentation order, upright.
 
     `source` is a Source or a path. Frames are (h, w, 3) RGB, or (h, w, 4) with straight alpha where the source has it;
     uint8, or uint16 of full scale (65535 is one) where its depth is more than 8. With `as_rgb8` they are always
-    (h, w, 3) uint8. A video read to its end is checked for completeness.
+    (h, w, 3) uint8. A video read to its end is checked for completeness. `threads`: of a video's decoder.
 
     Raises:
         VideoError: as `probe`; a damaged frame; a file that ends early; images of different sizes.
@@ -80,8 +112,13 @@ def read(source, start=0, stop=None, *, as_rgb8=False) -> Iterator[np.ndarray]:
     if start < 0 or (stop is not None and stop < start):
         raise VideoError(f"got frames {start} to {stop}, expected 0 <= start <= stop")
     source = source if isinstance(source, Source) else probe(source)
-    frames = _read_video if source.kind == "video" else _read_images
-    return _as_rgb8(frames(source, start, stop)) if as_rgb8 else frames(source, start, stop)
+    if source.kind == "video":
+        frames = _read_video(source, start, stop, threads)
+    elif source.kind == "animation":
+        frames = animation_frames(source, start, stop)
+    else:
+        frames = _read_images(source, start, stop)
+    return _as_rgb8(frames) if as_rgb8 else frames
 
 
 def _as_rgb8(frames):
@@ -89,9 +126,9 @@ def _as_rgb8(frames):
         yield np.ascontiguousarray((frame if frame.dtype == np.uint8 else to_bytes(frame))[..., :3])
 
 
-def _read_video(source, start, stop):
+def _read_video(source, start, stop, threads):
     reformatter, size = VideoReformatter(), None
-    for number, frame in enumerate(_frames_between(source, start, stop), start):
+    for number, frame in enumerate(_frames_between(source, start, stop, threads), start):
         size = size or (frame.width, frame.height)
         if size != (frame.width, frame.height):
             now, before = f"{frame.width}x{frame.height}", "{}x{}".format(*size)
@@ -99,14 +136,16 @@ def _read_video(source, start, stop):
         yield frame_pixels(frame, source.alpha, source.color, reformatter)
 
 
-def _frames_between(source, start, stop):
+def _frames_between(source, start, stop, threads):
     """Decoded frames `start` to `stop`: from the key frame before them where the file tells which that is."""
     if start >= source.frames or start == stop:
         return
-    number = start
-    for frame in (
-        _from_key_frame(source, start) if start and source.seekable else islice(decode(source.path), start, None)
-    ):
+    if source.damaged == "repeat":
+        yield from islice(_repaired(source, start), (source.frames if stop is None else stop) - start)
+        return
+    number, options = start, {"threads": threads, "promised": source.frames}
+    whole = islice(decode(source.path, source.track, source.clock, **options), start, None)
+    for frame in _from_key_frame(source, start, options) if start and source.seekable else whole:
         if number == source.frames:
             raise VideoError(f"{source.path}: holds more frames than the {number} it promised")
         yield frame
@@ -114,20 +153,55 @@ def _frames_between(source, start, stop):
         if number == stop:
             return
     if number < source.frames:
-        raise VideoError(f"{source.path}: damaged, {number} of {source.frames} frames decoded")
+        ways = f"--damaged repeat shows the last of them for the rest, --max_frames {number} ends there"
+        raise VideoError(f"{source.path}: damaged, {number} of {source.frames} frames decoded; {ways}")
 
 
-def _from_key_frame(source, start):
+def _from_key_frame(source, start, options):
     """Frames from `start` on, told by their times; decoded from the beginning if seeking comes out behind it."""
     wanted, found = source.times[start], False
-    for frame in decode(source.path, seek=wanted):
+    for frame in decode(source.path, source.track, seek=wanted, **options):
         found = found or frame.pts == wanted
         if not found and frame.pts > wanted:
             break
         if found:
             yield frame
     if not found:
-        yield from islice(decode(source.path), start, None)
+        yield from islice(decode(source.path, source.track, **options), start, None)
+
+
+def _repaired(source, start):
+    """Frames from `start` to the end; in the place of one that cannot be decoded, the one before it once more."""
+    if not source.seekable:
+        yield from islice(_repeated(source), start, None)
+        return
+    seek = source.times[start] if start else None
+    frames = (f for f in decode(source.path, source.track, seek=seek, damaged="repeat") if not isinstance(f, Lost))
+    shown = next(frames, None)
+    if shown is None or (start and shown.pts > source.times[start]):
+        frames = (f for f in decode(source.path, source.track, damaged="repeat") if not isinstance(f, Lost))
+        shown = next(frames)
+    coming, repeats = next(frames, None), 0
+    for time in source.times[start:]:
+        while coming is not None and coming.pts <= time:
+            shown, coming = coming, next(frames, None)
+        repeats += shown.pts != time
+        yield shown
+    if repeats:
+        LOG.warning("%s: %d damaged frames are replaced by the frame before each", source.path, repeats)
+
+
+def _repeated(source):
+    """All frames of a file whose frames are counted by decoding; those lost at its beginning are the first that is."""
+    shown, waiting = None, 0
+    for frame in decode(source.path, source.track, source.clock, damaged="repeat"):
+        if isinstance(frame, Lost) and shown is None:
+            waiting += 1
+            continue
+        shown = shown if isinstance(frame, Lost) else frame
+        for _ in range(waiting + 1):
+            yield shown
+        waiting = 0
 
 
 def _read_images(source, start, stop):

@@ -9,6 +9,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from ldm.video.formats import Format
+from ldm.video.opening import open_output
 from ldm.video.pixels import encoder_frame, to_samples, with_channels
 from ldm.video.source import VideoError
 
@@ -71,7 +72,7 @@ class Film:
 
     def open(self, path):
         path.touch()  # FFmpeg would only complain at the first frame
-        self.file = av.open(str(path), "w", format=self.container, container_options=CONTAINER_OPTIONS)
+        self.file = open_output(path, self.container, CONTAINER_OPTIONS)
         self.stream = add_video(self.file, self.format)
         try:
             self.file.start_encoding()

@@ -6,10 +6,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
-IMAGE_SUFFIXES = frozenset((".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm"))
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .mkv .mov .webm .avi .m4v .mpg .mpeg .ts .mts .m2ts .wmv .flv .y4m .gif .h264 .264 .h265 .265".split()
+IMAGE_SUFFIXES = frozenset(
+    ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm".split()
 )
+VIDEO_SUFFIXES = frozenset(
+    ".mp4 .mkv .mov .webm .avi .m4v .mpg .mpeg .ts .mts .m2ts .wmv .flv .y4m .gif .h264 .264 .h265 .265 .3gp .3g2 .asf "
+    ".avc .av1 .divx .dv .f4v .hevc .ivf .m1v .m2t .m2v .mjpeg .mjpg .mk3d .mod .mp4v .mpe .mpv .mxf .nut .obu .ogg "
+    ".ogm .ogv .qt .rm .rmvb .tod .tp .trp .vob .wtv".split()
+)
+DAMAGED = ("stop", "repeat")  # what becomes of frames that cannot be decoded: an error, or the frame before again
+MOST_PIXELS = 2**28  # of a frame; more than any camera's, and what a decoder can still hold
+LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "lost+found")
 DEFAULT_RATE = Fraction(25)  # frames per second of images, which carry none
 
 
@@ -29,6 +36,14 @@ class Color(NamedTuple):
     transfer: int = 2
 
 
+class Shift(NamedTuple):
+    """By how much the clock of a stream is moved from one of its packets on: `ticks` of its time base are added."""
+
+    stream: int
+    packet: int
+    ticks: int
+
+
 class Light(NamedTuple):
     """HDR10's static metadata; empty where there is none.
 
@@ -43,7 +58,9 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What can be read at `path`: kind "video", "folder" or "image"; sizes as shown (rotation applied).
+    """What can be read at `path`: kind "video", "animation", "folder" or "image"; sizes as shown (rotation applied).
+
+    An animation is an image file of several frames (GIF, WebP, PNG, TIFF with pages).
 
     `frames` is the number of frames the source holds, `names` the file names in order (empty for a video). `rate` is in
     frames per second, of a variable rate the mean; images get `DEFAULT_RATE`.
@@ -54,7 +71,8 @@ class Source:
     They count from `origin`, in seconds of the file's own clock: 0, but for broadcasts, whose clocks start anywhere.
 
     `audio` and `subtitles` name the codec of each such stream, `others` whatever else the file holds, and `notes` says
-    in a line each what reading it loses already.
+    in a line each what reading it loses already. `track` is the index of the stream of pictures, `clock` says where its
+    clock and those of the others start again, and `damaged` is one of `DAMAGED`.
     """
 
     kind: str
@@ -78,6 +96,9 @@ class Source:
     others: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     seekable: bool = False
+    track: int = 0
+    clock: tuple[Shift, ...] = ()
+    damaged: str = "stop"
 
     def seconds(self, number) -> Fraction:
         """When frame `number` is shown; for the number of frames, when the last one ends."""
@@ -99,6 +120,12 @@ def snap_rate(rate) -> Fraction:
     return next((exact for exact in near if exact and abs(rate - exact) <= exact / 10_000), rate)
 
 
+def check_pixels(path, width, height):
+    """Raise VideoError for a frame of more than `MOST_PIXELS`, before anything is decoded."""
+    if width * height > MOST_PIXELS:
+        raise VideoError(f"{path}: got {width}x{height}, expected at most {MOST_PIXELS} pixels; make it smaller first")
+
+
 def files_in(folder, suffixes):
     """Names of the visible files of a folder that have one of the suffixes, in natural order (2 before 10)."""
     names = (p.name for p in folder.iterdir() if p.suffix.lower() in suffixes and is_visible(p) and p.is_file())
@@ -106,8 +133,8 @@ def files_in(folder, suffixes):
 
 
 def is_visible(path):
-    """Whether a person put this entry there: not a dot file, nor what macOS and Windows leave in folders."""
-    return not path.name.startswith((".", "__MACOSX")) and path.name.casefold() not in ("thumbs.db", "desktop.ini")
+    """Whether a person put this entry there: not a dot file, nor what systems and network disks leave in folders."""
+    return not path.name.startswith((".", "__MACOSX", "@", "#", "$")) and path.name.casefold() not in LEFT_BY_SYSTEMS
 
 
 def natural_order(name):

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from basicsr_deg.clips import RenderedScenes, folder_clips
-from basicsr_deg.reading import FilmSequence
 from basicsr_deg.reds import reds_clips
+from ldm.video import reading
 
 HEIGHT, WIDTH = 24, 32
 
@@ -86,13 +86,12 @@ def test_a_film_gives_the_frames_that_went_in(tmp_path, suffix):
 
 def test_a_film_is_decoded_from_a_key_frame(tmp_path, monkeypatch):
     write_film(tmp_path / "film.mkv", 0, 30)
-    seeks, decode = [], FilmSequence._decode
-    monkeypatch.setattr(
-        FilmSequence, "_decode", lambda self, wanted, *, seek: seeks.append(seek) or decode(self, wanted, seek=seek)
-    )
+    seeks, decode = [], reading.decode
+    monkeypatch.setattr(reading, "decode", lambda *args, **kwargs: seeks.append(kwargs) or decode(*args, **kwargs))
     for seed in range(10):
         shown(folder_clips(str(tmp_path)).clip(0, generator(seed), 3))
-    assert len(seeks) == 10 and None not in seeks
+    assert all(made["threads"] == 1 for made in seeks)
+    assert sum(made.get("seek") is not None for made in seeks) >= 8, "but for clips that begin with frame 0"
 
 
 def test_layouts_are_recognised_and_logged(tmp_path, caplog):
@@ -155,7 +154,7 @@ def test_broken_files_are_named(tmp_path):
     whole = (tmp_path / "a/00000001.png").read_bytes()
     for data in (b"", b"no picture", whole[:-20]):
         (tmp_path / "a/00000001.png").write_bytes(data)
-        with pytest.raises(ValueError, match="00000001.png: not a readable picture"):
+        with pytest.raises(ValueError, match="00000001.png: not a readable image"):
             folder_clips(str(tmp_path)).clip(0, generator(), 3)
     (tmp_path / "film.mp4").write_bytes(b"no film")
     with pytest.raises(ValueError, match="film.mp4: not a readable video"):
@@ -270,8 +269,7 @@ def test_a_wrong_folder_of_photographs_shows_before_the_first_clip(tmp_path):
         source = RenderedScenes(length=1, size=32, pictures=str(folder))
         with pytest.raises(ValueError) as caught:
             source.long_enough(1)
-        kinds = "(.bmp, .jpeg, .jpg, .png, .tif, .tiff, .webp)"
-        assert str(caught.value) == f"got {folder} for photographs, {what}; expected a folder of pictures {kinds}"
+        assert str(caught.value).startswith(f"got {folder} for photographs, {what}; expected a folder of pictures (.")
     (tmp_path / "broken.png").write_text("no picture")
-    with pytest.raises(ValueError, match="broken.png: not a readable picture"):
+    with pytest.raises(ValueError, match="broken.png: not a readable image"):
         RenderedScenes(length=1, size=32, pictures=str(tmp_path)).long_enough(1)

@@ -1,0 +1,168 @@
+"""Clocks of files: where they start again, and time stamps that do not rise; each is mended by the smallest repair.
+
+Recordings put together (`cat a.ts b.ts`) begin again at 0 in the middle: everything from there on is moved by one
+offset. A time stamp that is doubled, or stands out of order, is moved between its neighbours; the others stay.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import NamedTuple
+
+import av
+
+from ldm.video.source import Shift
+
+# Seconds by which a clock of these containers may leap forward; by more, it is another recording's (as in FFmpeg)
+LEAP, LEAPING = 10, ("mpegts", "mpeg")
+STEADY = ("mp4", "avi")  # containers whose decoding times cannot go back: they are stored as durations, or counted
+
+
+class Stamp(NamedTuple):
+    """One packet's place on the clock of its stream, in ticks; `number` counts the packets of that stream."""
+
+    number: int
+    time: int | None
+    end: int
+
+
+class Restart(NamedTuple):
+    """A packet from which on the clock of a stream is another one; times in seconds, `order` in the whole file."""
+
+    order: int
+    stream: int
+    packet: int
+    before: Fraction
+    begins: Fraction
+
+
+class ClockReader:
+    """Takes the packets of a file in its order, and finds where its clocks start again."""
+
+    def __init__(self, container):
+        names = container.format.name.split(",")
+        self.leaps = any(name in LEAPING for name in names)
+        self.steady = any(name in STEADY for name in names)
+        self.stamps = defaultdict(list)  # by stream
+        self.orders = defaultdict(list)
+        self.units = {stream.index: stream.time_base for stream in container.streams if stream.time_base}
+        self.sparse = {stream.index for stream in container.streams if stream.type not in ("video", "audio")}
+        self.count = 0
+
+    def take(self, packet: av.Packet):
+        """The next packet of the file."""
+        stamps = self.stamps[packet.stream_index]
+        time = packet.dts  # not that of presentation, which goes back and forth
+        end = None if time is None else max(time, time if packet.pts is None else packet.pts) + (packet.duration or 0)
+        stamps.append(Stamp(len(stamps), time, end))
+        self.orders[packet.stream_index].append(self.count)
+        self.count += 1
+
+    def shifts(self) -> tuple[Shift, ...]:
+        """How the clocks are to be moved; empty for nearly all files."""
+        if self.steady:
+            return ()
+        found = [one for index in self.stamps if index not in self.sparse for one in self._restarts(index)]
+        return tuple(self._joined(sorted(found)))
+
+    def _restarts(self, index):
+        """The restarts of one stream."""
+        unit, orders = self.units[index], self.orders[index]
+        stamps = [stamp for stamp in self.stamps[index] if stamp.time is not None]
+        leap, last, end = LEAP / unit, None, None
+        for place, stamp in enumerate(stamps):
+            after = stamps[place + 1].time if place + 1 < len(stamps) else None
+            if last is not None and self._is_restart(last, stamp.time, after, leap):
+                yield Restart(orders[stamp.number], index, stamp.number, end * unit, stamp.time * unit)
+                end = stamp.end
+            elif last is not None and stamp.time < last:
+                continue  # a single stamp out of order
+            elif last is not None and after is not None and last <= after < stamp.time:
+                continue  # a single one that is too late
+            last, end = stamp.time, stamp.end if end is None else max(end, stamp.end)
+
+    def _is_restart(self, last, now, after, leap):
+        """Whether a clock goes back for good, or leaps far ahead for good."""
+        if now < last:
+            return after is None or after < last
+        return self.leaps and now - last > leap and (after is None or after >= now)
+
+    def _joined(self, restarts):
+        """Shifts of all streams for the restarts of some: those of different streams that follow each other are one."""
+        groups = []
+        for restart in restarts:
+            if not groups or restart.stream in {one.stream for one in groups[-1]}:
+                groups.append([])
+            groups[-1].append(restart)
+        offsets = defaultdict(Fraction)
+        for group in groups:
+            leaps = all(one.begins > one.before for one in group)
+            if leaps and {one.stream for one in group} != self.units.keys() - self.sparse:
+                continue  # a pause in one stream
+            base = max(one.before + offsets[one.stream] for one in group)
+            offset = base - min(one.begins for one in group)
+            first = min(one.order for one in group)
+            for one in group:
+                offsets[one.stream] = offset
+                yield Shift(one.stream, one.packet, round(offset / self.units[one.stream]))
+            for index in self.sparse & self.units.keys():
+                yield Shift(index, bisect_left(self.orders[index], first), round(offset / self.units[index]))
+
+
+def demuxed(container, clock: Sequence[Shift], *streams) -> Iterator[av.Packet]:
+    """The packets of some streams, from the start of the file, their times moved as `clock` says."""
+    if not clock:
+        yield from container.demux(*streams)
+        return
+    counts = defaultdict(int)
+    for packet in container.demux(*streams):
+        if packet.size:
+            index, number = packet.stream_index, counts[packet.stream_index]
+            counts[index] += 1
+            ticks = next((s.ticks for s in reversed(clock) if s.stream == index and s.packet <= number), 0)
+            packet.pts = None if packet.pts is None else packet.pts + ticks
+            packet.dts = None if packet.dts is None else packet.dts + ticks
+        yield packet
+
+
+def rising(times: Sequence[int | None]) -> tuple[tuple[int, ...] | None, int]:
+    """(times that rise strictly, how many had to be moved): as few as possible, to places between their neighbours.
+
+    None instead of times where more than half would have to be moved, or there is no room between two that stay.
+    """
+    kept = _longest_rise(times)
+    moved = len(times) - len(kept)
+    if not moved:
+        return tuple(times), 0
+    if 2 * moved > len(times):
+        return None, moved
+    usual = max((times[kept[-1]] - times[kept[0]]) // max(kept[-1] - kept[0], 1), 1)
+    made = list(times)
+    for left, right in zip([None, *kept], [*kept, None], strict=True):
+        first, stop = 0 if left is None else left + 1, len(times) if right is None else right
+        low = times[right] - usual * (stop - first + 1) if left is None else times[left]
+        high = low + usual * (stop - first + 1) if right is None else times[right]
+        if high - low <= stop - first:
+            return None, moved
+        for place in range(first, stop):
+            made[place] = low + (high - low) * (place - first + 1) // (stop - first + 1)
+    return tuple(made), moved
+
+
+def _longest_rise(times):
+    """Places of a longest strictly rising subsequence of the times that are known."""
+    tails, places, before = [], [], {}
+    for place, time in enumerate(times):
+        if time is None:
+            continue
+        at = bisect_left(tails, time)
+        if at < len(tails) and tails[at] == time:
+            continue  # of two equal ones the first stays
+        before[place] = places[at - 1] if at else None
+        tails[at : at + 1], places[at : at + 1] = [time], [place]
+    found, place = [], places[-1] if places else None
+    while place is not None:
+        found.append(place)
+        place = before[place]
+    return found[::-1]

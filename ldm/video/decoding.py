@@ -1,0 +1,168 @@
+"""From the packets of a video to its frames, in presentation order; what is missing or damaged is noticed."""
+
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import av
+
+from ldm.video.clock import demuxed
+from ldm.video.opening import open_media
+from ldm.video.source import DEFAULT_RATE, Shift, VideoError
+
+ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC: a cover, no moving picture
+DEFAULT = 1  # AV_DISPOSITION_DEFAULT
+TRANSPARENT_VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know of the alpha that WebM keeps beside
+LOG = logging.getLogger(__name__)
+
+
+class Lost(NamedTuple):
+    """A frame that cannot be decoded, in the place of it; its time where that is known."""
+
+    pts: int | None
+
+
+def open_container(path):
+    """Open a file for reading; raises VideoError unless it holds video."""
+    try:
+        container = open_media(path)
+    except (av.FFmpegError, OSError, ValueError) as error:
+        raise VideoError(f"{path}: not a readable video, or cut short ({reason(error)})") from None
+    if not container.streams.video:
+        container.close()
+        raise VideoError(f"{path}: holds no video stream")
+    return container
+
+
+def reason(error):
+    """What FFmpeg or the system says of an error, in a few words."""
+    return getattr(error, "strerror", None) or "unknown format"
+
+
+def codec_name(stream):
+    """The name of a stream's codec; of an attachment, its file name."""
+    context = stream.codec_context
+    return context.codec.canonical_name if context is not None else getattr(stream, "name", None) or "of unknown kind"
+
+
+def main_stream(container, counts=None):
+    """The stream of the film: no cover picture, no thumbnail; of several, the one marked as default, else the first.
+
+    `counts`: packets by stream index, where they have been counted; otherwise the header's numbers are used.
+    """
+    streams = [stream for stream in container.streams.video if not stream.disposition & ATTACHED_PICTURE]
+    if len(streams) < 2:
+        return (streams or container.streams.video)[0]
+    frames = {stream.index: stream.frames if counts is None else counts.get(stream.index, 0) for stream in streams}
+    most = max(frames.values())
+    films = [s for s in streams if frames[s.index] > most / 10 or (counts is None and not frames[s.index])] or streams
+    return next((stream for stream in films if stream.disposition & DEFAULT), films[0])
+
+
+def promised_frames(container, stream):
+    """How many frames the container says it holds; 0 where that is no exact promise (only the MP4 family lists all)."""
+    return stream.frames if "mp4" in container.format.name else 0
+
+
+def _promised_end(stream):
+    """Seconds at which a Matroska file says its stream ends (its tag DURATION, "00:00:02.500"), else 0."""
+    match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
+    return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else 0.0
+
+
+def decode(
+    path, track: int, clock: Sequence[Shift] = (), *, seek=None, damaged="stop", threads=None, promised=0
+) -> Iterator[av.VideoFrame | Lost]:
+    """Frames of a video in presentation order, then a check that none is missing.
+
+    Args:
+        track: index of the stream.
+        clock: how its times are moved.
+        seek: begin at the last key frame that is not after this time (in units of the stream).
+        damaged: "stop" raises VideoError at a frame that is damaged, "repeat" gives a `Lost` in its place.
+        threads: of the decoder (default: as many as it likes).
+        promised: how many frames there are from the start, for messages; 0: not known.
+    """
+    count = 0
+    with open_container(path) as container:
+        stream = container.streams[track]
+        counter = _Progress(path, promised if seek is None else 0, _promised_end(stream), stream)
+        decoder = _decoder(stream, 1 if damaged == "repeat" else threads)
+        if seek is not None:
+            container.seek(seek, stream=stream, backward=True)
+            counter.end = 0.0
+        for frame in _decoded(container, stream, decoder, clock, counter):
+            count += 1
+            if isinstance(frame, Lost) and damaged == "stop":
+                raise counter.damaged(f"{counter.next_frame(seek)} is damaged")
+            counter.shown(frame)
+            yield frame
+        if damaged == "stop":
+            counter.check_end()
+    if count == 0:
+        raise VideoError(f"{path}: the video holds no frames")
+
+
+class _Progress:
+    """How far the decoding of a file has come, against what the file promises."""
+
+    def __init__(self, path, promised, end, stream):
+        self.path, self.promised, self.end = path, promised, end
+        self.unit, self.rate = stream.time_base, stream.average_rate or DEFAULT_RATE
+        self.decoded, self.time, self.reached = 0, 0.0, 0.0
+
+    def of(self):
+        return f" of {self.promised}" if self.promised > 0 else ""
+
+    def next_frame(self, seek):
+        """Words for the frame that is due; after a seek its number is not known."""
+        return f"frame {self.decoded}{self.of()}" if seek is None else f"the frame at {self.time:.2f} s"
+
+    def shown(self, frame):
+        self.decoded += 1
+        self.time = max(self.time, float((frame.pts or 0) * self.unit))
+        duration = max(3 / self.rate, (getattr(frame, "duration", None) or 0) * self.unit)
+        self.reached = max(self.reached, self.time + float(duration))
+
+    def damaged(self, what):
+        ways = "--damaged repeat shows the frame before in its place"
+        ways += f", --max_frames {self.decoded} ends there" if self.decoded and self.promised > 0 else ""
+        return VideoError(f"{self.path}: {what}; {ways}")
+
+    def check_end(self):
+        if self.reached < self.end:
+            about = round(self.end * self.rate)
+            raise self.damaged(f"cut short, {self.decoded} of about {about} frames decoded")
+
+
+def _decoded(container, stream, decoder, clock, counter):
+    """Frames and, in the place of those that cannot be decoded, `Lost`; also where the file itself breaks off."""
+    packets = demuxed(container, clock, stream)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except (av.FFmpegError, OSError) as error:
+            LOG.debug("%s: breaks off (%s)", counter.path, reason(error))
+            yield Lost(None)
+            return
+        try:
+            frames = decoder(packet)
+        except (av.FFmpegError, OSError):
+            yield Lost(packet.pts)
+            continue
+        for frame in frames:
+            yield Lost(frame.pts) if frame.is_corrupt else frame
+
+
+def _decoder(stream, threads):
+    """A function from packets to frames; for WebM's transparency, that of a library that knows of it."""
+    alpha = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
+    if alpha and codec_name(stream) in TRANSPARENT_VPX:
+        return av.CodecContext.create(TRANSPARENT_VPX[codec_name(stream)], "r").decode
+    stream.thread_type = "AUTO"
+    if threads:
+        stream.codec_context.thread_count = threads
+    return stream.decode

@@ -1,0 +1,99 @@
+"""Which entries of a folder are clips: one rule for upscaling, degrading, training and benchmarks.
+
+Hidden entries and what systems leave (`is_visible`) do not count. Several pictures are one clip, and folders beside
+them (masks, thumbnails) are passed over. Beside videos or folders of pictures, posters are passed over; other pictures
+leave it open which of the two is meant, and are refused. What is passed over is logged.
+"""
+
+import logging
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from ldm.video.source import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoError, files_in, is_visible, natural_order
+
+# Names that media servers and cameras give to pictures about a video or a folder, alone or behind the video's name
+POSTER = re.compile(
+    r"(.*[-_. ])?(folder|poster|cover|fanart|backdrop|banner|landscape|logo|thumb|thumbnail|preview)\d*"
+)
+RECORDS = (".json", ".md", ".txt", ".csv", ".yaml", ".yml", ".html", ".npz", ".npy")  # written by programs beside clips
+SHOWN = 5  # names in a message
+LOG = logging.getLogger(__name__)
+
+
+class Content(NamedTuple):
+    """What a folder holds that counts: names of pictures (one clip), or names of videos and folders that may be clips.
+
+    `passed` are the names of what is passed over.
+    """
+
+    pictures: tuple[str, ...]
+    films: tuple[str, ...]
+    folders: tuple[str, ...]
+    passed: tuple[str, ...]
+
+
+def look_into(folder: Path) -> Content:
+    """Decide what a folder is. Raises VideoError where it holds pictures and other clips, and either may be meant."""
+    pictures, films = files_in(folder, IMAGE_SUFFIXES), files_in(folder, VIDEO_SUFFIXES)
+    folders = tuple(sorted((p.name for p in folder.iterdir() if p.is_dir() and is_visible(p)), key=natural_order))
+    known = {*pictures, *films, *folders}
+    others = (p for p in folder.iterdir() if is_visible(p) and p.suffix.lower() not in RECORDS)
+    passed = tuple(sorted((p.name for p in others if p.name not in known), key=natural_order))
+    if not pictures:
+        return Content((), films, folders, passed)
+    clips = [name for name in folders if _holds_clips(folder / name)]
+    if not films and (not clips or len(pictures) > 1 and not _are_posters(pictures, ())):
+        return Content(pictures, (), (), passed + folders)
+    if _are_posters(pictures, films) or (films and len(pictures) < len(films)):
+        return Content((), films, folders, passed + pictures)
+    what = f"{len(films)} videos" if films else f"{len(clips)} folders of clips"
+    shown = f"{some(pictures)} beside {some(films or clips)}"
+    way = "name the clip that is meant, or move the others"
+    raise VideoError(f"{folder}: holds {len(pictures)} pictures and {what} ({shown}); {way}")
+
+
+def log_passed(folder: Path, content: Content):
+    """Say in one line what is passed over in a folder."""
+    if content.passed:
+        LOG.warning("%s: %d entries are passed over: %s", folder, len(content.passed), some(content.passed))
+
+
+def _holds_clips(folder):
+    """Whether a folder holds pictures or videos, at any depth that data sets have (two)."""
+    for child in sorted(folder.iterdir()):
+        if is_visible(child) and (child.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and child.is_file()):
+            return True
+    below = (child for child in sorted(folder.iterdir()) if child.is_dir() and is_visible(child))
+    return any(files_in(child, IMAGE_SUFFIXES | VIDEO_SUFFIXES) for child in below)
+
+
+def _are_posters(pictures, films):
+    """Whether all pictures are about the videos: by their own names, or because they begin with those of videos."""
+    stems = tuple(Path(name).stem.casefold() for name in films)
+    names = [Path(name).stem.casefold() for name in pictures]
+    return all(POSTER.fullmatch(name) or (stems and name.startswith(stems)) for name in names)
+
+
+def some(names) -> str:
+    """A few names for a message."""
+    names = list(names)
+    return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
+
+
+def gaps(names) -> list[str]:
+    """Numbers that are missing between the file names of a sequence, such as "3" or "3 to 7"; in natural order.
+
+    Empty where names are not of one form with one number that counts by ones.
+    """
+    forms, numbers = set(), []
+    for name in names:
+        match = re.fullmatch(r"(.*?)([0-9]+)([^0-9]*)", Path(name).stem)
+        if match is None:
+            return []
+        forms.add((match[1], match[3]))
+        numbers.append(int(match[2]))
+    steps = [(a, b) for a, b in zip(numbers, numbers[1:], strict=False) if b - a != 1]
+    if len(forms) != 1 or any(b <= a for a, b in steps) or 2 * len(steps) >= len(numbers):
+        return []
+    return [f"{a + 1}" if b == a + 2 else f"{a + 1} to {b - 1}" for a, b in steps]

@@ -1,0 +1,44 @@
+"""The only place that opens media: names are files and nothing else, whatever they look like.
+
+FFmpeg takes names such as `http:x.mp4` or `concat:a|b` for addresses, and formats such as HLS open the files that they
+list. Here every name is given as `file:NAME`; only that protocol, and formats that hold their own data, are allowed.
+"""
+
+from pathlib import Path
+from typing import BinaryIO
+
+import av
+
+# FFmpeg's demuxers of files that hold moving pictures themselves. Left out are play lists (hls, dash, concat), devices,
+# text and image sequences, which name other files.
+READABLE = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,asf,asf_o,flv,live_flv,kux,mpegts,mpeg,mpegvideo,ogg,mxf,gxf,dv,nut,nsv,"
+    "rm,wtv,ivf,obu,av1,h264,hevc,vvc,h263,h261,m4v,vc1,vc1test,dirac,cavsvideo,avs2,avs3,mjpeg,yuv4mpegpipe,gif,apng,"
+    "amv,nuv,pva,ty,swf,flic,roq,smk,bink,film_cpk,rpl,dxa,dhav,ipmovie,lmlm4,mtv,mpjpeg,mjpeg_2000"
+)
+
+
+def open_media(file: str | Path | BinaryIO) -> av.container.InputContainer:
+    """Open a file, by its path or as an object, for reading; tags that are not UTF-8 get replacement characters.
+
+    Raises av.FFmpegError, OSError or ValueError: not there, or not in a format of `READABLE`.
+    """
+    options = {"format_whitelist": READABLE, "protocol_whitelist": "file"}
+    if not isinstance(file, (str, Path)):
+        return av.open(file, options=options, metadata_errors="replace")
+    return av.open(_address(file), container_options=options, metadata_errors="replace")
+
+
+def open_output(
+    file: str | Path | BinaryIO, format: str | None = None, options: dict | None = None
+) -> av.container.OutputContainer:
+    """Open a file, by its path or as an object, for writing; `format` is FFmpeg's name (default: that of the suffix).
+
+    Raises av.FFmpegError, OSError or ValueError.
+    """
+    named = isinstance(file, (str, Path))
+    return av.open(_address(file) if named else file, "w", format=format, container_options=options or {})
+
+
+def _address(path):
+    return f"file:{path}"
