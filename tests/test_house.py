@@ -18,6 +18,7 @@ FILES = [
 SOURCES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
 PRODUCT = [name for name in SOURCES if not name.startswith("tests/")]
 DISTRIBUTIONS = {  # module: the distribution that has it, where names differ
+    "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "pytorch_lightning": "pytorch-lightning",
