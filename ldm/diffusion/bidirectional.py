@@ -17,7 +17,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.scheduler import Scheduler
 from ldm.ops.flow import flow_warp
 
-CLEAN = 1e-20  # variance of a last step that leaves the clean estimate unchanged
+CLEAN = 1e-20  # variance of a last step that returns the clean estimate
 
 
 class Unit(NamedTuple):

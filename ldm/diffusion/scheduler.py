@@ -14,6 +14,7 @@ from torch import Tensor
 from ldm.diffusion.denoiser import to_x0
 from ldm.diffusion.schedule import Schedule, make_betas
 
+BUILDABLE = ("scheduler_of",)  # by configurations
 CLASSES = ("DDPMScheduler", "DDIMScheduler")
 BETAS = {"linear": "sqrt_linear", "scaled_linear": "linear", "squaredcos_cap_v2": "cosine"}  # theirs: ours
 KINDS = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
@@ -156,3 +157,8 @@ class Scheduler:
         """The clean sample that a prediction means at x = x_i, clipped where the file says so."""
         x0 = to_x0(prediction, x, schedule, i, self.kind)
         return x0 if self.clip is None else x0.clamp(-self.clip, self.clip)
+
+
+def scheduler_of(config: Mapping[str, Any]) -> Scheduler:
+    """`Scheduler.from_config`, for configurations."""
+    return Scheduler.from_config(config)

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from ldm.nets.layers import zero_init
 from ldm.nets.upscaler import Residuals, UpscalerEncoder, UpscalerPlan
 
+BUILDABLE = ("TemporalConditioning",)  # by configurations
+
 
 class ConditionEmbedding(nn.Module):
     """A picture (n, 3, H, W) as a map (n, out_channels, H / f, W / f), f = 2 ** (len(widths) - 1); starts as zero.

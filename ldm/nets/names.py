@@ -68,7 +68,7 @@ def vae_levels(levels: int) -> Rules:
     return rules
 
 
-def renamed(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
+def renamed_by_rules(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
     """The entries under their new names, in their order. Raises ValueError where two would share one."""
     out = {}
     for name, value in state.items():
@@ -86,7 +86,7 @@ def autoencoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     The four matrices of each attention are (c, c) there and 1x1 convolutions here.
     """
     levels = 1 + max((int(number) for number in re.findall(r"\bup_blocks\.(\d+)\.", "\n".join(state))), default=-1)
-    out = renamed(state, (*DIFFUSERS_VAE, *vae_levels(levels)))
+    out = renamed_by_rules(state, (*DIFFUSERS_VAE, *vae_levels(levels)))
     return {
         name: value[..., None, None] if value.ndim == 2 and ".attn_1." in name else value for name, value in out.items()
     }
@@ -94,7 +94,7 @@ def autoencoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def text_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of transformers' CLIPTextModel as `ldm.nets.text.OpenCLIPText` holds them: q, k and v stacked."""
-    out = renamed({k: v for k, v in state.items() if k not in TEXT_BUFFERS}, TRANSFORMERS_TEXT)
+    out = renamed_by_rules({k: v for k, v in state.items() if k not in TEXT_BUFFERS}, TRANSFORMERS_TEXT)
     for name in [name for name in out if ".self_attn.q_proj." in name]:
         parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
         if missing := [part for part in parts if part not in out]:
@@ -106,7 +106,7 @@ def text_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def flow_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The entries of torchvision's raft_large as `ldm.nets.raft.RAFT` holds them: one norm has two names here."""
-    out = renamed(state, TORCHVISION_RAFT)
+    out = renamed_by_rules(state, TORCHVISION_RAFT)
     for name in [name for name in out if name.startswith("cnet.") and ".downsample.1." in name]:
         out[name.replace(".downsample.1.", ".norm3.")] = out[name]
     return out

@@ -11,6 +11,11 @@ from ldm.nets.attention import SpatialTransformer
 from ldm.nets.autoencoder import upsample_conv3x3
 from ldm.nets.layers import group_norm, no_gradient, per_frame, timestep_embedding
 
+BUILDABLE = (
+    "UpscalerUNet",
+    "UpscalerPlan",
+)  # by configurations
+
 
 class Residuals(NamedTuple):
     """What a control network adds to a denoiser: one map for every skip connection, finest first, and the middle's."""

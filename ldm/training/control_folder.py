@@ -10,6 +10,7 @@ from ldm.files import partial
 from ldm.nets.configurations import control_config
 from ldm.nets.control import TemporalConditioning
 
+BUILDABLE = ("ControlFolder",)  # by configurations
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 

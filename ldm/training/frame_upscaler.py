@@ -14,6 +14,8 @@ from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 from ldm.training.temporal_control import sampled_latents
 
+BUILDABLE = ("FrameUpscaler",)  # by configurations
+
 
 class FrameUpscaler(LightningModule):
     """Noise or velocity regression on frames, the low-resolution frame as further channels.

@@ -21,11 +21,15 @@ from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
+BUILDABLE = (
+    "ControlObjective",
+    "TemporalControl",
+)  # by configurations
 CURRENT = 1  # of three frames
 
 
 class ControlNetworks(NamedTuple):
-    """The trained control network and what is not trained: the denoiser, the autoencoder and the flow.
+    """The trained control network and the frozen denoiser, autoencoder and flow.
 
     flow(target, source), (n, 3, H, W) in [0, 1] each -> (n, 2, H, W). `grid` of the warp, see `flow_warp`.
     """

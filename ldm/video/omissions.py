@@ -66,4 +66,4 @@ def _lost_streams(source, format):
         elif fate.way != COPY:
             plain = ", without its styles" if fate.kind == "subtitle" else ""
             detail = f" ({fate.detail})" if fate.detail else ""
-            yield f"{kind} ({fate.codec}) cannot go into {where} as it is: becomes {NAMES[fate.way]}{detail}{plain}"
+            yield f"{kind} ({fate.codec}) cannot go into {where} unchanged: becomes {NAMES[fate.way]}{detail}{plain}"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldm.nets.autoencoder import AutoencoderKL
-from ldm.nets.names import autoencoder_state, flow_state, renamed, text_state
+from ldm.nets.names import autoencoder_state, flow_state, renamed_by_rules, text_state
 from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
 
@@ -39,7 +39,7 @@ def test_a_file_of_old_and_new_names_is_refused():
 
 
 def test_names_without_a_rule_stay():
-    assert renamed({"conv_in.bias": 1}, [("^x", "y")]) == {"conv_in.bias": 1}
+    assert renamed_by_rules({"conv_in.bias": 1}, [("^x", "y")]) == {"conv_in.bias": 1}
 
 
 def test_q_k_and_v_are_stacked_and_position_ids_dropped():

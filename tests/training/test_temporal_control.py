@@ -23,8 +23,7 @@ FOLDER = runs.CONFIGS / "stablevsr"
 
 
 def settings(stage: str):
-    words = ["clips=rendered", *(["model.params.export=null"] if stage == "tcm" else [])]
-    return config.load(FOLDER / f"{stage}.yaml", FOLDER / "toy.yaml", overrides=words)
+    return config.load(FOLDER / f"{stage}.yaml", FOLDER / "toy.yaml", overrides=["clips=rendered"])
 
 
 def lively(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
