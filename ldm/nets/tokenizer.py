@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+BUILDABLE = ("ClipTokenizer", "read_merges")
+
 _log = logging.getLogger(__name__)
 
 MERGES = 48894  # pairs of the released vocabulary: 2 * 256 letters, these and two marks make 49408 ids

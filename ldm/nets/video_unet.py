@@ -12,6 +12,8 @@ from ldm.nets.clip_attention import ClipTransformer, RotaryPositions
 from ldm.nets.clip_layers import ClipResBlock, TemporalModule, clip_norm, frame_block
 from ldm.nets.layers import no_gradient, timestep_embedding
 
+BUILDABLE = ("UNetVideoModel",)
+
 EPS = 1e-5  # of the norms of the image model; those over time have another
 EMB_RATIO = 4  # width of the time embedding over that of the first level
 

@@ -14,6 +14,8 @@ from ldm.nets.autoencoder import NORM_EPS, VAEDownsample, VAEUpsample, posterior
 from ldm.nets.clip_layers import ClipResBlock, PlusBlock, clip_norm, frame_block
 from ldm.nets.layers import GroupNorm, Linear
 
+BUILDABLE = ("AutoencoderKLVideo",)
+
 CONDITION_GROUPS = 32  # of the norms on the way of the condition, whatever the network's own are
 
 _MakeBlock = Callable[[int, int], ClipResBlock]

@@ -30,8 +30,8 @@ class WindowPlan(NamedTuple):
 def released_windows(frames: int, *, length: int = 8, overlap: int = 2) -> WindowPlan:
     """Windows every length - overlap frames; those that would end behind the clip are moved in, even onto another.
 
-    Windows are visited in order, and each visit averages with the earlier value: 0.5 old + 0.5 new. So shares depend
-    on the order, and a last window that is visited twice (13, 14, 19, 20 ... frames of 8) counts more (quirk U2).
+    Windows are visited in order, and each visit averages with the earlier value, 0.5 old + 0.5 new. So shares depend on
+    the order, and a last window that is visited twice (13, 14, 19, 20 ... frames of 8) counts more (quirk U2).
     """
     _check_length(frames, length, overlap)
     if frames <= length:

@@ -6,6 +6,8 @@ from pathlib import Path
 from torch import Tensor
 from torch.utils.data import Dataset
 
+BUILDABLE = ("CaptionedClips",)
+
 _LONGEST = 65536  # characters of a caption file that are read
 
 

@@ -15,6 +15,8 @@ from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
+BUILDABLE = ("TemporalUpscaling", "UpscalingObjective")
+
 UPSCALER_BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
 TRAINED_PARTS = ("temporal", "all")
 PREVIEW_LEVEL = 20  # noise level of the low-resolution frames in pictures, the pipeline's default

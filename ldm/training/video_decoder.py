@@ -9,6 +9,8 @@ from ldm.training.decoder_loss import DecoderLoss
 from ldm.training.draws import SampleDraws
 from ldm.training.optimization import Adam
 
+BUILDABLE = ("VideoDecoderTraining",)
+
 
 class VideoDecoderTraining(StageTwo):
     """`StageTwo` for `AutoencoderKLVideo`: entries of the state carry the names of `vae_video.bin`.

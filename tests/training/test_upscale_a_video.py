@@ -276,21 +276,13 @@ WORDS = {
     "unet": ["gt_size=32", "num_frames=2"],
     "decoder": ["gt_size=32", "num_frames=2", "model.params.loss.params.start=1"],
 }
-NO_DEGRADATION = ["degradation.target=tests.training.test_upscale_a_video.Quarter", "degradation.params=null"]
-
-
-class Quarter:
-    """A degradation for tests: every fourth pixel."""
-
-    def __call__(self, clip, rng):
-        return clip[:, ::4, ::4].astype("float32") / 255
 
 
 def train(stage, folder, name, *words):
     clips = folder / "clips"
     data = [f"dataroot_gt={clips}"] if clips.exists() else write_clips(clips)
     flags = ["--gpus", "", "--name", name, "--logdir", str(folder / "logs")]
-    own = [*WORDS[stage], *NO_DEGRADATION, "pictures.every=0", *data, *words]
+    own = [*WORDS[stage], "pictures.every=0", *data, *words]
     assert main.main(["--train", "--base", str(CONFIGS / f"toy_{stage}.yaml"), *flags, *own]) == 0
     (run,) = (folder / "logs").glob(f"*_{name}")
     return run
@@ -327,7 +319,7 @@ def test_the_captioned_set_of_the_configuration(tmp_path):
     write_clips(tmp_path / "clips", count=2, frames=2, size=64)
     (tmp_path / "clip0.txt").write_text("a red cat")
     words = ["train_set=captioned", f"captions={tmp_path}", f"dataroot_gt={tmp_path / 'clips'}", "num_frames=2"]
-    settings = config.load(CONFIGS / "toy_unet.yaml", overrides=[*words, *NO_DEGRADATION])
+    settings = config.load(CONFIGS / "toy_unet.yaml", overrides=words)
     data = config.instantiate(settings.data)
     tokens = torch.stack([data.train[k]["tokens"] for k in range(2)])
     assert tokens.shape == (2, 77) and sorted(tokens.ne(0).sum(1).tolist()) == [2, 10]

@@ -98,9 +98,9 @@ def test_nothing_is_said_where_nothing_is_lost(tmp_path):
 
 @pytest.mark.parametrize(("made", "output", "options", "expected"), [
     ({"sound": "aac", "words": "srt", "attachment": b"x"}, "o.mp4", {},
-     ["subtitles (subrip) cannot go into .mp4 as it is: becomes mov_text, without its styles",
+     ["subtitles (subrip) cannot go into .mp4 unchanged: becomes mov_text, without its styles",
       "the attachment (letters.ttf) cannot go into .mp4"]),
-    ({"sound": "libopus"}, "o.mov", {}, ["audio (opus) cannot go into .mov as it is: becomes AAC"]),
+    ({"sound": "libopus"}, "o.mov", {}, ["audio (opus) cannot go into .mov unchanged: becomes AAC"]),
     ({"sound": "aac", "words": "ass"}, "o", {},
      ["audio (aac) cannot go into images", "subtitles (ass) cannot go into images"]),
     ({"chapters": [(0, 1, "x")]}, "o", {}, ["chapters cannot go into images"]),
@@ -121,7 +121,7 @@ def test_each_loss_is_named(tmp_path, made, output, options, expected):
 def test_losses_of_other_files_are_named(tmp_path):
     uneven = probe(film(tmp_path / "a.mp4", times=UNEVEN, words="mov_text"))
     lines = said(uneven, tmp_path / "o.mkv")
-    assert lines[1:] == ["subtitles (mov_text) cannot go into .mkv as it is: becomes SubRip, without its styles"]
+    assert lines[1:] == ["subtitles (mov_text) cannot go into .mkv unchanged: becomes SubRip, without its styles"]
     assert lines[0].startswith("the times of the frames are rounded to milliseconds in .mkv")
     save(tmp_path / "in" / "a.png", frames_of(1)[0].astype("uint16") * 257)
     assert said(probe(tmp_path / "in"), tmp_path / "o.mp4")[0].startswith("16 bits per sample become 10")

@@ -21,7 +21,7 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "FORMATS.md"
 HEAD = """# What comes in, and what becomes of it
 
 Written by `tests/video/test_support_matrix.py`, which makes each of these inputs and tries it. Images and animations
-are read by Pillow, and by FFmpeg where they are deeper than 8 bits; videos by FFmpeg. What is not kept is said in a
+are read by Pillow, and by FFmpeg where they are deeper than 8 bits; videos by FFmpeg. What is not kept is named in a
 line before the work begins; an output that could not be written is refused then, too.
 """
 PIXELS = np.random.default_rng(0).integers(0, 256, (24, 32, 3), dtype=np.uint8)
