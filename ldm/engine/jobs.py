@@ -13,7 +13,7 @@ from ldm.engine import provenance
 from ldm.engine.assemble import Weights, build_method, weight_files
 from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import Task, restore_parts
-from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_spare
+from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_reserve
 from ldm.engine.resume import WorkFolder, plan_begun_with, remove
 from ldm.methods.contract import Method, Progress
 from ldm.methods.geometry import SMALLEST_SIDE, whole
@@ -251,7 +251,7 @@ def plan_for(job: Job, model: Model, tell: Tell) -> tuple[Plan, int | None]:
 
     def predict(plan: Plan) -> int | None:
         need = predicted_peak(method, plan, costs, request)
-        return None if need is None else with_spare(need + model.resident)
+        return None if need is None else with_reserve(need + model.resident, model.device)
 
     budget = job.options.memory or memory_budget(model.device) or 10**15
     plan, predicted = (begun, predict(begun)) if begun is not None else fitting_plan(method, plan, budget, predict)

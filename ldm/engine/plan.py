@@ -17,7 +17,8 @@ from ldm.files import write_whole
 from ldm.methods.contract import Costs, Levers, Method, Request
 
 PROBE = (16, 32)  # sides of the latents on which costs are measured; a cost is a + b * pixels through both
-SPARE = 0.1  # part of a peak that is kept for what is not counted, such as the heaps of threads
+HEAPS = 150 * 10**6  # bytes on the CPU that are not counted, such as the heaps of threads
+FRAGMENTED = 0.1  # part of a peak on other devices that an allocator may lose to gaps
 CODED = 15, 24, 10**7  # an encoder's bytes per pixel for each frame of a part, for so many frames, and for itself
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 
@@ -118,9 +119,9 @@ def predicted_peak(method: Method, plan: Plan, costs: Costs, request: Request) -
     return int(need + each * min(frames, plan.part_frames, most) * target + itself)
 
 
-def with_spare(need: int) -> int:
+def with_reserve(need: int, device: str) -> int:
     """A predicted peak with a reserve for what is not counted."""
-    return int(need / (1 - SPARE))
+    return need + HEAPS if device == "cpu" else int(need / (1 - FRAGMENTED))
 
 
 def fitting_plan(
