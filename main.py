@@ -38,6 +38,7 @@ from ldm.training.callbacks import (
     StepCheckpoint,
     StepProgress,
     WholeFiles,
+    early_end,
 )
 from ldm.training.loading import TrainingData
 from ldm.training.recompute import recompute_blocks
@@ -282,18 +283,9 @@ def train(args: argparse.Namespace) -> None:
             print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
         fit(trainer, model, data, run=run, resumed=resumed)
     if trainer.global_step < settings.steps:
-        told_early_end(trainer, settings, run)
+        print(f"{run}: {early_end(trainer, way_on(run))}")
     elif settings.get("export") and trainer.is_global_zero:
         print(write_export(model, settings))
-
-
-def told_early_end(trainer: Trainer, settings, run: Path) -> None:
-    """Say where a training ended before its last step. Raises KeyboardInterrupt where a signal ended it."""
-    line = f"stopped at step {trainer.global_step} of {settings.steps}; {way_on(run)}"
-    if any(isinstance(call, LastCheckpoint) and call.terminated for call in trainer.callbacks):
-        raise KeyboardInterrupt(line)
-    if trainer.is_global_zero:
-        print(f"{run}: {line}")
 
 
 def left_random(model: LightningModule, entries: list[dict]) -> list[str]:

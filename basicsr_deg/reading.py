@@ -68,7 +68,7 @@ class FilmSequence:
     def looked_at(self) -> video.Source:
         """What the file holds; found once."""
         if self._source is None:
-            source = video.probe(self.path, damaged="repeat")  # of a file that breaks off, what is there
+            source = video.probe(self.path, damaged="repeat")  # of a file that breaks off, the frames before
             self._source = replace(source, damaged="stop")
         return self._source
 

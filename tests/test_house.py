@@ -17,9 +17,9 @@ FILES = [
 ]
 SOURCES = {str(file.relative_to(ROOT)): file.read_text(encoding="utf-8") for file in FILES}
 PRODUCT = [name for name in SOURCES if not name.startswith("tests/")]
-DISTRIBUTIONS = {
+DISTRIBUTIONS = {  # module: the distribution that has it, where names differ
     "PIL": "pillow",
-    "markupsafe": "MarkupSafe",  # module: the distribution that has it, where names differ
+    "markupsafe": "MarkupSafe",
     "cv2": "opencv-python-headless",
     "imageio_ffmpeg": "imageio-ffmpeg",
     "pytorch_lightning": "pytorch-lightning",

@@ -162,6 +162,14 @@ class LastCheckpoint(Checkpoint):
             self._before = None
 
 
+def early_end(trainer: Trainer, way_on: str) -> str:
+    """Words for a training that ended before its last step. Raises KeyboardInterrupt where a signal ended it."""
+    line = f"stopped at step {trainer.global_step} of {trainer.max_steps}; {way_on}"
+    if any(isinstance(call, LastCheckpoint) and call.terminated for call in trainer.callbacks):
+        raise KeyboardInterrupt(line)
+    return line
+
+
 class WholeFiles(TorchCheckpointIO):
     """Checkpoints are written beside their place and then renamed, so that one that is there is whole.
 

@@ -51,9 +51,10 @@ def main_stream(container, counts=None):
 
     `counts`: packets by stream index, where they have been counted; otherwise the header's numbers are used.
     """
-    streams = [stream for stream in container.streams.video if not stream.disposition & ATTACHED_PICTURE]
+    readable = [stream for stream in container.streams.video if stream.codec_context is not None]
+    streams = [stream for stream in readable if not stream.disposition & ATTACHED_PICTURE]
     if len(streams) < 2:
-        return (streams or container.streams.video)[0]
+        return (streams or readable or container.streams.video)[0]
     frames = {stream.index: stream.frames if counts is None else counts.get(stream.index, 0) for stream in streams}
     most = max(frames.values())
     films = [s for s in streams if frames[s.index] > most / 10 or (counts is None and not frames[s.index])] or streams

@@ -109,7 +109,7 @@ def frame_pixels(frame, alpha, color: Color, reformatter: VideoReformatter):
     if frame.format.is_rgb or len(frame.format.components) == 2:
         name = "rgba64le" if alpha else "rgb48le"
         return upright(reformatter.reformat(frame, format=name, interpolation=EXACT_SCALING).to_ndarray(), frame)
-    if not _is_planar(frame.format):  # samples side by side, or big-endian: laid out anew, their values kept
+    if not _is_planar(frame.format):  # samples side by side, or big-endian: put into planes, their values kept
         name = "yuva444p16le" if alpha else "yuv444p16le"
         frame = reformatter.reformat(frame, format=name, interpolation=EXACT_SCALING)
     return upright(_deep_rgb(frame, alpha, color.range, matrix), frame)

@@ -23,7 +23,7 @@ from ldm.video.source import (
 
 INDEXED = ("mp4", "matroska")  # containers whose packets say exactly which frames there are, and when
 BROADCAST = ("mpegts", "mpeg")
-WAY_ON = "--damaged repeat takes what is there"
+WAY_ON = "--damaged repeat takes the frames that can be read"
 UNREADABLE_MATRICES = {
     8: "YCgCo",
     11: "Y'D'zD'x",
@@ -71,6 +71,8 @@ def probe_video(path, damaged="stop") -> Source:
     with open_container(path) as container:
         track = _track_of_packets(path, container, damaged)
         stream = container.streams[track.index]
+        if stream.codec_context is None:
+            raise VideoError(f"{path}: its pictures are in a codec that is not known here")
         check_pixels(path, stream.codec_context.width, stream.codec_context.height)
         rate = snap_rate(stream.average_rate or stream.guessed_rate or DEFAULT_RATE)
         tick, aspect, origin = stream.time_base, stream.sample_aspect_ratio, _origin(container)
@@ -139,7 +141,7 @@ def _held_beside(container, main):
 
 
 def is_chapter_track(stream, container) -> bool:
-    """Whether a stream only holds the names of chapters, as in MP4; a writer of chapters makes it anew."""
+    """Whether a stream only holds the names of chapters, as in MP4; a writer of chapters makes its own."""
     return stream.type == "data" and codec_name(stream) in ("bin_data", "text") and bool(container.chapters())
 
 
@@ -184,7 +186,7 @@ def _reaches_end(stream, end):
 
 
 def _moved(packets, index, clock):
-    """(time, duration) of the packets that are shown, on the clock as it is mended."""
+    """(time, duration) of the packets that are shown, on the mended clock."""
     shifts = [shift for shift in clock if shift.stream == index]
     moved = []
     for number, packet in enumerate(packets):

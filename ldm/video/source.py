@@ -25,7 +25,7 @@ class VideoError(ValueError):
 
 
 class Color(NamedTuple):
-    """How sample values mean colours, as FFmpeg numbers it (ITU-T H.273); 0 and 2 say that nobody knows.
+    """How sample values mean colours, as FFmpeg numbers it (ITU-T H.273); 0 and 2 mean unknown.
 
     `range` is 1 (limited: black at 16 of 255) or 2 (full); `matrix` 0 is RGB.
     """

@@ -1,12 +1,14 @@
 """Beside a training: files that are whole, the batch that broke it, random numbers, and who draws the bar."""
 
+import os
+import signal
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-from ldm.training.callbacks import BadBatch, LastCheckpoint, RandomState, StepProgress, WholeFiles
+from ldm.training.callbacks import BadBatch, LastCheckpoint, RandomState, StepProgress, WholeFiles, early_end
 from ldm.weights import checkpoint
 
 BATCH = {"gt": torch.rand(1, 2, 3, 4, 4), "index": torch.tensor([7])}
@@ -60,9 +62,51 @@ def test_random_numbers_go_on():
 )
 def test_the_last_step_is_saved_where_no_period_ends(tmp_path, step, every, written):
     saved = []
-    trainer = SimpleNamespace(global_step=step, max_steps=20, save_checkpoint=saved.append)
+    trainer = SimpleNamespace(global_step=step, max_steps=20, save_checkpoint=saved.append, should_stop=False)
     LastCheckpoint(tmp_path / "last.ckpt", every=every).on_train_batch_end(trainer)
     assert saved == [tmp_path / "last.ckpt"] * written
+
+
+def test_an_early_stop_waits_for_the_end_of_a_step_and_saves_it(tmp_path):
+    saved = []
+    trainer = SimpleNamespace(
+        global_step=3, max_steps=20, save_checkpoint=saved.append, should_stop=False, world_size=1
+    )
+    keeper = LastCheckpoint(tmp_path / "last.ckpt", every=10)
+    keeper.on_train_start(trainer, None)
+    try:
+        trainer.should_stop = True  # the time is over, among batches that are accumulated
+        keeper.on_train_batch_end(trainer)
+        assert not trainer.should_stop and not saved
+        trainer.global_step = 4
+        keeper.on_train_batch_end(trainer)
+        assert trainer.should_stop and saved == [tmp_path / "last.ckpt"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert keeper.terminated
+    finally:
+        keeper.on_train_end()
+    trainer.callbacks = [keeper]
+    with pytest.raises(KeyboardInterrupt, match="stopped at step 4 of 20; way"):
+        early_end(trainer, "way")
+
+
+def test_a_time_limit_is_that_of_one_process(tmp_path):
+    content = {"callbacks": {"Timer": {"time_elapsed": {}}, "RandomState": {}}}
+    LastCheckpoint(tmp_path / "last.ckpt", every=10).on_load_checkpoint(None, None, content)
+    assert content == {"callbacks": {"RandomState": {}}}
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    WholeFiles().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+
+    def full(content, to):
+        Path(to).write_bytes(b"half")
+        raise RuntimeError("[enforce fail at inline_container.cc] . PytorchStreamWriter failed writing file\nframe #0")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"last\.ckpt: cannot be written, is the disk full\?") as caught:
+        WholeFiles().save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+    assert "\n" not in str(caught.value) and torch.load(tmp_path / "last.ckpt")["step"] == 1
 
 
 def test_only_the_first_process_draws_a_bar():

@@ -9,6 +9,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import main
 from ldm import config
+from ldm.engine.run import in_use, way_on
 from ldm.training.decoder import StageTwo
 from ldm.training.diffusion import StageOne
 from ldm.weights import checkpoint
@@ -260,3 +261,18 @@ def test_without_train_the_model_is_only_described(tmp_path, capsys):
     words = runs.command(1, [], *runs.narrow(1), folder=tmp_path)
     assert main.main(words[1:]) == 0
     assert "AutoencoderKL" in capsys.readouterr().out and not list(tmp_path.iterdir())
+
+
+def test_a_run_in_use_is_refused_the_second_time(tmp_path):
+    with in_use(tmp_path / "run", new=True):
+        with pytest.raises(ValueError, match="another training is writing there"), in_use(tmp_path / "run", new=False):
+            pass
+    with in_use(tmp_path / "run", new=False):
+        pass
+
+
+def test_the_way_on_is_true(tmp_path):
+    assert "no checkpoint yet" in way_on(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").touch()
+    assert way_on(tmp_path) == f"--resume {tmp_path} continues from its last checkpoint"

@@ -29,11 +29,9 @@ def test_one_doubled_stamp_keeps_the_times_of_all_others(tmp_path):
     source = film(tmp_path / "in.mkv", times=UNEVEN, codec="ffv1", pix_fmt="bgr0")
     with av.open(str(source)) as old, av.open(str(tmp_path / "doubled.mkv"), "w") as new:
         target = new.add_stream_from_template(old.streams.video[0], opaque=True)
-        before = None
-        for number, packet in enumerate(p for p in old.demux(video=0) if p.size):
-            if number == 6:
-                packet.pts = packet.dts = before
-            before = packet.pts
+        packets = [packet for packet in old.demux(video=0) if packet.size]
+        packets[6].pts = packets[6].dts = packets[5].pts
+        for packet in packets:
             packet.stream = target
             new.mux(packet)
     looked, whole = probe(tmp_path / "doubled.mkv"), probe(source)

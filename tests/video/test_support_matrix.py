@@ -95,14 +95,14 @@ IMAGES = [
     ("GIF", "gif", lambda p: animated(p, duration=80)),
     ("TIFF with pages", "tif", animated),
 ]  # fmt: skip
+X265 = {"x265-params": "log-level=none"}
 TS = {"sound": "aac", "encoder": {"bf": "0"}}
-QUIET = {"x265-params": "log-level=0"}
 FILMS = [
     ("variable rate", "mkv", lambda p: film(p, times=[k * 3600 + k % 3 * 900 for k in range(12)])),
     ("rate 24000/1001", "mp4", lambda p: film(p, rate=Fraction(24000, 1001))),
     ("begins at 10 s", "ts", lambda p: film(p, times=[900_000 + k * 3600 for k in range(12)], encoder={"bf": "0"})),
     ("clock that starts again", "ts", lambda p: p.write_bytes(film(p, 10, **TS).read_bytes() * 2)),
-    ("10 bits", "mkv", lambda p: film(p, codec="libx265", pix_fmt="yuv420p10le", encoder=QUIET)),
+    ("10 bits", "mkv", lambda p: film(p, codec="libx265", pix_fmt="yuv420p10le", encoder=X265)),
     ("VP9", "webm", lambda p: film(p, codec="libvpx-vp9")),
     ("VP8", "webm", lambda p: film(p, codec="libvpx")),
     ("MPEG-4 Part 2 in AVI", "avi", lambda p: film(p, codec="mpeg4", context={"time_base": Fraction(1, 25)})),
@@ -114,7 +114,7 @@ FILMS = [
 
 
 def rows(folder):
-    """(section, what, became, what is said) of every input."""
+    """(section, what, became) of every input."""
     for container, codec, rate, layout in SOUNDS:
         path = sounding_film(folder / f"s.{container}", codec, rate, layout)
         what = f"{codec}, {rate} Hz, {layout} in .{container}"
