@@ -198,3 +198,17 @@ def test_the_prediction_follows_tiles_and_not_the_clip():
     shared = replace(LEVERS, norms="shared", hold=10**12)
     assert peak(tiles, 1) < peak(replace(shared, decoder_tile=32), 1) < 20 * peak(tiles, 1)
     assert peak(tiles, 100, size=(128, 128)) < 4.1 * peak(tiles, 100)
+
+
+@pytest.mark.parametrize("probe", ["sampling", "encoding", "decoding"])
+def test_each_stage_can_decide_the_peak(probe):
+    """The peak is that of the largest stage; pictures that are encoded or decoded come with float32 copies."""
+    toy = method()
+    nothing = peak_of(toy, frames=1, part_frames=1)
+    picture = toy.geometry((64, 64), 4).picture_bytes
+    copies = 0 if probe == "sampling" else 3.5 * picture
+    assert nothing > 3.5 * picture
+    large = peak_of(toy, costs=NOTHING | {probe: [10**9, 0]}, frames=1, part_frames=1)
+    assert large - nothing == 10**9 + copies - 3.5 * picture
+    grows = peak_of(toy, costs=NOTHING | {probe: [10**9, 7]}, frames=1, part_frames=1)
+    assert grows - large == 7 * 64**2, "latents of 64x64, in one tile"
