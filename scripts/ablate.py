@@ -29,6 +29,7 @@ from ldm.picture import png, strips
 from scripts import benchmark
 from scripts.command import (
     Parser,
+    add_trust,
     exit_status,
     integer_from,
     log_to_terminal,
@@ -60,6 +61,7 @@ def text_of(path: str) -> str:
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(PROGRAM, __doc__)
+    add_trust(parser)
     add, size = parser.add_argument, size_from(SMALLEST, "WIDTHxHEIGHT like 320x180, from 64x64")
     add("-i", "--input", nargs="+", required=True, metavar="CLIP", help="videos or folders of images or clips")
     add("-o", "--output", type=Path, help="folder (default: results/ablation; results/ablation_dry with --dry)")
@@ -172,18 +174,10 @@ def run(args: argparse.Namespace) -> int:
     for name, path in clips.items():
         make_truth(path, args.output / "truth" / name, size=args.gt_size, count=args.max_frames)
     words = ["--dataset", "own", "--root", args.output / "truth", "-o", args.output, "--ablation", args.rows]
-    words += [
-        "--lq",
-        args.protocol,
-        "--lq_seed",
-        args.seed,
-        "--seed",
-        args.seed,
-        "--seeds",
-        args.seeds,
-        *args.overrides,
-    ]
+    words += ["--lq", args.protocol, "--lq_seed", args.seed, "--seed", args.seed, "--seeds", args.seeds]
+    words += args.overrides
     words += ["--device", args.device] if args.device else []
+    words += [word for module in args.trust for word in ("--trust", module)]
     for option in ("weights", "config"):
         words += [f"--{option}", *getattr(args, option)] if getattr(args, option) else []
     benchmark.run(benchmark.arguments([*map(str, words)]), log)

@@ -17,7 +17,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while t
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ldm import config
@@ -45,11 +46,13 @@ from ldm.engine.jobs import JobOptions, Model
 from ldm.metrics import protocol
 from ldm.metrics.protocol import measures
 from ldm.paths import product_folder
+from ldm.printable import printable
 from ldm.report.page import report_of
 from ldm.weights import checkpoint
 from scripts import degrade, upscale
 from scripts.command import (
     Parser,
+    add_trust,
     exit_status,
     find_named,
     first_line,
@@ -71,6 +74,7 @@ STOPPED = "interrupted; the same command resumes"
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The parsed command line; `model_options` are those given that apply to a model only."""
     parser = Parser(PROGRAM, __doc__)
+    add_trust(parser)
     add_files(parser.add_argument_group("what is measured"))
     add_measures(parser.add_argument_group("how"))
     upscale.add_flags(parser.add_argument_group("settings of the model (default: its own; in brackets: families)"))
@@ -127,14 +131,14 @@ def add_running(group) -> None:
     add("--no_report", action="store_true", help="leave out the HTML page (default: no)")
 
 
-def read_set(name: str) -> Dataset:
+def read_set(name: str, trust: Iterable[str] = ()) -> Dataset:
     """A test set by its name or the path of its YAML. Raises ValueError naming the known sets."""
-    return read_node(find_named(name, SETS, "dataset"), "benchmark")
+    return read_node(find_named(name, SETS, "dataset"), "benchmark", trust)
 
 
-def read_node(path: Path, key: str):
+def read_node(path: Path, key: str, trust: Iterable[str] = ()):
     """The object that a YAML file describes at a key. Raises ConfigError or FileNotFoundError."""
-    settings = config.load(path)
+    settings = config.load(path, trust=trust)
     config.check_target(settings, key)
     return config.instantiate(settings[key])
 
@@ -207,12 +211,14 @@ class Degrader:
     root: Path
     most: int | None = None
     scale: int | None = None
+    trust: Sequence[str] = ()
 
     def __call__(self, truths: Mapping[str, Path], report: Callable) -> tuple[dict[str, Path], str]:
         """Folders of LQ frames by clip, and a line on how they were made. Finished clips are used again."""
         words = ["-i", ".", "-o", str(self.root), "--protocol", self.protocol, "--seed", str(self.seed)]
         words += ["--max_frames", str(self.most)] if self.most else []
         words += ["--scale", str(self.scale)] if self.scale else []
+        words += [word for module in self.trust for word in ("--trust", module)]
         args = degrade.arguments(words)
         settings = config.plain(degrade.read_settings(args).degradation)
         digest = hashlib.sha256(json.dumps([settings, self.seed, self.most], sort_keys=True).encode()).hexdigest()[:8]
@@ -243,18 +249,15 @@ def restorers_of(args: argparse.Namespace, ablation: Ablation, log: logging.Logg
         model, swaps = restorer.model, dict(row.get("networks") or {})
         networks = networks or build_method(model.settings, model.weights, device=model.device, method=False)
         built = networks | {network: networks[other] for network, other in swaps.items()}
-        method = config.instantiate(model.settings["method"], networks=built)
-        settings = config.plain(model.settings)
-        settings["networks"] |= {network: settings["networks"][other] for network, other in swaps.items()}
-        # Set in place of the cached properties, which would load the weights again and know no swapped networks.
-        vars(model).update(method=method, plain_settings=settings)
+        swapped = [f"networks.{network}=${{networks.{other}}}" for network, other in swaps.items()]
+        model = replace(model, settings=config.override(model.settings, swapped), networks=built)
         restorers[name] = replace(restorer, model=model)
     return restorers
 
 
 def run(args: argparse.Namespace, log: logging.Logger) -> int:
-    dataset, own_name = read_set(args.dataset), "mgld-vsr" if args.weights else "embedded"
-    ablation = read_node(args.ablation, "ablation") if args.ablation else None
+    dataset, own_name = read_set(args.dataset, args.trust), "mgld-vsr" if args.weights else "embedded"
+    ablation = read_node(args.ablation, "ablation", args.trust) if args.ablation else None
     upscaling = bool(args.weights) or not args.results or ablation is not None
     if not upscaling and (unused := args.model_options + args.overrides):
         raise ValueError(f"got {unused[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
@@ -285,8 +288,8 @@ def run(args: argparse.Namespace, log: logging.Logger) -> int:
     )  # fmt: skip
     work = Run(
         asked, dataset, Scores(folder / "scores", names, options), clips=(found, kind, clips),
-        degrade=Degrader(kind, args.lq_seed, folder / "lq", args.max_frames, args.scale), bar=progress_bar,
-        ablation=ablation,
+        degrade=Degrader(kind, args.lq_seed, folder / "lq", args.max_frames, args.scale, args.trust),
+        bar=progress_bar, ablation=ablation,
     )  # fmt: skip
     restorers = {}  # built before hours of scoring
     if upscaling:
@@ -312,17 +315,26 @@ def show(results: Mapping) -> None:
     tables += [(f"{m['name']}, by clip", *clip_cells(results, m["name"])) for m in results["methods"]]
     for title, head, lines in tables:
         if console.is_terminal:
-            table = Table(title=title or None, title_justify="left", box=box.SIMPLE_HEAD)
+            table = Table(title=shown(title) or None, title_justify="left", box=box.SIMPLE_HEAD)
             for name in head:
-                table.add_column(name, overflow="fold", ratio=WIDE.get(name))
+                table.add_column(shown(name), overflow="fold", ratio=WIDE.get(name))
             for line in lines:
-                table.add_row(*line)
+                table.add_row(*map(shown, line))
             console.print(table)
         else:
-            print("\n".join(filter(None, [title, markdown(head, lines)])))
+            print_lines(*filter(None, [title, *markdown(head, lines).splitlines()]))
     if results.get("findings"):
-        print(findings_table(results))
-    print("\n".join(results["notes"]), flush=True)
+        print_lines(*findings_table(results).splitlines())
+    print_lines(*results["notes"])
+
+
+def shown(cell: str) -> str:
+    """A cell of a table on the terminal, without markup."""
+    return escape(printable(cell))
+
+
+def print_lines(*lines: str) -> None:
+    print("\n".join(map(printable, lines)), flush=True)
 
 
 def make_report(folder: Path, log: logging.Logger) -> None:

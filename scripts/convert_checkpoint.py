@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm import __version__
+from ldm.printable import printable
 from ldm.weights import checkpoint
 from scripts.command import Parser, exit_status
 
@@ -62,7 +63,7 @@ def convert(source: Path, target: Path, *, half: bool = False, force: bool = Fal
 
 
 def run(args: argparse.Namespace) -> None:
-    print(convert(args.source, args.target, half=args.half, force=args.force))
+    print(printable(convert(args.source, args.target, half=args.half, force=args.force)))
 
 
 def main(words: list[str] | None = None) -> int:

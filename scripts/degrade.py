@@ -35,6 +35,7 @@ from ldm.video.source import DAMAGED, is_visible
 from ldm.video.writing import refuse_input
 from scripts.command import (
     Parser,
+    add_trust,
     exit_status,
     find_named,
     first_line,
@@ -62,6 +63,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
     add("-o", "--output", type=Path, required=True, help="folder to write")
     add("--protocol", default="realbasicvsr", help="a name in configs/degradations, or a YAML (default: realbasicvsr)")
+    add_trust(parser)
     add("--seed", type=non_negative_int, default=0, help="of the random numbers (default: 0)")
     add("--scale", type=float, help="sides of the clip over those of the degraded one (default: the protocol's)")
     add("--max_frames", type=positive_int, help="frames to take of each clip at most (default: all)")
@@ -78,7 +80,7 @@ def find_protocol(name: str) -> Path:
 
 def read_settings(args: argparse.Namespace):
     """The protocol's configuration with --scale and overrides applied."""
-    settings = config.load(find_protocol(args.protocol), overrides=args.overrides)
+    settings = config.load(find_protocol(args.protocol), overrides=args.overrides, trust=args.trust)
     config.check_target(settings, "degradation")
     if args.scale is not None:
         place = "+degradation.params"

@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm.printable import printable
+
 ROOT = Path(__file__).resolve().parents[1]
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 PUBLISHED = {  # SHA-256 of files as their authors publish them
@@ -25,7 +27,7 @@ class Finding(NamedTuple):
 
     def line(self) -> str:
         text = f"{self.status:4}  {self.what}: {self.text}" + (f"; to do: {self.fix}" if self.fix else "")
-        return " ".join(text.splitlines())
+        return printable(" ".join(text.splitlines()))
 
 
 def check_weights(args) -> Iterator[Finding]:
@@ -44,8 +46,8 @@ def check_weights(args) -> Iterator[Finding]:
             yield (finding := weight_finding(path, noted.get(path.name)))
             bad |= {path} if finding.status == FAIL else set()
         try:
-            if bad.isdisjoint(find_weights(folder).values()):
-                yield Finding(OK, "weights", f"{folder}: both stages are present")
+            if bad.isdisjoint(find_weights(folder).files.values()):
+                yield Finding(OK, "weights", f"{folder}: all files of the model are present")
         except (ValueError, OSError) as error:
             fix = "put mgldvsr_unet.ckpt and video_vae_cfw.ckpt there (README, The released weights)"
             yield Finding(FAIL, "weights", str(error), fix)

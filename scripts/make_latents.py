@@ -17,7 +17,7 @@ import logging
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
@@ -31,19 +31,21 @@ import torch
 from basicsr_deg import latent_clips
 from basicsr_deg.clips import find_clips, some
 from ldm import config
-from ldm.engine import assemble
+from ldm.engine.assemble import CARD, CONFIGS, EMBEDDED, Weights, build_method, read_settings, weight_files
 from ldm.engine.device import usable_device
 from ldm.engine.provenance import versions
 from ldm.engine.resume import differences
 from ldm.files import write_whole
-from ldm.methods.mgld import MGLD
+from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
-from scripts.command import Parser, exit_status, log_to_terminal, non_negative_int, positive_int, with_bar
+from ldm.weights.files import WeightFile, find_in
+from scripts.command import Parser, add_trust, exit_status, log_to_terminal, non_negative_int, positive_int, with_bar
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "make_latents.py"
 LAST = Path("checkpoints/last.ckpt")  # in the folder of a training
+RELEASED = CONFIGS / "mgldvsr" / CARD  # describes weights that have no card beside them
 LOG = logging.getLogger(PROGRAM)
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
@@ -171,24 +173,9 @@ def pairs_of(gt: list, lq: list) -> list:
     return [there[sequence.name] for sequence in gt]
 
 
-def load_stage_one(settings, file: Path, device: str) -> MGLD:
+def load_stage_one(settings, found: Weights, device: str) -> MGLD:
     """The method with the networks of stage 1; its sequence decoder keeps random weights, unused. Raises ValueError."""
-    one = checkpoint.read(file)
-    held = checkpoint.slots_held(one, checkpoint.STAGE_ONE)
-    if "unet" not in held:
-        what = checkpoint.recognise(one) or "nothing known"
-        raise checkpoint.CheckpointError(f"{file}: looks like {what}, expected {checkpoint.STAGE_ONE.file}")
-    networks = {name: config.instantiate(node) for name, node in settings.networks.items()}
-    slots = {name: networks[name] for name in checkpoint.STAGE_ONE.slots if networks[name].state_dict()}
-    if (own := assemble.flow_file(settings, {"stage_one": file, "folder": file.parent})) is not None:
-        flow = slots.pop("flow")
-        constant = tuple(getattr(flow, "constant_buffers", ()))
-        with assemble.named(own):
-            checkpoint.load(flow, checkpoint.read(own), tolerated_missing=constant)
-    absent = [slot for slot in ("flow", "text") if slot not in slots]
-    with assemble.named(file):
-        checkpoint.load_slots(slots, one, checkpoint.STAGE_ONE, absent=absent)
-    return config.instantiate(settings.method, networks=networks).to(device)
+    return build_method(settings, found, device=device, unfilled=["sequence_decoder"])
 
 
 @torch.inference_mode()
@@ -199,16 +186,16 @@ def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: i
     if tuple(work.shape[-2:]) != tuple(size):
         (height, width), (h, w) = size, work.shape[-2:]
         raise ValueError(f"got sharp frames of {width}x{height}, which the method restores at {w}x{h}; change --crop")
-    return stack(method.latents(work, seed=seed), "x")[0]
+    return stack(method.latents(work, seed=seed), "x")[0].cpu()
 
 
 @torch.inference_mode()
 def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
     """Frames (T, H, W, 3) uint8 that the image autoencoder decodes from scaled latents."""
-    frames = []
+    frames, codec = [], method.codec(method.levers()[0])
     for latent in latents:
-        with method.autocast():
-            frame = method.autoencoder.decode(latent[None].to(method.device) / method.scale_factor)
+        with codec.autocast():
+            frame = codec.autoencoder.decode(latent[None].to(method.device) / codec.scale_factor)
         frames.append(frames_of((frame.float().cpu() + 1) / 2))
     return np.concatenate(frames)
 
@@ -242,25 +229,40 @@ def compare_manifest(path: Path, manifest: Mapping) -> None:
         raise ValueError(f"{path.parent}: begun with {what}; repeat that, or name another folder")
 
 
-def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[object, Path]:
-    """The configuration and the stage-1 file that the arguments name, or else the training set `data`."""
-    place = args.weights or Path(str(data.get("weights") or assemble.EMBEDDED))
-    file = place / LAST if (place / LAST).is_file() else place
-    if not file.is_file():
-        file = checkpoint.find(place, assemble.STAGES["stage_one"])
-    cards = [file.parent / assemble.CARD]
-    if file.parent.name == LAST.parent.name:
-        cards.append(file.parent.parent / "config.yaml")  # of its training
-    configs = [args.card] if args.card else [path for path in cards if path.is_file()][:1]
-    return assemble.read_settings({}, configs=configs, flow=args.flow, overrides=args.overrides), file
+def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[Mapping, Weights]:
+    """The configuration, and the stage-1 file that the arguments or else the training set `data` name, with the files
+    of flow networks beside it. Raises FileNotFoundError, ConfigError or ValueError.
+    """
+    place = args.weights or Path(str(data.get("weights") or EMBEDDED))
+    place = place / LAST if (place / LAST).is_file() else place
+    folder = place.parent if place.is_file() else place
+    cards = [folder / CARD]
+    if folder.name == LAST.parent.name:
+        cards.append(folder.parent / "config.yaml")  # of its training
+    card = args.card or next((path for path in cards if path.is_file()), RELEASED)
+    flow = [f"flow={args.flow}"] if args.flow else []
+    settings = read_settings(Weights({}, card), overrides=[*flow, *args.overrides], trust=args.trust)
+    entries = weight_files(settings)
+    stage_one = stage_one_of(entries)
+    named = {stage_one.name: place} if place.is_file() else find_in(folder, [stage_one])
+    beside = {entry.name: entry.find(folder) for entry in entries if entry.only}
+    return settings, Weights(named | {name: path for name, path in beside.items() if path}, card, folder)
 
 
-def read_data(words: list[str] | None) -> Mapping:
+def stage_one_of(entries: Iterable[WeightFile]) -> WeightFile:
+    """The weight file that holds the U-Net. Raises ValueError where there is none."""
+    for entry in entries:
+        if "unet" in entry.fills:
+            return entry
+    raise ValueError("got config.weights without an entry that fills unet, expected the file of stage 1")
+
+
+def read_data(words: list[str] | None, trust: Iterable[str] = ()) -> Mapping:
     """The configuration of a training set that --data names; nothing without it."""
     if words is None:
         return {}
     files = [word for word in words if "=" not in word]
-    node = config.load(*files, overrides=[word for word in words if "=" in word])
+    node = config.load(*files, overrides=[word for word in words if "=" in word], trust=trust)
     config.check_target(node, "data.params.train")
     return node
 
@@ -275,7 +277,7 @@ def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[l
         return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(data)["data"]["params"]["train"]}
     cuts = {"part": args.part, "crop": args.crop, "step": args.step}
     if args.input is not None:
-        protocol = load_protocol(args.protocol, args.scale)
+        protocol = load_protocol(args.protocol, args.scale, args.trust)
         draw = partial(generator, args.seed, find_protocol(args.protocol).stem)  # as scripts/degrade.py
         pair = partial(degraded, degradation=config.instantiate(protocol), draw=draw)
         footage = Cutter(sequences_in(args.input), None, pair, unit=math.lcm(unit, args.scale))
@@ -294,25 +296,26 @@ def sequences_in(root: Path) -> list:
     return sequences
 
 
-def load_protocol(word: str, scale: int):
+def load_protocol(word: str, scale: int, trust: Iterable[str] = ()):
     """The degradation of a file, or by its name in configs/degradations. Raises ValueError or OSError."""
     place = "+degradation.params"
-    loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"])
+    loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"], trust=trust)
     config.check_target(loaded, "degradation")
     return loaded.degradation
 
 
 def run(args: argparse.Namespace) -> None:
-    data = read_data(args.data)
-    settings, file = find_weights(args, data)
-    method = load_stage_one(settings, file, usable_device(args.device))
-    unit = method.autoencoder.downsampling * method.unet.downsampling
+    data = read_data(args.data, args.trust)
+    settings, found = find_weights(args, data)
+    file = found.files[stage_one_of(weight_files(settings)).name]
+    method = load_stage_one(settings, found, usable_device(args.device))
+    unit = method.networks["autoencoder"].downsampling * method.networks["unet"].downsampling
     if args.crop and args.crop % unit:
         raise ValueError(f"got --crop {args.crop}, expected a multiple of {unit}")
     jobs, about = choose_source(args, data, unit)
     if twice := [name for name, times in Counter(job.name for job in jobs).items() if times > 1]:
         raise ValueError(f"got clips of one name, expected different ones: {some(twice)}")
-    plain = {key: config.plain(settings)[key] for key in ("networks", "flow", "method")}
+    plain = {key: config.plain(settings).get(key) for key in ("networks", "flow", "method")}
     decisive = {"weights": checkpoint.sha256(file), "seed": args.seed, "samples": args.samples, "source": about}
     manifest = {"settings": decisive | {"card": plain}, "weights": str(file), "versions": versions()}
     record = args.output / "manifest.json"
@@ -326,12 +329,13 @@ def run(args: argparse.Namespace) -> None:
             args.output.mkdir(parents=True, exist_ok=True)
             write_whole(record, (json.dumps(manifest, indent=1) + "\n").encode())
         latent_clips.write_latent_clip(args.output, job.name, content)
-    print(f"{args.output}: {len(jobs)} clips, {len(jobs) - len(left)} of them finished before")
+    LOG.info("%s: %d clips, %d of them finished before", args.output, len(jobs), len(jobs) - len(left))
 
 
 def arguments(words: list[str] | None) -> argparse.Namespace:
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
+    add_trust(parser)
     add("-i", "--input", type=Path, metavar="CLIPS", help="sharp clips: sub-folders of pictures, videos, or one clip")
     add("--protocol", default="realbasicvsr", help="degradation: a name of configs/degradations or a YAML file")
     add("--gt", type=Path, metavar="CLIPS", help="sharp clips")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
+from ldm.printable import printable
 from ldm.report.page import MEGABYTES, report_of
 from scripts.command import Parser, exit_status, with_bar
 
@@ -35,7 +36,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     bar = partial(with_bar, title="report")
-    print(report_of(args.folder, method=args.method, megabytes=args.megabytes, bar=bar))
+    print(printable(report_of(args.folder, method=args.method, megabytes=args.megabytes, bar=bar)))
 
 
 def main(words: list[str] | None = None) -> int:

@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             for frame in frames:
                 writer.write(rounding(frame))
             save_latents(latents, args.latent_dir / job.output.name, names)
-        print(f"{job.output}, {args.latent_dir / job.output.name}: {len(lq)} frames", flush=True)
+        upscale.tell(f"{job.output}, {args.latent_dir / job.output.name}: {len(lq)} frames")
     return 0
 
 

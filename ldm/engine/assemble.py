@@ -5,7 +5,7 @@ A model is described by a YAML file with the keys `networks`, `method`, `weights
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -179,21 +179,27 @@ def _recognised(states: Iterable[tuple[Path, Mapping]], entries: list[WeightFile
 # ---- building
 
 
-def build_method(settings, found: Weights, *, device: str = "cpu", method: bool = True) -> Any:
+def build_method(
+    settings, found: Weights, *, device: str = "cpu", method: bool = True, unfilled: Collection[str] = ()
+) -> Any:
     """The method of `settings` with the weights that were found; with `method=False` the filled networks by name.
 
-    Every file is read once. Raises CheckpointError, ConfigError, or ValueError.
+    Networks that `unfilled` names keep random weights; files that fill no others are not read. Every other file is read
+    once. Raises CheckpointError, ConfigError, or ValueError.
     """
     exact_float32()
     entries = {entry.name: entry for entry in weight_files(settings) if entry.used_with(settings)}
+    entries = {name: entry for name, entry in entries.items() if not entry.fills.keys() <= set(unfilled)}
     states = {name: found.read(name) for name in entries if name in found.files}
     for name, state in states.items():
         with naming(found.files[name]):
             _check_file(entries[name], state)
     networks = {}
     for name, node in settings["networks"].items():
-        networks[name] = _build_network(name, node, filled=any(name in entry.fills for entry in entries.values()))
-    sources = {name: _source_of(name, settings, found, states) for name in networks if networks[name].state_dict()}
+        filled = name not in unfilled and any(name in entry.fills for entry in entries.values())
+        networks[name] = _build_network(name, node, filled=filled)
+    to_fill = [name for name in networks if name not in unfilled and networks[name].state_dict()]
+    sources = {name: _source_of(name, settings, found, states) for name in to_fill}
     for name, state in states.items():
         own = {network: networks[network] for network, source in sources.items() if source == name}
         with naming(found.files[name]):

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
+from torch import nn
+
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import Weights, build_method, weight_files
@@ -78,16 +80,20 @@ class Model:
         settings: its configuration.
         device: where it runs.
         rounding: turns a restored frame (c, h, w) in [0, 1] into what is written.
+        networks: filled networks by name, such as those of another model; None: they are loaded from the files.
     """
 
     weights: Weights
     settings: Mapping
     device: str
     rounding: Callable
+    networks: Mapping[str, nn.Module] | None = None
 
     @cached_property
     def method(self) -> Method:
         """The built method."""
+        if self.networks is not None:
+            return config.instantiate(self.settings["method"], networks=self.networks)
         return build_method(self.settings, self.weights, device=self.device)
 
     def build(self) -> None:

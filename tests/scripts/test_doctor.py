@@ -53,7 +53,7 @@ def test_this_machine_passes(packages_as_they_are, tmp_path, capsys):
         "memory of cpu",
     ):
         assert re.search(rf"^OK    {name}: ", whole, re.M), name
-    assert "folders, 1 of 1 clips taken, 3 frames each" in whole and "both stages are present" in whole
+    assert "folders, 1 of 1 clips taken, 3 frames each" in whole and "all files of the model are present" in whole
 
 
 def test_every_warning_and_failure_says_what_to_do(packages_as_they_are, tmp_path, capsys):
@@ -158,7 +158,7 @@ def test_good_weights_pass(tmp_path):
     folder = toy.make_model(tmp_path / "model")
     lines = found(doctor.check_weights, weights=[folder])
     assert [status for status, *_ in lines] == [OK] * 3
-    assert "looks like mgldvsr_unet.ckpt" in lines[0][2] and "both stages are present" in lines[2][2]
+    assert "looks like mgldvsr_unet.ckpt" in lines[0][2] and "all files of the model are present" in lines[2][2]
 
 
 def test_bad_weights_are_named(tmp_path):
@@ -258,7 +258,7 @@ def test_it_starts_without_any_package(tmp_path):
     """The first thing of a broken installation must run: no import at the top that is not Python's own."""
     code = "import sys; sys.path.insert(0, '.'); import scripts.doctor; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert not {"torch", "numpy", "av", "rich", "ldm"} & set(run.stdout.split())
+    assert not {"torch", "numpy", "av", "rich", "omegaconf"} & set(run.stdout.split())
 
 
 def test_unknown_words_are_one_line(capsys):

@@ -9,7 +9,7 @@ from ldm import config, video
 from ldm.engine.assemble import load_method
 from ldm.methods.contract import Request, restore_clip
 from ldm.weights import checkpoint
-from scripts import upscale
+from scripts import benchmark, upscale
 from tests import foreign
 from tests.scripts import toy
 
@@ -96,10 +96,10 @@ def test_it_restores_in_python(weights):
 
 def test_the_benchmark_measures_it(tmp_path, weights):
     for name in ("a", "b"):
-        toy.make_clip(tmp_path / "gt" / name, 3, size=(48, 64))
+        toy.make_clip(tmp_path / "gt" / name, 3, size=(64, 80))
     words = ["--dataset", "own", "--root", str(tmp_path / "gt"), "--lq", "bicubic_x4", "--weights", str(weights)]
     words += ["--trust", "tests.foreign", "-o", str(tmp_path / "out"), "--metrics", "psnr", "--no_report"]
-    from scripts import benchmark
-
     assert benchmark.main([*words, "--device", "cpu"]) == 0
-    assert (tmp_path / "out" / "results.json").is_file()
+    content = json.loads((tmp_path / "out" / "results.json").read_text())
+    assert len(content["rows"]) == 2 and all(row["value"] > 0 for row in content["rows"])
+    assert content["methods"][0]["settings"]["method"]["target"] == "tests.foreign.Soften"

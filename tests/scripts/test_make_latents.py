@@ -78,11 +78,12 @@ def test_latents_decode_to_what_upscaling_gives(made, model):
     saved = torch.stack([torch.from_numpy(np.load(made / f"latent/b/{k:08d}.npy")) for k in range(2)])
     geometry = method.geometry((16, 16), upscale=4)
     work = geometry.enlarge(lq)
-    sr = COLOR_FIXES[method.decoding.color_fix](method.decode(saved[None], work[None])[0], work * 2 - 1)
+    codec = method.codec(method.levers()[0])
+    sr = COLOR_FIXES[method.decoding.color_fix](codec.decode(saved[None], work[None])[0], work * 2 - 1)
     upscaled = method.restore(lq, upscale=4, seed=seed)
     np.testing.assert_allclose(geometry.finish(sr).numpy(), upscaled.numpy(), atol=1e-3)
     with torch.no_grad():
-        sample = (method.autoencoder.decode(saved[:1] / method.scale_factor)[0] + 1) * 127.5
+        sample = (method.networks["autoencoder"].decode(saved[:1] / method.scale_factor)[0] + 1) * 127.5
     shown = read_picture(made / "sample/b/00000000.png")
     np.testing.assert_allclose(shown, sample.clamp(0, 255).permute(1, 2, 0).numpy(), atol=0.6)
 
@@ -247,8 +248,8 @@ def test_a_training_set_may_name_the_weights(tmp_path, model, capfd):
     assert make("--data", tmp_path / "data.yaml", "-o", tmp_path / "set") == 2
     assert "there is no folder nowhere" in capfd.readouterr().err
     args = make_latents.arguments(["--data", str(tmp_path / "data.yaml"), "-o", "x", "--weights", str(model)])
-    _, file = make_latents.find_weights(args, make_latents.read_data(args.data))
-    assert file == model / "mgldvsr_unet.safetensors"
+    _, found = make_latents.find_weights(args, make_latents.read_data(args.data))
+    assert found.files["mgldvsr_unet"] == model / "mgldvsr_unet.safetensors"
 
 
 @pytest.mark.parametrize(
