@@ -226,6 +226,7 @@ def test_only_the_first_of_processes_started_together_makes_the_folder(tmp_path,
     main.prepare_folder(tmp_path / "run", config.load(*runs.COMMANDS[1]), None)
     assert not (tmp_path / "run").exists()
     monkeypatch.setattr(rank_zero_only, "rank", 0)
+    (tmp_path / "run").mkdir()
     main.prepare_folder(tmp_path / "run", config.load(*runs.COMMANDS[1]), None)
     assert (tmp_path / "run" / "config.yaml").exists()
 
