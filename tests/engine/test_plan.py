@@ -212,3 +212,15 @@ def test_each_stage_can_decide_the_peak(probe):
     assert large - nothing == 10**9 + copies - 3.5 * picture
     grows = peak_of(toy, costs=NOTHING | {probe: [10**9, 7]}, frames=1, part_frames=1)
     assert grows - large == 7 * 64**2, "latents of 64x64, in one tile"
+
+
+def test_the_prediction_is_the_sum_of_its_terms():
+    toy = method("decoding.windows.n_frames=1")
+    geometry, h, w = toy.geometry((64, 64), 4), 64, 64
+    lq, latents = 3 * 2 * 64 * 64, (2 * 4 + 2 * (2 + 1)) * 4 * h * w
+    held = latents + lq + geometry.picture_bytes
+    encoder = 15 * 256**2 + 10**7
+    assert peak_of(toy, frames=1, part_frames=1) == 3.5 * geometry.picture_bytes + held + encoder
+    assert peak_of(toy, frames=10**4) - peak_of(toy, frames=10**4, part_frames=1) == 15 * 15 * 256**2
+    more = peak_of(toy, frames=10**4, part_frames=1) - peak_of(toy, frames=1, part_frames=1)
+    assert more == (toy.frames_held - 1) * held
