@@ -174,7 +174,7 @@ def pairs_of(gt: list, lq: list) -> list:
 def load_stage_one(settings, file: Path, device: str) -> MGLD:
     """The method with the networks of stage 1; its sequence decoder keeps random weights, unused. Raises ValueError."""
     one = checkpoint.read(file)
-    held = checkpoint.slots_held(one, checkpoint.STAGE_ONE)
+    held = checkpoint.slots_present(one, checkpoint.STAGE_ONE)
     if "unet" not in held:
         what = checkpoint.recognise(one) or "nothing known"
         raise checkpoint.CheckpointError(f"{file}: looks like {what}, expected {checkpoint.STAGE_ONE.file}")

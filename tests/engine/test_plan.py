@@ -18,8 +18,8 @@ from ldm.engine.plan import (
     with_reserve,
 )
 from ldm.methods.contract import Request
-from ldm.methods.mgld.conditions import KEPT
-from ldm.methods.mgld.levers import WHOLE, TileLevers
+from ldm.methods.mgld.conditions import MAX_CACHED_BYTES
+from ldm.methods.mgld.levers import UNLIMITED, TileLevers
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
@@ -84,7 +84,7 @@ def test_which_errors_are_a_lack_of_memory():
     assert not is_out_of_memory(RuntimeError("shapes do not match")) and not is_out_of_memory(ValueError("memory"))
 
 
-LEVERS = TileLevers(64, 32, 120, 24, "frame", WHOLE)
+LEVERS = TileLevers(64, 32, 120, 24, "frame", UNLIMITED)
 PLAN = Plan(LEVERS, 16)
 NOTHING = dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), [0, 0])
 
@@ -144,7 +144,7 @@ def test_maps_that_are_kept_take_memory():
     h, w = toy.geometry((16, 16), 4).latent
     kept = len(toy.sampling.schedule) * toy.windows.frame_overlap * h * w
     assert kept and peak(maps=[0, 8]) - peak() == 8 * kept and peak(once=[5000, 0]) - peak() == 5000
-    assert peak(maps=[0, 10**9]) - peak() == KEPT, "no more are kept"
+    assert peak(maps=[0, 10**9]) - peak() == MAX_CACHED_BYTES, "no more are kept"
     tiles, several = replace(LEVERS, tile=16, tile_overlap=4), NOTHING | {"maps": [0, 8]}
     one = peak_of(toy, tiles, costs=several, size=(32, 32), frames=100)
     assert peak_of(method("windows.batch=2"), tiles, costs=several, size=(32, 32), frames=100) == one

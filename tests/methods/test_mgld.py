@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ldm import config
 from ldm.diffusion.guidance import motion_loss
-from ldm.methods.geometry import whole
+from ldm.methods.geometry import floor_pixels
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.methods.mgld.restoration import Restoration, motion_between
@@ -359,7 +359,7 @@ def test_nothing_is_left_to_train_and_nothing_records_gradients():
 
 @pytest.mark.parametrize(("length", "pixels"), [(512 / 49 * 49, 512), (3.9, 3), (24 * 2.5, 60), (4.9999999, 5)])
 def test_lengths_in_pixels_are_cut_but_not_for_rounding(length, pixels):
-    assert whole(length) == pixels
+    assert floor_pixels(length) == pixels
 
 
 @pytest.mark.parametrize("length", [8, 24, 90, 97, 128, 160, 256, 1280])

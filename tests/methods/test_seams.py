@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.engine.assemble import EMBEDDED, load_method
-from ldm.methods.mgld.levers import WHOLE
+from ldm.methods.mgld.levers import UNLIMITED
 from ldm.methods.mgld.settings import Decoding
 from ldm.nets.whole_frame import HOLD
 from ldm.ops.resize import resize
@@ -30,7 +30,7 @@ def test_cutting_the_autoencoders_is_exact_or_says_how_far_off_it_is(norms, fram
     work, x = resize(lq, (160, 192)).clamp(0, 1)[None], torch.randn(1, frames, 4, 40, 48)
     results = {}
     for name, decoding in {
-        "whole": replace(toy.decoding, norms="frame", hold=WHOLE),
+        "whole": replace(toy.decoding, norms="frame", hold=UNLIMITED),
         "cut": replace(toy.decoding, norms=norms, hold=0, windows=replace(toy.decoding.windows, tile=32)),
     }.items():
         cut = replace(toy, decoding=decoding)

@@ -72,7 +72,7 @@ def stages_with_scenes(seen):
         seen.append([frame.number for frame in frames])
         return stack(frames, "x") + 1
 
-    cut = Scenes(lambda a, b: (bool((a["x"] != b["x"]).all()), b.put(pair=a["x"])), spent=("pair",))
+    cut = Scenes(lambda a, b: (bool((a["x"] != b["x"]).all()), b.put(pair=a["x"])), drop=("pair",))
     near = Neighbours(lambda frames, start, stop: fn(frames)[:, start:stop], reach=1, name="x")
     return [cut, Windowed(fn, size=3, overlap=1, name="x"), near, Each(lambda frame: frame.put(z=frame["x"]))]
 
