@@ -117,7 +117,7 @@ def make_truth(path: Path, output: Path, *, size: tuple[int, int], count: int) -
     with video.open_writer(output, size=frames[0].shape[:2], overwrite=True) as writer:
         for frame in frames:
             writer.write(frame)
-    provenance.record(output, made_of)
+    provenance.write_record(output, made_of)
 
 
 def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:

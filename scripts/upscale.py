@@ -25,9 +25,9 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
 from ldm.engine.device import is_out_of_memory, usable_device
-from ldm.engine.finished import DECIDING, MadeOtherwise, finished
+from ldm.engine.finished import COMPARED_KEYS, OutputDiffers, finished
 from ldm.engine.flags import flag_words, known_flags
-from ldm.engine.jobs import Job, JobOptions, Model, Tell, find_jobs, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Log, Model, find_jobs, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
@@ -51,7 +51,7 @@ def positive(text: str) -> float:
     return float(text)
 
 
-FLAG_TYPES = {"word": str, "count": positive_int, "natural": non_negative_int, "number": float}
+FLAG_TYPES = {"word": str, "positive_int": positive_int, "non_negative_int": non_negative_int, "number": float}
 
 
 def seconds(text: str) -> float:
@@ -157,8 +157,8 @@ def is_finished(job: Job, model: Model) -> bool:
     if folder_beside(job.output).exists():  # it was interrupted, and is resumed
         return False
     try:
-        return finished(job, model, deciding=(*DECIDING, "format")) is not None
-    except MadeOtherwise as error:
+        return finished(job, model, keys=(*COMPARED_KEYS, "format")) is not None
+    except OutputDiffers as error:
         log.debug("made again: %s", error)
         return False
 
@@ -174,7 +174,7 @@ def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
     """Read, restore, write; the output appears when it is complete. Prints the time and memory it took."""
     began = time.perf_counter()
     with progress_bar(job.path.name) as report:
-        done = restore_job(job, model, report=report, warn=warner(args.program), tell=tell)
+        done = restore_job(job, model, report=report, warn=warner(args.program), log=tell)
     if args.compare:
         save_picture(compared(job), compare_path(job.output))
     seconds, frames = time.perf_counter() - began, done["frames"]
@@ -242,7 +242,7 @@ def verify(path: Path) -> int:
     return 0 if all(result == "as recorded" for _, result in results) else 2
 
 
-def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, warn: Tell) -> list[Job]:
+def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, warn: Log) -> list[Job]:
     """The jobs that `action` could do; a failure is reported, or raised for the only job."""
     done = []
     for job in jobs:
@@ -255,7 +255,7 @@ def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, w
     return done
 
 
-def warner(program: str) -> Tell:
+def warner(program: str) -> Log:
     """warn(line) prints on stderr under the name of the command."""
     return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from ldm.methods.contract import Request, silent
+from ldm.methods.contract import Request, no_progress
 from ldm.streaming.pipeline import Each, Frame, Pipeline
 
 
@@ -29,7 +29,7 @@ class Soften:
     def device(self):
         return self.networks["net"].weight.device
 
-    def stream(self, request: Request, levers: Rows | None = None, progress=silent) -> Pipeline:
+    def stream(self, request: Request, levers: Rows | None = None, progress=no_progress) -> Pipeline:
         size = tuple(int(side * request.upscale) for side in request.size)
 
         def restore(frame: Frame) -> Frame:

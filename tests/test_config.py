@@ -78,7 +78,10 @@ def test_every_config_builds(path):
         assert all(p.is_meta for p in module.parameters())
 
 
-@pytest.mark.parametrize("path", [path for path in CHANGES if path.parent.name != "stablevsr"], ids=lambda path: path.stem)
+PARTS = [path for path in CHANGES if path.parent.name != "stablevsr"]  # whose keys the files they change have
+
+
+@pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
 def test_changes_are_of_what_there_is(path):
     base = config.load(CHANGES[path])
     new = {"method.params.n_frames", "method.params.patch", "method.params.stride"}  # of another class

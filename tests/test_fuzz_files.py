@@ -13,7 +13,7 @@ import yaml
 
 from ldm import config
 from ldm.engine.assemble import EMBEDDED
-from ldm.engine.resume import WorkFolder, plan_begun_with
+from ldm.engine.resume import WorkFolder, recorded_plan
 from ldm.engine.run import check_checkpoint
 from ldm.weights import checkpoint
 
@@ -89,7 +89,7 @@ def use_card(path: Path) -> None:
 
 def use_work(path: Path) -> None:
     output = path.parent.with_name(path.parent.name.removesuffix(".work"))
-    plan_begun_with(output)
+    recorded_plan(output)
     with WorkFolder(output, MANIFEST) as work:
         work.part(0).write_text("x")
         work.load()

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from ldm.engine import provenance
-from ldm.engine.resume import WorkError, WorkFolder, plan_begun_with, remove_partials
+from ldm.engine.resume import WorkError, WorkFolder, recorded_plan, remove_partials
 from ldm.engine.run import check_export, check_run
 from ldm.files import partial
 from ldm.printable import printable
@@ -168,7 +168,7 @@ WORK = {
     "pipe as a lock": (lambda work, out: os.mkfifo(work / "lock"), "not a regular file"),
     "list as a manifest": (lambda work, out: (work / "manifest.json").write_text("[1]"), "not readable"),
     "deep manifest": (lambda work, out: (work / "manifest.json").write_text("[" * 100_000), "not readable"),
-    "manifest of words": (lambda work, out: (work / "manifest.json").write_text('{"plan": "\\u001b"}'), "begun with"),
+    "manifest of words": (lambda work, out: (work / "manifest.json").write_text('{"plan": "\\u001b"}'), "started with"),
     "number as a manifest": (lambda work, out: (work / "manifest.json").write_text("1" * 5000), "not readable"),
     "state without parts": (lambda work, out: saved(work, {"x": 1}), "state.pt: not readable"),
     "state as a list": (lambda work, out: saved(work, [1, 2]), "state.pt: not readable"),
@@ -194,7 +194,7 @@ def test_a_work_folder_of_others(name, tmp_path):
     with pytest.raises(WorkError) as error, WorkFolder(tmp_path / "out.mp4", {"plan": {"tile": 3}}) as folder:
         folder.load()
     assert says in one_line(error) and tree(outside) == before
-    plan_begun_with(tmp_path / "out.mp4")
+    recorded_plan(tmp_path / "out.mp4")
 
 
 def test_a_work_folder_that_is_a_link(tmp_path):

@@ -10,7 +10,7 @@ from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
 from ldm.engine.finished import finished
-from ldm.engine.jobs import Job, JobOptions, Model, Tell, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Log, Model, prepare, restore_job
 from ldm.engine.resume import remove_partials
 from ldm.methods.contract import Progress
 from ldm.ops.resize import resize
@@ -30,7 +30,7 @@ def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -
             small = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
             writer.write(resize(small, clip.size).clamp(0, 1))
             report(number, clip.frames)
-    provenance.record(output, made_of)
+    provenance.write_record(output, made_of)
     return output
 
 
@@ -43,8 +43,8 @@ class Restorer:
 
     model: Model
     options: JobOptions
-    warn: Tell
-    inform: Tell
+    warn: Log
+    inform: Log
 
     def restored(self, clip: Clip, output: Path, *, seed: int, scale: int, report: Progress) -> dict:
         """Write the frames of a clip and return their record; an interrupted clip resumes.
@@ -57,7 +57,7 @@ class Restorer:
         job = prepare(Job(clip.lq.path, output), options, warn=self.warn)
         if (record := finished(job, self.model)) is not None:
             return record
-        return restore_job(job, self.model, report=report, warn=self.warn, tell=self.inform)
+        return restore_job(job, self.model, report=report, warn=self.warn, log=self.inform)
 
 
 def rates(records: Iterable[Mapping]) -> tuple[float | None, int | None]:

@@ -1,4 +1,4 @@
-"""What a network predicts (eps, v or x0), turned into the clean sample. Samplers see x0; networks see tensors."""
+"""Conversion between the prediction of a network (eps, v or x0) and the clean sample x0, which samplers use."""
 
 from torch import Tensor
 
@@ -8,13 +8,16 @@ _KINDS = ("eps", "v", "x0")
 
 
 def _check_kind(kind: str) -> None:
-    """Raise ValueError unless `kind` is a prediction we know."""
+    """Raise ValueError for an unknown kind of prediction."""
     if kind not in _KINDS:
         raise ValueError(f"got prediction {kind!r}, expected one of {_KINDS}")
 
 
 def to_x0(prediction: Tensor, x: Tensor, schedule: Schedule, i: int | Tensor, kind: str = "eps") -> Tensor:
-    """The clean sample that `prediction` means at x = x_i. No clipping, as released."""
+    """Return the clean sample for a prediction at x = x_i; not clipped, as released.
+
+    `kind` is "eps" (DDPM, equation 15), "v" (progressive distillation) or "x0"; ValueError for another.
+    """
     _check_kind(kind)
     if kind == "x0":
         return prediction
@@ -26,13 +29,13 @@ def to_x0(prediction: Tensor, x: Tensor, schedule: Schedule, i: int | Tensor, ki
 
 
 def to_eps(x0: Tensor, x: Tensor, schedule: Schedule, i: int | Tensor) -> Tensor:
-    """The noise that leads from x0 to x = x_i."""
+    """Return the noise that leads from x0 to x = x_i."""
     signal, noise = schedule.abar.sqrt(), (1 - schedule.abar).sqrt()
     return (x - schedule.at(signal, i, x) * x0) / schedule.at(noise, i, x)
 
 
 def target(kind: str, x0: Tensor, noise: Tensor, schedule: Schedule, i: int | Tensor) -> Tensor:
-    """What a network that predicts `kind` is trained towards."""
+    """Return the training target of a network that predicts `kind`."""
     _check_kind(kind)
     if kind == "eps":
         return noise

@@ -1,7 +1,7 @@
-"""Motion-guided sampling: latents of neighbouring frames are pulled together along the optical flow.
+"""Motion guidance (MGLD-VSR): reduce the differences between latents of neighbouring frames along the optical flow.
 
-What falls is the L1 distance between each frame and its neighbours warped onto it, in both directions. Two forms of it
-exist, one word apart: "paper", what the paper describes, and "released", what the released code computes.
+The energy is the L1 distance between each frame and its warped neighbours, in both directions. It has two forms:
+"paper", as in the paper (Yang et al., ECCV 2024), and "released", as in the released code.
 """
 
 from collections.abc import Callable
@@ -19,16 +19,16 @@ _SMALLEST_RESIDUAL = 1e-6  # keeps 1/|residual| finite; latents are of unit scal
 
 
 def _check_word(value: str, known: tuple[str, ...], what: str) -> None:
-    """Raise ValueError unless `value` is one of the `known` words."""
+    """Raise ValueError unless `value` is in `known`."""
     if value not in known:
         raise ValueError(f"got {what} {value!r}, expected one of {known}")
 
 
 def _pair_weights(motion: Motion, occlusion: str = "masked") -> tuple[Tensor, Tensor]:
-    """What counts of each pair of frames, (B, T-1, 1, h, w) for to_next and for to_prev, each 0 or 1.
+    """Return weights 0 or 1 for each pair of frames, (B, T-1, 1, h, w), for to_next and for to_prev.
 
-    "masked": what the occlusion masks of `motion` leave; "border": what the flow does not take out of the picture;
-    "visible": both of these; "none": everything.
+    "masked" excludes the occluded pixels of `motion`; "border" excludes pixels whose flow leaves the image; "visible"
+    excludes both; "none" excludes nothing.
     """
     _check_word(occlusion, _OCCLUSION, "occlusion")
     weights = []
@@ -43,37 +43,37 @@ def _pair_weights(motion: Motion, occlusion: str = "masked") -> tuple[Tensor, Te
 
 
 def _warp_pairs(latents: Tensor, flow: Tensor) -> Tensor:
-    """(B, P, C, h, w) latents fetched along (B, P, 2, h, w) flows."""
+    """Warp latents (B, P, C, h, w) along flows (B, P, 2, h, w)."""
     return flow_warp(latents.flatten(0, 1), flow.flatten(0, 1)).unflatten(0, latents.shape[:2])
 
 
 def _paper_residuals(latents: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
-    """Neighbour fetched along the flow, minus the frame itself: for frames 0..T-2 (next) and 1..T-1 (previous)."""
+    """Return warped neighbour minus frame, for frames 0..T-2 (next neighbour) and 1..T-1 (previous)."""
     to_next = _warp_pairs(latents[:, 1:], motion.to_next) - latents[:, :-1]
     return to_next, _warp_pairs(latents[:, :-1], motion.to_prev) - latents[:, 1:]
 
 
 def _released_residuals(latents: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
-    """The residuals as released (bug B1): each neighbour is fetched with the flow of the pair beyond it.
+    """Return the residuals as released (bug B1): each neighbour is warped with the flow of the next pair.
 
-    Frame i is compared with frame i+1 moved by flow i+1 -> i+2, and with frame i-1 moved by flow i-1 -> i-2; without a
-    pair beyond, with zero, which shrinks frames T-2 and 1.
+    Frame i is compared with frame i+1 warped by flow i+1 -> i+2, and with frame i-1 warped by flow i-1 -> i-2. If there
+    is no next pair, it is compared with zero, which shrinks frames T-2 and 1.
     """
-    ahead = _warp_pairs(latents[:, 1:-1], motion.to_next[:, 1:])
-    behind = _warp_pairs(latents[:, 1:-1], motion.to_prev[:, :-1])
+    after = _warp_pairs(latents[:, 1:-1], motion.to_next[:, 1:])
+    before = _warp_pairs(latents[:, 1:-1], motion.to_prev[:, :-1])
     nothing = torch.zeros_like(latents[:, :1])
-    to_next = torch.cat([ahead, nothing], 1) - latents[:, :-1]
-    return to_next, torch.cat([nothing, behind], 1) - latents[:, 1:]
+    to_next = torch.cat([after, nothing], 1) - latents[:, :-1]
+    return to_next, torch.cat([nothing, before], 1) - latents[:, 1:]
 
 
 def _check_clip(latents: Tensor, motion: Motion) -> None:
-    """Raise ValueError unless `motion` is that of `latents`."""
+    """Raise ValueError unless the shapes of `motion` and `latents` match."""
     b, frames, _, h, w = latents.shape
     for field, channels in zip(motion, (2, 2, 1, 1), strict=True):
         if tuple(field.shape) != (b, frames - 1, channels, h, w):
             raise ValueError(
                 f"got motion {tuple(field.shape)} for latents {tuple(latents.shape)}, "
-                f"expected {(b, frames - 1, channels, h, w)}; resize or cut the motion to the latents"
+                f"expected {(b, frames - 1, channels, h, w)}; resize or crop the motion to the latents"
             )
 
 
@@ -85,12 +85,14 @@ def motion_loss(
     occlusion: str = "masked",
     emphasis: Tensor | None = None,
 ) -> Tensor:
-    """How far the latents (B, T, C, h, w) are from moving along `motion`; a scalar in float32, 0 for a single frame.
+    """Return the distance of latents (B, T, C, h, w) from motion along `motion`: a float32 scalar, 0 for one frame.
 
-    Sum over the pairs of frames and both directions of mean |weight * residual|, the mean over clips, channels and all
-    pixels. `form="paper"` pairs each frame with its neighbour; `form="released"` is `compute_temporal_condition_v4` of
-    the released code (its v3 with `occlusion="border"`). Weights: `_pair_weights`, times `emphasis` (B, T, 1 | C, h, w)
-    of the frame itself where that is given.
+    It is the sum over pairs of frames and both directions of mean |weight * residual|, a mean over clips, channels and
+    all pixels. `form="paper"` compares each frame with its warped neighbour; `form="released"` is
+    `compute_temporal_condition_v4` of the released code (its v3 with `occlusion="border"`). Weights are those of
+    `occlusion` ("masked", "visible", "border" or "none"), times `emphasis` (B, T, 1 | C, h, w) of the frame if given.
+
+    Raises ValueError for an unknown word or shapes that do not match.
     """
     _check_word(form, _FORMS, "form")
     _check_clip(latents, motion)
@@ -107,56 +109,56 @@ def motion_loss(
 
 @torch.inference_mode(False)
 def _ordinary(x: Tensor) -> Tensor:
-    """x, copied where it comes from inference mode, whose tensors autograd refuses."""
+    """Return x, copied if it was created in inference mode, whose tensors autograd does not accept."""
     return x.clone() if x.is_inference() else x
 
 
-def _slope(latents: Tensor, energy: Callable[[Tensor], Tensor]) -> Tensor:
-    """Gradient of the scalar `energy(latents)` in float32, whatever the caller's gradient mode."""
+def _gradient(latents: Tensor, energy: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return the gradient of the scalar `energy(latents)` in float32, in any gradient mode."""
     with torch.enable_grad():
         leaf = latents.detach().float().requires_grad_()
         return torch.autograd.grad(energy(leaf), leaf)[0]
 
 
 def _paper_descent(latents: Tensor, motion: Motion, *, weight: float, occlusion: str = "visible") -> Tensor:
-    """One step down E = sum of |w (fetched neighbour - frame)|, of `weight` times the gradient where that is safe.
+    """Take one descent step on E = sum |w (warped neighbour - frame)|, at most `weight` times the gradient.
 
-    A step of fixed length overshoots the kinks of an L1 norm and then raises E. Here the step of each latent element is
-    at most the minimum of a quadratic that lies above E and touches it at the present point (majorise-minimise: |r| is
-    below r^2 / 2|r0| + |r0| / 2, and a residual touches its own pixel with weight 1 and its neighbour with at most 1 in
-    all). Its curvature is 2 sum_k w_k |a_kj| / |r_k| over the residuals k = a_k z that element j takes part in. So E
-    falls at every step, whatever the weight.
+    A step of fixed length overshoots the kinks of the L1 norm and increases E. Here the step of each latent element is
+    limited to the minimum of a quadratic upper bound of E that is tight at the current point (majorise-minimise: |r|
+    <= r^2 / 2|r0| + |r0| / 2; a residual depends on its own pixel with weight 1 and on its neighbour with weights that
+    sum to at most 1). The curvature of the bound for element j is 2 sum_k w_k |a_kj| / |r_k| over the residuals
+    r_k = a_k z. So E decreases at every step, for any weight.
     """
     keep = _pair_weights(motion, occlusion)
 
     def energy(z: Tensor) -> Tensor:
         return sum((w * r).abs().sum() for w, r in zip(keep, _paper_residuals(z, motion), strict=True))
 
-    present = _paper_residuals(latents.float(), motion)
-    inverse = [w / r.abs().clamp_min(_SMALLEST_RESIDUAL) for w, r in zip(keep, present, strict=True)]
+    current = _paper_residuals(latents.float(), motion)
+    inverse = [w / r.abs().clamp_min(_SMALLEST_RESIDUAL) for w, r in zip(keep, current, strict=True)]
 
-    def touched(z: Tensor) -> Tensor:  # linear, so that its gradient is the sum over k of w_k |a_kj| / |r_k|
+    def linear(z: Tensor) -> Tensor:  # its gradient is the sum over k of w_k |a_kj| / |r_k|
         both = zip(inverse, _paper_residuals(z, motion), (z[:, :-1], z[:, 1:]), strict=True)
         return sum((c * (r + 2 * frame)).sum() for c, r, frame in both)  # neighbour + frame
 
-    curvature = 2 * _slope(latents, touched)
+    curvature = 2 * _gradient(latents, linear)
     length = (1 / curvature.clamp_min(torch.finfo(torch.float32).tiny)).clamp_max(weight)
-    return latents.float() - length * _slope(latents, energy)
+    return latents.float() - length * _gradient(latents, energy)
 
 
 class MotionGuidance:
-    """The `guide(x, i)` of a sampler: pulls x (B, T, C, h, w) of step i towards `motion`. Clips do not mix.
+    """Guide samples x (B, T, C, h, w) of step i along `motion`; called as guide(x, i). Clips are independent.
 
-    "paper": x - scale * variance_i * gradient of the L1 distance (its eta = 10 by default), with steps short enough for
-    the distance to fall at every one (`_paper_descent`). The paper's norm is read as a sum, `reduction="sum"`, so that
-    the strength does not depend on the size of the latent; "mean" divides by C h w, which leaves next to nothing of it.
-    Pixels that are occluded or leave the picture do not count, unless another `occlusion` is named.
+    "paper": x - scale * variance_i * gradient of the L1 distance (the paper's eta = 10 by default), with steps limited
+    so that the distance always decreases. The norm is a sum (`reduction="sum"`), so that the strength does not depend
+    on the size of the latent; "mean" divides by C h w, which almost disables guidance. Pixels that are occluded or
+    leave the image are excluded unless another `occlusion` is given.
 
-    "released": x - scale * log_variance_i * gradient of the released `motion_loss`, a mean (bugs B1, B2): the clipped
-    log-variance is negative, hence so is the scale, -10 in the released script for tiles, -1 where latents are made. It
-    grows towards the last step, where the paper's vanishes. `reduction` has no effect.
+    "released": x - scale * log_variance_i * gradient of the released `motion_loss`, a mean (bugs B1, B2). The clipped
+    log-variance is negative, hence also the scale: -10 in the released script for tiles, -1 in that for latents. The
+    strength grows towards the last step, where that of the paper vanishes. `reduction` has no effect.
 
-    Raises ValueError for an unknown word; when called, for latents that do not fit `motion`.
+    Raises ValueError for an unknown word; when called, for latents that do not match `motion`.
     """
 
     def __init__(
@@ -199,7 +201,7 @@ class MotionGuidance:
         return _paper_descent(x, self.motion, weight=weight, occlusion=self.occlusion)
 
     def _released_step(self, x: Tensor, i: int) -> Tensor:
-        def energy(z: Tensor) -> Tensor:  # the mean over clips is undone: one clip's pull is its own
+        def energy(z: Tensor) -> Tensor:  # undoes the mean over clips, so that clips are independent
             return len(z) * motion_loss(z, self.motion, form="released", occlusion=self.occlusion)
 
-        return x.float() - self.scale * self.schedule.log_variance[i].item() * _slope(x, energy)
+        return x.float() - self.scale * self.schedule.log_variance[i].item() * _gradient(x, energy)

@@ -1,7 +1,7 @@
-"""Where the random numbers of a restoration come from. All classes are called (step, frames, shape) -> noise.
+"""Sources of random numbers. All classes are called as source(step, frames, shape) -> noise.
 
-`step` is the index of a sampling step, or a name for noise drawn outside the loop: "posterior" for the autoencoder's
-sample of the low-quality latent and "start" for the noise of x_T.
+`step` is the index of a sampling step or a name: "posterior" for the sample of the autoencoder's posterior, "start" for
+the noise of the initial sample x_T.
 """
 
 import zlib
@@ -13,71 +13,72 @@ from torch import Tensor
 
 
 def _checked(seed: int) -> int:
-    """The seed, or ValueError unless it is one that generators take."""
+    """Return the seed. Raises ValueError if it is not valid for generators."""
     if not 0 <= seed < 2**63:
         raise ValueError(f"got seed {seed}, expected 0 to 2**63 - 1")
     return seed
 
 
 class FrameNoise:
-    """Standard normal noise with an address: seed, step and frame number alone decide it.
+    """Standard normal noise that depends on seed, step and frame number alone.
 
-    So a result does not depend on tiles, windows, chunks, the order of work or resumed runs.
+    Results therefore do not depend on tiles, windows, parts, the order of computation or resumption. Raises ValueError
+    for a seed outside 0 to 2**63 - 1.
     """
 
     def __init__(self, seed: int) -> None:
         self.seed = _checked(seed)
 
     def __call__(self, step: int | str, frames: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """(T, *shape) float32 on the CPU for the frame numbers `frames` (>= 0) of the whole video.
+        """Return noise (T, *shape), float32 on the CPU, for T frame numbers of the video.
 
-        `shape` is (c, h, w) of the whole latent frame; cut tiles afterwards.
+        `shape` is (c, h, w) of the full latent frame; tiles are cut afterwards. Raises ValueError for negative numbers.
         """
         return torch.stack([self._frame(step, frame, shape) for frame in frames])
 
     def _frame(self, step: int | str, frame: int, shape: Sequence[int]) -> Tensor:
-        named = isinstance(step, str)
-        where = zlib.crc32(step.encode()) if named else step
+        is_name = isinstance(step, str)
+        where = zlib.crc32(step.encode()) if is_name else step
         if where < 0 or frame < 0:
             raise ValueError(f"got step {step} and frame {frame}, expected neither below 0")
-        address = [self.seed % 2**32, self.seed >> 32, int(named), where, frame]
+        address = [self.seed % 2**32, self.seed >> 32, int(is_name), where, frame]
         state = np.random.SeedSequence(address).generate_state(1, np.uint64)
         return torch.randn(*shape, generator=torch.Generator().manual_seed(int(state[0])))
 
 
 class ReleasedNoise:
-    """The noise of the released script: one sequential CPU generator, seeded anew for every image patch (bug B27).
+    """The noise of the released script: a sequential CPU generator with the same seed for each image patch (bug B27).
 
-    Make one per patch and segment (its seed there is 42) and draw in the released order: "posterior", "start", then one
-    tensor per step from the last to 0. The frame numbers only say how many frames there are.
+    Create one per patch and segment (the released seed is 42) and draw in the released order: "posterior", "start",
+    then one tensor per step from the last to 0. Only the number of frames matters, not their numbers.
     """
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(_checked(seed))
 
     def __call__(self, step: int | str, frames: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """The next (T, *shape) float32 numbers of the stream; "start" is filled in the order T, h, w, c."""
+        """Return the next float32 numbers as (T, *shape); "start" is filled in the order T, h, w, c."""
         out = torch.empty(len(frames), *shape)
-        if step == "start":  # the released latent is channels_last there, which changes order and use of the stream
+        if step == "start":  # the released latent is channels_last, which changes the order of the numbers
             out = out.contiguous(memory_format=torch.channels_last)
         return out.normal_(generator=self.generator).contiguous()
 
 
 class SequentialNoise:
-    """One CPU generator, frame after frame, as the released StableVSR draws: results depend on the order of work."""
+    """A sequential CPU generator for all frames, as in the released StableVSR; results depend on call order."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(_checked(seed))
 
     def __call__(self, step: int | str, frames: Sequence[int], shape: Sequence[int]) -> Tensor:
-        """The next (T, *shape) float32 numbers of the stream, one frame at a time."""
+        """Return the next float32 numbers as (T, *shape), drawn frame by frame."""
         return torch.stack([torch.randn(*shape, generator=self.generator) for _ in frames])
 
 
 def sequential(source: Callable, frames: int) -> Callable[[int | str, Sequence[int], Sequence[int]], Tensor]:
-    """noise(step, numbers of frames 0 to frames - 1, shape) -> (T, *shape) from a source such as `ReleasedNoise`.
+    """Return noise(step, frame numbers, shape) -> (T, *shape) from a sequential source such as `ReleasedNoise`.
 
-    The numbers of a step are drawn for all frames at once, at its first call.
+    Frame numbers are 0 to frames - 1. The numbers of a step are drawn for all frames at its first call.
     """
     drawn: dict[int | str, Tensor] = {}
 

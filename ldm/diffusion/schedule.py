@@ -1,4 +1,4 @@
-"""Discrete noise schedules: x_i = sqrt(abar_i) x_0 + sqrt(1 - abar_i) noise. Knows no network."""
+"""Discrete noise schedules: x_i = sqrt(abar_i) x_0 + sqrt(1 - abar_i) noise."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,18 +9,18 @@ from torch import Tensor
 
 _ARITHMETIC = ("float64", "released")
 _VARIANCES = ("fixed_small", "fixed_large")
-_SMALLEST_VARIANCE = 1e-20  # the variance of the last step is 0; its logarithm is taken of this instead
+_SMALLEST_VARIANCE = 1e-20  # replaces the variance 0 of the last step in its logarithm
 
 
 def make_betas(name: str, steps: int, *, start: float = 0.00085, end: float = 0.012, shift: float = 0.008) -> Tensor:
-    """(steps,) float64 noise variances; "linear" is linear in the square root, as Stable Diffusion is trained.
+    """Return noise variances (steps,) float64; "linear" is linear in the square root, as in Stable Diffusion.
 
     "sqrt_linear" is linear in beta, "sqrt" its square root, "cosine" that of Improved DDPM (offset `shift`, at most
     0.999). The names are those of the latent-diffusion code. Raises ValueError for another name or no step.
     """
     if steps < 1:
         raise ValueError(f"got {steps} steps, expected at least 1")
-    exact = {"dtype": torch.float64, "device": "cpu"}  # real numbers also where networks are built on the meta device
+    exact = {"dtype": torch.float64, "device": "cpu"}  # real values even within a meta-device context
     if name == "linear":
         return torch.linspace(start**0.5, end**0.5, steps, **exact) ** 2
     if name == "sqrt_linear":
@@ -35,10 +35,10 @@ def make_betas(name: str, steps: int, *, start: float = 0.00085, end: float = 0.
 
 
 def space_timesteps(total: int, sections: int | str | Sequence[int]) -> list[int]:
-    """Time steps kept of `total`: as many per equal section as `sections` says, evenly spread over each section.
+    """Select time steps out of `total`: a number per section, evenly spaced within equal sections.
 
     `sections` is a count, a list of counts, the same as text ("10,20"), or "ddimN": N steps with the smallest integer
-    stride that gives exactly N. As in Improved DDPM. Raises ValueError if a section is too short or no stride fits.
+    stride that gives exactly N. From Improved DDPM. Raises ValueError if a section is too short or no stride fits.
     """
     if isinstance(sections, str) and sections.startswith("ddim"):
         wanted = int(sections.removeprefix("ddim"))
@@ -58,7 +58,7 @@ def space_timesteps(total: int, sections: int | str | Sequence[int]) -> list[int
         stride = (size - 1) / (count - 1) if count > 1 else 1.0
         position = 0.0
         for _ in range(count):
-            kept.append(first + round(position))  # half to even; accumulated, so that released lists come out
+            kept.append(first + round(position))  # rounds half to even; accumulated, to reproduce the released lists
             position += stride
         first += size
     return kept
@@ -66,11 +66,11 @@ def space_timesteps(total: int, sections: int | str | Sequence[int]) -> list[int
 
 @dataclass(frozen=True, eq=False)
 class Schedule:
-    """Arrays over the step i, where i = 0 is the cleanest; all (S,) float64 on the CPU but `t`, int64.
+    """A noise schedule over steps i; i = 0 is the least noisy. Arrays are (S,) float64 on the CPU; `t` is int64.
 
     `abar` is the signal power (product of 1 - betas), `abar_prev` that of step i-1 (1 at i = 0); `variance`,
-    `log_variance` (clipped), `coef1`, `coef2` are the posterior's (DDPM, equations 6-7); `t` is the time step a network
-    was trained on. Methods take i as one int, or as an index tensor whose shape is the leading shape of x, say (B, T).
+    `log_variance` (clipped), `coef1`, `coef2` belong to the posterior (DDPM, equations 6-7); `t` is the time step given
+    to the network. Methods accept i as an int or as an index tensor with the leading shape of x, such as (B, T).
     """
 
     betas: Tensor
@@ -85,10 +85,10 @@ class Schedule:
 
     @classmethod
     def from_betas(cls, betas: Tensor, *, t: Tensor | None = None, arithmetic: str = "float64") -> "Schedule":
-        """Every array from (S,) betas; `arithmetic="released"` repeats the mixed precision of the released respacing.
+        """Compute all arrays from betas (S,); `arithmetic="released"` has the mixed precision of the released code.
 
-        There the betas, their complements and the product are float32, abar_prev and what follows from it float64, and
-        the results are stored as float32. Raises ValueError for an unknown arithmetic or betas outside (0, 1].
+        There, betas, their complements and the product are float32, abar_prev and the arrays derived from it float64,
+        and the results are stored as float32. Raises ValueError for an unknown arithmetic or betas outside (0, 1].
         """
         if arithmetic not in _ARITHMETIC:
             raise ValueError(f"got arithmetic {arithmetic!r}, expected one of {_ARITHMETIC}")
@@ -116,10 +116,10 @@ class Schedule:
 
     @classmethod
     def from_signal(cls, abar: Tensor, abar_prev: Tensor, *, t: Tensor, variance: str = "fixed_small") -> "Schedule":
-        """Steps with given signal powers (S,) before and after each: for lists of time steps whose steps do not meet.
+        """Create a schedule from signal powers (S,) before and after each step, which need not be consecutive.
 
-        `variance` of the noise that is added: "fixed_small", the posterior's, at least 1e-20, or "fixed_large", beta
-        (the names of diffusers). Raises ValueError for another word, or powers that do not fall with the step.
+        `variance` of the added noise: "fixed_small", that of the posterior, at least 1e-20, or "fixed_large", beta
+        (the names of diffusers). Raises ValueError for an unknown word, or powers that do not decrease.
         """
         if variance not in _VARIANCES:
             raise ValueError(f"got variance {variance!r}, expected one of {', '.join(_VARIANCES)}")
@@ -141,18 +141,18 @@ class Schedule:
 
     @classmethod
     def linear_sd(cls, steps: int = 1000, *, start: float = 0.00085, end: float = 0.012) -> "Schedule":
-        """The schedule Stable Diffusion is trained with."""
+        """Return the training schedule of Stable Diffusion."""
         return cls.from_betas(make_betas("linear", steps, start=start, end=end))
 
     def __len__(self) -> int:
         return len(self.t)
 
     def respaced(self, steps: int | str | Sequence[int], *, arithmetic: str = "float64") -> "Schedule":
-        """Keep some of the steps (see `space_timesteps`); `t` still names the original time steps.
+        """Return a schedule with some of the steps (see `space_timesteps`); `t` keeps the original time steps.
 
         A single step is the noisiest one, where sampling starts (the released code fails there, and its rule would
-        choose the cleanest). `arithmetic="released"` takes the ratios of abar in float32: betas off by up to 1e-7, as
-        in the released sampling and, with steps=1000, its training.
+        choose the least noisy). `arithmetic="released"` computes the ratios of abar in float32, with errors of betas up
+        to 1e-7, as in the released sampling and, with steps=1000, training.
         """
         if arithmetic not in _ARITHMETIC:
             raise ValueError(f"got arithmetic {arithmetic!r}, expected one of {_ARITHMETIC}")
@@ -165,7 +165,7 @@ class Schedule:
         return Schedule.from_betas(torch.from_numpy(betas), t=self.t[keep], arithmetic=arithmetic)
 
     def at(self, values: Tensor, i: int | Tensor, x: Tensor) -> float | Tensor:
-        """values[i] as a number for an int, or as a tensor that broadcasts against `x` from the left."""
+        """Return values[i] as a number for an int, or as a tensor that broadcasts against the leading axes of `x`."""
         if isinstance(i, int):
             return values[i].item()
         if tuple(i.shape) != tuple(x.shape[: i.ndim]):
@@ -173,22 +173,22 @@ class Schedule:
         return values[i.cpu()].to(x).reshape(*i.shape, *[1] * (x.ndim - i.ndim))
 
     def add_noise(self, x0: Tensor, noise: Tensor, i: int | Tensor) -> Tensor:
-        """x_i = sqrt(abar_i) x_0 + sqrt(1 - abar_i) noise (DDPM, equation 4)."""
+        """Return x_i = sqrt(abar_i) x_0 + sqrt(1 - abar_i) noise (DDPM, equation 4)."""
         return self.at(self.abar.sqrt(), i, x0) * x0 + self.at((1 - self.abar).sqrt(), i, x0) * noise
 
     def velocity(self, x0: Tensor, noise: Tensor, i: int | Tensor) -> Tensor:
-        """v_i = sqrt(abar_i) noise - sqrt(1 - abar_i) x_0 (progressive distillation)."""
+        """Return v_i = sqrt(abar_i) noise - sqrt(1 - abar_i) x_0 (progressive distillation)."""
         return self.at(self.abar.sqrt(), i, x0) * noise - self.at((1 - self.abar).sqrt(), i, x0) * x0
 
     def posterior(self, x0: Tensor, x: Tensor, i: int | Tensor) -> tuple[Tensor, float | Tensor, float | Tensor]:
-        """Mean, variance and clipped log-variance of q(x_{i-1} | x_i, x_0) (DDPM, equations 6-7)."""
+        """Return mean, variance and clipped log-variance of q(x_{i-1} | x_i, x_0) (DDPM, equations 6-7)."""
         mean = self.at(self.coef1, i, x) * x0 + self.at(self.coef2, i, x) * x
         return mean, self.at(self.variance, i, x), self.at(self.log_variance, i, x)
 
     def lvlb_weights(self, kind: str = "eps") -> Tensor:
-        """(S,) float32 weights of the variational bound for a network that predicts eps, x0 or v.
+        """Return weights (S,) float32 of the variational bound for a network that predicts eps, x0 or v.
 
-        In float32 from the float32 arrays, as trained; entry 0 is infinite and takes entry 1 (0 for a single step).
+        Computed from float32 arrays, as in training. Entry 0 is infinite and is replaced by entry 1 (0 for one step).
         """
         if kind == "v":
             return torch.ones(len(self))
@@ -203,7 +203,7 @@ class Schedule:
         return weights
 
     def buffers(self) -> dict[str, Tensor]:
-        """The twelve float32 arrays a released checkpoint stores, under their names there."""
+        """Return the twelve float32 arrays of a released checkpoint by their names there."""
         abar = self.abar.float() if self.arithmetic == "released" else self.abar
         arrays = {
             "betas": self.betas,

@@ -1,7 +1,7 @@
-"""From weight files and YAML to a method that restores frames.
+"""Build a method from weight files and YAML.
 
-A model is described by a YAML file with the keys `networks`, `method`, `weights` and `flags`: beside its weights as
-`model.yaml`, or as `configs/FAMILY/model.yaml` for the released files of a family.
+A YAML file with the keys `networks`, `method`, `weights` and `flags` describes a model. It is called `model.yaml` and
+lies beside the weights, or in `configs/FAMILY/` for the released files of a family.
 """
 
 import re
@@ -19,26 +19,26 @@ from ldm.methods.contract import Method
 from ldm.paths import product_folder
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
-from ldm.weights.files import WeightFile, find_in, sort_out
-from ldm.weights.fill import fill, naming
+from ldm.weights.files import WeightFile, find_all, match_files
+from ldm.weights.fill import error_prefix, fill
 
 ROOT = product_folder()
 EMBEDDED = ROOT / "assets" / "tiny"
 CONFIGS = ROOT / "configs"
 CARD = "model.yaml"  # describes a model: beside its weights, or in the folder of a family
 FAMILY = "family.yaml"  # the weights and flags that all models of a family share
-NEEDED = ("networks", "method", "weights")
+REQUIRED_KEYS = ("networks", "method", "weights")
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weight files that were found, and the YAML that describes their model.
+    """The weight files of a model and the YAML file that describes it.
 
     Args:
-        files: path by the name of the entry in `weights:`.
-        card: the YAML.
-        folder: where they were looked for; None: they were named one by one.
-        opened: contents by name, of files that had to be read to be recognised.
+        files: paths by the names of the entries in `weights:`.
+        card: path of the YAML file.
+        folder: the folder that was searched; None if the files were given one by one.
+        opened: contents by name of the files that were read in order to recognise them.
     """
 
     files: Mapping[str, Path]
@@ -47,7 +47,7 @@ class Weights:
     opened: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def read(self, name: str) -> Mapping[str, Tensor]:
-        """The contents of a file. Raises as `checkpoint.read`."""
+        """Return the state dict of a file. Raises the errors of `checkpoint.read`."""
         return self.opened[name] if name in self.opened else checkpoint.read(self.files[name])
 
 
@@ -59,18 +59,18 @@ def load_method(
     trust: Iterable[str] = (),
     device: str = "cpu",
 ) -> Method:
-    """A method with its weights, ready to restore frames; the embedded model where no weights are named.
+    """Load a method and its weights; without weights, the model that comes with the package.
 
     Args:
         weights: a folder, or weight files in any order.
-        configs: YAML files that describe the model; default: `model.yaml` beside the weights, else that of the family
-            the files belong to.
-        preset: the name of a file in configs/FAMILY/presets, merged last.
-        overrides: `key.sub=value` words.
-        trust: modules of your own whose classes a configuration may name; their code runs.
-        device: where the networks go.
+        configs: YAML files that describe the model. Default: `model.yaml` beside the weights, otherwise that of the
+            family to which the files belong.
+        preset: the name of a file in configs/FAMILY/presets; it is merged last.
+        overrides: settings as `key.sub=value`.
+        trust: names of modules whose classes a configuration may use as targets. Their code is executed.
+        device: device of the networks.
 
-    Raises FileNotFoundError, CheckpointError, ConfigError or ValueError, each with one line that says what to do.
+    Raises FileNotFoundError, CheckpointError, ConfigError or ValueError. Each message is one line with a remedy.
     """
     found = find_weights(*weights or (EMBEDDED,), configs=configs)
     settings = read_settings(found, configs=configs, preset=preset, overrides=overrides, trust=trust)
@@ -81,12 +81,12 @@ def load_method(
 
 
 def family_cards() -> list[Path]:
-    """The `model.yaml` of every family."""
+    """Return the path of `model.yaml` of every family."""
     return sorted(CONFIGS.glob(f"*/{CARD}"))
 
 
 def read_model(*paths: str | Path, trust: Iterable[str] = ()):
-    """The merged YAML files of a model, over what its family shares. Raises ConfigError for a missing key."""
+    """Merge the YAML files of a model over `family.yaml` of its family. Raises ConfigError for a missing key."""
     settings = config.load(*paths, trust=trust)
     family = settings.get("family")
     if family is not None:
@@ -95,14 +95,14 @@ def read_model(*paths: str | Path, trust: Iterable[str] = ()):
             known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob(f"*/{FAMILY}")))
             raise config.ConfigError(f"{paths[0]}: got family {family!r}, expected one of {known}")
         settings = config.load(shared, *paths, trust=trust)
-    for key in NEEDED:
+    for key in REQUIRED_KEYS:
         if settings.get(key) is None:
             raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
     return settings
 
 
 def weight_files(settings) -> list[WeightFile]:
-    """The entries `weights:` of a model. Raises ValueError that names what is wrong with one."""
+    """Return the entries of `weights:` of a model. Raises ValueError for an invalid entry."""
     entries = config.plain(settings["weights"])
     return [WeightFile.from_config(name, entry) for name, entry in entries.items()]
 
@@ -115,7 +115,7 @@ def read_settings(
     overrides: Iterable[str] = (),
     trust: Iterable[str] = (),
 ):
-    """The configuration to restore with; arguments as for `load_method`."""
+    """Return the merged configuration of a model; see `load_method` for the arguments."""
     settings = read_model(*([*configs] or [found.card]), trust=trust)
     if preset is not None:
         settings = config.merge(settings, find_preset(settings, preset))
@@ -123,7 +123,7 @@ def read_settings(
 
 
 def check_settings(settings):
-    """The settings. Raises ConfigError for an unknown flow, or a network or method without a target."""
+    """Return the settings unchanged. Raises ConfigError for an unknown flow or a missing target."""
     if "flow" in settings:
         chosen, known = settings["flow"], list(settings.get("flows") or {})
         if not isinstance(chosen, str) or chosen not in known:
@@ -134,7 +134,7 @@ def check_settings(settings):
 
 
 def find_preset(settings, name: str) -> Path:
-    """The file of a preset of the model's family. Raises ValueError that lists the known ones."""
+    """Return the path of a preset of the model's family. Raises ValueError for an unknown name."""
     folder = CONFIGS / str(settings.get("family")) / "presets"
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
@@ -147,10 +147,10 @@ def find_preset(settings, name: str) -> Path:
 
 
 def find_weights(*words: str | Path, configs: Iterable[str | Path] = ()) -> Weights:
-    """Weight files in one folder, or given one by one and recognised by what they hold.
+    """Find the weight files in a folder, or recognise files that are given one by one by their contents.
 
-    The model is described by `configs`, else by `model.yaml` beside the files, else by the family they belong to.
-    Raises FileNotFoundError or CheckpointError naming what is missing.
+    `configs` describe the model; by default, `model.yaml` beside the files or that of the family they belong to.
+    Raises FileNotFoundError or CheckpointError with the name of the missing file.
     """
     paths, configs = [Path(word) for word in words], [Path(path) for path in configs]
     if len(paths) == 1 and not paths[0].is_file():
@@ -159,7 +159,7 @@ def find_weights(*words: str | Path, configs: Iterable[str | Path] = ()) -> Weig
     beside = [path.parent / CARD for path in paths if (path.parent / CARD).is_file()]
     cards = [configs] if configs else [[card] for card in beside[:1] or family_cards()]
     card = max(cards, key=lambda files: _recognised(states, weight_files(read_model(*files))))
-    files = sort_out(states, weight_files(read_model(*card)))
+    files = match_files(states, weight_files(read_model(*card)))
     return Weights(files, card[0], opened={name: dict(states)[path] for name, path in files.items()})
 
 
@@ -168,12 +168,12 @@ def _find_in_folder(folder: Path, configs: list[Path]) -> Weights:
     cards = [configs] if configs else [[own]] if own.is_file() else [[card] for card in family_cards()]
     if folder.is_dir():
         cards.sort(key=lambda files: -sum(e.find(folder) is not None for e in weight_files(read_model(*files))))
-    return Weights(find_in(folder, weight_files(read_model(*cards[0]))), cards[0][0], folder)
+    return Weights(find_all(folder, weight_files(read_model(*cards[0]))), cards[0][0], folder)
 
 
 def _recognised(states: Iterable[tuple[Path, Mapping]], entries: list[WeightFile]) -> int:
-    """How many of the files are entries."""
-    return sum(any(entry.fits(state) for entry in entries) for _, state in states)
+    """Count the files that match an entry."""
+    return sum(any(entry.matches(state) for entry in entries) for _, state in states)
 
 
 # ---- building
@@ -182,17 +182,17 @@ def _recognised(states: Iterable[tuple[Path, Mapping]], entries: list[WeightFile
 def build_method(
     settings, found: Weights, *, device: str = "cpu", method: bool = True, unfilled: Collection[str] = ()
 ) -> Any:
-    """The method of `settings` with the weights that were found; with `method=False` the filled networks by name.
+    """Build the method of `settings` and load its weights; with `method=False`, return the networks by name.
 
-    Networks that `unfilled` names keep random weights; files that fill no others are not read. Every other file is read
-    once. Raises CheckpointError, ConfigError, or ValueError.
+    Networks in `unfilled` keep random weights, and files that fill no others are not read. Every other file is read
+    once. Raises CheckpointError, ConfigError or ValueError.
     """
     exact_float32()
     entries = {entry.name: entry for entry in weight_files(settings) if entry.used_with(settings)}
     entries = {name: entry for name, entry in entries.items() if not entry.fills.keys() <= set(unfilled)}
     states = {name: found.read(name) for name in entries if name in found.files}
     for name, state in states.items():
-        with naming(found.files[name]):
+        with error_prefix(found.files[name]):
             _check_file(entries[name], state)
     networks = {}
     for name, node in settings["networks"].items():
@@ -202,7 +202,7 @@ def build_method(
     sources = {name: _source_of(name, settings, found, states) for name in to_fill}
     for name, state in states.items():
         own = {network: networks[network] for network, source in sources.items() if source == name}
-        with naming(found.files[name]):
+        with error_prefix(found.files[name]):
             if own:
                 fill(own, state, entries[name], unused=entries[name].fills.keys() - own.keys())
     networks = {name: network.to(device) for name, network in networks.items()}
@@ -210,24 +210,24 @@ def build_method(
 
 
 def _build_network(name: str, node, *, filled: bool) -> nn.Module:
-    """A network; on the meta device where all its weights come from a file, which spares their initialisation."""
+    """Build a network, on the meta device if a file holds all its weights (saves the initialisation)."""
     with torch.device("meta" if filled else "cpu"):
         network = config.instantiate(node)
     if not isinstance(network, nn.Module):
         raise config.ConfigError(f"config.networks.{name}: got no network, expected target and params")
     if filled and (not network.state_dict() or getattr(network, "constant_buffers", ())):
-        return config.instantiate(node)  # it has values that no file holds
+        return config.instantiate(node)  # it has values that are not in the file
     return network
 
 
 def _source_of(network: str, settings, found: Weights, states: Mapping[str, Mapping]) -> str:
-    """The entry that fills a network. Raises CheckpointError where its file is missing."""
+    """Return the name of the entry that fills a network. Raises CheckpointError if its file is missing."""
     entries = [entry for entry in weight_files(settings) if network in entry.fills and entry.used_with(settings)]
     exclusive = [entry for entry in entries if entry.only and not entry.spare]
     general = [entry for entry in entries if not entry.only]
     spare = [entry for entry in entries if entry.spare]
     there = [entry for entry in general if entry.name in states]
-    holding = [entry for entry in there if network in checkpoint.slots_held(states[entry.name], entry.layout)]
+    holding = [entry for entry in there if network in checkpoint.slots_present(states[entry.name], entry.layout)]
     for entry in exclusive or [*holding, *spare, *(general if not spare else [])]:
         if entry.name in states:
             return entry.name
@@ -241,6 +241,6 @@ def _source_of(network: str, settings, found: Weights, states: Mapping[str, Mapp
 
 
 def _check_file(entry: WeightFile, state: Mapping[str, Tensor]) -> None:
-    """Raise CheckpointError for a file of another kind, before its entries are listed as missing."""
-    if not checkpoint.slots_held(state, entry.layout):
+    """Raise CheckpointError for a file of another kind, so that the message does not list all its entries."""
+    if not checkpoint.slots_present(state, entry.layout):
         raise CheckpointError(f"looks like {checkpoint.recognise(state) or 'nothing known'}, expected {entry.name}")

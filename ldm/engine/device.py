@@ -1,4 +1,4 @@
-"""The machine a method runs on: which device, how much memory it has free and has taken."""
+"""The device of a method: selection, free memory and peak memory."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,7 @@ import torch
 
 
 def usable_device(name: str | None) -> str:
-    """A device that works; by default the graphics card where there is one. Raises ValueError."""
+    """Return the name of a usable device; default: CUDA if available, otherwise the CPU. Raises ValueError."""
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=name)
@@ -20,12 +20,12 @@ def usable_device(name: str | None) -> str:
 
 
 def exact_float32() -> None:
-    """Have float32 be float32 on CUDA too, where cuDNN's convolutions would keep 10 of 23 bits (TF32)."""
+    """Disable TF32 on CUDA, which keeps only 10 of the 23 mantissa bits of float32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
 def hardware(device: str) -> dict[str, str | int]:
-    """The device a result was computed on, and how many threads took part."""
+    """Describe the device and the number of threads, for records."""
     name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
     return {"device": device.split(":")[0], "name": name, "threads": torch.get_num_threads()}
 
@@ -37,10 +37,10 @@ def _processor() -> str:
 
 
 def memory_budget(device: str) -> int | None:
-    """Bytes that this process can use on a device, what it uses now included; None where the system does not tell.
+    """Return the bytes that this process can use on a device, including current use; None if unknown.
 
-    On the CPU: what is available of the machine, or of the container it runs in, and the process's own memory. Pages of
-    files it has mapped, such as weights, are available already and are not counted twice.
+    On the CPU: the available memory of the machine or container plus the process's own memory. Pages of mapped files,
+    such as weights, already count as available and are not counted twice.
     """
     if device.startswith("cuda"):
         return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -49,26 +49,26 @@ def memory_budget(device: str) -> int | None:
 
 
 def free_memory(device: str) -> int | None:
-    """Bytes that are free on a device: of the machine, or of the container; None where the system does not tell."""
+    """Return the free bytes of a device (of the machine, or of the container on the CPU); None if unknown."""
     if device.startswith("cuda"):
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch gives it out again
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch reuses it
         return torch.cuda.mem_get_info(device)[0] + cached
     free = [_table("/proc/meminfo").get("MemAvailable", 0) * 1024]
     for folder, limit, used in (
         ("/sys/fs/cgroup", "memory.max", "memory.current"),
         ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
     ):
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
             left = int(Path(folder, limit).read_text(encoding="ascii"))
             left -= int(Path(folder, used).read_text(encoding="ascii"))
-            pages = _table(f"{folder}/memory.stat")  # of files: the kernel takes them back where they are needed
+            pages = _table(f"{folder}/memory.stat")  # the kernel reclaims pages of files on demand
             free.append(left + pages.get("inactive_file", 0) + pages.get("active_file", 0))
     free = [value for value in free if value]
     return max(min(free), 0) if free else None
 
 
 def _table(path: str) -> dict[str, int]:
-    """The numbers of a file with lines such as `MemAvailable: 800 kB` or `active_file 800`; {} without the file."""
+    """Read a file with lines such as `MemAvailable: 800 kB` or `active_file 800`; empty if it does not exist."""
     with contextlib.suppress(OSError):
         lines = (line.replace(":", " ").split() for line in Path(path).read_text(encoding="ascii").splitlines())
         return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
@@ -76,44 +76,44 @@ def _table(path: str) -> dict[str, int]:
 
 
 def _status(key: str) -> int:
-    """Bytes of this process that /proc names so; 0 where there is none."""
+    """Return a value of /proc/self/status in bytes; 0 if it does not exist."""
     return _table("/proc/self/status").get(key, 0) * 1024
 
 
 def return_memory() -> None:
-    """Have the C library return freed memory to the system, where it can.
+    """Return freed memory of the C library to the system, if the library supports it.
 
-    glibc keeps freed maps of up to 32 MiB in its arenas, and each short-lived thread has an arena of its own.
+    glibc keeps freed blocks of up to 32 MiB in its arenas, and each thread has its own arena.
     """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
 
 class Peak:
-    """The largest amount of memory in use since `reset`: resident on the CPU, allocated on CUDA."""
+    """Peak memory since `reset`, in bytes: resident memory on the CPU, allocated memory on CUDA."""
 
     def __init__(self, device: str) -> None:
         self.device = device
 
     def reset(self) -> int:
-        """Forget the peak so far; returns the bytes in use now."""
+        """Reset the peak and return the bytes in use."""
         if self.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(self.device)
             return torch.cuda.memory_allocated(self.device)
-        return_memory()  # what was freed and is still resident would hide the next peak
+        return_memory()  # freed but resident memory would hide the next peak
         with contextlib.suppress(OSError):
             Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         return _status("VmRSS")
 
     def read(self) -> int:
-        """The peak in bytes; 0 where the system has no such counter."""
+        """Return the peak in bytes; 0 if the system has no such counter."""
         if self.device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self.device)
         return _status("VmHWM")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on any device."""
+    """Whether an error means that memory ran out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""The files that a training leaves to restore with: weights as safetensors, and the model's card beside them."""
+"""Export a trained model: its weights as safetensors and its card, `model.yaml`."""
 
 from pathlib import Path
 
@@ -8,15 +8,16 @@ from ldm import config
 from ldm.engine.assemble import CARD, find_weights
 from ldm.weights import checkpoint
 
-# What restoring reads of a configuration.
+# The keys of a training configuration that restoration needs.
 CARD_KEYS = ("family", "weights", "flags", "flow", "flows", "networks", "method", "output")
 
 
 def write_export(model: nn.Module, settings) -> str:
-    """Write the weights of `model` as `settings.export` says; the line to show.
+    """Write the weights of `model` according to `settings.export`; return a line for the log.
 
-    {file, half: in float16, drop: prefixes left out}. Where the settings describe how to restore, too, they are written
-    as the card beside the file. Raises OSError, and ValueError as `ldm.weights.checkpoint.save`.
+    `export` has the keys `file`, `half` (write float16) and `drop` (prefixes of entries to leave out). The card is
+    written beside the file if the settings have a `method`. Raises OSError, and ValueError as
+    `ldm.weights.checkpoint.save`.
     """
     export = config.plain(settings)["export"]
     state = {k: v for k, v in model.state_dict().items() if not k.startswith(tuple(export.get("drop", ())))}
@@ -33,6 +34,6 @@ def write_export(model: nn.Module, settings) -> str:
 def _use(folder: Path) -> str:
     try:
         find_weights(folder)
-    except FileNotFoundError:  # the other stage is still to be trained
+    except FileNotFoundError:  # the weights of the other training stage do not exist yet
         return ""
     return f"; use it with --weights {folder}"

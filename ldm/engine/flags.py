@@ -1,4 +1,4 @@
-"""Flags of the command line that set a model's configuration, as its YAML declares them under `flags:`."""
+"""Command-line flags of a model, declared in its YAML under `flags:`."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -6,23 +6,23 @@ from dataclasses import dataclass, field
 from ldm import config
 from ldm.engine.assemble import family_cards, read_model
 
-KINDS = ("word", "count", "natural", "number", "switch")
+KINDS = ("word", "positive_int", "non_negative_int", "number", "switch")
 KEYS = ("key", "type", "help", "choices", "divide", "also")
 
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of a model.
+    """A command-line flag that sets values of a model's configuration.
 
     Args:
         name: without dashes.
-        keys: dotted settings that it sets.
-        kind: of its value: "word", "count" (from 1), "natural" (from 0), "number" or "switch".
-        help: for --help.
-        choices: the words it takes; empty: any.
-        divide: the setting is the value divided by this, rounded down.
-        also: other settings that it sets where its value differs from the model's, with their values.
-        families: those that have it.
+        keys: dotted keys of the settings that it sets.
+        kind: type of its value: "word", "positive_int", "non_negative_int", "number" or "switch".
+        help: text for --help.
+        choices: allowed values; empty for any.
+        divide: the setting is the value divided by this number, rounded down.
+        also: other settings (key -> value) that it sets if its value differs from the model's.
+        families: families that have the flag.
     """
 
     name: str
@@ -36,10 +36,10 @@ class Flag:
 
     @classmethod
     def from_config(cls, name: str, entry: Mapping, *, family: str) -> "Flag":
-        """From an entry of `flags:`. Raises ValueError that names it."""
+        """Create a flag from an entry of `flags:`. Raises ValueError for an invalid entry."""
         place = f"config.flags.{name}"
         if not isinstance(entry, Mapping) or not {"key"} <= entry.keys() <= set(KEYS):
-            raise ValueError(f"{place}: got {entry!r}, expected key, and perhaps {', '.join(KEYS[1:])}")
+            raise ValueError(f"{place}: got {entry!r}, expected key, and optionally {', '.join(KEYS[1:])}")
         keys = entry["key"] if isinstance(entry["key"], list) else [entry["key"]]
         kind, divide, also = entry.get("type") or "word", entry.get("divide") or 1, entry.get("also") or {}
         if kind not in KINDS or not isinstance(divide, int) or divide < 1 or not isinstance(also, Mapping):
@@ -49,7 +49,7 @@ class Flag:
         return cls(name, tuple(map(str, keys)), kind, str(entry.get("help") or ""), choices, divide, also, (family,))
 
     def words(self, value: object, settings) -> list[str]:
-        """The override words of a value. Raises ValueError for a value that is not among the choices."""
+        """Return the overrides (`key=value`) for a value. Raises ValueError for a value outside `choices`."""
         if self.choices and value not in self.choices:
             raise ValueError(f"--{self.name}: got {value!r}, expected one of {', '.join(self.choices)}")
         if self.divide > 1:
@@ -62,13 +62,13 @@ class Flag:
 
 
 def flags_of(settings) -> dict[str, Flag]:
-    """The flags that a model's configuration declares. Raises ValueError that names what is wrong with one."""
+    """Return the flags that a configuration declares. Raises ValueError for an invalid entry."""
     entries, family = config.plain(settings.get("flags") or {}), str(settings.get("family") or "this model")
     return {name: Flag.from_config(name, entry, family=family) for name, entry in entries.items()}
 
 
 def known_flags() -> dict[str, Flag]:
-    """The flags of all families, for --help: one entry per name, with the families that have it."""
+    """Return the flags of all families for --help, one per name, with the families that have it."""
     known: dict[str, Flag] = {}
     for card in family_cards():
         for name, flag in flags_of(read_model(card)).items():
@@ -83,9 +83,9 @@ def known_flags() -> dict[str, Flag]:
 
 
 def flag_words(settings, given: Mapping[str, object]) -> list[str]:
-    """Override words of the flags that were given, in the order in which the model declares them.
+    """Return the overrides for the given flags, in the order of their declaration.
 
-    Raises ValueError for a flag that the model lacks.
+    Raises ValueError for a flag that the model does not have.
     """
     own = flags_of(settings)
     for name in given:

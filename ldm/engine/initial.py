@@ -1,4 +1,4 @@
-"""The weights a training starts from: parts of a model filled from files, with a reason for all that stays as built."""
+"""Initialise a model for training: load modules from files and report entries that keep their initial values."""
 
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
@@ -10,15 +10,17 @@ from ldm.weights.fill import rename_entries
 
 
 def start_from(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
-    """Load files into modules of `model`; what was done, a line each.
+    """Load files into modules of `model` and return one line per action, for the log.
 
-    An entry is {file, modules} and any of the following. `modules` are filled from the names that begin with `prefix` +
-    the module's name + "."; where a file names them otherwise, `names` is that beginning ("" for the whole file).
-    `rename` maps beginnings of names inside a module, as in the file, to what they are here; `ignore` are shell
-    patterns of names that nobody takes; `tolerate` maps patterns of names that may be missing to the reason why.
+    An entry is a mapping with `file` and `modules`. Optional keys:
+        prefix: a module is loaded from the names that start with prefix + module + ".".
+        names: replaces that start for files with other names; "" stands for the whole file.
+        rename: prefixes of names inside a module, as in the file -> prefixes in the module.
+        ignore: shell patterns of names in the file that are not loaded.
+        tolerate: shell patterns of names that may be missing in the file -> the reason.
 
-    Raises ValueError for an entry of another form or an unknown module; FileNotFoundError and CheckpointError as
-    `ldm.weights.checkpoint` does. Loading is strict: what is neither in the file nor tolerated is an error.
+    Loading is strict: an entry that is neither in the file nor tolerated is an error. Raises ValueError for an invalid
+    entry or an unknown module; FileNotFoundError and CheckpointError as in `ldm.weights.checkpoint`.
     """
     lines = []
     for entry in entries:

@@ -1,4 +1,4 @@
-"""From a path and options to finished files, one job per clip. Outputs are atomic; interrupted jobs resume."""
+"""Restore clips to files, one job per clip. Outputs are atomic; interrupted jobs resume."""
 
 import glob
 import time
@@ -16,22 +16,22 @@ from ldm.engine.assemble import Weights, build_method, weight_files
 from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_reserve
-from ldm.engine.resume import WorkFolder, plan_begun_with, remove
+from ldm.engine.resume import WorkFolder, recorded_plan, remove
 from ldm.methods.contract import Method, Progress
-from ldm.methods.geometry import SMALLEST_SIDE, whole
+from ldm.methods.geometry import MIN_SIDE, floor_pixels
 from ldm.video.formats import CONTAINERS
 from ldm.video.replacing import Replacement
 from ldm.video.writing import refuse_input
 from ldm.weights import checkpoint
 
-Tell = Callable[[str], None]
+Log = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What is asked for every clip; `memory` in bytes (None: what is free), `preview` in seconds (None: all).
+    """Options of all clips. `memory` in bytes (None: free memory), `preview` in seconds (None: the whole clip).
 
-    `skip_finished`: an output that exists may be kept where the same command made it (`ldm.engine.finished`).
+    `skip_finished` keeps an existing output if the same command wrote it (`ldm.engine.finished`).
     """
 
     upscale: float = 4.0
@@ -53,15 +53,15 @@ class JobOptions:
 
     @property
     def stop(self) -> int | None:
-        """The frame after the last one."""
+        """Number of the frame after the last one; None for the end of the clip."""
         return self.start + self.max_frames if self.max_frames else None
 
 
 @dataclass(frozen=True)
 class Job:
-    """One clip: its input, the file or folder of its output, and what is to be done once the input was probed.
+    """One clip: its input, the file or folder of its output, and its task, known after probing the input.
 
-    `whole_clip` is how many frames there would be without --preview.
+    `whole_clip` is the number of frames without --preview.
     """
 
     path: Path
@@ -73,13 +73,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Model:
-    """A model that is built at its first use, so that finished outputs are found before any weight is loaded.
+    """A model that is built at first use, so that finished outputs are found without loading weights.
 
     Args:
-        weights: the files.
+        weights: its weight files.
         settings: its configuration.
-        device: where it runs.
-        rounding: turns a restored frame (c, h, w) in [0, 1] into what is written.
+        device: its device.
+        rounding: converts a restored frame (c, h, w) in [0, 1] to the pixels to write.
         networks: filled networks by name, such as those of another model; None: they are loaded from the files.
     """
 
@@ -91,24 +91,24 @@ class Model:
 
     @cached_property
     def method(self) -> Method:
-        """The built method."""
+        """The method; built at first access."""
         if self.networks is not None:
             return config.instantiate(self.settings["method"], networks=self.networks)
         return build_method(self.settings, self.weights, device=self.device)
 
     def build(self) -> None:
-        """Load the weights now. Raises CheckpointError, ConfigError or ValueError."""
+        """Build the method now. Raises CheckpointError, ConfigError or ValueError."""
         assert self.method is not None
 
     @cached_property
     def resident(self) -> int:
-        """Bytes in use once it was built; taken once, so that plans do not depend on earlier clips."""
+        """Bytes in use after building; measured once, so that plans do not depend on earlier clips."""
         device = str(self.method.device)
         return Peak(device).reset()
 
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of every weight file that the settings use, by the name of its entry."""
+        """SHA-256 of each weight file that the settings use, by the name of its entry."""
         used = [entry.name for entry in weight_files(self.settings) if entry.used_with(self.settings)]
         return {name: checkpoint.sha256(path) for name, path in self.weights.files.items() if name in used}
 
@@ -119,9 +119,9 @@ class Model:
 
 
 def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> list[Job]:
-    """One job for a clip; for a folder of clips one each, to OUTPUT/NAME.
+    """Return one job for a clip, or one job per clip of a folder, with outputs OUTPUT/NAME.
 
-    Shard (i, n), with i from 1, is every n-th of them from the i-th. Raises ValueError.
+    Shard (i, n), with i from 1, selects every n-th job from the i-th. Raises ValueError for conflicting outputs.
     """
     found = video.clips_in(path)
     if found == [path]:
@@ -137,18 +137,18 @@ def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> l
     return [Job(child, output / names[child]) for child in found][shard[0] - 1 :: shard[1]]
 
 
-def prepare(job: Job, options: JobOptions, *, warn: Tell) -> Job:
-    """Probe the input and try the output before anything is computed; `warn` is told what cannot be kept.
+def prepare(job: Job, options: JobOptions, *, warn: Log) -> Job:
+    """Probe the input and check that the output can be written, before anything is computed.
 
-    Raises ValueError.
+    `warn` receives a line for each property of the input that the output cannot keep. Raises ValueError.
     """
     source = video.probe(job.path, damaged=options.damaged)
-    if min(source.width, source.height) < SMALLEST_SIDE:
+    if min(source.width, source.height) < MIN_SIDE:
         got = f"{source.width}x{source.height}"
-        raise ValueError(f"{job.path}: got {got}, expected at least {SMALLEST_SIDE} pixels a side")
+        raise ValueError(f"{job.path}: got {got}, expected at least {MIN_SIDE} pixels a side")
     if source.frames is not None and options.start >= source.frames:
         raise ValueError(f"{job.path}: got --start {options.start}, expected less than its {source.frames} frames")
-    size = (whole(source.height * options.upscale), whole(source.width * options.upscale))
+    size = (floor_pixels(source.height * options.upscale), floor_pixels(source.width * options.upscale))
     encoding = {"codec": options.codec, "depth": options.depth, "crf": options.crf, "lossless": options.lossless}
     chosen = video.choose_format(source, job.output, size=size, **encoding)
     task = Task(source, chosen, options.upscale, options.seed, options.start, options.stop, options.prompt)
@@ -156,7 +156,7 @@ def prepare(job: Job, options: JobOptions, *, warn: Tell) -> Job:
     if options.preview is not None:
         job = _previewed(job, options.preview)
     refuse_input(job.output, source)
-    if not (options.skip_finished and provenance.beside(job.output).is_file()):
+    if not (options.skip_finished and provenance.record_path(job.output).is_file()):
         _try_output(job)
         video.rehearse_output(source, chosen, job.output, start=options.start)
     for line in video.losses(source, chosen):
@@ -165,7 +165,7 @@ def prepare(job: Job, options: JobOptions, *, warn: Tell) -> Job:
 
 
 def _previewed(job: Job, seconds: float) -> Job:
-    """The first stretch of a clip, to OUTPUT.preview.SUFFIX."""
+    """Limit a job to its first `seconds`, with the output OUTPUT.preview.SUFFIX."""
     count = max(round(seconds * job.task.source.rate), 1)
     stop = job.task.start + min(count, job.options.max_frames or count)
     output = job.output.with_name(f"{job.output.stem}.preview{job.output.suffix}")
@@ -175,7 +175,7 @@ def _previewed(job: Job, seconds: float) -> Job:
 
 
 def _try_output(job: Job) -> None:
-    """Raise VideoError where the output cannot be written."""
+    """Raise VideoError if the output cannot be written."""
     attempt = Replacement(job.output, overwrite=job.options.overwrite)
     try:
         attempt.prepare()
@@ -186,16 +186,16 @@ def _try_output(job: Job) -> None:
         attempt.discard()
 
 
-def restore_job(job: Job, model: Model, *, report: Progress, warn: Tell, tell: Tell) -> dict:
-    """Read, restore and write one clip; the output appears when it is complete, its JSON beside it.
+def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log) -> dict:
+    """Read, restore and write one clip. The output appears when it is complete, with its record (JSON) beside it.
 
-    `warn` is told warnings, `tell` the plan. Returns the content of the JSON. After an error that the same command
-    would meet again the work folder is removed; after any other, finished parts stay for the same command to resume.
+    `warn` receives warnings, `log` the plan. Returns the record. If an error would occur again, the work folder is
+    removed; after other errors, the finished parts are kept and the same command resumes.
     """
     began, peak = time.perf_counter(), Peak(model.device)
-    _try_output(job)  # again: it may have been skipped before, and earlier clips were written since
+    _try_output(job)  # again: earlier clips may have changed it since `prepare`
     task = replace(job.task, rounding=model.rounding)
-    plan, predicted = plan_for(job, model, tell)
+    plan, predicted = plan_for(job, model, log)
     manifest = manifest_of(job, model, plan)
     base = peak.reset()
     with WorkFolder(job.output, manifest) as work:
@@ -225,14 +225,14 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Tell, tell: T
             "memory": {"before": base, "predicted peak": predicted, "peak": peak.read()},
         }
         manifest = {**manifest, "plan": plan.plain()}
-        provenance.record(job.output, manifest, **figures)
+        provenance.write_record(job.output, manifest, **figures)
         if not job.options.keep_work:
             work.remove()
     return {**manifest, **figures}
 
 
-def _give_up(work: WorkFolder, error: BaseException, warn: Tell, *, keep: bool) -> None:
-    """Remove a work folder that cannot be resumed, such as that of a preview; name one that can."""
+def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -> None:
+    """Remove a work folder that cannot be resumed, such as that of a preview; otherwise report its path."""
     lasting = isinstance(error, FloatingPointError)
     if lasting or not keep or not any(work.parts.iterdir()):
         work.remove()
@@ -241,18 +241,18 @@ def _give_up(work: WorkFolder, error: BaseException, warn: Tell, *, keep: bool) 
 
 
 def _clear_stale(output: Path) -> None:
-    """Remove what a run that was killed while it wrote the output left beside it; the work folder's lock is ours."""
+    """Remove temporary files that a killed run left beside the output. The caller holds the lock."""
     name = glob.escape(output.name)
     for pattern in (f".{name}.partial-*", f".{name}.old-*"):
         for left in output.parent.glob(pattern):
             remove(left)
 
 
-def plan_for(job: Job, model: Model, tell: Tell) -> tuple[Plan, int | None]:
-    """The plan to work by, and the predicted peak in bytes, None where it is not predicted. Raises ValueError."""
+def plan_for(job: Job, model: Model, log: Log) -> tuple[Plan, int | None]:
+    """Return the plan and its predicted peak in bytes (None if unknown). Raises ValueError if no plan fits."""
     method, request = model.method, job.task.request
     plan = Plan(method.levers()[0], job.options.save_every)
-    begun = resumed_plan(method, plan_begun_with(job.output), part_frames=job.options.save_every)
+    resumed = resumed_plan(method, recorded_plan(job.output), part_frames=job.options.save_every)
     costs = measured_costs(method, signature=_signature(model), cache=cache_folder())
 
     def predict(plan: Plan) -> int | None:
@@ -260,22 +260,25 @@ def plan_for(job: Job, model: Model, tell: Tell) -> tuple[Plan, int | None]:
         return None if need is None else with_reserve(need + model.resident, model.device)
 
     budget = job.options.memory or memory_budget(model.device) or 10**15
-    plan, predicted = (begun, predict(begun)) if begun is not None else fitting_plan(method, plan, budget, predict)
+    if resumed is None:
+        plan, predicted = fitting_plan(method, plan, budget, predict)
+    else:
+        plan, predicted = resumed, predict(resumed)
     peak = "its peak is not predicted"
     if predicted is not None:
         peak = f"predicted peak {predicted / 1e9:.2f} of {budget / 1e9:.1f} GB"
-    tell(f"{job.output.name}: {plan}; {peak}")
+    log(f"{job.output.name}: {plan}; {peak}")
     return plan, predicted
 
 
 def _signature(model: Model) -> str:
-    """Names what the measured costs of a model depend on."""
+    """Return a text that identifies everything on which the measured costs of a model depend."""
     settings = {key: value for key, value in model.plain_settings.items() if key in ("networks", "method")}
     return repr((sorted(model.hashes.items()), settings))
 
 
 def manifest_of(job: Job, model: Model, plan: Plan | None = None) -> dict:
-    """Everything that decides the bytes of an output."""
+    """Return everything that determines the bytes of an output, as plain values."""
     task = job.task
     names = [str(name) for name in task.source.names]
     return {

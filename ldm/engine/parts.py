@@ -1,4 +1,4 @@
-"""A method over a video of any length: read, restore, write in parts that can be resumed after any stop."""
+"""Restore a video of any length in parts: read, restore, write. An interrupted run resumes."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from ldm import video
 from ldm.engine.device import is_out_of_memory, return_memory
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
-from ldm.methods.contract import Method, Progress, Request, silent
+from ldm.methods.contract import Method, Progress, Request, no_progress
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Frame
 
@@ -26,9 +26,9 @@ READ_AHEAD, WRITE_BEHIND = 4, 2  # frames
 
 @dataclass(frozen=True)
 class Task:
-    """What is read of one clip, frames `start` to `stop`, and what is made of them.
+    """One clip to restore: the source, its frames `start` to `stop`, and the output format.
 
-    `rounding` turns a restored frame (c, h, w) in [0, 1] into what the writer takes.
+    `rounding` converts a restored frame (c, h, w) in [0, 1] to the type that the writer expects.
     """
 
     source: video.Source
@@ -42,14 +42,14 @@ class Task:
 
     @property
     def frames(self) -> int | None:
-        """How many frames there are, None where it is not known."""
+        """Number of frames; None if unknown."""
         if self.source.frames is None:
             return None
         return len(range(self.source.frames)[self.start : self.stop])
 
     @property
     def request(self) -> Request:
-        """What a method is asked for."""
+        """The request to the method."""
         size = (self.source.height, self.source.width)
         return Request(size, self.frames, self.upscale, self.seed, self.prompt)
 
@@ -60,15 +60,15 @@ def restore_parts(
     work: WorkFolder,
     plan: Plan,
     *,
-    report: Progress = silent,
+    report: Progress = no_progress,
     warn: Callable[[str], None] = lambda line: None,
 ) -> tuple[dict, Plan]:
     """Write all parts of the output into `work.parts`, continuing where an earlier run stopped.
 
-    Returns the last state ("parts", their names; "written", frames; "seconds" by stage) and the plan. Where memory runs
-    out, the next levers of the method are used, `warn` is told, and what was not yet saved is computed again.
+    Returns the final state ("parts": names; "written": number of frames; "seconds": by stage) and the plan. If memory
+    runs out, continues from the last saved state with the next levers of the method and reports this through `warn`.
 
-    Raises VideoError, FloatingPointError, or what else stopped the work; what was saved stays in the folder.
+    Raises VideoError, FloatingPointError and other errors of the method; saved parts stay in the work folder.
     """
     while True:
         try:
@@ -83,7 +83,7 @@ def restore_parts(
 
 
 def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Progress) -> dict:
-    names = video.png_names(task.source.names[task.start : task.stop])  # of all parts, for they may depend on others
+    names = video.png_names(task.source.names[task.start : task.stop])  # of all parts: a name may depend on the others
     state = work.load()
     with work.resuming() if state else contextlib.nullcontext():
         run = _Run(method, task, plan, state, report)
@@ -92,7 +92,8 @@ def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Pro
             began, path = time.perf_counter(), work.part(len(run.parts))
             frames = run.until_saved(plan.part_frames)
             if (first := next(frames, None)) is not None:
-                with contextlib.closing(prefetched(itertools.chain([first], frames), WRITE_BEHIND, run.left)) as rest:
+                frames = prefetched(itertools.chain([first], frames), WRITE_BEHIND, run.stopping)
+                with contextlib.closing(frames) as rest:
                     run.written += video.write_part(path, rest, task.format, names=names[run.written :])
                 run.parts.append(path.name)
             run.seconds["all"] += time.perf_counter() - began
@@ -100,14 +101,15 @@ def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Pro
         return run.state()
 
 
-class _Left(Exception):
-    """The consumer of the frames has stopped."""
+class _Stopped(Exception):
+    """Raised in the producer thread when the consumer of the frames has stopped."""
 
 
 class _Run:
-    """The frames between two savings of the state.
+    """The progress of a restoration, with the frames between two saved states.
 
-    They may be computed in another thread than they are used in; once `left` is set it stops at the next network call.
+    Frames may be computed in another thread. When the event `stopping` is set, that thread stops at its next network
+    call.
     """
 
     def __init__(self, method: Method, task: Task, plan: Plan, state: dict | None, report: Progress) -> None:
@@ -122,19 +124,20 @@ class _Run:
         if "pipeline" in state:
             self.pipeline.resume(state["pipeline"])
         reading = () if self.exhausted else _read(task.source, task.start + self.taken, task.stop)
-        self.source, self.left = prefetched(reading, READ_AHEAD), threading.Event()
+        self.source, self.stopping = prefetched(reading, READ_AHEAD), threading.Event()
 
     def close(self) -> None:
         """Stop reading, and release the frames that are held."""
         self.source.close()
-        self.pipeline = None  # whose stages report to this run
+        self.pipeline = None  # its stages hold a reference to this run
 
     def until_saved(self, count: int) -> Iterator[Tensor | np.ndarray]:
-        """Restored frames until `count` frames were read or units of work done; `count` at most behind the last frame.
+        """Yield restored frames until `count` frames are read or `count` units of work are done.
 
-        Where parts end depends on the clip alone, not on where a run was stopped.
+        After the last input frame, yields at most `count` frames. The ends of parts depend on the clip alone, not on
+        where a run was interrupted.
         """
-        self.left.clear()
+        self.stopping.clear()
         pipeline, last_unit = self.pipeline, self.pipeline.units + count
         while not self.exhausted:
             yield from self._pictures(pipeline.pull(units=last_unit - pipeline.units))
@@ -156,7 +159,7 @@ class _Run:
             return_memory()
 
     def _picture(self, frame: Frame) -> Tensor | np.ndarray:
-        """A restored frame as the writer takes it, with its transparency enlarged where it has one."""
+        """Convert a restored frame for the writer; resize its alpha channel, if it has one."""
         sr = frame["sr"][0]
         if "alpha" in frame.values:
             alpha = frame["alpha"].float() / torch.iinfo(frame["alpha"].dtype).max
@@ -164,13 +167,13 @@ class _Run:
         return self.task.rounding(sr.cpu())
 
     def _progress(self, stage: str, done: int, total: int | None) -> None:
-        if self.left.is_set():
-            raise _Left
+        if self.stopping.is_set():
+            raise _Stopped
         self.calls[stage] = self.before[stage] + done
         self.report(stage, self.calls[stage], total and max(total, self.calls[stage]))
 
     def state(self) -> dict:
-        """Everything needed to continue, for `torch.save`."""
+        """Return everything needed to continue, for `torch.save`."""
         seconds = self.seconds + Counter(self.pipeline.seconds)
         self.pipeline.seconds.clear()
         self.seconds = seconds
@@ -182,7 +185,7 @@ class _Run:
 
 
 class DamagedInput(video.VideoError):
-    """The input cannot be read to its end: the same command would fail again."""
+    """The input cannot be read to its end; the same command would fail again."""
 
 
 def _read(source: video.Source, start: int, stop: int | None) -> Iterator[np.ndarray]:
@@ -193,27 +196,27 @@ def _read(source: video.Source, start: int, stop: int | None) -> Iterator[np.nda
 
 
 def _values(pixels: np.ndarray) -> dict[str, Tensor]:
-    """(h, w, 3 or 4) uint8 or uint16 -> "lq" (1, 3, h, w), and "alpha" (1, h, w) where there is one."""
+    """(h, w, 3 or 4) uint8 or uint16 -> "lq" (1, 3, h, w), and "alpha" (1, h, w) if there is a fourth channel."""
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     values = {"lq": planes[None, :3]}
     return values | {"alpha": planes[3:]} if len(planes) > 3 else values
 
 
-def prefetched(items: Iterable, depth: int, over: threading.Event | None = None) -> Iterator:
-    """The items, computed up to `depth` ahead of their use in another thread, whose errors are raised here.
+def prefetched(items: Iterable, depth: int, stop: threading.Event | None = None) -> Iterator:
+    """Iterate over `items` in another thread, up to `depth` items ahead; its errors are raised here.
 
-    `over` is set when no more are wanted; an item that takes long may check it.
+    `stop` is set when no more items are needed; a slow iterator may check it.
     """
-    ready, over = queue.Queue(depth), over or threading.Event()
+    ready, stop = queue.Queue(depth), stop or threading.Event()
 
     def make() -> None:
         try:
             for item in items:
-                if not _put(ready, (item, None), over):
+                if not _put(ready, (item, None), stop):
                     return
-            _put(ready, (None, StopIteration()), over)
-        except BaseException as error:  # whatever it is, the user of the items gets it
-            _put(ready, (None, error), over)
+            _put(ready, (None, StopIteration()), stop)
+        except BaseException as error:  # raised again in the consumer
+            _put(ready, (None, error), stop)
 
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
@@ -226,14 +229,14 @@ def prefetched(items: Iterable, depth: int, over: threading.Event | None = None)
                 raise end
             yield item
     finally:
-        over.set()
+        stop.set()
         thread.join()
-        end = None  # an error would hold this frame, which would hold it, and all that its traceback names
+        end = None  # avoid a reference cycle between the error and this frame
 
 
-def _put(ready: queue.Queue, item: tuple, over: threading.Event) -> bool:
-    """Wait for room in the queue; False where no more items are wanted."""
-    while not over.is_set():
+def _put(ready: queue.Queue, item: tuple, stop: threading.Event) -> bool:
+    """Put an item into the queue; False if no more items are needed."""
+    while not stop.is_set():
         try:
             ready.put(item, timeout=0.1)
         except queue.Full:

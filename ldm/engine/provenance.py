@@ -1,4 +1,4 @@
-"""What an output was made of: a JSON beside it, and the check that it still is."""
+"""Record how an output was made in a JSON file beside it, and verify such records."""
 
 import errno
 import hashlib
@@ -16,12 +16,12 @@ from ldm.weights import checkpoint
 
 PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safetensors")
 NAME = "mgld-vsr"
-SLOT = re.compile(r"[a-z][a-z0-9_]{0,40}")  # names of weights in a record
-MOST_NAMES = 1_000_000
+SLOT = re.compile(r"[a-z][a-z0-9_]{0,40}")  # valid names of weights in a record
+MAX_NAMES = 1_000_000
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that decides a result."""
+    """Return the versions of all packages and code that determine a result."""
     found = {"python": platform.python_version()}
     for name in (NAME, *PACKAGES):
         try:
@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def code_digest(package: Path) -> str:
-    """The beginning of a SHA-256 over the source files of a package."""
+    """Return the first 16 hexadecimal digits of a SHA-256 over the source files of a package."""
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         total.update(f"{path.relative_to(package).as_posix()}\n".encode() + path.read_bytes())
@@ -40,9 +40,9 @@ def code_digest(package: Path) -> str:
 
 
 def digest(path: Path, names: Iterable[str] = ()) -> str:
-    """The SHA-256 of a file, or over the names and contents of files of a folder (by default all but hidden ones).
+    """Return the SHA-256 of a file, or over the names and contents of files in a folder (default: all visible ones).
 
-    Raises OSError for what is neither: a pipe or a device would be read for ever.
+    Raises OSError for other kinds of files: reading a pipe or device might never end.
     """
     if not path.is_dir():
         return _digest_of_file(path)
@@ -58,21 +58,21 @@ def _digest_of_file(path: Path) -> str:
     return checkpoint.sha256(path)
 
 
-def beside(output: Path) -> Path:
-    """Where the JSON of an output lies."""
+def record_path(output: Path) -> Path:
+    """Return the path of the record of an output."""
     return output.with_name(f"{output.name}.json")
 
 
-def record(output: Path, manifest: Mapping, **more) -> Path:
-    """Write the JSON of a finished output: the manifest, the output's own hash, and `more`."""
-    path = beside(output)
+def write_record(output: Path, manifest: Mapping, **more) -> Path:
+    """Write the record of a finished output: the manifest, the hash of the output, and `more`."""
+    path = record_path(output)
     content = {**manifest, "output": {"path": output.name, "sha256": digest(output)}, **more}
     write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
 
-def is_as_written(output: Path, record: Mapping) -> bool:
-    """Whether an output has the hash that its record's content says."""
+def has_recorded_hash(output: Path, record: Mapping) -> bool:
+    """Whether an output has the hash in its record."""
     written = record.get("output")
     return isinstance(written, dict) and written.get("sha256") == digest(output)
 
@@ -83,42 +83,42 @@ def unchanged(output: Path, made_of: Mapping) -> dict | None:
     `made_of` are the entries of the record, as JSON holds them, that decide the output.
     """
     try:
-        content = dict(json.loads(beside(output).read_text(encoding="utf-8")))
-        same = made_of.items() <= content.items() and is_as_written(output, content)
+        content = dict(json.loads(record_path(output).read_text(encoding="utf-8")))
+        same = made_of.items() <= content.items() and has_recorded_hash(output, content)
     except (OSError, ValueError, TypeError):
         return None
     return content if same else None
 
 
 def verify(path: Path) -> list[tuple[str, str]]:
-    """(what, "as recorded" | "differs" | "not found") for the output, the input and the weights of a JSON's output.
+    """Compare the output, the input and the weights of a record with the files that now exist.
 
-    The output is the file beside the JSON whose name the JSON's own begins with; the others are looked for where they
-    were named. Raises ValueError for a file that is not such a JSON.
+    The output is the file or folder beside the record; the other paths are those in the record. Returns pairs (name,
+    "as recorded" | "differs" | "not found"). Raises ValueError for a file that is not a record.
     """
     try:
         content = json.loads(read_text(path))
         entries = {"output": content["output"], "input": content["input"], **content["weights"]}
-        named = {what: _entry(what, entry) for what, entry in entries.items()}
+        checked = {what: _entry(what, entry) for what, entry in entries.items()}
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise ValueError(f"{path}: not a record of an output; expected the JSON that lies beside one") from None
     results = []
-    for what, (name, expected, names) in named.items():
+    for what, (name, expected, names) in checked.items():
         file = path.with_name(path.name.removesuffix(".json")) if what == "output" else Path(name)
         results.append((printable(f"{what} {file}"), _compared(file, expected, names)))
     return results
 
 
 def _entry(what: str, entry: Mapping) -> tuple[str, str, list[str]]:
-    """(path, hash, names in a folder) of an entry of a record. Raises ValueError, KeyError or TypeError."""
+    """Return (path, hash, names in a folder) of an entry. Raises ValueError, KeyError or TypeError."""
     if not SLOT.fullmatch(what):
         raise ValueError("got an unknown entry")
     path, expected, names = entry["path"], entry["sha256"], entry.get("names") or []
     if not (isinstance(path, str) and isinstance(expected, str) and isinstance(names, list)):
         raise TypeError("got values of another kind")
-    if len(names) > MOST_NAMES or not all(isinstance(name, str) and Path(name).name == name for name in names):
+    if len(names) > MAX_NAMES or not all(isinstance(name, str) and Path(name).name == name for name in names):
         raise ValueError("got names that are not of files in the folder")
     return path, expected, names
 

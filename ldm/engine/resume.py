@@ -1,4 +1,4 @@
-"""The work folder of a run: what it was begun with, the finished parts, and what is needed to go on after any stop."""
+"""The work folder of a run: its manifest, its finished parts, and the state needed to resume."""
 
 import contextlib
 import glob
@@ -16,34 +16,35 @@ import torch
 
 from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_text, sync, write_whole
 from ldm.printable import printable
-from ldm.weights.safe import check_nested, refuse_inflating
+from ldm.weights.safe import check_nested, refuse_compressed
 
 try:
     import fcntl
-except ImportError:  # Windows: two runs on one folder are not noticed there
+except ImportError:  # Windows: concurrent runs on one folder are not detected
     fcntl = None
 
 
 PART = re.compile(r"\d{6}(\.\w{1,8})?")
-OWN = ("manifest.json", "state.pt", "lock", "parts")  # in a work folder, beside unfinished files
-MOST_PARTS = 1_000_000
-UNFIT = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)  # of a state of another form
+OWN = ("manifest.json", "state.pt", "lock", "parts")  # names in a work folder, besides unfinished files
+MAX_PARTS = 1_000_000
+# Raised while loading an incompatible state.
+STATE_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
 
 
 class WorkError(ValueError):
-    """A work folder that cannot be used; the message is one line that says what to do."""
+    """A work folder that cannot be used; the message is one line with a remedy."""
 
 
 class WorkFolder:
-    """`OUTPUT.work` beside an output, for one process at a time.
+    """The folder `OUTPUT.work` beside an output, locked by one process. Use it in a `with` block.
 
-    It holds `manifest.json` (all that decides the output), `parts/` (finished pieces of it, in order) and `state.pt`
-    (what is needed to go on behind them). Every file appears whole or not at all, a part before the state that counts
-    it, so that after a stop at any moment the state tells which parts stand. `partial` names unfinished files.
+    It holds `manifest.json` (everything that determines the output), `parts/` (finished parts of the output, in order)
+    and `state.pt` (the state needed to continue after them). Files are written atomically, a part before the state that
+    lists it, so that the state is valid whenever a run is interrupted. Unfinished files have names of `partial`.
 
-    The folder may come from elsewhere: links in it are refused, and so are files of other names, as only its own are
-    ever removed. Use it in a `with` block. Raises WorkError for that, for a folder in use by another process, and for
-    one that was begun with another manifest, saying what differs.
+    The folder is not trusted: links and files with unexpected names are refused, and only expected files are ever
+    removed. Raises WorkError for such files, for a folder in use by another process, and for one with a different
+    manifest; the message lists the differences.
     """
 
     def __init__(self, output: Path, manifest: Mapping) -> None:
@@ -56,8 +57,8 @@ class WorkFolder:
             self._made = [parent for parent in self.path.parents if not parent.exists()]
             self._refuse_foreign()
             self.parts.mkdir(parents=True, exist_ok=True)
-            self._take()
-            self._begin()
+            self._lock_folder()
+            self._check_manifest()
         except OSError as error:
             self._release()
             raise WorkError(f"{self.path}: cannot be used ({error.strerror})") from None
@@ -67,7 +68,7 @@ class WorkFolder:
         return self
 
     def _refuse_foreign(self) -> None:
-        """Raise WorkError for links, and for files that no run of this project makes."""
+        """Raise WorkError for links and for files with unexpected names."""
         for folder, is_own in ((self.path, lambda name: name in OWN), (self.parts, PART.fullmatch)):
             if folder.is_symlink():
                 raise WorkError(f"{folder}: is a link; remove it, the work folder must lie beside its output")
@@ -77,16 +78,16 @@ class WorkFolder:
                 if not (is_own(child.name) or is_partial(child.name)):
                     raise WorkError(f"{printable(child)}: not of a work folder; move it away, or remove {self.path}")
 
-    def _begin(self) -> None:
-        """Write the manifest, or compare it with the one that is there."""
+    def _check_manifest(self) -> None:
+        """Write the manifest, or compare it with an existing one."""
         for left in [child for child in self.path.iterdir() if is_partial(child.name)]:
             remove(left)
-        begun = self._begun()
-        if begun is None:
+        stored = self._stored_manifest()
+        if stored is None:
             write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
-        elif differing := differences(begun, json.loads(json.dumps(self.manifest))):
+        elif differing := differences(stored, json.loads(json.dumps(self.manifest))):
             what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
-            raise WorkError(f"{self.path}: begun with {what}; repeat that, or remove the folder to start anew")
+            raise WorkError(f"{self.path}: started with {what}; repeat that, or remove the folder to start again")
 
     def __exit__(self, kind, error, trace) -> None:
         self._release()
@@ -96,13 +97,13 @@ class WorkFolder:
         return self.path / "parts"
 
     def part(self, number: int) -> Path:
-        """Where part `number` goes, without a suffix."""
+        """Return the path of part `number`, without a suffix."""
         return self.parts / f"{number:06d}"
 
     def load(self) -> dict | None:
-        """The last state saved, None where there is none; parts that it does not count are removed.
+        """Return the last saved state, or None; remove parts that it does not list.
 
-        Raises WorkError for a file that is no such state: what it names are parts, and its tensors are all in it.
+        Raises WorkError for an invalid state: invalid names of parts, or tensors without their values.
         """
         path, state = self.path / "state.pt", None
         if path.exists():
@@ -112,7 +113,7 @@ class WorkFolder:
             if part.name not in kept:
                 remove(part)
         if missing := sorted(kept - {part.name for part in self.parts.iterdir()}):
-            raise WorkError(f"{self.parts}: {missing[0]} is missing; remove {self.path} to start anew")
+            raise WorkError(f"{self.parts}: {missing[0]} is missing; remove {self.path} to start again")
         return state
 
     def _read_state(self, path: Path) -> dict:
@@ -120,38 +121,38 @@ class WorkFolder:
             if not path.is_file():
                 raise ValueError("not a regular file")
             if zipfile.is_zipfile(path):
-                refuse_inflating(path)
+                refuse_compressed(path)
             state = torch.load(path, weights_only=True)
             check_nested(state)
             parts = state["parts"]
-            if not isinstance(parts, list) or len(parts) > MOST_PARTS or not all(map(PART.fullmatch, parts)):
+            if not isinstance(parts, list) or len(parts) > MAX_PARTS or not all(map(PART.fullmatch, parts)):
                 raise ValueError("no list of parts")
-        except Exception as error:  # a damaged pickle stops the reader anywhere
+        except Exception as error:  # a damaged pickle can raise any error
             raise WorkError(f"{path}: not readable ({type(error).__name__}); remove {self.path}") from error
         return state
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
-        """Around what takes up a loaded state: one of another form is a WorkError."""
+        """Turn errors of code that uses a loaded state into WorkError: the state is incompatible."""
         try:
             yield
-        except UNFIT as error:
+        except STATE_ERRORS as error:
             where = self.path / "state.pt"
             raise WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}") from error
 
     def save(self, state: dict) -> None:
-        """Replace the state. `state["parts"]` are the names of the finished parts."""
+        """Replace the saved state. `state["parts"]` lists the names of the finished parts."""
         with partial(self.path / "state.pt") as path:
             torch.save(state, path)
             sync(path)
 
     def replan(self, plan: Mapping) -> None:
-        """Another plan from here on."""
+        """Replace the plan in the manifest."""
         self.manifest = {**self.manifest, "plan": dict(plan)}
         write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def remove(self) -> None:
-        """Remove the folder with the files that are its own, and those made for it if they are empty."""
+        """Remove the folder with its own files, and parent folders created for it if they are empty."""
         self._release()
         with contextlib.suppress(OSError):
             for child in [
@@ -166,20 +167,20 @@ class WorkFolder:
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
-    def _begun(self) -> dict | None:
+    def _stored_manifest(self) -> dict | None:
         path = self.path / "manifest.json"
         if not path.exists():
             return None
         try:
-            begun = json.loads(read_text(path))
+            stored = json.loads(read_text(path))
         except (ValueError, RecursionError):
-            begun = None
-        if not isinstance(begun, dict):
-            raise WorkError(f"{path}: not readable; remove {self.path} to start anew")
-        return begun
+            stored = None
+        if not isinstance(stored, dict):
+            raise WorkError(f"{path}: not readable; remove {self.path} to start again")
+        return stored
 
-    def _take(self) -> None:
-        """Lock the folder for this process. The lock is opened as it is: no link followed, nothing cut off."""
+    def _lock_folder(self) -> None:
+        """Lock the folder for this process. Opening the lock file follows no link and truncates nothing."""
         flags = os.O_RDWR | os.O_CREAT | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)
         self._lock = os.open(self.path / "lock", flags, 0o666)
         if not stat.S_ISREG(os.fstat(self._lock).st_mode):
@@ -198,23 +199,23 @@ class WorkFolder:
 
 
 def folder_beside(output: Path) -> Path:
-    """The work folder of an output."""
+    """Return the path of the work folder of an output."""
     return output.with_name(f"{output.name}.work")
 
 
-def plan_begun_with(output: Path) -> dict | None:
-    """The plan in the manifest of an output's work folder, None where there is none: a run goes on as it began."""
+def recorded_plan(output: Path) -> dict | None:
+    """Return the plan in the manifest of an output's work folder, or None; a resumed run keeps its plan."""
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         plan = json.loads(read_text(folder_beside(output) / "manifest.json"))["plan"]
         return plan if isinstance(plan, dict) else None
     return None
 
 
-def differences(begun: Mapping, now: Mapping, place: str = "") -> list[str]:
-    """`key=old, now new` for every value in which two nested dictionaries differ."""
+def differences(stored: Mapping, now: Mapping, place: str = "") -> list[str]:
+    """Return `key=old, now new` for each value in which two nested dictionaries differ."""
     found = []
-    for key in sorted({*begun, *now}):
-        old, new, name = begun.get(key), now.get(key), f"{place}{printable(key, 60)}"
+    for key in sorted({*stored, *now}):
+        old, new, name = stored.get(key), now.get(key), f"{place}{printable(key, 60)}"
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             found += differences(old, new, f"{name}.")
         elif old != new:
@@ -225,13 +226,13 @@ def differences(begun: Mapping, now: Mapping, place: str = "") -> list[str]:
 def _short(value: Any) -> str:
     try:
         text = printable(value)
-    except (RecursionError, ValueError):  # nested too deep; a number of more digits than Python prints
+    except (RecursionError, ValueError):  # nested too deeply, or more digits than Python prints
         return f"a {type(value).__name__}"
     return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
 
 
 def remove(path: Path) -> None:
-    """Remove a file, a link or a folder with all that is in it; no link is followed."""
+    """Remove a file, a link or a folder with its contents; links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -239,10 +240,10 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(output: Path) -> None:
-    """Remove what a run that was killed left of this output, beside it."""
+    """Remove temporary files of this output that killed runs left behind."""
     for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
-        named = PARTIAL.fullmatch(path.name)
-        if named and not _is_running(int(named[1])):
+        match = PARTIAL.fullmatch(path.name)
+        if match and not _is_running(int(match[1])):
             remove(path)
 
 

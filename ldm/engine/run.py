@@ -1,4 +1,4 @@
-"""What a training run needs before it starts: settings that make sense, and a checkpoint that it can go on from."""
+"""Checks before a training run: valid settings and a compatible checkpoint."""
 
 import contextlib
 import os
@@ -14,22 +14,22 @@ from ldm.printable import printable
 from ldm.weights.safe import check_nested
 
 MAPPINGS = ("model", "data", "lightning", "checkpoints", "pictures")
-LEAST = {"steps": 1, "accumulate": 1, "batch_size": 1, "seed": 0, "checkpoints.every": 1, "pictures.every": 0}
-LARGEST_SEED = 2**32 - 1  # numpy's
+MINIMUM = {"steps": 1, "accumulate": 1, "batch_size": 1, "seed": 0, "checkpoints.every": 1, "pictures.every": 0}
+MAX_SEED = 2**32 - 1  # numpy's
 
 
 def check_training(settings: Mapping) -> None:
-    """Refuse a plain configuration that describes no training. Raises ValueError that names the key."""
+    """Raise ValueError with the key for a configuration that is not valid for a training."""
     for key in MAPPINGS:
         if not isinstance(settings.get(key), Mapping):
-            raise ValueError(f"config.{key}: got {settings.get(key)!r}, expected a mapping, as all trainings have")
-    for key, least in LEAST.items():
+            raise ValueError(f"config.{key}: got {settings.get(key)!r}, expected a mapping")
+    for key, least in MINIMUM.items():
         group, _, name = key.rpartition(".")
         got = (settings[group] if group else settings).get(name)
-        if not _is_whole(got) or got < least:
+        if not _is_int(got) or got < least:
             raise ValueError(f"config.{key}: got {got!r}, expected a whole number from {least}")
-    if settings["seed"] > LARGEST_SEED:
-        raise ValueError(f"config.seed: got {settings['seed']}, expected at most {LARGEST_SEED}")
+    if settings["seed"] > MAX_SEED:
+        raise ValueError(f"config.seed: got {settings['seed']}, expected at most {MAX_SEED}")
     if not _is_number(settings.get("learning_rate")) or not settings["learning_rate"] > 0:
         raise ValueError(f"config.learning_rate: got {settings.get('learning_rate')!r}, expected a number above 0")
     ema = settings.get("ema")
@@ -43,7 +43,7 @@ def check_training(settings: Mapping) -> None:
 
 def _check_kept(settings: Mapping) -> None:
     keep, best = settings["checkpoints"].get("keep", 1), settings["checkpoints"].get("best")
-    if not _is_whole(keep) or (keep < 1 and keep != -1):
+    if not _is_int(keep) or (keep < 1 and keep != -1):
         raise ValueError(f"config.checkpoints.keep: got {keep!r}, expected a whole number from 1, or -1 for all")
     if best is not None and not isinstance(best, str):
         raise ValueError(f"config.checkpoints.best: got {best!r}, expected the name of a logged value, or null")
@@ -58,12 +58,12 @@ def _check_files(settings: Mapping) -> None:
     if export is None:
         return
     if not isinstance(export, Mapping) or not {"file"} <= export.keys() <= {"file", "half", "drop"}:
-        raise ValueError(f"config.export: got {export!r}, expected file, and perhaps half and drop")
+        raise ValueError(f"config.export: got {export!r}, expected file, and optionally half and drop")
     if not str(export["file"]).endswith(".safetensors"):
         raise ValueError(f"config.export.file: got {export['file']!r}, expected a name ending in .safetensors")
 
 
-def _is_whole(value) -> bool:
+def _is_int(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -72,17 +72,17 @@ def _is_number(value) -> bool:
 
 
 def check_run(run: Path) -> None:
-    """Refuse a run's folder that has links in it: what a training writes stays inside. Raises ValueError."""
+    """Raise ValueError if the folder of a run contains links: a training writes only inside its folder."""
     for folder, folders, files in os.walk(run):
         for name in (*folders, *files):
             if (path := Path(folder) / name).is_symlink():
-                raise ValueError(f"{printable(path)}: is a link; remove it, or put what it names in its place")
+                raise ValueError(f"{printable(path)}: is a link; remove it, or replace it by its target")
 
 
 def check_export(settings: Mapping, run: Path, words: Iterable[str]) -> None:
-    """Refuse an export that only a run's own configuration asks for if it would replace a file or lie elsewhere.
+    """Raise ValueError if an export from a run's own configuration would replace a file or lie outside its folder.
 
-    `words` are those of the command line; a destination named there is taken. Raises ValueError.
+    `words` are the overrides of the command line; an export named there is accepted.
     """
     export = settings.get("export")
     if export is None or any(word.lstrip("+").startswith("export") for word in words):
@@ -97,23 +97,23 @@ def check_export(settings: Mapping, run: Path, words: Iterable[str]) -> None:
 
 
 def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None, scheduled: bool) -> None:
-    """Refuse a checkpoint that `model` cannot go on from to `steps`. Raises ValueError that names the file.
+    """Raise ValueError for a checkpoint from which `model` cannot continue to `steps`.
 
-    `scheduled` says whether the learning rate follows a schedule now.
+    `scheduled`: whether the learning rate follows a schedule in this run.
     """
     try:
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         check_nested(saved)
         weights, done, rates = saved["state_dict"], saved["global_step"], saved["lr_schedulers"]
-        if not (isinstance(weights, dict) and _is_whole(done) and all(isinstance(rate, dict) for rate in rates)):
-            raise TypeError("values of another kind")
+        if not (isinstance(weights, dict) and _is_int(done) and all(isinstance(rate, dict) for rate in rates)):
+            raise TypeError("unexpected types of values")
         if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
-            raise TypeError("weights of another kind")
-    except Exception as error:  # a damaged file stops the reader anywhere
-        what = f"{path}: not a whole checkpoint of a training ({type(error).__name__})"
+            raise TypeError("unexpected types of weights")
+    except Exception as error:  # a damaged file can raise any error
+        what = f"{path}: not a complete checkpoint of a training ({type(error).__name__})"
         raise ValueError(f"{what}; name another one with --resume") from None
     if done >= steps:
-        raise ValueError(f"{path}: has {done} of {steps} steps; raise steps to go on")
+        raise ValueError(f"{path}: has {done} of {steps} steps; raise steps to continue")
     if ("current_model_state" in saved) != bool(ema):
         raise ValueError(f"{path}: was trained {'without' if ema else 'with'} ema, got ema={ema}; keep it as it was")
     own = model.state_dict()
@@ -123,7 +123,7 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
     if bool(rates) != scheduled:
         was, now = (("a schedule" if some else "no schedule") for some in (rates, scheduled))
         raise ValueError(f"{path}: its learning rate has {was}, got {now}; keep it as it was")
-    for rate in rates:  # a schedule of known length ends where it was to end
+    for rate in rates:  # a schedule of fixed length cannot be extended
         if steps + 1 > rate.get("total_steps", steps + 1):
             last = rate["total_steps"] - 1
             raise ValueError(f"{path}: its learning rate ends at step {last}, got steps={steps}; keep steps={last}")

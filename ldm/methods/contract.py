@@ -1,8 +1,7 @@
-"""What the engine knows of a method: the contract that every method of `ldm.methods` fulfils.
+"""The interface between the engine and a method. Every method of `ldm.methods` implements it.
 
-The engine reads, plans, resumes and writes; a method turns frames into frames. A method is immutable: what differs
-between two clips (size, seed, prompt) is a `Request`, what differs between two machines (tiles, memory) are `Levers`,
-and both are arguments of `stream`.
+The engine reads, plans, resumes and writes; a method restores frames. A method is immutable: properties of a clip
+(size, seed, prompt) are in a `Request`, memory settings (tiles) in `Levers`, and both are arguments of `stream`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,24 +14,24 @@ from torch import Tensor
 from ldm.methods.geometry import check_frames
 from ldm.streaming.pipeline import Frame, Pipeline, stack
 
-Progress = Callable[[str, int, int | None], None]  # (stage, done, total where it is known)
-Costs = Mapping[str, Sequence[float]]  # probe -> [a, b]: a + b * pixels bytes, pixels being those of the latents
+Progress = Callable[[str, int, int | None], None]  # (stage, calls done, total calls or None)
+Costs = Mapping[str, Sequence[float]]  # probe -> [a, b]: a + b * (latent pixels) bytes
 
 
-def silent(stage: str, done: int, total: int | None) -> None:
-    """A progress report that does nothing."""
+def no_progress(stage: str, done: int, total: int | None) -> None:
+    """A progress callback that does nothing."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One clip to restore.
+    """The properties of a clip to restore.
 
     Args:
-        size: (h, w) of its frames.
-        frames: how many there are; None where it is not known.
-        upscale: output size over input size.
-        seed: of the noise.
-        prompt: a description of the clip, for methods that take one.
+        size: (h, w) of the frames in pixels.
+        frames: number of frames; None if unknown.
+        upscale: ratio of the output size to the input size.
+        seed: seed of the noise.
+        prompt: description of the clip, for methods with text conditioning.
     """
 
     size: tuple[int, int]
@@ -43,55 +42,56 @@ class Request:
 
 
 class Levers(Protocol):
-    """How a method cuts its work to fit into memory: a frozen dataclass of plain values.
+    """Memory settings of a method, such as tile sizes: a frozen dataclass of plain values.
 
-    `str(levers)` describes them in one line for people, approximations included.
+    `str(levers)` is a one-line description that mentions approximations.
     """
 
     __dataclass_fields__: dict[str, Any]
 
 
 class Method(Protocol):
-    """A method over built networks. Its attributes do not change after construction."""
+    """A restoration method with its networks. Its attributes do not change after construction."""
 
     @property
     def device(self) -> torch.device:
-        """Where its networks are, and where frames are kept between stages."""
+        """Device of the networks and of the frames between stages."""
         ...
 
-    def stream(self, request: Request, levers: Levers | None = None, progress: Progress = silent) -> Pipeline:
-        """Stages that restore a clip: a frame with a value "lq" goes in, and comes out with "sr".
+    def stream(self, request: Request, levers: Levers | None = None, progress: Progress = no_progress) -> Pipeline:
+        """Return a pipeline that restores a clip: it takes frames with a value "lq" and returns them with "sr".
 
-        "lq" is (1, 3, h, w), float in [0, 1] or uint8 or uint16 of full scale; "sr" is (1, 3, H, W) float in [0, 1].
-        Other values of a frame pass through. `levers` None: the best ones. `progress` is called after network calls.
+        "lq" is (1, 3, h, w): float in [0, 1], or uint8 or uint16 over the full range. "sr" is (1, 3, H, W), float in
+        [0, 1]. Other values of a frame are passed on. `levers` default to the best; `progress` is called after each
+        network call.
         """
         ...
 
     def levers(self) -> Sequence[Levers]:
-        """All levers, best first, down to those that take the least memory; at least one."""
+        """Return all levers in order of decreasing quality and memory; at least one."""
         ...
 
     def probes(self, levers: Levers) -> Mapping[str, Callable[[int], int | None]]:
-        """Runs of parts of the method on latents of a given side, by name.
+        """Return functions that run one part of the method on square latents of a given side, by name.
 
-        The planner measures the memory that a run takes; a probe that returns a number states its bytes itself. The
-        profiler counts and times the same runs.
+        The planner measures their peak memory, unless a probe returns a number of bytes. The profiler counts and times
+        the same runs.
         """
         ...
 
     def peak(self, request: Request, levers: Levers, costs: Costs) -> int | None:
-        """Bytes on the method's device that restoring a clip takes at most beside the weights, frames held included.
+        """Predict the peak memory of restoring a clip, in bytes on the method's device; None if unknown.
 
-        None: it cannot be predicted.
+        Weights are not counted; frames held between stages are.
         """
         ...
 
 
-def restore_clip(method: Method, lq: Tensor, request: Request, progress: Progress = silent) -> Tensor:
-    """Restore frames (T, 3, h, w) in [0, 1] at once -> (T, 3, H, W) in [0, 1], on the CPU.
+def restore_clip(method: Method, lq: Tensor, request: Request, progress: Progress = no_progress) -> Tensor:
+    """Restore a clip (T, 3, h, w) in [0, 1] -> (T, 3, H, W) in [0, 1], on the CPU.
 
     Raises ValueError for another shape, an upscale that is not positive, or pixels that are not finite;
-    FloatingPointError that names the step or the tile where a result is not finite.
+    FloatingPointError with the step or tile if a result is not finite.
     """
     check_frames(lq, request.upscale)
     run, restored = method.stream(request, progress=progress), []

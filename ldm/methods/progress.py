@@ -1,4 +1,4 @@
-"""Progress in calls of networks."""
+"""Progress, measured in network calls."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,11 +7,11 @@ from ldm.methods.contract import Progress
 
 
 class Tally:
-    """Counts calls of networks by stage and reports each.
+    """Count network calls by stage and report each call.
 
     Args:
         progress: called as progress(stage, done, total).
-        totals: expected calls by stage; a stage that is not in it has no known total.
+        totals: expected calls by stage; other stages have an unknown total.
     """
 
     def __init__(self, progress: Progress, totals: Mapping[str, int]) -> None:

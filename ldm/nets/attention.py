@@ -1,4 +1,4 @@
-"""Attention over pixels, over a text and over time; every product goes through torch's scaled_dot_product_attention.
+"""Attention over pixels, text and time, computed by torch's scaled_dot_product_attention.
 
 Its kernels keep the softmax in float32 also for half-precision inputs.
 """
@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from ldm.nets.layers import LayerNorm, Linear, group_norm, linear, no_gradient, zero_init
 from ldm.nets.temporal import blend, blend_parameter, check_clips
 
-TOKENS = 4096  # that a feed-forward layer takes at a time on a CPU: its wide maps stay small
+TOKENS = 4096  # tokens per call of a feed-forward layer on a CPU, to limit its wide maps
 
 
 def split_heads(width: int, *, num_heads: int, num_head_channels: int) -> dict[str, int]:
-    """Heads of an attention over `width` channels: {"heads", "dim_head"}, from their size or, where -1, their number.
+    """Return {"heads", "dim_head"} for `width` channels, from the size of a head or, if that is -1, the number.
 
     Raises:
         ValueError: neither is given, or the heads do not divide the channels.
@@ -27,7 +27,7 @@ def split_heads(width: int, *, num_heads: int, num_head_channels: int) -> dict[s
 
 
 class CrossAttention(nn.Module):
-    """Multi-head attention of tokens to a context, or to themselves where none is given; scale 1/sqrt(dim_head).
+    """Multi-head attention of tokens to a context, or to themselves without one; scale 1/sqrt(dim_head).
 
     Args:
         channels: of the tokens, in and out.
@@ -50,7 +50,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
         """x (n, tokens, channels), context (1 | r | n, keys, context_dim) with r dividing n -> (n, tokens, channels).
 
-        Row k of a context of r rows serves the rows k*n/r .. (k+1)*n/r-1 of x; it is projected once.
+        Row k of a context of r rows is used for the rows k*n/r .. (k+1)*n/r-1 of x; it is projected once.
         """
         source = x if context is None else context
         repeats = x.shape[0] // source.shape[0]
@@ -72,7 +72,7 @@ class GEGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         (value, gate), (value_bias, gate_bias) = self.proj.weight.chunk(2), self.proj.bias.chunk(2)
-        return F.gelu(linear(x, gate, gate_bias)) * linear(x, value, value_bias)  # two maps, so that each is dense
+        return F.gelu(linear(x, gate, gate_bias)) * linear(x, value, value_bias)  # both maps stay contiguous
 
 
 class FeedForward(nn.Module):
@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
 
     def __init__(self, channels: int, *, mult: int = 4):
         super().__init__()
-        # the identity holds the place of dropout in the released numbering
+        # the identity replaces dropout in the released numbering
         self.net = nn.Sequential(GEGLU(channels, mult * channels), nn.Identity(), Linear(mult * channels, channels))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, attention to the context and feed-forward, each after a LayerNorm (1e-5) and with a residual.
+    """Self-attention, cross-attention and feed-forward, each with a LayerNorm (1e-5) before it and a residual.
 
     `only_cross`: the first attention also takes its keys and values from the context (x4 upscaler of Stable Diffusion).
     """
@@ -114,7 +114,7 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """Transformer over the pixels of each frame with a text as context; starts as the identity (proj_out is zero).
+    """Transformer over the pixels of each frame with a text context; initially the identity (proj_out is zero).
 
     Args:
         channels: in and out.
@@ -138,7 +138,7 @@ class SpatialTransformer(nn.Module):
     ):
         super().__init__()
         inner = heads * dim_head
-        self.norm = group_norm(channels, groups=groups, eps=1e-6)  # the only 1e-6 of the denoiser
+        self.norm = group_norm(channels, groups=groups, eps=1e-6)  # the only eps of 1e-6 in the denoiser
         self.proj_in = Linear(channels, inner)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(inner, heads=heads, dim_head=dim_head, context_dim=context_dim, only_cross=only_cross)
@@ -162,7 +162,7 @@ class TemporalAttention(nn.Module):
     Args:
         channels: in and out.
         heads, dim_head: of the attention.
-        temporal_alpha: start of the learned blend `a`, which the released code leaves uninitialised; for the
+        temporal_alpha: initial value of the learned weight `a`, uninitialised in the released code; for the
             default 0.1 see `ldm.nets.temporal.TemporalConv`.
     """
 
@@ -173,7 +173,7 @@ class TemporalAttention(nn.Module):
         self.norm = LayerNorm(channels)
 
     def forward(self, x: Tensor, num_frames: int) -> Tensor:
-        """x (b*t, c, h, w), clip after clip, with t = num_frames -> the same shape; ValueError for broken clips."""
+        """x (b*t, c, h, w), clip after clip, with t = num_frames -> the same shape; ValueError for incomplete clips."""
         check_clips(x, num_frames=num_frames)
         h, w = x.shape[2:]
         tokens = x.unflatten(0, (-1, num_frames)).permute(0, 3, 4, 1, 2).flatten(0, 2)  # (b*h*w, t, c)
@@ -183,7 +183,7 @@ class TemporalAttention(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Self-attention over the pixels as the condition encoder has it; scale 1/sqrt(channels/heads), residual.
+    """Residual self-attention over pixels in the structure encoder; scale 1/sqrt(channels/heads).
 
     `qkv` and `proj_out` are stored as Conv1d of kernel 1; the channels of `qkv` run head -> q, k, v. Starts as the
     identity (proj_out is zero).

@@ -43,7 +43,7 @@ def vae_norm(channels: int, *, groups: int = 32) -> nn.Module:
 
 
 def norm_silu(norm: nn.Module, x: Tensor) -> Tensor:
-    """silu(norm(x)); the norm's fresh output is overwritten, which saves one full-size map."""
+    """Return silu(norm(x)), computed in place in the output of the norm to save one map."""
     return F.silu(norm(x), inplace=True)
 
 
@@ -52,7 +52,7 @@ def conv3x3(in_channels: int, out_channels: int) -> nn.Conv2d:
 
 
 class ResnetBlock(nn.Module):
-    """Twice norm, SiLU, 3x3 convolution, plus the input; `shortcut` names the 1x1 convolution where widths differ."""
+    """Residual block: twice norm, SiLU, 3x3 convolution. `shortcut` is the name of the 1x1 convolution, if needed."""
 
     def __init__(
         self, in_channels: int, out_channels: int, *, shortcut: str = "nin_shortcut", groups: int = 32
@@ -67,15 +67,15 @@ class ResnetBlock(nn.Module):
             self.add_module(self.shortcut, nn.Conv2d(in_channels, out_channels, 1))
 
     def first(self, x: Tensor) -> Tensor:
-        """The first half of the branch: (n, in, h, w) -> (n, out, h, w)."""
+        """Compute the first half of the branch: (n, in, h, w) -> (n, out, h, w)."""
         return self.conv1(norm_silu(self.norm1, x))
 
     def second(self, h: Tensor) -> Tensor:
-        """The second half: (n, out, h, w) -> the same shape."""
+        """Compute the second half of the branch: (n, out, h, w) -> the same shape."""
         return self.conv2(norm_silu(self.norm2, h))
 
     def skip(self, x: Tensor) -> Tensor:
-        """The input as it is added to the branch: (n, in, h, w) -> (n, out, h, w)."""
+        """Compute the skip connection: (n, in, h, w) -> (n, out, h, w)."""
         return getattr(self, self.shortcut)(x) if self.shortcut else x
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class ResnetBlock(nn.Module):
 
 
 class VAEAttention(nn.Module):
-    """Residual self-attention over all pixels, one head of the full width; never holds the (hw, hw) matrix."""
+    """Residual self-attention over all pixels with one head, without storing the (hw, hw) matrix."""
 
     def __init__(self, channels: int, *, groups: int = 32) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class VAEAttention(nn.Module):
         """(n, c, h, w) -> (n, c, h, w)."""
         n, c, height, width = x.shape
         h = self.norm(x)
-        # The fused kernels want each token's channels side by side; with channels_last maps nothing is copied here.
+        # Fused kernels need contiguous channels per token; channels_last maps are not copied here.
         q, k, v = (layer(h).permute(0, 2, 3, 1).reshape(n, 1, height * width, c).contiguous()
                    for layer in (self.q, self.k, self.v))  # fmt: skip
         h = F.scaled_dot_product_attention(q, k, v)  # (n, 1, hw, c)
@@ -118,16 +118,16 @@ class VAEDownsample(nn.Module):
 
 
 def merge_taps(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The three taps along `dim` as the two that even and odd outputs of a doubled map need: (0, 1+2) and (0+1, 2)."""
+    """Merge three taps along `dim` to two, for even and odd outputs of a doubled map: (0, 1+2) and (0+1, 2)."""
     first, middle, last = weight.unbind(dim)
     return torch.stack([first, middle + last], dim), torch.stack([first + middle, last], dim)
 
 
 def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """3x3 convolution (zero padding 1) of x repeated twice along both sides, without making the repeated map.
+    """Apply a 3x3 convolution (zero padding 1) to x upsampled by 2 (nearest), without computing the upsampled map.
 
-    Output pixel (2i + a, 2j + b) meets only 2x2 different pixels of x, so the weights that meet the same pixel are
-    added beforehand (in float32) and one 2x2 convolution per (a, b) is left: 4/9 of the multiplications.
+    Output pixel (2i + a, 2j + b) depends on only 2x2 pixels of x. Weights for the same pixel are added (in float32),
+    which leaves one 2x2 convolution per (a, b): 4/9 of the multiplications.
 
     (n, c, h, w), weight (c', c, 3, 3) -> (n, c', 2h, 2w).
     """
@@ -135,7 +135,7 @@ def upsample_conv3x3(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out = None
     for a, rows in enumerate(merge_taps(weight.to(torch.promote_types(weight.dtype, torch.float32)), 2)):
         for b, kernel in enumerate(merge_taps(rows, 3)):
-            # padded on both sides, which needs no copy of x; a row and a column too many are cut off
+            # padding both sides needs no copy of x; the extra row and column are discarded
             part = F.conv2d(x, kernel.to(weight.dtype), bias, padding=1)  # (n, c', h + 1, w + 1)
             if out is None:
                 last = not part.is_contiguous() and part.is_contiguous(memory_format=torch.channels_last)
@@ -232,7 +232,7 @@ class Encoder(nn.Module):
         self.conv_out = conv3x3(widths[-1], 2 * z_channels)
 
     def descend(self, x: Tensor, *, keep: Sequence[int], last: int) -> tuple[Tensor, list[Tensor]]:
-        """The map of level `last` and those of the levels in `keep`, before their downsampling, finest first."""
+        """Return the map of level `last` and those of the levels in `keep`, before downsampling, finest first."""
         kept, h = [], self.conv_in(x)
         for level, stage in enumerate(self.down[: last + 1]):
             h = stage(h)  # (n, ch * ch_mult[level], H / 2**level, W / 2**level)
@@ -243,11 +243,11 @@ class Encoder(nn.Module):
         return h, kept
 
     def features(self, x: Tensor, *, keep: Sequence[int]) -> list[Tensor]:
-        """The maps of the levels in `keep`, as `forward` gives them; nothing coarser than they are is computed."""
+        """Return the maps of the levels in `keep`, as `forward` does, without computing coarser levels."""
         return self.descend(x, keep=keep, last=max(keep))[1] if keep else []
 
     def forward(self, x: Tensor, *, keep: Sequence[int] = ()) -> tuple[Tensor, list[Tensor]]:
-        """Also return the maps of the levels in `keep` (before their downsampling), finest first."""
+        """Return the moments and the maps of the levels in `keep` (before downsampling), finest first."""
         h, kept = self.descend(x, keep=keep, last=len(self.down) - 1)
         h = self.mid(h)
         return self.conv_out(norm_silu(self.norm_out, h)), kept
@@ -302,7 +302,7 @@ def check_image(x: Tensor, *, downsampling: int) -> None:
 
 
 class AutoencoderKL(nn.Module):
-    """Stable Diffusion's image VAE, names as in its released files (`encoder`, `decoder`, `quant_conv`, ...).
+    """The image VAE of Stable Diffusion, with the parameter names of the released files.
 
     Args:
         embed_dim: channels of the latent that `decode` takes and of the posterior's mean.

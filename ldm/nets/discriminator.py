@@ -10,7 +10,7 @@ class PatchGAN(nn.Module):
 
     Args:
         in_channels: of the image.
-        ndf: channels after the first convolution; doubled by every further one up to 8 times as many.
+        ndf: channels after the first convolution; doubled by each further one, up to 8 times `ndf`.
         n_layers: convolutions of stride 2.
     """
 
@@ -20,7 +20,7 @@ class PatchGAN(nn.Module):
         layers = [nn.Conv2d(in_channels, ndf, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for k in range(1, n_layers + 1):
             stride = 2 if k < n_layers else 1
-            # No bias: the norm behind would take it out again.
+            # No bias: the following norm would remove it.
             conv = nn.Conv2d(widths[k - 1], widths[k], 4, stride=stride, padding=1, bias=False)
             layers += [conv, nn.BatchNorm2d(widths[k]), nn.LeakyReLU(0.2)]
         layers.append(nn.Conv2d(widths[-1], 1, 4, stride=1, padding=1))

@@ -1,4 +1,4 @@
-"""GroupNorm with the statistics of the whole frame in a network that sees the frame in pieces."""
+"""GroupNorm with statistics of the whole frame, for networks that process a frame in tiles."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,15 +12,15 @@ from ldm.ops.tiling import Patch
 
 
 class StatisticsMissing(Exception):
-    """A norm has counted this piece, but cannot go on before it has counted the others."""
+    """Raised when a norm has accumulated statistics of this tile but still lacks those of the others."""
 
 
 class FrameNorms:
-    """Means and deviations of whole frames, per norm, frame and group, gathered piece by piece.
+    """Mean and standard deviation of whole frames for each norm, frame and group, accumulated tile by tile.
 
-    Within `installed` the network's norms ask here. In `gather` a norm whose statistics are not known yet adds up
-    those of the piece's core; `settle` turns the sums into statistics, which `use` and later calls normalise with.
-    Sums are float64, so that they do not depend on the order of the pieces.
+    Within `installed`, the norms of the network use these statistics. In functions made by `piecewise`, a norm without
+    statistics accumulates sums over the core of the tile; `settle` converts the sums to statistics for later calls.
+    Sums are float64, so that the order of the tiles does not matter.
 
     Args:
         net: the network whose GroupNorms these are.
@@ -36,7 +36,7 @@ class FrameNorms:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Let the network's norms ask here; outside any call below they normalise as ever."""
+        """Replace the norms of the network; they are unchanged outside functions made by `piecewise`."""
         for norm in self._norms:
             norm.forward = partial(self._normalise, norm)
         try:
@@ -46,12 +46,12 @@ class FrameNorms:
                 del norm.forward
 
     def piecewise(self, fn: Callable, frames: Sequence[int], *, wait: bool) -> Callable:
-        """fn(*maps) as a function (*maps, patch): norms take known statistics and count where they are not known.
+        """Turn fn(*maps) into a function (*maps, patch) whose norms use or accumulate statistics.
 
         Args:
-            fn: calls the network with these frames of the clip, one row each.
-            frames: their numbers.
-            wait: stop at a norm that is not known, and return None; otherwise it takes the piece's own statistics.
+            fn: calls the network with some frames of the clip, one row each.
+            frames: numbers of these frames.
+            wait: return None at a norm without statistics; otherwise it uses those of the tile.
         """
 
         def run(*maps_and_patch):
@@ -67,9 +67,9 @@ class FrameNorms:
         return run
 
     def settle(self) -> bool:
-        """Turn what was counted into statistics; False where nothing was.
+        """Convert accumulated sums to statistics; return False if there are none.
 
-        Raises FloatingPointError where they are not finite.
+        Raises FloatingPointError if they are not finite.
         """
         for (norm, frame), sums in self._sums.items():
             count, total, squares = sums
@@ -83,7 +83,7 @@ class FrameNorms:
         return counted
 
     def _normalise(self, norm: nn.GroupNorm, x: Tensor) -> Tensor:
-        """In place of the norm's own forward."""
+        """Replacement for the forward method of a norm."""
         if self._patch is None:
             return type(norm).forward(norm, x)
         known = [self._known.get((norm, frame)) for frame in self._frames]
@@ -97,7 +97,7 @@ class FrameNorms:
 
 
 def _moments(x: Tensor, groups: int) -> Tensor:
-    """Values, their sum and the sum of their squares in each group of a map (c, h, w): (3, groups) float64."""
+    """Return count, sum and sum of squares for each group of a map (c, h, w): (3, groups) float64."""
     if x.device.type != "cpu" or x.stride(0) != 1:
         variance, mean = torch.var_mean(x.float().unflatten(0, (groups, -1)), dim=(1, 2, 3), correction=0)
         return _sums(mean, variance, x.numel() // groups)
@@ -107,13 +107,13 @@ def _moments(x: Tensor, groups: int) -> Tensor:
 
 
 def _sums(mean: Tensor, variance: Tensor, count: int) -> Tensor:
-    """(3, groups) float64: count, sum, sum of squares."""
+    """Return (3, groups) float64: count, sum, sum of squares."""
     mean, variance = mean.double(), variance.double()
     return torch.stack([torch.full_like(mean, count), mean * count, (variance + mean**2) * count])
 
 
 def _affine(norm: nn.GroupNorm, x: Tensor, statistics: Tensor) -> Tensor:
-    """x (n, c, h, w) normalised by statistics (n, 2, groups) in float32; the result has x's dtype."""
+    """Normalise x (n, c, h, w) by statistics (n, 2, groups) in float32; the result has the dtype of x."""
     mean, inverse = (s.repeat_interleave(x.shape[1] // norm.num_groups, 1) for s in statistics.unbind(1))  # (n, c)
     scale = norm.weight.double() * inverse
     shift = norm.bias.double() - mean * scale

@@ -49,7 +49,7 @@ class VGGSlices(nn.Module):
 
 
 class ChannelHead(nn.Module):
-    """One weight per channel: a 1x1 convolution without bias, behind a dropout that acts in train mode."""
+    """One weight per channel: dropout (in training mode), then a 1x1 convolution without bias."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -60,16 +60,15 @@ class ChannelHead(nn.Module):
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """Each pixel's channels divided by their norm (plus 1e-10); the gradient at an all-zero pixel is finite."""
+    """Normalise the channels of each pixel to unit length (norm plus 1e-10); gradients at zero pixels are finite."""
     return x / (torch.linalg.vector_norm(x, dim=1, keepdim=True) + 1e-10)
 
 
 class LPIPS(nn.Module):
-    """Perceptual distance of two images; every parameter is frozen, gradients pass through to the images.
+    """Perceptual distance of two images. Parameters are frozen; the distance is differentiable in the images.
 
-    Names are those of `loss.perceptual_loss.` in `video_vae_cfw.ckpt`, which holds the trained weights; nothing is
-    downloaded, and fresh weights are random. A distance is measured in eval mode: in train mode half of what the heads
-    read is dropped at random.
+    Parameter names are those of `loss.perceptual_loss.` in `video_vae_cfw.ckpt`, which holds the trained weights.
+    Nothing is downloaded; initial weights are random. Use evaluation mode: in training mode, dropout is active.
 
     Args:
         width: channels of the first VGG block (64 in VGG16; smaller for toy runs).
@@ -84,7 +83,7 @@ class LPIPS(nn.Module):
         self.requires_grad_(False)
 
     def heads_trained(self) -> bool:
-        """Whether the heads can be trained ones: those are never negative, random ones always are somewhere."""
+        """Whether the heads may be trained: trained weights are never negative, random ones are."""
         return all((getattr(self, f"lin{k}").model[1].weight >= 0).all() for k in range(len(WIDTH_FACTORS)))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:

@@ -14,11 +14,11 @@ BUILDABLE = ("RAFT",)  # what a configuration may name as a target
 _LEVELS = 4  # of the correlation pyramid
 _STRIDE = 8  # of the features
 _SMALLEST = _STRIDE * 2 ** (_LEVELS - 1)  # pixels a side: the coarsest level keeps at least one feature
-_CHUNK = 2**25  # elements gathered at once by the correlation without a volume
+_CHUNK = 2**25  # elements gathered at a time by the correlation without a volume
 
 
 class FlowBatchNorm(nn.BatchNorm2d):
-    """BatchNorm with its stored statistics or, where `own` is set, with those of the batch; neither is updated."""
+    """BatchNorm with its stored statistics or, if `own` is set, with those of the batch; neither is updated."""
 
     own = False
 
@@ -50,7 +50,7 @@ class FlowResidualUnit(nn.Module):
         self.depth = 3 if bottleneck else 2
         self.downsample = None
         if stride > 1:
-            # The released files hold this norm under two names; it is registered under both.
+            # The released files contain this norm under two names; it is registered under both.
             last = _norm(norm, channels)
             self.add_module(f"norm{self.depth + 1}", last)
             self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride), last)
@@ -82,7 +82,7 @@ class FlowFeatureEncoder(nn.Module):
 
 
 class FlowMotionEncoder(nn.Module):
-    """What the recurrent unit sees of the current flow: (correlation, flow) -> features, the flow appended."""
+    """Encode the current flow for the recurrent unit: (correlation, flow) -> features with the flow appended."""
 
     def __init__(self, corr_channels: int, *, corr: tuple[int, ...], flow: tuple[int, int], out_channels: int):
         super().__init__()
@@ -122,7 +122,7 @@ class FlowGRU(nn.Module):
 
 
 class FlowHead(nn.Module):
-    """Hidden state -> change of the flow (n, 2, h, w), in units of the feature grid."""
+    """Map the hidden state to a flow update (n, 2, h, w), in units of the feature grid."""
 
     def __init__(self, hidden: int, width: int):
         super().__init__()
@@ -134,7 +134,7 @@ class FlowHead(nn.Module):
 
 
 class FlowUpdateBlock(nn.Module):
-    """One refinement: (hidden, context, correlation, flow) -> (hidden, change of flow)."""
+    """One refinement: (hidden, context, correlation, flow) -> (hidden, flow update)."""
 
     def __init__(self, small: bool, hidden: int, context: int, corr_channels: int):
         super().__init__()
@@ -157,23 +157,22 @@ class FlowUpdateBlock(nn.Module):
 
 
 def _window(radius: int, like: Tensor) -> Tensor:
-    """(K, K, 2) offsets (x, y): the FIRST index runs over x. The original transposes its window so, and the weights
-    of `convc1` expect it."""
+    """Return offsets (x, y) as (K, K, 2); the first index runs over x, as the weights of `convc1` expect."""
     d = torch.arange(-radius, radius + 1, device=like.device, dtype=like.dtype)
     return torch.stack(torch.meshgrid(d, d, indexing="ij"), -1)
 
 
 def _sample(maps: Tensor, positions: Tensor) -> Tensor:
-    """maps (n, c, h, w) read bilinearly at positions (n, a, b, 2) in pixels, 0 outside -> (n, c, a, b)."""
+    """Sample maps (n, c, h, w) bilinearly at positions (n, a, b, 2) in pixels, 0 outside -> (n, c, a, b)."""
     size = positions.new_tensor([maps.shape[-1], maps.shape[-2]])
-    # align_corners False is the form of the same sampling that stays defined for a side of one pixel
+    # with align_corners False the same sampling is also defined for a side of one pixel
     return F.grid_sample(maps, (2 * positions + 1) / size - 1, padding_mode="zeros", align_corners=False)
 
 
 def correlation_by_volume(fmap1: Tensor, fmap2: Tensor, *, radius: int) -> Callable[[Tensor], Tensor]:
-    """Correlations of all pairs of features, kept: positions (n, 2, h, w) -> (n, 4 K K, h, w), K = 2 radius + 1.
+    """Store the correlations of all pairs; lookup of positions (n, 2, h, w) -> (n, 4 K K, h, w), K = 2 radius + 1.
 
-    Memory n (h w)^2 4/3 elements; every lookup is cheap.
+    Memory: n (h w)^2 4/3 elements. Lookups are cheap.
     """
     n, c, h, w = fmap1.shape
     volume = torch.einsum("ncq,ncp->nqp", fmap1.flatten(2) / sqrt(c), fmap2.flatten(2)).reshape(n * h * w, 1, h, w)
@@ -191,8 +190,10 @@ def correlation_by_volume(fmap1: Tensor, fmap2: Tensor, *, radius: int) -> Calla
 
 
 def correlation_on_demand(fmap1: Tensor, fmap2: Tensor, *, radius: int) -> Callable[[Tensor], Tensor]:
-    """`correlation_by_volume` without the volume, for large images: correlation is linear, so pooling and reading the
-    second image's features, then multiplying, gives the same. Memory is bounded; every lookup costs more.
+    """Return the lookup of `correlation_by_volume` without storing the volume, for large images.
+
+    Correlation is linear: features of the second image can be pooled and sampled before multiplication. Memory is
+    bounded; lookups are slower.
     """
     n, c, h, w = fmap1.shape
     query = fmap1.flatten(2) / sqrt(c)
@@ -214,7 +215,7 @@ def correlation_on_demand(fmap1: Tensor, fmap2: Tensor, *, radius: int) -> Calla
 
 
 def convex_upsample(flow: Tensor, mask: Tensor) -> Tensor:
-    """Flow (n, 2, h, w) -> (n, 2, 8h, 8w): each fine pixel a convex combination of its 3x3 coarse neighbours.
+    """Upsample a flow (n, 2, h, w) to (n, 2, 8h, 8w) by convex combinations of 3x3 coarse neighbours.
 
     mask (n, 9*64, h, w) holds the logits of the weights (Teed and Deng 2020, section 3.3).
     """
@@ -231,13 +232,13 @@ class RAFT(nn.Module):
 
     `model` "normal" (5 257 536 parameters) or "small" (990 162); `iterations` refinements. The original files prefix
     every name with `module.`, which `ldm.weights.checkpoint` strips; they hold neither mean nor std.
-    `scaling`: the weights were trained on images in [-1, 1]. "trained" maps the [0, 1] images given to that range;
-    "released" leaves them in [0, 1] as the released MGLD-VSR does (bug B11), for reproducing its numbers.
-    `volume_limit`: how many correlations are held at once (elements of 4 bytes; the default is 1 GiB). A batch beyond
-    it is taken in parts; beyond it for a single pair (1M pixels) they are computed when looked up, some 5 times slower.
+    `scaling`: the weights were trained on images in [-1, 1]. "trained" maps the inputs from [0, 1] to that range;
+    "released" does not, as in the released MGLD-VSR (bug B11), to reproduce its numbers.
+    `volume_limit`: maximum number of stored correlations (4 bytes each; the default is 1 GiB). Larger batches are
+    split; if a single pair exceeds the limit (1M pixels), correlations are computed on demand, about 5 times slower.
 
-    `statistics`: of the context encoder's norms. "trained" takes the stored ones, "released" those of the images, as
-    the released StableVSR does, whose RAFT is never put in evaluation mode. A batch is then not taken in parts.
+    `statistics` of the norms of the context encoder: "trained" uses the stored ones, "released" those of the images,
+    as in the released StableVSR, whose RAFT is never in evaluation mode. A batch is then not split.
 
     The weights of torchvision's raft_large fit `model="normal"` (`ldm.nets.names`), whose default is 12 iterations.
 
@@ -277,18 +278,17 @@ class RAFT(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> "RAFT":
-        """Stays in evaluation mode whatever the surrounding model does."""
+        """Keep evaluation mode in any mode of the surrounding model."""
         return super().train(False)
 
     def forward(
         self, img1: Tensor, img2: Tensor, *, iterations: int | None = None, flow_init: Tensor | None = None
     ) -> Tensor:
-        """img1, img2 (n, 3, h, w) in [0, 1] -> flow (n, 2, h, w) float32: at img1, where the pixel lies in img2.
+        """Estimate the flow from img1 to img2 (n, 3, h, w) in [0, 1] -> (n, 2, h, w) float32, in pixels.
 
-        Any size: padded by replication to multiples of 8, at least 64. `iterations` overrides the constructor's.
-        `flow_init` (n, 2, h/8, w/8), of the padded picture and in pixels of that grid, is the flow that the refinement
-        starts from instead of none. Raises ValueError for shapes that differ, for fewer than one iteration, and for
-        weights in half precision.
+        Images are padded by replication to multiples of 8, at least 64. `iterations` overrides the constructor's.
+        `flow_init` (n, 2, h/8, w/8) is the initial flow of the padded images, in pixels of that grid (default: zero).
+        Raises ValueError for different shapes, for fewer than one iteration, and for weights in half precision.
         """
         if img1.ndim != 4 or img1.shape[1] != 3 or img1.shape != img2.shape:
             raise ValueError(f"got {tuple(img1.shape)} and {tuple(img2.shape)}, expected two (n, 3, h, w) of one shape")
@@ -305,7 +305,7 @@ class RAFT(nn.Module):
         top, left = extra_h // 2, extra_w // 2
         edges = (left, extra_w - left, top, extra_h - top)
         img1, img2 = (F.pad(x.to(dtype), edges, mode="replicate") for x in (img1, img2))
-        # Rows of the batch do not see each other: take as many at once as the correlation volume allows.
+        # Pairs are independent: process as many at a time as the correlation volume allows.
         start = self._start(flow_init, img1)
         rows = max(self.volume_limit // start[0, 0].numel() ** 2, 1) if self.statistics == "trained" else len(img1)
         with torch.autocast(img1.device.type, enabled=False):
@@ -315,7 +315,7 @@ class RAFT(nn.Module):
 
     @staticmethod
     def _start(flow_init: Tensor | None, img1: Tensor) -> Tensor:
-        """The flow before the first iteration (n, 2, h/8, w/8), in features, for padded pictures."""
+        """Return the initial flow (n, 2, h/8, w/8), in pixels of the feature grid, for padded images."""
         n, _, h, w = img1.shape
         shape = (n, 2, h // _STRIDE, w // _STRIDE)
         if flow_init is None:

@@ -1,4 +1,4 @@
-"""The sequence decoder of MGLD-VSR: the image VAE's decoder plus temporal convolutions and the LQ frames' features.
+"""The sequence decoder of MGLD-VSR: the image VAE decoder with temporal convolutions and features of the LQ frames.
 
 Origin: Yang et al. 2024 (MGLD-VSR); the controllable feature wrapping is that of StableSR (Wang et al. 2023).
 """
@@ -32,9 +32,9 @@ TEMPORAL_LAYERS = {1: TemporalConv, 2: DilatedTemporalConv}
 
 
 class ResidualDenseBlock(nn.Module):
-    """Five 3x3 convolutions, each reading the input and all earlier results: x + 0.2 * conv5(...).
+    """Five densely connected 3x3 convolutions: x + 0.2 * conv5(...).
 
-    Kaiming normal initialisation times 0.1, biases zero, so that a fresh block is close to the identity.
+    Initialised by Kaiming normal times 0.1 with zero biases, which is close to the identity.
     Origin: ESRGAN (Wang et al. 2018).
     """
 
@@ -59,7 +59,7 @@ class ResidualDenseBlock(nn.Module):
 
 
 class FuseBlock(nn.Module):
-    """Correct decoder features by encoder features of the same level: dec + w * f(enc, dec) (StableSR's CFW)."""
+    """Correct decoder features by encoder features of the same level: dec + w * f(enc, dec) (CFW of StableSR)."""
 
     def __init__(self, channels: int, *, num_block: int = 2) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class FuseBlock(nn.Module):
         self.encode_enc_3 = ResnetBlock(channels, channels)
 
     def forward(self, enc: Tensor, dec: Tensor, w: float = 1.0) -> Tensor:
-        """enc, dec (n, c, h, w) -> (n, c, h, w); with w = 0 `dec` itself, at no cost."""
+        """enc, dec (n, c, h, w) -> (n, c, h, w); returns `dec` itself for w = 0."""
         if w == 0:
             return dec
         correction = self.encode_enc_1(torch.cat([enc, dec], dim=1))
@@ -149,12 +149,12 @@ class SequenceDecoder(nn.Module):
 
 
 class SequenceAutoencoder(nn.Module):
-    """Image encoder and sequence decoder, names as in `video_vae_cfw.ckpt`; an image VAE's names are a subset of them.
+    """Image encoder and sequence decoder, with the parameter names of `video_vae_cfw.ckpt`.
 
     Args:
         version: 1, one temporal convolution per place (the released weights); 2, a pair, one of them dilated.
         num_fuse_block: dense blocks per fusion layer.
-        temporal_alpha: start value of every temporal layer's mixing parameter; None takes the layer's own.
+        temporal_alpha: initial blending weight of all temporal layers; None for the default of the layer.
         embed_dim, norm_groups, double_z and the others: as for `AutoencoderKL`.
     Raises:
         ValueError: for an unknown version or double_z = False.
@@ -198,7 +198,7 @@ class SequenceAutoencoder(nn.Module):
         regroup(self, norm_groups)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Frames (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f) and the features `decode` takes.
+        """Encode frames (n, 3, H, W) in [-1, 1] to moments (n, 2 * embed_dim, H / f, W / f) and features for `decode`.
 
         The features are the encoder's maps of level 1 (half size) and level 2 (quarter size), before downsampling.
         """
@@ -207,7 +207,7 @@ class SequenceAutoencoder(nn.Module):
         return self.quant_conv(h), features
 
     def features(self, x: Tensor) -> list[Tensor]:
-        """The features alone, as `encode` returns them: the encoder stops after the last fused level."""
+        """Return only the features of `encode`; the encoder stops after the last fused level."""
         check_image(x, downsampling=self.downsampling)
         return self.encoder.features(x, keep=self.decoder.fused_levels)
 
@@ -216,11 +216,11 @@ class SequenceAutoencoder(nn.Module):
 
         Args:
             z: not multiplied by the scale factor.
-            features: what `features` returned for the LQ frames; None is allowed where `fusion_w` is 0.
+            features: result of `features` for the LQ frames; may be None if `fusion_w` is 0.
             num_frames: frames per clip, any number from 1.
             fusion_w: weight of the features, 1 in training; less trades fidelity for realism.
         Raises:
-            ValueError: where the frames do not fill whole clips or the features do not fit.
+            ValueError: for incomplete clips or features that do not match.
         """
         if z.ndim != 4:
             raise ValueError(f"got latents {tuple(z.shape)}, expected (b * {num_frames}, c, h, w); flatten the clips")

@@ -12,11 +12,11 @@ BUILDABLE = ("SpyNet",)  # what a configuration may name as a target
 
 _LEVELS = 6
 _MULTIPLE = 2 ** (_LEVELS - 1)
-_SMALLEST = 2 * _MULTIPLE  # two pixels a side on the coarsest level; the release fails on sides of up to 32
+_SMALLEST = 2 * _MULTIPLE  # two pixels a side on the coarsest level; the released code fails on sides up to 32
 
 
 class SpyNetLevel(nn.Module):
-    """(image 1, warped image 2, flow) (n, 8, h, w) -> change of the flow (n, 2, h, w): five 7x7 convolutions."""
+    """Five 7x7 convolutions: (image 1, warped image 2, flow) (n, 8, h, w) -> flow update (n, 2, h, w)."""
 
     def __init__(self):
         super().__init__()
@@ -33,9 +33,8 @@ class SpyNet(nn.Module):
     """Optical flow by SpyNet, with the state-dict names of `loss.flownet.` (SPEC 2.5).
 
     1 440 300 parameters. Expects images in [0, 1] and applies the ImageNet mean and deviation itself; the released
-    training feeds it [-1, 1] (bug B12), so nothing is clamped or refused here. `mean` and `std` are constants that some
-    files (`spynet_sintel_final-3d2a1287.pth`) do not hold: `constant_buffers` names what may be missing. Computes in
-    float32 under autocast.
+    training passes images in [-1, 1] (bug B12), so that inputs are not clamped or checked. `constant_buffers`
+    lists constants that some files (`spynet_sintel_final-3d2a1287.pth`) lack. Computes in float32 under autocast.
     """
 
     constant_buffers: tuple[str, ...] = ("mean", "std")
@@ -47,10 +46,10 @@ class SpyNet(nn.Module):
         self.basic_module = nn.ModuleList(SpyNetLevel() for _ in range(_LEVELS))
 
     def forward(self, img1: Tensor, img2: Tensor) -> Tensor:
-        """img1, img2 (n, 3, h, w) in [0, 1] -> flow (n, 2, h, w) float32: at img1, where the pixel lies in img2.
+        """Estimate the flow from img1 to img2 (n, 3, h, w) in [0, 1] -> (n, 2, h, w) float32, in pixels.
 
-        Any size: resized to multiples of 32, at least 64, and the flow back; differentiable in both images. Raises
-        ValueError for shapes that differ, and for weights in half precision.
+        Images are resized to multiples of 32, at least 64, and the flow is resized back; differentiable in both images.
+        Raises ValueError for different shapes, and for weights in half precision.
         """
         if img1.ndim != 4 or img1.shape[1] != 3 or img1.shape != img2.shape:
             raise ValueError(f"got {tuple(img1.shape)} and {tuple(img2.shape)}, expected two (n, 3, h, w) of one shape")

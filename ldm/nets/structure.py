@@ -1,4 +1,4 @@
-"""The condition encoder: half a U-Net that turns the low-resolution latents into one condition map per level."""
+"""The structure encoder: the first half of a U-Net, which encodes the LQ latents to one condition map per level."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ BUILDABLE = ("StructureEncoder",)  # what a configuration may name as a target
 
 
 class StructureEncoder(nn.Module):
-    """Time-aware encoder of the noise-free low-resolution latents; frames do not see one another.
+    """Time-aware encoder of the noise-free LQ latents; frames are independent.
 
     State-dict names are those of the released `structcond_stage_model.`.
 
@@ -70,7 +70,7 @@ class StructureEncoder(nn.Module):
         Args:
             x: latents of the low-resolution frames (b*t, in_channels, h, w), any size.
             t: time steps, one for all, one per clip (with `num_frames`) or one per frame: (1 | b | b*t,).
-            num_frames: frames per clip; only tells to which frames a time step per clip belongs.
+            num_frames: frames per clip; needed only for time steps per clip.
 
         Returns:
             One map per level, finest first: (b*t, out_channels, h / 2**i, w / 2**i), each side rounded up, in the

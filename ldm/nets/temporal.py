@@ -16,8 +16,8 @@ def conv_over_time(x: Tensor, conv: nn.Conv3d, *, num_frames: int) -> Tensor:
     Returns:
         (b*t, c', h, w).
 
-    Computed as one product per tap, added up in place: frames stay where they are in memory (a Conv3d needs every clip
-    transposed to c before t), nothing is multiplied with the padding, and no second map is made.
+    Computed as one matrix product per tap, accumulated in place. Unlike Conv3d, this needs no transposed copy of the
+    clip, no products with the padding, and no second map.
     """
     taps = conv.weight.squeeze(-1).unbind(2)  # each (c', c, 1)
     middle, step = len(taps) // 2, conv.dilation[0]
@@ -34,7 +34,7 @@ def conv_over_time(x: Tensor, conv: nn.Conv3d, *, num_frames: int) -> Tensor:
 
 
 def _add_product(out: Tensor, weight: Tensor, x: Tensor) -> None:
-    """out (t, c', h, w) += weight (c', c, 1) times x (t, c, h, w), as one product where channels are stored last."""
+    """Add weight (c', c, 1) times x (t, c, h, w) to out (t, c', h, w), as one product for channels-last maps."""
     if out.is_contiguous(memory_format=torch.channels_last):
         rows = x.permute(0, 2, 3, 1).flatten(0, 2)  # (t*h*w, c)
         out.permute(0, 2, 3, 1).view(len(rows), -1).addmm_(rows, weight.squeeze(-1).t())
@@ -43,12 +43,12 @@ def _add_product(out: Tensor, weight: Tensor, x: Tensor) -> None:
 
 
 def blend(x: Tensor, y: Tensor, alpha: Tensor) -> Tensor:
-    """`alpha * y + (1 - alpha) * x` with `alpha` of shape (1,); exact at 0 and 1."""
+    """Return `alpha * y + (1 - alpha) * x` with `alpha` of shape (1,); exact at 0 and 1."""
     return torch.lerp(x, y.to(x.dtype), alpha.to(x.dtype))
 
 
 def blend_parameter(start: float) -> nn.Parameter:
-    """The learned scalar of a temporal layer, shape (1,)."""
+    """Create the learned blending weight of a temporal layer, shape (1,)."""
     return nn.Parameter(torch.full((1,), float(start)))
 
 
@@ -61,8 +61,8 @@ class TemporalConv(nn.Module):
 
     Args:
         channels: channels in and out.
-        temporal_alpha: start of the learned blend `a` (no sigmoid). The default 0.1 keeps an image model nearly
-            as it was, while the convolution, whose gradient is proportional to `a`, learns from the first step;
+        temporal_alpha: initial value of the learned weight `a` (no sigmoid). The default 0.1 changes an image model
+            only slightly, and the convolution, whose gradient is proportional to `a`, learns from the first step;
             0 would stop that gradient. The released code leaves `a` uninitialised.
 
     Origin: `SpatialTemporalConv` of the released MGLD-VSR; the state-dict names are the same.
@@ -95,7 +95,7 @@ class DilatedTemporalConv(nn.Module):
 
     Args:
         channels: channels in and out.
-        temporal_alpha: start of `a`, before the sigmoid; the default -2.2 is a blend of 0.1 (see `TemporalConv`).
+        temporal_alpha: initial value of `a`, before the sigmoid; the default -2.2 gives s = 0.1 (see `TemporalConv`).
 
     Origin: `MultiDimTemporalConv` of the released MGLD-VSR (version 2 of its video decoder); same state-dict names.
     """
@@ -117,4 +117,4 @@ class DilatedTemporalConv(nn.Module):
 def check_clips(x: Tensor, *, num_frames: int) -> None:
     """Raise ValueError unless the rows of `x` (b*t, ...) are a whole number of clips of `num_frames` frames."""
     if num_frames < 1 or x.shape[0] % num_frames:
-        raise ValueError(f"got {x.shape[0]} frames, expected clips of num_frames={num_frames}; pass whole clips")
+        raise ValueError(f"got {x.shape[0]} frames, expected clips of num_frames={num_frames}; pass complete clips")

@@ -12,7 +12,7 @@ BUILDABLE = ("FixedContext", "OpenCLIPText")  # what a configuration may name as
 
 
 class CausalSelfAttention(nn.Module):
-    """Self-attention where a token sees itself and earlier ones; parameters named as in `nn.MultiheadAttention`."""
+    """Causal self-attention, with the parameter names of `nn.MultiheadAttention`."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class TextBlock(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """The stack of blocks, `resblocks`; all but the last `skip_last` are run."""
+    """A stack of transformer blocks; the last `skip_last` are not run."""
 
     def __init__(self, width: int, layers: int, heads: int) -> None:
         super().__init__()
@@ -71,11 +71,11 @@ class TextTransformer(nn.Module):
 
 
 class OpenCLIPText(nn.Module):
-    """Token ids -> text embedding of the last but one layer ("penultimate", as Stable Diffusion 2 uses it).
+    """Text embedding of the penultimate layer, as in Stable Diffusion 2.
 
-    The last block, `text_projection` and `logit_scale` hold weights of the released files but are not run. The text
-    encoders of diffusers' folders hold the blocks that are run and nothing else: 23 layers with `skip_last=0` and
-    `unused=False`; `ldm.nets.names` has their names.
+    The last block, `text_projection` and `logit_scale` hold weights of the released files but are not used. The text
+    encoders of diffusers hold only the blocks that are used: 23 layers with `skip_last=0` and `unused=False`;
+    `ldm.nets.names` has their names.
 
     Args:
         width, layers, heads, vocab_size, context_length: of ViT-H-14 by default.
@@ -83,7 +83,7 @@ class OpenCLIPText(nn.Module):
         skip_last: blocks at the end that are not run.
         unused: whether `text_projection` and `logit_scale` exist.
     Raises:
-        ValueError: where the heads do not divide the width, or `skip_last` is no number of layers.
+        ValueError: if the width is not a multiple of `heads`, or `skip_last` is not a number of layers.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class OpenCLIPText(nn.Module):
         nn.init.normal_(self.token_embedding.weight, std=0.02)
 
     def empty_prompt(self, *, pad: int = 0) -> Tensor:
-        """Token ids (1, context_length) of '': start, end, then the padding token.
+        """Return the token ids (1, context_length) of the empty prompt: start, end, then the padding token.
 
         Start and end are the last two of the vocabulary: 49406, 49407 in the released one. OpenCLIP pads with 0, which
         is also what the tokenizers of the Stable Diffusion 2 family pad with ("!").
@@ -139,11 +139,11 @@ class OpenCLIPText(nn.Module):
 
 
 class FixedContext(nn.Module):
-    """A constant context of zeros (1, tokens, width) in place of a text tower: for models trained without text."""
+    """A constant context of zeros (1, tokens, width), for models trained without text."""
 
     def __init__(self, *, tokens: int = 1, width: int) -> None:
         super().__init__()
-        self.shape = tuple(torch.empty(1, tokens, width, device="meta").shape)  # a shape that makes none shows here
+        self.shape = tuple(torch.empty(1, tokens, width, device="meta").shape)  # raises for an invalid shape
 
     def forward(self) -> Tensor:
         """(1, tokens, width), all zeros, on the CPU."""

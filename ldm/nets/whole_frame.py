@@ -1,9 +1,9 @@
-"""The autoencoders on frames too large for them: tile by tile, with the result of the whole frame.
+"""Autoencoders on frames that exceed memory: computed in tiles, with the result of the whole frame.
 
-A network is cut into steps. Maps of levels small enough to `hold` are kept whole between steps; a step then reads one
-pixel beyond a tile and its norm the whole map, so that nothing is computed twice. The steps of larger levels run one
-after another on a tile with a halo of all they reach; norms in between get the statistics of the whole frame by running
-the tiles once per norm, each time one norm further.
+A network is divided into steps. Between steps, maps of at most `hold` bytes are kept for the whole frame. Steps on
+them need a halo of one pixel, their norms use the whole map, and nothing is computed twice. Steps on larger maps are
+chained on tiles with a halo of their total receptive field; to give their norms the statistics of the whole frame, the
+tiles run once per norm, each time up to the next norm.
 """
 
 import math
@@ -28,19 +28,19 @@ STATISTICS = ("frame", "shared", "tile")
 
 @dataclass(frozen=True)
 class Cut:
-    """How frames are cut.
+    """How frames are cut into tiles.
 
     Args:
-        tile: side of a tile with its halo in latent pixels; what a level computes at once is bounded by it.
-        norms: what norms of levels that are not held normalise with: "frame", the statistics of the whole frame, exact;
-            "shared", those that one pass over tiles, each normalised by itself, finds for the whole frame, approximate
-            but without seams; "tile", those of each tile.
-        attention: side of the tiles within which pixels attend to one another (two thirds, in the middle, are used):
-            approximate, for frames whose every pixel cannot attend to all. 0: the whole frame, exact.
-        hold: bytes that the maps of a clip may take at a level to be held whole (two to three such maps are); 0 holds
-            the latent level alone.
+        tile: side of a tile, halo included, in latent pixels; it bounds the size of a computation.
+        norms: statistics of the norms of levels that are not held: "frame", those of the whole frame (exact); "shared",
+            those of the whole frame from one pass in which each tile is normalised by itself (approximate, but without
+            seams); "tile", those of each tile.
+        attention: side of tiles for attention, of which the middle two thirds are used (approximate); 0 for attention
+            over the whole frame (exact).
+        hold: maximum bytes of a clip's maps at a level to hold them for the whole frame (two or three such maps exist);
+            0 holds only the latent level.
     Raises:
-        ValueError: for an unknown word or a tile below 1.
+        ValueError: for an unknown word, a tile below 1 or a negative number.
     """
 
     tile: int
@@ -57,14 +57,14 @@ class Cut:
 
 
 class Piecewise:
-    """A network over the frames of one clip, in pieces; it remembers the statistics of the norms.
+    """Run a network over the frames of one clip in tiles, with stored statistics of its norms.
 
     Args:
         net: AutoencoderKL or SequenceAutoencoder.
         cut: how to cut.
-        frames: of the clip.
+        frames: number of frames of the clip.
         size: rows and columns of a frame.
-        itemsize: bytes of a value in a map.
+        itemsize: bytes per value of a map.
     """
 
     def __init__(self, net: nn.Module, cut: Cut, *, frames: int, size: tuple[int, int], itemsize: int) -> None:
@@ -73,15 +73,15 @@ class Piecewise:
         self.last = len(net.encoder.down) - 1
 
     def holds(self, level: int, *, frames: int) -> bool:
-        """Whether the level's maps of so many frames may be kept whole."""
+        """Whether the maps of a level for so many frames are kept for the whole frame."""
         width = self.net.encoder.down[level].block[-1].conv2.out_channels
         values = frames * width * math.prod(self.size) // 4**level
         return level == self.last or values * self.itemsize <= self.cut.hold
 
     def segments(self, steps: Iterable[Step], *, frames: int) -> list[list[Step]]:
-        """The steps between maps held whole; attention stands by itself.
+        """Group the steps between held maps into segments; attention forms its own segment.
 
-        Raises ValueError where a segment reaches too far for the tile.
+        Raises ValueError if the halo of a segment is too large for the tile.
         """
         segments = [[]]
         for step in steps:
@@ -96,7 +96,7 @@ class Piecewise:
         return segments
 
     def grid(self, segment: list[Step]) -> tuple[tuple[int, int], list[Patch]]:
-        """Rows and columns of the segment's coarsest maps, and the tiles on them."""
+        """Return rows and columns of the coarsest maps of a segment, and the tiles on them."""
         coarsest = max(max(step.source, step.level) for step in segment)
         size = tuple(side >> coarsest for side in self.size)
         scale = 2 ** (self.last - coarsest)
@@ -109,7 +109,7 @@ class Piecewise:
         return size, patches(size, tile=tile, halo=halo)
 
     def run(self, steps: Iterable[Step], states: list[State], *, frames: int = 1) -> list[State]:
-        """The states of all frames after the steps; `frames` of them must be held at a time."""
+        """Run the steps and return the states of all frames; `frames` of them are held at a time."""
         segments = self.segments(steps, frames=frames)
         for alone, chain in groupby(segments, lambda segment: all(step.alone for step in segment)):
             if alone:
@@ -120,29 +120,29 @@ class Piecewise:
         return states
 
     def _advance_each(self, segments: list[list[Step]], states: list[State]) -> None:
-        """Frame by frame through all segments, so that maps in between are held for one frame."""
+        """Run all segments frame by frame, so that intermediate maps are held for one frame only."""
         for frame in range(self.frames):
-            state, states[frame] = [states[frame]], ()  # taken out, so that its maps are freed on the way
+            state, states[frame] = [states[frame]], ()  # so that its maps can be freed
             for segment in segments:
                 state = self._advance(segment, state, [frame])
             states[frame] = state[0]
 
     def _advance(self, segment: list[Step], states: list[State], frames: Sequence[int]) -> list[State]:
-        """The states of some frames after the segment."""
+        """Run a segment and return the states of the given frames."""
         maps = [x for state in states for x in state]
         fn = _on_stacks(segment, len(states))
         size, grid = self.grid(segment)
         if len(grid) == 1:
             results = fn(*maps)
         else:
-            in_place = maps if len(segment) == 1 and not segment[0].alone else None  # mixing reads no neighbour
+            in_place = maps if len(segment) == 1 and not segment[0].alone else None  # temporal layers need no halo
             run = partial(pasted, maps=maps, size=size, grid=grid, out=in_place)
             results = self._settled(run, fn, frames, exact=self.cut.norms == "frame" or len(segment) == 1)
         count = len(results) // len(states)
         return [tuple(results[k * count : (k + 1) * count]) for k in range(len(states))]
 
     def _settled(self, run: Callable, fn: Callable, frames: Sequence[int], *, exact: bool) -> list[Tensor]:
-        """run(fn) with norms that have the statistics asked for."""
+        """Return run(fn) with the statistics of `cut.norms`."""
         if self.cut.norms == "tile" and not exact:
             return run(lambda *maps_and_patch: fn(*maps_and_patch[:-1]))
         if not exact:
@@ -150,14 +150,14 @@ class Piecewise:
             run(count)
             self.norms.settle()
         piece = self.norms.piecewise(fn, frames, wait=True)
-        while True:  # once per norm, and once to the end
+        while True:  # one iteration per norm, and a last one for the result
             results = run(piece)
             if not self.norms.settle():
                 return results
 
 
 def _on_stacks(segment: list[Step], frames: int) -> Callable[..., list[Tensor]]:
-    """The segment as a function of the frames' maps, those of the first frame, then of the second ..."""
+    """Return a segment as a function of the maps of all frames, those of the first frame first."""
 
     def fn(*maps: Tensor) -> list[Tensor]:
         entries = len(maps) // frames
@@ -173,16 +173,16 @@ def _on_stacks(segment: list[Step], frames: int) -> Callable[..., list[Tensor]]:
 
 
 def _itemsize(x: Tensor) -> int:
-    """Bytes of a value in the network's maps."""
+    """Return the bytes per value of the network's maps."""
     half = torch.is_autocast_enabled(x.device.type)
     return 2 if half else x.element_size()
 
 
 @torch.no_grad()
 def encode_frames(net: AutoencoderKL | SequenceAutoencoder, frames: Tensor, cut: Cut) -> Tensor:
-    """Frames (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f), as `net.encode` gives them.
+    """Encode frames (n, 3, H, W) in [-1, 1] to moments (n, 2 * embed_dim, H / f, W / f), as `net.encode`.
 
-    Raises ValueError for sides that are no multiples of f, or a halo that does not fit the tile.
+    Raises ValueError for sides that are not multiples of f, or a halo that is too large for the tile.
     """
     check_image(frames, downsampling=net.downsampling)
     pieces = Piecewise(net, cut, frames=len(frames), size=frames.shape[-2:], itemsize=_itemsize(frames))
@@ -201,17 +201,17 @@ def decode_frames(
     num_frames: int = 1,
     fusion_w: float = 1.0,
 ) -> Tensor:
-    """Latents (b*num_frames, embed_dim, h, w) -> frames around [-1, 1] (b*num_frames, 3, H, W), as `net.decode`.
+    """Decode latents (b*num_frames, embed_dim, h, w) to frames (b*num_frames, 3, H, W), about [-1, 1].
 
     Args:
-        net: an image autoencoder takes the frames one by one, whatever `num_frames` is.
+        net: an image autoencoder decodes frames one by one, for any `num_frames`.
         z: clip after clip, not multiplied by the scale factor.
-        lq: the frames (b*num_frames, 3, H, W) in [-1, 1] whose features a sequence decoder fuses; None without fusion.
+        lq: LQ frames (b*num_frames, 3, H, W) in [-1, 1] whose features a sequence decoder fuses; None without fusion.
         cut: how to cut.
         num_frames: frames per clip.
-        fusion_w: weight of the features; 0 does not compute them.
+        fusion_w: weight of the features; with 0 they are not computed.
     Raises:
-        ValueError: frames that do not fill clips or fit the latents, or a halo that does not fit the tile.
+        ValueError: incomplete clips, frames that do not match the latents, or a halo that is too large for the tile.
     """
     check_clips(z, num_frames=num_frames)
     fused = getattr(net.decoder, "fused_levels", ()) if fusion_w != 0 else ()
@@ -229,11 +229,11 @@ def decode_frames(
 
 
 def _decode_clip(pieces: Piecewise, z: Tensor, lq: Tensor | None, *, fused: tuple[int, ...], fusion_w: float) -> Tensor:
-    """The frames of one clip."""
+    """Decode one clip."""
     held = [level for level in fused if _must_hold(pieces, level)]
     sources = {level: _held_features() if level in held else _features_of(pieces.net, level) for level in fused}
     steps = list(decoder_steps(pieces.net, sources, fusion_w))
-    pieces.segments(steps, frames=pieces.frames)  # a tile too small shows here
+    pieces.segments(steps, frames=pieces.frames)  # raises if the tile is too small
     states = [()] * pieces.frames
     if lq is not None:
         states = _with_features(pieces, lq, fused=fused, held=held)
@@ -242,26 +242,26 @@ def _decode_clip(pieces: Piecewise, z: Tensor, lq: Tensor | None, *, fused: tupl
 
 
 def _must_hold(pieces: Piecewise, level: int) -> bool:
-    """Whether features are computed for whole frames: where they may be held, or attention comes before them."""
+    """Whether features are computed for whole frames: if they can be held, or depend on attention."""
     attention = any(len(stage.attn) for stage in pieces.net.encoder.down[: level + 1])
     return attention or pieces.holds(level, frames=pieces.frames)
 
 
 def _held_features() -> tuple[Callable, int]:
-    """The features that stand before the current map in the state."""
+    """Return a source that takes the features before the current map in the state."""
     return lambda *state: ((*state[:-2], state[-1]), state[-2]), 0
 
 
 def _features_of(net: nn.Module, level: int) -> tuple[Callable, int]:
-    """Features computed anew from the piece of the frame that stands first in the state."""
+    """Return a source that computes features from the tile of the frame, the first map of the state."""
     reach = reach_of(list(down_steps(net.encoder, range(level + 1))))
     return lambda *state: (state, net.encoder.features(state[0], keep=(level,))[0]), math.ceil(reach / 2**level)
 
 
 def _with_features(pieces: Piecewise, lq: Tensor, *, fused: tuple[int, ...], held: list[int]) -> list[State]:
-    """(lq where features are left to compute, features of the levels in `held`, finest first) of each frame.
+    """Return (lq if features remain to be computed, features of the levels in `held`, finest first) for each frame.
 
-    The encoder's norms know their statistics afterwards.
+    Afterwards the norms of the encoder have their statistics.
     """
     encoder, frames = pieces.net.encoder, lq.split(1)
     fronts = [(x,) if len(held) < len(fused) else () for x in frames]

@@ -1,4 +1,4 @@
-"""Colour correction: the colours of the low-quality picture for a restored one. Always computed in float32."""
+"""Colour correction: transfer the colours of the low-quality image to the restored one. Computed in float32."""
 
 import torch
 import torch.nn.functional as F
@@ -15,15 +15,16 @@ def _check_images(content: Tensor, style: Tensor) -> None:
 
 
 def _channel_moments(image: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of each channel, (n, c, 1, 1); the unbiased variance plus 1e-5."""
+    """Return mean and standard deviation of each channel, (n, c, 1, 1); unbiased variance plus 1e-5."""
     variance, mean = torch.var_mean(image, dim=(2, 3), keepdim=True, correction=1)
     return mean, (variance + _VARIANCE_FLOOR).sqrt()
 
 
 def adain_color_fix(content: Tensor, style: Tensor) -> Tensor:
-    """`content` (n, c, h, w) with the mean and deviation of each channel of `style`, frame by frame (AdaIN).
+    """Give each channel of `content` the mean and standard deviation of that of `style`, frame by frame.
 
-    Any range of values; the two may differ in h and w. Raises ValueError for other shapes.
+    Both are (n, c, h, w) with any range of values; h and w may differ. Raises ValueError for other shapes. Adaptive
+    instance normalisation (AdaIN; Huang and Belongie 2017).
     """
     _check_images(content, style)
     mean, deviation = _channel_moments(content.float())
@@ -32,7 +33,7 @@ def adain_color_fix(content: Tensor, style: Tensor) -> Tensor:
 
 
 def wavelet_blur(image: Tensor, radius: int) -> Tensor:
-    """(n, c, h, w) blurred by [1 2 1] x [1 2 1] / 16 with its taps `radius` pixels apart, edges repeated."""
+    """Blur (n, c, h, w) by [1 2 1] x [1 2 1] / 16 with taps `radius` pixels apart and replicated edges."""
     padded = F.pad(image.float(), (radius,) * 4, mode="replicate")
     h, w = image.shape[-2:]
     # sums of shifted views rather than a convolution, which would drop to half precision under autocast
@@ -41,7 +42,7 @@ def wavelet_blur(image: Tensor, radius: int) -> Tensor:
 
 
 def wavelet_decompose(image: Tensor, levels: int = 5) -> tuple[Tensor, Tensor]:
-    """(high, low) float32 bands of (n, c, h, w), which sum to the image; `levels` blurs of radius 1, 2, 4 ..."""
+    """Split (n, c, h, w) into float32 bands (high, low) that sum to the image; blurs of radius 1, 2, 4 ..."""
     low = image.float()
     high = torch.zeros_like(low)
     for level in range(levels):
@@ -52,7 +53,10 @@ def wavelet_decompose(image: Tensor, levels: int = 5) -> tuple[Tensor, Tensor]:
 
 
 def wavelet_color_fix(content: Tensor, style: Tensor) -> Tensor:
-    """The detail of `content` on the low band of `style`, both (n, c, h, w) of one size. ValueError for others."""
+    """Combine the high band of `content` with the low band of `style`, both (n, c, h, w).
+
+    Raises ValueError for different sizes. The wavelet colour correction of StableSR (Wang et al. 2023).
+    """
     _check_images(content, style)
     if content.shape != style.shape:
         shapes = f"{tuple(content.shape)} and {tuple(style.shape)}"

@@ -1,8 +1,8 @@
-"""Optical flow as a tensor: warping, resizing, occlusion, and the motion of a clip.
+"""Operations on optical flow: warping, resizing, occlusion, and the motion of a clip.
 
-A flow (n, 2, h, w) holds displacements (x, y) in pixels of its own grid: at a pixel of the first image, where that
-pixel lies in the second. Flows are named by what they do, `to_next` and `to_prev`, because "forward" and "backward"
-mean opposite things in the reference codes.
+A flow (n, 2, h, w) holds displacements (x, y), in pixels of its own grid, from each pixel of the first image to its
+position in the second. Flows are named `to_next` and `to_prev`, because "forward" and "backward" have opposite meanings
+in the reference implementations.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from torch import Tensor
 from ldm.ops.tiling import Tile
 
 _GRIDS = ("aligned", "released")
-_VALID = 0.9999  # a warp of ones below this has taken some of its value from outside the image
+_VALID = 0.9999  # a warp of ones below this has read outside the image
 
 
 def _check_flow(flow: Tensor, name: str = "flow") -> None:
@@ -24,7 +24,7 @@ def _check_flow(flow: Tensor, name: str = "flow") -> None:
 
 
 def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:
-    """The positions (x, y) of all pixels, (1, 2, h, w), on the device and in the dtype of `like`."""
+    """Return the positions (x, y) of all pixels, (1, 2, h, w), on the device and in the dtype of `like`."""
     y, x = torch.meshgrid(
         torch.arange(h, device=like.device, dtype=like.dtype),
         torch.arange(w, device=like.device, dtype=like.dtype),
@@ -36,16 +36,16 @@ def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:
 def flow_warp(
     x: Tensor, flow: Tensor, *, mode: str = "bilinear", padding: str = "zeros", grid: str = "aligned"
 ) -> Tensor:
-    """Fetch for every pixel the value that lies where its flow points: out(p) = x(p + flow(p)).
+    """Warp an image backwards along a flow: out(p) = x(p + flow(p)).
 
     x (n, c, h, w) and flow (n, 2, h, w) in pixels -> (n, c, h, w) in the dtype of x; sampled in float32 or better.
     `mode` "bilinear", "nearest" or "bicubic", `padding` "zeros", "border" or "reflection", as in grid_sample.
 
     `grid`: "aligned" has align_corners True throughout (SPEC 2.5). "released" is the warp of the released StableVSR:
-    positions are normalised as for align_corners True and sampled with False, so that a side of S pixels is read at
-    (p + flow) S / (S - 1) - 0.5: half a pixel off at the borders, in opposite directions, and right in the middle.
+    positions are normalised for align_corners True but sampled with False, so that a side of S pixels is sampled at
+    (p + flow) S / (S - 1) - 0.5: exact in the middle, and off by half a pixel, in opposite directions, at the borders.
 
-    Raises ValueError where the shapes do not belong together, or for another `grid`.
+    Raises ValueError for shapes that do not match or an unknown `grid`.
     """
     if grid not in _GRIDS:
         raise ValueError(f"got grid {grid!r}, expected one of {', '.join(_GRIDS)}")
@@ -63,7 +63,7 @@ def flow_warp(
 
 
 def warp_validity(flow: Tensor) -> Tensor:
-    """1 where `flow_warp` stays inside the image, 0 elsewhere: flow (n, 2, h, w) -> (n, 1, h, w), binary.
+    """Return 1 where `flow_warp` reads only inside the image, 0 elsewhere: (n, 2, h, w) -> (n, 1, h, w).
 
     The released mask: a warp of ones that is at least 0.9999.
     """
@@ -71,9 +71,9 @@ def warp_validity(flow: Tensor) -> Tensor:
 
 
 def resize_flow(flow: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """A flow (n, 2, h, w) on another grid (released form 'shape'): resized bilinearly (align_corners False), and its
-    components scaled by the ratio of the sides, so that they count pixels of the new grid. Raises ValueError for an
-    empty size.
+    """Resize a flow (n, 2, h, w) bilinearly to `size` (align_corners False) and scale its components accordingly.
+
+    The result is in pixels of the new grid (released form 'shape'). Raises ValueError for an empty size.
     """
     _check_flow(flow)
     h, w = flow.shape[-2:]
@@ -82,13 +82,13 @@ def resize_flow(flow: Tensor, *, size: tuple[int, int]) -> Tensor:
     if tuple(size) == (h, w):
         return flow
     ratio = flow.new_tensor([size[1] / w, size[0] / h]).view(1, 2, 1, 1)
-    if not flow.numel():  # interpolate refuses an empty batch on some devices
+    if not flow.numel():  # interpolate does not support an empty batch on some devices
         return flow.new_zeros(*flow.shape[:2], *size)
     return F.interpolate(flow * ratio, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def resize_flow_by(flow: Tensor, *, ratio: tuple[float, float]) -> Tensor:
-    """A flow (n, 2, h, w) on a grid smaller or larger by `ratio` (y, x); sides truncated (released form 'ratio')."""
+    """Resize a flow (n, 2, h, w) by `ratio` (y, x); sides are truncated (released form 'ratio')."""
     _check_flow(flow)
     return resize_flow(flow, size=(int(flow.shape[-2] * ratio[0]), int(flow.shape[-1] * ratio[1])))
 
@@ -96,11 +96,11 @@ def resize_flow_by(flow: Tensor, *, ratio: tuple[float, float]) -> Tensor:
 def forward_backward_occlusion(
     flow_a: Tensor, flow_b: Tensor, *, alpha: float = 0.01, beta: float = 0.5
 ) -> tuple[Tensor, Tensor]:
-    """Pixels without a match: where going with one flow and coming back with the other misses the start.
+    """Find occluded pixels by the forward-backward consistency of two flows.
 
     flow_a (image 1 -> 2) and flow_b (2 -> 1), both (n, 2, h, w), -> (occluded_a, occluded_b), (n, 1, h, w) with 1 where
-    |a + b warped by a| > alpha (|a| + |b|) + beta, in pixels; one threshold for both, and no flow outside the image
-    (SPEC 2.5, the released consistency check). Computed in float32.
+    |a + warp(b, a)| > alpha (|a| + |b|) + beta, in pixels. Both directions have the same threshold; the flow is 0
+    outside the image. Computed in float32. The released consistency check (SPEC 2.5).
     """
     _check_flow(flow_a, "flow_a")
     flow_a, flow_b = flow_a.float(), flow_b.float()
@@ -111,8 +111,10 @@ def forward_backward_occlusion(
 
 
 def floored_flow(flow: Tensor, *, factor: int) -> Tensor:
-    """A flow (n, 2, h, w) on a grid `factor` times smaller, as the released StableVSR makes it: its components divided
-    and rounded down to whole pixels, then resized bilinearly. `resize_flow` keeps what this loses.
+    """Downsample a flow (n, 2, h, w) by `factor` as the released StableVSR does.
+
+    Components are divided and rounded down to integers, then resized bilinearly; `resize_flow` is exact. Raises
+    ValueError for a factor outside 1 to the shorter side.
     """
     _check_flow(flow)
     if factor < 1 or min(flow.shape[-2:]) < factor:
@@ -123,10 +125,10 @@ def floored_flow(flow: Tensor, *, factor: int) -> Tensor:
 
 
 class Motion(NamedTuple):
-    """How the pixels of a clip move between neighbouring frames; pair i is frames i and i+1.
+    """The motion between neighbouring frames of a clip; pair i consists of frames i and i+1.
 
-    to_next (B, T-1, 2, h, w): at frame i, the displacement to where that pixel lies in frame i+1 (SPEC's F_i).
-    to_prev (B, T-1, 2, h, w): at frame i+1, the displacement to where that pixel lies in frame i (SPEC's B_i).
+    to_next (B, T-1, 2, h, w): displacements from pixels of frame i to frame i+1 (SPEC's F_i).
+    to_prev (B, T-1, 2, h, w): displacements from pixels of frame i+1 to frame i (SPEC's B_i).
     occluded_next (B, T-1, 1, h, w): 1 at pixels of frame i without a match in frame i+1 (O_i).
     occluded_prev (B, T-1, 1, h, w): 1 at pixels of frame i+1 without a match in frame i (P_i).
     """
@@ -137,21 +139,21 @@ class Motion(NamedTuple):
     occluded_prev: Tensor
 
     def crop(self, top: int, left: int, h: int, w: int) -> "Motion":
-        """The motion inside a window of the grid; flows may point out of it. ValueError where it leaves the grid."""
+        """Return the motion in a window; flows may point outside. Raises ValueError for a window outside the grid."""
         height, width = self.to_next.shape[-2:]
         if min(top, left) < 0 or min(h, w) < 1 or top + h > height or left + w > width:
             raise ValueError(f"got a {h}x{w} window at ({top}, {left}), expected it inside the {height}x{width} motion")
         return Motion(*(x[..., top : top + h, left : left + w] for x in self))
 
     def frames(self, start: int, stop: int) -> "Motion":
-        """The motion of frames start..stop-1, that is of the pairs between them (none for a single frame)."""
+        """Return the motion of frames start..stop-1, that is, of the pairs between them (none for one frame)."""
         count = self.to_next.shape[1] + 1
         if not 0 <= start < stop <= count:
             raise ValueError(f"got frames {start} to {stop}, expected 0 <= start < stop <= {count}")
         return Motion(*(x[:, start : stop - 1] for x in self))
 
     def resized(self, size: tuple[int, int], *, alpha: float = 0.01, beta: float = 0.5) -> "Motion":
-        """The motion on a grid of `size` (h, w): flows resized and scaled, occlusion found anew on them."""
+        """Return the motion on a grid of `size` (h, w): resized flows, and occlusion computed from them."""
         clip = self.to_next.shape[:2]
         flows = [resize_flow(x.flatten(0, 1), size=size) for x in (self.to_next, self.to_prev)]
         masks = forward_backward_occlusion(*flows, alpha=alpha, beta=beta)
@@ -167,12 +169,12 @@ def estimate_motion(
     beta: float = 0.5,
     batch: int = 4,
 ) -> Motion:
-    """The motion of clips: each pair of neighbouring frames once in each direction, then resized (SPEC 4.4).
+    """Estimate the motion of clips in both directions and resize it (SPEC 4.4).
 
     frames (B, T, 3, H, W) in [0, 1]. `flow_net(img1, img2)` (n, 3, H, W) -> (n, 2, H, W) is called at the frames' own
-    resolution with at most `batch` pairs; flows are resized to `size` (h, w), and occlusion is found on the resized
-    flows. One frame gives an empty motion (B, 0, ...). Gradients follow the caller's mode: wrap in no_grad to sample.
-    Raises ValueError for frames of another form, FloatingPointError where a flow is not finite (naming the pairs).
+    resolution with at most `batch` pairs; flows are resized to `size` (h, w), and occlusion is computed from the
+    resized flows. One frame gives an empty motion (B, 0, ...). Gradients are recorded unless the caller disables them.
+    Raises ValueError for invalid shapes, FloatingPointError with the numbers of the pairs if a flow is not finite.
     """
     if frames.ndim != 5 or frames.shape[2] != 3:
         raise ValueError(f"got frames of shape {tuple(frames.shape)}, expected (B, T, 3, H, W); stack frames in dim 1")
@@ -199,7 +201,10 @@ def estimate_motion(
 
 
 def cut_motion(motion: Motion, tile: Tile, f: int) -> Motion:
-    """The motion of an image patch (pixels) on its latents; patches need not start on the latent grid (B8 repaired)."""
+    """Return the motion of an image patch (in pixels) on its latents, `f` times smaller.
+
+    If the patch does not start on the latent grid, the motion is shifted by the fraction (B8 repaired).
+    """
     part = motion.frames(tile.t.start, tile.t.stop)
     h, w = ((side.stop - side.start) // f for side in (tile.y, tile.x))
     top, left = tile.y.start / f, tile.x.start / f

@@ -1,4 +1,4 @@
-"""Padding at the right and at the bottom, and its exact inverse."""
+"""Padding on the right and at the bottom, and its exact inverse."""
 
 from typing import NamedTuple
 
@@ -9,7 +9,7 @@ _MODES = ("reflect", "replicate")
 
 
 class Padding(NamedTuple):
-    """What was added to a picture of `height` x `width`."""
+    """The rows (`bottom`) and columns (`right`) added to an image of `height` x `width`."""
 
     height: int
     width: int
@@ -18,7 +18,7 @@ class Padding(NamedTuple):
 
 
 def _source_rows(size: int, added: int, mode: str) -> Tensor:
-    """(size + added,) the element each padded one is taken from; a reflection bounces as often as it must."""
+    """Return the source index of each padded element, (size + added,); reflections repeat if needed."""
     position = torch.arange(size + added)
     if mode == "replicate" or size == 1:
         return position.clamp(max=size - 1)
@@ -27,7 +27,7 @@ def _source_rows(size: int, added: int, mode: str) -> Tensor:
 
 
 def _pad(x: Tensor, padding: Padding, *, mode: str = "reflect") -> Tensor:
-    """(..., h, w) extended by `padding`; "reflect" does not repeat the edge, "replicate" does."""
+    """Pad (..., h, w); "reflect" does not repeat the edge, "replicate" does."""
     if mode not in _MODES:
         raise ValueError(f"got padding mode {mode!r}, expected one of {_MODES}")
     if padding.bottom:
@@ -38,7 +38,7 @@ def _pad(x: Tensor, padding: Padding, *, mode: str = "reflect") -> Tensor:
 
 
 def pad_to_multiple(x: Tensor, multiple: int, *, mode: str = "reflect") -> tuple[Tensor, Padding]:
-    """(..., h, w) extended to sides that `multiple` divides, by no more than it takes, and what was added."""
+    """Pad (..., h, w) to the next multiples of `multiple`; return the result and the padding. Raises ValueError."""
     if multiple < 1 or x.shape[-2] < 1 or x.shape[-1] < 1:
         raise ValueError(f"got multiple {multiple} for shape {tuple(x.shape)}, expected 1 or more and no empty side")
     h, w = x.shape[-2:]
@@ -47,7 +47,7 @@ def pad_to_multiple(x: Tensor, multiple: int, *, mode: str = "reflect") -> tuple
 
 
 def released_pad(x: Tensor, multiple: int = 32) -> tuple[Tensor, Padding]:
-    """As released (bug B26): if either side needs it, both are padded, a side that fits by a whole `multiple`."""
+    """Pad as released (bug B26): if either side needs padding, both are padded, by `multiple` where one fits."""
     h, w = x.shape[-2:]
     needed = h % multiple or w % multiple
     padding = Padding(h, w, multiple - h % multiple, multiple - w % multiple) if needed else Padding(h, w, 0, 0)
@@ -55,9 +55,9 @@ def released_pad(x: Tensor, multiple: int = 32) -> tuple[Tensor, Padding]:
 
 
 def unpad(x: Tensor, padding: Padding, *, scale: float = 1) -> Tensor:
-    """The part of (..., H, W) that shows the picture before padding, `scale` times as large as that was.
+    """Remove a padding from (..., H, W), an image `scale` times as large as the padded one.
 
-    Raises ValueError unless x has the size of the padded picture times `scale`, in whole pixels.
+    Raises ValueError unless x has the size of the padded image times `scale`, in whole pixels.
     """
     sides = [padding.height + padding.bottom, padding.width + padding.right, padding.height, padding.width]
     sides = [side * scale for side in sides]

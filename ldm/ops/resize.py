@@ -1,4 +1,4 @@
-"""Resizing of pictures and clips."""
+"""Resizing of images and clips."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -8,10 +8,10 @@ _MODES = (*_SMOOTH, "area", "nearest")
 
 
 def resize(x: Tensor, size: tuple[int, int], *, mode: str = "bicubic", antialias: bool = False) -> Tensor:
-    """(..., h, w) as (..., *size), pixel centres kept in place (align_corners False); bicubic is not clamped.
+    """Resize (..., c, h, w) to (..., c, *size) with align_corners False; bicubic results are not clamped.
 
     `antialias` widens the kernel when shrinking ("bilinear" and "bicubic" only). Raises ValueError for an unknown mode,
-    an empty size, or less than (c, h, w).
+    an empty size, or fewer than 3 dimensions.
     """
     if mode not in _MODES or (antialias and mode not in _SMOOTH):
         raise ValueError(f"got mode {mode!r}, antialias={antialias}, expected one of {_MODES}, antialias for {_SMOOTH}")

@@ -1,7 +1,7 @@
-"""The one tiler over time, height and width, for the denoiser and the autoencoders. Nothing else loops over tiles.
+"""Tiling over time, height and width, for the denoiser and the autoencoders.
 
-`tiled` blends overlapping tiles. `pasted` puts cores side by side, each computed with a halo round it: for functions
-that reach no further than the halo the result is that of the whole, without a seam.
+`tiled` blends overlapping tiles. `pasted` joins tiles without overlap, each computed with a halo around it; if the
+receptive field of the function lies within the halo, the result equals that of the whole input.
 """
 
 import itertools
@@ -20,7 +20,7 @@ _Window = Callable[[int, int, int], Tensor]
 
 
 class Tile(NamedTuple):
-    """Where a tile lies: slices of the first tensor's frames, rows and columns."""
+    """The position of a tile: slices of the frames, rows and columns of the first tensor."""
 
     t: slice
     y: slice
@@ -32,7 +32,7 @@ class Tile(NamedTuple):
 
 
 def starts(size: int, tile: int, overlap: int) -> list[int]:
-    """First elements of the tiles that cover [0, size); the last is flush with the end. The released canvas' grid too.
+    """Return the first elements of tiles that cover [0, size); the last tile is aligned with the end, as released.
 
     Raises ValueError unless 0 <= overlap < tile.
     """
@@ -44,9 +44,10 @@ def starts(size: int, tile: int, overlap: int) -> list[int]:
 
 
 def splitter_starts(size: int, patch: int, stride: int) -> list[int]:
-    """First elements of the released image splitter (ImageSpliterTh): every `stride`, the last ones moved in to fit.
+    """Return the first elements of patches as in the released image splitter (ImageSpliterTh).
 
-    Unlike `starts` it goes on until a patch starts beyond the end, so that the last two may be almost equal.
+    Patches start every `stride` elements until one starts beyond the end; those that exceed the end are moved inside.
+    Unlike in `starts`, the last two patches may be almost equal.
     """
     if patch >= size:
         return [0]
@@ -54,24 +55,24 @@ def splitter_starts(size: int, patch: int, stride: int) -> list[int]:
 
 
 def hat(count: int) -> Tensor:
-    """(count,) float64: 1, 2, ... up to the middle and down again, so that overlapping windows of frames cross-fade."""
+    """Return triangular weights (count,) float64, 1, 2, ... and down again, to blend windows of frames."""
     up = torch.arange(1, count + 1, dtype=torch.float64)
     return torch.minimum(up, up.flip(0))
 
 
 def _bell(count: int, centre: float) -> Tensor:
-    """(count,) float64 Gaussian of deviation count / 10 around `centre`, scaled as the released tile weights are."""
+    """Return a Gaussian (count,) float64 of deviation count / 10 around `centre`, scaled as released."""
     distance = (torch.arange(count, dtype=torch.float64) - centre) / count
     return torch.exp(-(distance**2) / 0.02) / (2 * torch.pi * 0.01) ** 0.5
 
 
 def flat_window(t: int, h: int, w: int) -> Tensor:
-    """(t, h, w) float64 weights: a hat over frames, equal within a frame."""
+    """Return weights (t, h, w) float64: triangular over frames, constant within a frame."""
     return hat(t)[:, None, None].expand(t, h, w)
 
 
 def gaussian_window(t: int, h: int, w: int) -> Tensor:
-    """(t, h, w) float64 weights: a hat over frames, a Gaussian within a frame, the same seen from every side."""
+    """Return weights (t, h, w) float64: triangular over frames, a symmetric Gaussian within a frame."""
     return hat(t)[:, None, None] * _bell(h, (h - 1) / 2)[:, None] * _bell(w, (w - 1) / 2)
 
 
@@ -81,7 +82,7 @@ def released_gaussian_window(t: int, h: int, w: int) -> Tensor:
 
 
 def _scaled(tile: Tile, scale: tuple[Fraction, ...]) -> tuple[slice, ...]:
-    """The tile's slices on a grid `scale` times as fine. Raises ValueError where they fall between two elements."""
+    """Return the slices of a tile on a grid `scale` times as fine. Raises ValueError for fractional slices."""
     cut = []
     for part, factor in zip(tile, scale, strict=True):
         first, last = part.start * factor, part.stop * factor
@@ -92,18 +93,18 @@ def _scaled(tile: Tile, scale: tuple[Fraction, ...]) -> tuple[slice, ...]:
 
 
 def _grid_of(x: Tensor) -> tuple[int, int, int]:
-    """Frames, rows and columns of (B, T, C, H, W)."""
+    """Return frames, rows and columns of (B, T, C, H, W)."""
     return x.shape[1], x.shape[3], x.shape[4]
 
 
 def _cut(x: Tensor, tile: Tile, scale: tuple[Fraction, ...]) -> Tensor:
-    """A view of the tile in (B, T, C, H, W)."""
+    """Return a view of a tile in (B, T, C, H, W)."""
     t, rows, columns = _scaled(tile, scale)
     return x[:, t, :, rows, columns]
 
 
 def _relative_scale(x: Tensor, first: Tensor) -> tuple[Fraction, ...]:
-    """Size of x's grid over that of the first tensor. Raises ValueError where clips or frames differ."""
+    """Return the size of x's grid relative to the first tensor. Raises ValueError if clips or frames differ."""
     if x.ndim != 5 or x.shape[:2] != first.shape[:2]:
         shapes = f"{tuple(first.shape)} and {tuple(x.shape)}"
         raise ValueError(f"got tensors {shapes}, expected (B, T, C, H, W) with the same B and T")
@@ -111,15 +112,16 @@ def _relative_scale(x: Tensor, first: Tensor) -> tuple[Fraction, ...]:
 
 
 def _overlap_of(a: Tile, b: Tile) -> Tile | None:
-    """The part two tiles have in common."""
+    """Return the intersection of two tiles, or None."""
     parts = [slice(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a, b, strict=True)]
     return Tile(*parts) if all(p.start < p.stop for p in parts) else None
 
 
 def _share(tile: Tile, tiles: list[Tile], scale: tuple[Fraction, ...], weights: Tensor) -> Tensor:
-    """(t, 1, h, w) float64 part a tile has in the result, at the result's scale; the parts of all tiles sum to 1.
+    """Return the normalised weights of a tile, (t, 1, h, w) float64, at the scale of the result.
 
-    `weights` is the window all tiles have, at that scale. Found anew for each tile, so that no map of the sum is kept.
+    The weights of all tiles sum to 1. `weights` is the window of all tiles at that scale. The sum is computed for each
+    tile separately, so that no map of the full size is needed.
     """
     total = torch.zeros_like(weights)
     for other in tiles:
@@ -134,7 +136,7 @@ def _share(tile: Tile, tiles: list[Tile], scale: tuple[Fraction, ...], weights: 
 
 
 def _assert_tile_finite(out: Tensor, tile: "Tile | Patch") -> None:
-    """Raise FloatingPointError naming the tile unless all of `out` are numbers."""
+    """Raise FloatingPointError with the position of the tile if `out` is not finite."""
     if not torch.isfinite(out).all():
         raise FloatingPointError(f"the tile at {tile} is not finite; use float32, or check the input there")
 
@@ -148,27 +150,28 @@ def tiled(
     batch: int = 1,
     starts: Callable[[int, int, int], list[int]] = starts,
 ) -> Callable[..., Tensor]:
-    """`fn` on overlapping tiles of (frames, rows, columns), blended by `window`: a function of whole tensors.
+    """Return a function that applies `fn` to overlapping tiles of (frames, rows, columns) and blends the results.
 
-    It is called as run(*tensors, **whole). Tensors (B, T, C, H, W) are cut together, in proportion to the first where
-    they are finer or coarser; `whole` passes through. It calls fn(*cut, tiles=[...], **whole) with up to `batch` tiles
-    stacked along dimension 0 (the B rows of the first tile, then of the second ...), expects (n B, t, C', h s, w s)
-    for any scale s, and returns (B, T, C', H s, W s) in the first tensor's dtype. Tiles advance along rows, then
-    columns, then frames. A tile as large as the tensor is fn itself, without blending; larger ones are clipped to it.
+    The result is called as run(*tensors, **others). Tensors (B, T, C, H, W) are cut at the same positions, scaled for
+    finer or coarser grids than that of the first. `fn(*tiles_of_tensors, tiles=[...], **others)` receives up to `batch`
+    tiles stacked along dimension 0 (the B rows of the first tile, then of the second ...) and returns
+    (n B, t, C', h s, w s) for any scale s. The blended result is (B, T, C', H s, W s) in the dtype of the first tensor.
+    Tiles advance along rows, then columns, then frames. Tiles are limited to the size of the tensor; a single tile is
+    not blended.
 
-    Raises ValueError for shapes that do not fit, FloatingPointError for a tile that is not finite, which it names.
+    Raises ValueError for shapes that do not match; FloatingPointError with the tile if a result is not finite.
     """
     if batch < 1 or min(tile) < 1:
         raise ValueError(f"got tile {tile} and batch {batch}, expected at least 1 each")
 
-    def run(*tensors: Tensor, **whole) -> Tensor:
+    def run(*tensors: Tensor, **others) -> Tensor:
         first = tensors[0]
         tiles, out = _tiles_over(_grid_of(first), tile, overlap, starts), None
         scales = [_relative_scale(x, first) for x in tensors]
         for k in range(0, len(tiles), batch):
             group = tiles[k : k + batch]
             try:
-                values = fn(*_cut_group(tensors, scales, group), tiles=group, **whole)
+                values = fn(*_cut_group(tensors, scales, group), tiles=group, **others)
             except Exception:
                 _log.error("failed in the tile at %s", "; ".join(map(str, group)))
                 raise
@@ -192,7 +195,7 @@ def _tiles_over(
     overlap: tuple[int, int, int],
     starts: Callable[[int, int, int], list[int]],
 ) -> list[Tile]:
-    """Tiles that cover a grid of frames, rows and columns, in the order in which they are computed."""
+    """Return tiles that cover a grid of frames, rows and columns, in the order of computation."""
     slices = []
     for length, side, shared in zip(size, tile, overlap, strict=True):
         side_here = min(side, length)
@@ -201,32 +204,32 @@ def _tiles_over(
 
 
 def _positive(weights: Tensor) -> Tensor:
-    """The weights. Raises ValueError unless all are above 0."""
+    """Return the weights. Raises ValueError unless all are positive."""
     if not (weights > 0).all():
         raise ValueError("got a window with a weight of 0 or less, expected all above 0")
     return weights
 
 
 def _value_scale(value: Tensor, place: Tile) -> tuple[Fraction, ...]:
-    """Size of a tile's result over that of the tile."""
+    """Return the size of a result relative to its tile."""
     return tuple(Fraction(n, part.stop - part.start) for n, part in zip(_grid_of(value), place, strict=True))
 
 
 def _empty_result(value: Tensor, first: Tensor, scale: tuple[Fraction, ...]) -> Tensor:
-    """Zeros (B, T, C', H s, W s) of at least float32 for the tiles to be added into."""
+    """Return zeros (B, T, C', H s, W s) of at least float32, to which tiles are added."""
     frames, h, w = (int(n * s) for n, s in zip(_grid_of(first), scale, strict=True))
     dtype = torch.promote_types(first.dtype, torch.float32)
     return torch.zeros(len(first), frames, value.shape[2], h, w, dtype=dtype, device=value.device)
 
 
 def _cut_group(tensors: tuple[Tensor, ...], scales: list[tuple[Fraction, ...]], group: list[Tile]) -> list[Tensor]:
-    """The tiles of a group cut out of every tensor, stacked along dimension 0."""
+    """Cut the tiles of a group out of each tensor and stack them along dimension 0."""
     pieces = [[_cut(x, tile, scale) for tile in group] for x, scale in zip(tensors, scales, strict=True)]
     return [torch.cat(parts) if len(parts) > 1 else parts[0] for parts in pieces]
 
 
 def _check_values(values: Tensor, group: list[Tile], *, rows: int) -> None:
-    """Raise ValueError for a result of another form, FloatingPointError naming a tile that is not finite."""
+    """Raise ValueError for a wrong shape, FloatingPointError with the tile for a result that is not finite."""
     count, frames = rows * len(group), group[0].t.stop - group[0].t.start
     if values.ndim != 5 or tuple(values.shape[:2]) != (count, frames):
         raise ValueError(f"got a result {tuple(values.shape)} for the tile, expected ({count}, {frames}, C, h, w)")
@@ -235,9 +238,9 @@ def _check_values(values: Tensor, group: list[Tile], *, rows: int) -> None:
 
 
 class Patch(NamedTuple):
-    """Where a piece lies on a grid of rows and columns: the core it is computed for, in the cut it is computed from.
+    """A tile with a halo on a grid of rows and columns: results for `core` are computed from `cut`.
 
-    Slices of the grid; a halo lies between them, except where the grid ends.
+    Both are slices of the grid. `cut` is `core` plus the halo, limited to the grid.
     """
 
     core: tuple[slice, slice]
@@ -248,37 +251,37 @@ class Patch(NamedTuple):
         return ", ".join(f"{name} {part.start}..{part.stop - 1}" for name, part in names)
 
     def of(self, x: Tensor, size: tuple[int, int]) -> Tensor:
-        """A view of the cut in x (..., H, W), as fine as the grid of `size` or a multiple."""
+        """Return a view of the cut in x (..., H, W), whose grid is a multiple of `size`."""
         return _at(self.cut, x, size)
 
     def place_in(self, out: Tensor, size: tuple[int, int]) -> Tensor:
-        """A view of the core in a whole map (..., H, W), as fine or finer."""
+        """Return a view of the core in a full map (..., H, W), whose grid is a multiple of `size`."""
         return _at(self.core, out, size)
 
     def core_of(self, value: Tensor) -> Tensor:
-        """A view of the core in a map (..., h, w) of the cut alone, as fine or finer."""
+        """Return a view of the core in a map (..., h, w) of the cut."""
         inside = [slice(a.start - b.start, a.stop - b.start) for a, b in zip(self.core, self.cut, strict=True)]
         return _at(inside, value, [part.stop - part.start for part in self.cut])
 
 
 def _at(parts: Sequence[slice], x: Tensor, size: Sequence[int]) -> Tensor:
-    """The view of x (..., H, W) that rows and columns of a grid of `size` cover; ValueError unless x is a multiple."""
+    """Return the view of x (..., H, W) for slices of a grid of `size`. Raises ValueError unless x is a multiple."""
     scales = [_ratio(length, of) for length, of in zip(x.shape[-2:], size, strict=True)]
     rows, columns = (slice(p.start * k, p.stop * k) for p, k in zip(parts, scales, strict=True))
     return x[..., rows, columns]
 
 
 def _ratio(length: int, of: int) -> int:
-    """length / of, ValueError unless it is a whole number from 1."""
+    """Return length / of. Raises ValueError unless it is an integer of at least 1."""
     if length < of or length % of:
         raise ValueError(f"got a side of {length} over a grid of {of}, expected a whole multiple")
     return length // of
 
 
 def _sides(length: int, tile: int, halo: int) -> list[tuple[slice, slice]]:
-    """(core, cut) along one side: as few almost equal cuts as there can be within `tile`.
+    """Return (core, cut) pairs along one dimension: the smallest number of almost equal cuts within `tile`.
 
-    The first and the last have one halo, those between two: n cuts of t cover n t - 2 (n - 1) halo.
+    The first and the last cut have one halo, the others two: n cuts of t cover n t - 2 (n - 1) halo.
     """
     if length <= tile:
         return [(slice(0, length), slice(0, length))]
@@ -293,9 +296,9 @@ def _sides(length: int, tile: int, halo: int) -> list[tuple[slice, slice]]:
 
 
 def patches(size: tuple[int, int], *, tile: int, halo: int) -> list[Patch]:
-    """Cores that cover a grid of `size` once, each with a cut of at most `tile` a side that reaches `halo` beyond it.
+    """Return patches whose cores cover a grid of `size` once; cuts have sides of at most `tile`, halo included.
 
-    At the ends of the grid the cut ends too. Raises ValueError where the halo leaves no core in the tile.
+    Raises ValueError if the halo leaves no core in a tile.
     """
     rows, columns = (_sides(length, tile, halo) for length in size)
     return [Patch((y[0], x[0]), (y[1], x[1])) for y, x in itertools.product(rows, columns)]
@@ -309,40 +312,40 @@ def pasted(
     grid: Sequence[Patch],
     out: Sequence[Tensor] | None = None,
 ) -> list[Tensor] | None:
-    """fn(*cuts, patch) for every patch of a grid of `size`; its values' cores put together, None where it gives None.
+    """Call fn(*cuts, patch) for each patch of a grid of `size` and join the cores of its results.
 
     Args:
-        fn: from cuts of the maps to any number of maps (n, c, h s, w s), each at a whole-numbered scale s of the cut.
-            A value that is one of the cuts unchanged stands for the whole map, which is returned as it is.
-        maps: (n, c, H, W) over the grid of `size`, each at a scale of its own.
-        grid: what `patches` returned.
-        out: maps to write to, for example `maps` themselves where fn does not read beyond a core; None makes new ones.
+        fn: maps cuts to any number of results (n, c, h s, w s), each at an integer scale s of the cut. A result that is
+            one of the cuts itself stands for the unchanged map. If fn returns None for all patches, so does `pasted`.
+        maps: (n, c, H, W) over the grid of `size`; scales may differ.
+        grid: the patches, from `patches`.
+        out: maps to write to, for example `maps` if fn reads only the core; None allocates new maps.
 
-    Raises FloatingPointError for a value that is not finite; it names the patch.
+    Raises FloatingPointError with the patch if a result is not finite.
     """
-    whole = None
+    joined = None
     for patch in grid:
         cuts = [patch.of(x, size) for x in maps]
         values = fn(*cuts, patch)
         if values is None:
             continue
         same = [next((k for k, cut in enumerate(cuts) if value is cut), None) for value in values]
-        if whole is None:
-            whole = [
-                maps[k] if k is not None else _room_for(value, patch, size) if out is None else out[i]
+        if joined is None:
+            joined = [
+                maps[k] if k is not None else _empty_map(value, patch, size) if out is None else out[i]
                 for i, (value, k) in enumerate(zip(values, same, strict=True))
             ]
-        for target, value, k in zip(whole, values, same, strict=True):
+        for target, value, k in zip(joined, values, same, strict=True):
             if k is None:
                 core = patch.core_of(value)
-                # of the sum, which no NaN or infinity leaves finite, and which is found without a second map
+                # NaN and infinity make the sum non-finite; the sum needs no second map
                 _assert_tile_finite(core.sum(dtype=torch.promote_types(core.dtype, torch.float32)), patch)
                 patch.place_in(target, size).copy_(core)
-    return whole
+    return joined
 
 
-def _room_for(value: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
-    """An empty map (n, c, H s, W s) for values of that kind, channels last as they are."""
+def _empty_map(value: Tensor, patch: Patch, size: tuple[int, int]) -> Tensor:
+    """Allocate a map (n, c, H s, W s) with the dtype and memory format of a result."""
     sides = [_ratio(n, part.stop - part.start) * length
              for n, part, length in zip(value.shape[-2:], patch.cut, size, strict=True)]  # fmt: skip
     last = not value.is_contiguous() and value.is_contiguous(memory_format=torch.channels_last)

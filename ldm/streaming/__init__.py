@@ -1,1 +1,1 @@
-"""Frames flow through stages in bounded memory."""
+"""Pipelines of stages that process videos in bounded memory."""

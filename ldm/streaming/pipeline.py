@@ -1,9 +1,9 @@
-"""Frames flow through stages: computation over time without holding the clip.
+"""Pipelines of stages that process a video frame by frame, without holding the clip in memory.
 
-A stage takes frames in order and returns frames in order, some of them later, because the result of a frame may depend
-on its neighbours. It holds no more frames than it needs. A `Pipeline` of stages restores a video of any length in
-bounded memory, and its result equals that of the whole clip at once. Its state can be saved after any frame, or after
-any unit of work over a scene (`ldm.streaming.scene`), and resumed.
+A stage takes frames in order and returns frames in order, possibly delayed, because the result of a frame may depend
+on its neighbours. It holds only the frames that it needs. A `Pipeline` of stages processes a video of any length in
+bounded memory; its result equals that of processing the clip at once. Its state can be saved and resumed after any
+frame, or after any unit of work over a scene (`ldm.streaming.scene`).
 """
 
 import time
@@ -19,7 +19,7 @@ from ldm.ops.tiling import hat
 
 @dataclass(frozen=True)
 class Frame:
-    """One frame of a stream: its number in the video, tensors (B, ...) by name, and whether its scene ends with it."""
+    """One frame of a stream: its number in the video, tensors (B, ...) by name, and whether it ends its scene."""
 
     number: int
     values: dict[str, Tensor]
@@ -29,46 +29,46 @@ class Frame:
         return self.values[name]
 
     def put(self, **values: Tensor) -> "Frame":
-        """The frame with these values added or replaced."""
+        """Return the frame with these values added or replaced."""
         return replace(self, values=self.values | values)
 
     def without(self, *names: str) -> "Frame":
-        """The frame without these values."""
+        """Return the frame without these values."""
         return replace(self, values={name: value for name, value in self.values.items() if name not in names})
 
     def to(self, device: torch.device | str) -> "Frame":
-        """The frame with its values on `device`."""
+        """Return the frame with its values on `device`."""
         return replace(self, values={name: value.to(device) for name, value in self.values.items()})
 
 
 def stack(frames: Iterable[Frame], name: str) -> Tensor:
-    """The value `name` of T frames as one tensor (B, T, ...)."""
+    """Stack the value `name` of T frames to a tensor (B, T, ...)."""
     return torch.stack([frame[name] for frame in frames], dim=1)
 
 
 class Stage:
-    """What all stages share: the frames they hold between two calls. A subclass implements `push`."""
+    """Base of all stages: the frames held between calls, and their state. A subclass implements `push`."""
 
     label = "other"
-    kept: tuple[str, ...] = ("first",)  # attributes that belong to the state beside `held`
+    kept: tuple[str, ...] = ("first",)  # attributes in the saved state, besides `held`
 
     def __init__(self) -> None:
         self.held: list[Frame] = []
-        self.first = 0  # place of held[0] in its scene
+        self.first = 0  # position of held[0] in its scene
 
     def labelled(self, label: str) -> "Stage":
-        """This stage under a name for the table of seconds per stage."""
+        """Set the name of this stage in `Pipeline.seconds` and return the stage."""
         self.label = label
         return self
 
     @property
     def count(self) -> int:
-        """Frames of the current scene that have arrived so far."""
+        """Number of frames of the current scene that have arrived."""
         return self.first + len(self.held)
 
     @property
     def pending(self) -> bool:
-        """Whether `work` has a unit to do before the next frame."""
+        """Whether a unit of work must be done before the next frame."""
         return False
 
     def push(self, frame: Frame) -> list[Frame]:
@@ -80,20 +80,20 @@ class Stage:
         raise AssertionError("only a stage with pending work is asked for it")
 
     def finish(self) -> list[Frame]:
-        """No frame follows: return the frames that waited for one."""
+        """Return the frames that waited for a next frame; called after the last frame."""
         return []
 
     def state(self) -> dict:
-        """What is held, as plain dictionaries, lists, numbers and tensors."""
+        """Return the state as dictionaries, lists, numbers and tensors."""
         plain = {name: value for name, value in vars(self).items() if name in self.kept}
         return plain | {"held": [vars(frame) for frame in self.held]}
 
     def resume(self, state: dict) -> None:
-        """Continue from what `state` returned."""
+        """Continue from a state that `state` returned."""
         vars(self).update(state | {"held": [Frame(**frame) for frame in state["held"]]})
 
     def forget(self, place: int) -> list[Frame]:
-        """Release the frames before this place of the scene and return them."""
+        """Release and return the frames before a position of the scene."""
         count = max(place - self.first, 0)
         gone, self.held = self.held[:count], self.held[count:]
         self.first += len(gone)
@@ -101,7 +101,7 @@ class Stage:
 
 
 class Each(Stage):
-    """`fn(frame) -> frame` for every frame by itself."""
+    """Apply `fn(frame) -> frame` to each frame."""
 
     def __init__(self, fn: Callable[[Frame], Frame]) -> None:
         super().__init__()
@@ -112,15 +112,15 @@ class Each(Stage):
 
 
 class Scenes(Stage):
-    """Compares each frame with the one before: fn(before, frame) -> (whether a scene ends between them, the frame).
+    """Split a stream into scenes: fn(before, frame) -> (whether a scene ends between them, the frame).
 
-    One frame is held back, since only the next one tells whether it was the last of its scene. No frame after the end
-    of a scene is ever compared, blended or computed with one before it. Values named `spent` go no further.
+    One frame is held back, since only the next frame shows whether it was the last of its scene. Later stages never
+    combine frames of different scenes. The values `drop` are removed from the frames.
     """
 
-    def __init__(self, fn: Callable[[Frame, Frame], tuple[bool, Frame]], *, spent: tuple[str, ...] = ()) -> None:
+    def __init__(self, fn: Callable[[Frame, Frame], tuple[bool, Frame]], *, drop: tuple[str, ...] = ()) -> None:
         super().__init__()
-        self.fn, self.spent = fn, spent
+        self.fn, self.drop = fn, drop
 
     def push(self, frame: Frame) -> list[Frame]:
         if not self.held:
@@ -128,19 +128,21 @@ class Scenes(Stage):
             return []
         ends, frame = self.fn(self.held[0], frame)
         before, self.held = replace(self.held[0], last=ends), [frame]
-        return [before.without(*self.spent)]
+        return [before.without(*self.drop)]
 
     def finish(self) -> list[Frame]:
         before, self.held = self.held, []
-        return [replace(frame, last=True).without(*self.spent) for frame in before]
+        return [replace(frame, last=True).without(*self.drop) for frame in before]
 
 
 class Windowed(Stage):
-    """`fn` on overlapping windows of `size` frames, cross-faded where windows overlap.
+    """Apply `fn` to overlapping windows of `size` frames and blend the results where windows overlap.
 
     `fn(frames)` returns (B, T, ...) for T <= size frames; row t is stored under `name` in frame t. Windows start every
-    `size - overlap` frames. The last window of a scene is flush with its end (`ldm.ops.tiling.starts`); with
-    `flush=False` it is as short as the rest of the scene. The weight of a window rises to its middle and falls again.
+    `size - overlap` frames. The last window of a scene is aligned with its end (`ldm.ops.tiling.starts`); with
+    `flush=False` it contains only the remaining frames. The blending weights of a window are a triangle (`hat`).
+
+    Raises ValueError unless 0 <= overlap < size; FloatingPointError of `fn` with the numbers of the frames.
     """
 
     kept = ("first", "begin", "parts")
@@ -158,8 +160,8 @@ class Windowed(Stage):
         if not 0 <= overlap < size:
             raise ValueError(f"got overlap {overlap} for windows of {size} frames, expected 0 to {size - 1}")
         self.fn, self.size, self.stride, self.name, self.flush = fn, size, size - overlap, name, flush
-        self.begin = 0  # place in the scene where the next window starts
-        self.parts: list[list[tuple[int, Tensor]]] = []  # per held frame: (weight, result) of each window so far
+        self.begin = 0  # position in the scene where the next window starts
+        self.parts: list[list[tuple[int, Tensor]]] = []  # for each held frame: (weight, result) of its windows
 
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
@@ -180,7 +182,7 @@ class Windowed(Stage):
         return ready
 
     def _due(self, last: bool) -> list[int]:
-        """Where windows start that can be computed now; a window is the last of its scene only at the scene's end."""
+        """Return the starts of windows that can be computed now; `last`: the scene is complete."""
         due = []
         while self.begin + self.size < self.count:
             due.append(self.begin)
@@ -196,7 +198,7 @@ class Windowed(Stage):
 
 
 def _blended(parts: list[tuple[int, Tensor]]) -> Tensor:
-    """The weighted mean; a single part is returned unchanged."""
+    """Return the weighted mean; a single part is returned unchanged."""
     if len(parts) == 1:
         return parts[0][1]
     total = sum(weight for weight, _ in parts)
@@ -204,10 +206,10 @@ def _blended(parts: list[tuple[int, Tensor]]) -> Tensor:
 
 
 class Neighbours(Stage):
-    """`fn` where a frame's result depends on the `reach` frames before and after it within its scene.
+    """Apply `fn` whose result for a frame depends on the `reach` frames before and after it within its scene.
 
-    `fn(frames, start, stop)` gives (B, stop - start, ...) for frames[start:stop]; the others are there to be looked at.
-    It is asked for `block` frames at a time, the rest of a scene at its end.
+    `fn(frames, start, stop)` returns (B, stop - start, ...) for frames[start:stop]; the other frames are context. It is
+    called for `block` frames at a time and for the remaining frames of a scene at its end.
     """
 
     kept = ("first", "done")
@@ -215,7 +217,7 @@ class Neighbours(Stage):
     def __init__(self, fn: Callable[[list[Frame], int, int], Tensor], *, reach: int, name: str, block: int = 3) -> None:
         super().__init__()
         self.fn, self.reach, self.name, self.block = fn, reach, name, block
-        self.done = 0  # frames of the present scene that were given
+        self.done = 0  # frames of the current scene that were returned
 
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
@@ -240,29 +242,29 @@ class Neighbours(Stage):
 
 
 class Pipeline:
-    """Stages in a row. `push` frames, then `pull` those that are ready; `pull(finish=True)` returns all the rest.
+    """A sequence of stages: `push` frames, `pull` those that are ready, and finally `pull(finish=True)`.
 
     Args:
-        stages: executed without recording gradients.
-        device: where frames are kept between stages.
+        stages: stages in order; they run without gradients.
+        device: device of the frames between stages.
     """
 
     def __init__(self, stages: Iterable[Stage], *, device: torch.device | str = "cpu") -> None:
         self.stages, self.device = list(stages), device
-        self.waiting = [deque() for _ in range(len(self.stages) + 1)]  # before each stage, and behind the last
-        self.ended = 0  # stages that know that no frame follows
-        self.units = 0  # units of work over scenes done so far
-        self.seconds = Counter()  # by the stages' labels
+        self.waiting = [deque() for _ in range(len(self.stages) + 1)]  # before each stage and after the last
+        self.ended = 0  # number of stages that were finished
+        self.units = 0  # number of units of work done over scenes
+        self.seconds = Counter()  # by label of the stage
 
     def push(self, frame: Frame) -> None:
         """Add the next frame of the video."""
         self.waiting[0].append(frame.to(self.device))
 
     def pull(self, *, finish: bool = False, units: int | None = None) -> Iterator[Frame]:
-        """The frames that are ready, those furthest along first.
+        """Iterate over the frames that are ready.
 
-        `finish` says that no frame follows. After `units` units of work over scenes iteration stops, so that the caller
-        can save the state; whether more can be done shows at the next call.
+        `finish` tells that no frame follows. Iteration stops after `units` units of work over scenes, so that the
+        caller can save the state; the next call continues.
         """
         limit = None if units is None else self.units + units
         while (limit is None or self.units < limit) and self._advance(finish):
@@ -270,7 +272,7 @@ class Pipeline:
                 yield self.waiting[-1].popleft()
 
     def _advance(self, finish: bool) -> bool:
-        """Move one frame one stage ahead, or do one unit of work; False where nothing can move."""
+        """Move one frame to the next stage or do one unit of work; False if neither is possible."""
         if self.waiting[-1]:
             return True
         for k in reversed(range(len(self.stages))):
@@ -295,11 +297,11 @@ class Pipeline:
 
     @property
     def idle(self) -> bool:
-        """Whether nothing can move until another frame is pushed."""
+        """Whether the pipeline needs another frame to continue."""
         return not any(self.waiting) and not any(stage.pending for stage in self.stages)
 
     def state(self) -> dict:
-        """All frames held, for `torch.save`; `resume` of a pipeline made alike continues from there."""
+        """Return the state with all held frames, for `torch.save` and `resume` of an equal pipeline."""
         return {
             "stages": [stage.state() for stage in self.stages],
             "waiting": [[vars(frame) for frame in queue] for queue in self.waiting],
@@ -307,7 +309,7 @@ class Pipeline:
         }
 
     def resume(self, state: dict) -> None:
-        """Continue from what `state` returned. Raises ValueError for the state of other stages."""
+        """Continue from a state. Raises ValueError for a different number of stages."""
         if len(state["stages"]) != len(self.stages):
             raise ValueError(f"got the state of {len(state['stages'])} stages, expected {len(self.stages)}")
         state = _moved(state, self.device)
@@ -318,12 +320,12 @@ class Pipeline:
 
     @property
     def frames_held(self) -> int:
-        """Frames that were pushed and not yet pulled."""
+        """Number of frames that were pushed and not yet pulled."""
         return sum(len(stage.held) for stage in self.stages) + sum(map(len, self.waiting))
 
 
 def _moved(tree, device: torch.device | str):
-    """Nested dictionaries, lists and tuples with their tensors on `device`."""
+    """Move the tensors of nested dictionaries, lists and tuples to `device`."""
     if isinstance(tree, Tensor):
         return tree.to(device)
     if isinstance(tree, dict):
@@ -334,7 +336,7 @@ def _moved(tree, device: torch.device | str):
 
 
 def run_all(stages: Iterable[Stage], frames: Iterable[Frame], *, device: torch.device | str = "cpu") -> list[Frame]:
-    """All frames through all stages."""
+    """Pass all frames through all stages and return the results."""
     run = Pipeline(stages, device=device)
     for frame in frames:
         run.push(frame)

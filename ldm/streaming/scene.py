@@ -1,4 +1,4 @@
-"""Work over whole scenes: units in any order, saved and resumed one by one."""
+"""Processing of whole scenes in units that can be saved and resumed one by one."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -6,14 +6,14 @@ from ldm.streaming.pipeline import Frame, Stage
 
 
 class WholeScene(Stage):
-    """Collects the frames of a scene, then changes them unit by unit; the scene leaves after its last unit.
+    """Collect the frames of a scene, process them unit by unit, and return them after the last unit.
 
-    A unit is the smallest piece of work worth saving, such as one network pass over one frame in a bidirectional
-    sampler. Between two units the pipeline can be saved and resumed. Memory grows with the length of a scene.
+    A unit is the smallest work worth saving, such as one network call on one frame in a bidirectional sampler. The
+    pipeline can be saved and resumed between units. Memory grows with the length of a scene.
 
     Args:
-        count: count(frames) -> how many units a scene of so many frames takes, at least 0.
-        unit: unit(frames, k) -> the frames that unit k changes, by their place in the scene; `frames` is the scene.
+        count: count(frames) -> number of units for a scene of so many frames, at least 0.
+        unit: unit(scene, k) -> the frames that unit k changes, by their positions in the scene.
     """
 
     kept = ("first", "done", "complete")
@@ -24,7 +24,7 @@ class WholeScene(Stage):
         super().__init__()
         self.units_of, self.unit = count, unit
         self.done = 0  # units of the current scene
-        self.complete = False  # whether all frames of the scene are here
+        self.complete = False  # whether all frames of the scene have arrived
 
     @property
     def pending(self) -> bool:

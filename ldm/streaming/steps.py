@@ -1,8 +1,8 @@
-"""The stages of diffusion sampling, one denoising step after the other; all methods build theirs here.
+"""The stages of diffusion sampling, shared by all methods.
 
-A step is: predict and x0 by windows of frames, refine x0, step to the next noise level, guide. Where nothing refines
-x0, a window does predict, x0 and step in one call: a step is linear in the prediction, so windows may be blended after
-it as well as before.
+A step predicts x0 by windows of frames, refines x0, updates the sample to the next noise level and applies guidance.
+Without refinement, a window does prediction, x0 and update in one call: the update is linear in the
+prediction, so that windows may be blended after it as well as before.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,18 +16,18 @@ from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run
 
 @dataclass(frozen=True)
 class Steps:
-    """What a sampling step computes; `i` is the step, from the noisiest down to 0.
+    """The functions of a sampling step; `i` is the index of the step, from the noisiest down to 0.
 
     Args:
-        denoise: denoise(frames, i=i) -> (B, T, ...) of a window of frames with values "x": x_{i-1}, or x0 where
-            `refine` is given.
-        size, overlap: of the windows, in frames.
-        flush: whether the last window of a scene ends with it (`Windowed`), or is as short as the rest.
-        refine: refine(i) -> the stage that turns "x0" into "refined", or None for a step without one.
-        update: update(frame, i=i) -> the frame with "x" of step i-1; with `refine` only.
-        guide: guide(frames, start, stop, i=i) -> x_{i-1} (B, stop - start, ...) of frames[start:stop], pulled towards
-            their neighbours. None: no guidance.
-        reach: frames before and after a frame that its guidance reads.
+        denoise: denoise(frames, i=i) -> (B, T, ...) for a window of frames with values "x": x_{i-1}, or x0 if `refine`
+            is given.
+        size, overlap: size and overlap of the windows, in frames.
+        flush: whether the last window of a scene is aligned with its end (`Windowed`).
+        refine: refine(i) -> the stage that computes "refined" from "x0"; None for a step without refinement.
+        update: update(frame, i=i) -> the frame with "x" of step i-1; required with `refine`.
+        guide: guide(frames, start, stop, i=i) -> guided x_{i-1} (B, stop - start, ...) of frames[start:stop]. None
+            disables guidance.
+        reach: number of frames before and after a frame that its guidance reads.
     """
 
     denoise: Callable[..., Tensor]
@@ -40,7 +40,7 @@ class Steps:
     reach: int = 1
 
     def stages(self, count: int) -> list[Stage]:
-        """The stages of `count` steps, from x_{count-1} to the clean sample."""
+        """Return the stages of `count` steps, from x_{count-1} to the clean sample."""
         return [stage for i in reversed(range(count)) for stage in self._stages_of(i)]
 
     def _stages_of(self, i: int) -> Iterable[Stage]:
@@ -58,6 +58,6 @@ class Steps:
 
 
 def sample_clip(steps: Steps, x: Tensor, count: int) -> Tensor:
-    """Sample a clip x (B, T, ...) at step count-1 down to its clean sample (B, T, ...), as one scene."""
+    """Sample a clip from x (B, T, ...) at step count-1 to the clean sample (B, T, ...), as one scene."""
     frames = [Frame(k, {"x": x[:, k]}, last=k == x.shape[1] - 1) for k in range(x.shape[1])]
     return stack(run_all(steps.stages(count), frames, device=x.device), "x")

@@ -1,1 +1,1 @@
-"""Weight files: read without running code from them, and loaded strictly into networks."""
+"""Weight files: reading without executing code, and strict loading into networks."""

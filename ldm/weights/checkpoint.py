@@ -1,4 +1,4 @@
-"""Weight files: read without running code from them, loaded strictly, found, written."""
+"""Read, find, load and write weight files. Reading runs no code from a file; loading is strict."""
 
 import hashlib
 import logging
@@ -14,22 +14,24 @@ from torch import Tensor, nn
 
 from ldm.files import partial
 from ldm.printable import printable
-from ldm.weights.safe import NAMED, SUFFIXES, CheckpointError, check_sizes, check_tensor, content_of
+from ldm.weights.safe import MAX_NAME, SUFFIXES, CheckpointError, check_sizes, check_tensor, read_content
 from ldm.weights.safe import STAND_INS as STAND_INS
 
-SHOWN = 3  # names per list in a message
-CONTAINERS = ("state_dict", "params_ema", "model", "params")  # where trainers put weights; the first that is there
-DEEPEST = 4  # containers within each other
+MAX_SHOWN = 3  # maximum number of names per list in a message
+# Keys under which trainers store weights; the first one present is used.
+CONTAINERS = ("state_dict", "params_ema", "model", "params")
+MAX_DEPTH = 4  # maximum depth of nested containers
 AVERAGES = "model_ema."
-COMPILED = "_orig_mod"  # what torch.compile puts into names
-CHUNK = 1 << 22  # values that are looked at together
+COMPILED = "_orig_mod"  # part of names added by torch.compile
+CHUNK = 1 << 22  # values checked at a time
 log = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
-    """Which part of a file belongs to which network.
+    """The assignment of the entries of a file to networks.
 
-    slots: slot name -> {prefix in the file: prefix in the network}. ignored: shell patterns of names no network takes.
+    slots: slot name -> {prefix in the file: prefix in the network}. ignored: shell patterns of names without a
+    network.
     """
 
     file: str
@@ -37,7 +39,7 @@ class Layout(NamedTuple):
     ignored: tuple[str, ...]
 
 
-# Recomputed in float64 from the configuration (diffusion/schedule.py), so the float32 copies in the file are not read.
+# The schedule is computed in float64 from the configuration (diffusion/schedule.py); these float32 copies are ignored.
 SCHEDULE_BUFFERS = (
     "betas",
     "alphas_cumprod",
@@ -63,7 +65,7 @@ STAGE_ONE = Layout(
     },
     ignored=SCHEDULE_BUFFERS,
 )
-# LPIPS, the discriminator, SpyNet and logvar are what stage 2 was trained with; inference does not need them.
+# Stage 2 was trained with LPIPS, a discriminator, SpyNet and logvar (`loss.*`); inference does not need them.
 STAGE_TWO = Layout(
     file="video_vae_cfw.ckpt",
     slots={
@@ -72,7 +74,7 @@ STAGE_TWO = Layout(
     ignored=("loss.*",),
 )
 
-# (name, parts that some entry must contain, parts that none may contain); the first that fits is it.
+# (name, substrings that some entry must contain, substrings that no entry may contain); the first match is used.
 KNOWN_FILES = (
     ("mgldvsr_unet.ckpt", ("structcond_stage_model.", "middle_block.1.temporal_conv."), ()),
     ("stablesr_000117.ckpt", ("structcond_stage_model.", "model.diffusion_model.input_blocks."), ("temporal_conv.",)),
@@ -89,18 +91,18 @@ KNOWN_FILES = (
 
 
 def read(path: str | Path) -> dict[str, Tensor]:
-    """The flat state dict of a weight file, on the CPU, without the prefixes of DataParallel and `torch.compile`.
+    """Read the flat state dict of a weight file to the CPU, without prefixes of DataParallel and `torch.compile`.
 
-    Safetensors, or a pickle of tensors, possibly under one of `CONTAINERS`; of several the first is taken, and the log
-    says which. The moving averages of Stable Diffusion's checkpoints (`model_ema.`) are left out. No code from the file
-    runs: the few classes that released Lightning 1.4 checkpoints hold beside their tensors become inert stand-ins, any
-    other makes the file refused.
+    The file is safetensors or a pickle of tensors. The tensors may be nested under the keys `CONTAINERS`; if there are
+    several, the first is used and the choice is logged. Moving averages of Stable Diffusion (`model_ema.`) are left
+    out. No code from the file is executed: the few classes in released checkpoints of Lightning 1.4 are replaced by
+    inert stand-ins, and files with other classes are refused.
 
-    Raises FileNotFoundError; CheckpointError for a file that is empty, damaged, foreign, in pieces, needs more than
-    that, or whose entries claim more values than it holds.
+    Raises FileNotFoundError; CheckpointError for a file that is empty, damaged, sharded, not a weight file, or whose
+    entries claim more values than it holds.
     """
     path = Path(path)
-    content = _contained(content_of(path), path)
+    content = _contained(read_content(path), path)
     if not isinstance(content, Mapping) or not content:
         raise CheckpointError(f"{path}: got {type(content).__name__} without entries, expected names and tensors")
     for name, value in content.items():
@@ -121,8 +123,8 @@ def read(path: str | Path) -> dict[str, Tensor]:
 
 
 def _contained(content: Any, path: Path) -> Any:
-    """The names and tensors in what a file holds."""
-    for _ in range(DEEPEST):
+    """Unwrap the containers of a checkpoint and return its names and tensors."""
+    for _ in range(MAX_DEPTH):
         found = [key for key in CONTAINERS if isinstance(content, Mapping) and isinstance(content.get(key), Mapping)]
         if not found:
             break
@@ -133,7 +135,7 @@ def _contained(content: Any, path: Path) -> Any:
 
 
 def _plain_name(name: str) -> str:
-    """An entry's name without what `torch.compile` put into it."""
+    """Remove the parts of a name that `torch.compile` added."""
     return ".".join(part for part in name.split(".") if part != COMPILED) if COMPILED in name else name
 
 
@@ -144,13 +146,14 @@ def load(
     tolerated_missing: Iterable[str] = (),
     ignored: Iterable[str] = (),
 ) -> None:
-    """Load `state` into `module` strictly; nothing is changed unless all of it fits.
+    """Load `state` into `module` strictly; the module is unchanged unless all entries fit.
 
-    `tolerated_missing` and `ignored` are shell patterns of names: entries the network may keep as they are, entries of
-    the file nobody takes. Values keep the network's dtype; a network on the meta device takes over the file's tensors.
+    `tolerated_missing` are shell patterns of entries that keep their values if the file lacks them; `ignored` are shell
+    patterns of entries of the file that are not loaded. Values are converted to the dtype of the network; a network on
+    the meta device takes over the tensors of the file.
 
-    Raises CheckpointError listing missing, unexpected, mis-shaped and mis-typed entries with the likely cause, or
-    naming an entry with NaN or infinite values.
+    Raises CheckpointError with the missing, unexpected, mis-shaped and mis-typed entries and the likely cause, or with
+    the name of an entry that has NaN or infinite values.
     """
     slots = {"network": {"": ""}}
     layout = Layout(file=recognise(module.state_dict()) or "", slots=slots, ignored=tuple(ignored))
@@ -165,10 +168,10 @@ def load_slots(
     absent: Iterable[str] = (),
     tolerated_missing: Iterable[str] = (),
 ) -> None:
-    """Load the parts of a file into the networks of its slots, as strictly as `load`; all fit or none changes.
+    """Load the slots of a file into networks, as strictly as `load`; no network changes unless all entries fit.
 
-    A slot that is not in `modules` (or None there) must have no entries in the file, unless `absent` names it.
-    `tolerated_missing` are shell patterns of names as in the file.
+    A slot that is missing in `modules`, or None there, must have no entries in the file, unless it is in `absent`.
+    `tolerated_missing` are shell patterns of names in the file.
 
     Raises ValueError for an unknown slot; CheckpointError as `load`.
     """
@@ -198,7 +201,7 @@ def load_slots(
 
 
 def name_in_file(own: str, prefixes: Mapping[str, str]) -> str:
-    """The name in the file of an entry of a network."""
+    """Return the name in the file of an entry of a network."""
     fits = ((outside, inside) for outside, inside in prefixes.items() if own.startswith(inside))
     outside, inside = next(fits, ("", ""))
     return outside + own.removeprefix(inside)
@@ -216,13 +219,13 @@ def _put(module: nn.Module, values: dict[str, Tensor]) -> None:
     module.load_state_dict(own | values, assign=any(value.is_meta for value in own.values()))
 
 
-def slots_held(state: Mapping[str, Tensor], layout: Layout) -> list[str]:
-    """The slots of a layout that a file has entries for."""
+def slots_present(state: Mapping[str, Tensor], layout: Layout) -> list[str]:
+    """Return the slots of a layout for which a file has entries."""
     return [slot for slot, prefixes in layout.slots.items() if any(n.startswith(tuple(prefixes)) for n in state)]
 
 
 class _Report(NamedTuple):
-    """What does not fit, as names in the file."""
+    """Entries that do not fit, by their names in the file."""
 
     missing: list[str]
     unexpected: list[str]
@@ -254,10 +257,10 @@ class _Report(NamedTuple):
             return "Quantised weights cannot be used; take a file of floating-point numbers"
         if self.mis_shaped and not self.missing and not self.unexpected:
             return "Same names, other widths: wrong configuration for these weights"
-        unbuilt = [s for s in slots_held(state, layout) if s not in given]
+        unbuilt = [s for s in slots_present(state, layout) if s not in given]
         if unbuilt and not self.missing and not self.mis_shaped:
             return f"The file also holds {', '.join(unbuilt)}, which was not built: name it as absent to leave it out"
-        unfilled = [s for s in given if s not in slots_held(state, layout)]
+        unfilled = [s for s in given if s not in slots_present(state, layout)]
         if unfilled:
             return f"The file holds nothing for {', '.join(unfilled)}"
         if len(self.missing) + len(self.unexpected) >= len(state):
@@ -266,8 +269,9 @@ class _Report(NamedTuple):
 
 
 def _first(names: list[str]) -> str:
-    """The first names of a list, fit for a message."""
-    return ", ".join(printable(name, NAMED) for name in names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    """Join the first names of a list for a message."""
+    text = ", ".join(printable(name, MAX_NAME) for name in names[:MAX_SHOWN])
+    return text + (", ..." if len(names) > MAX_SHOWN else "")
 
 
 def _dtype(value: Tensor) -> str:
@@ -275,7 +279,7 @@ def _dtype(value: Tensor) -> str:
 
 
 def recognise(names: Iterable[str]) -> str:
-    """The published file that entry names look like, '' if none."""
+    """Return the name of the published file with such entries; '' if none matches."""
     text = "\n".join(f"\n{name}" for name in names)
     for file, having, lacking in KNOWN_FILES:
         if all(part in text for part in having) and not any(part in text for part in lacking):
@@ -284,7 +288,7 @@ def recognise(names: Iterable[str]) -> str:
 
 
 def require_finite(name: str, value: Tensor) -> None:
-    """Raise CheckpointError naming an entry that holds NaN or infinity."""
+    """Raise CheckpointError if the entry `name` has NaN or infinite values."""
     if not value.is_floating_point() or value.is_meta:
         return
     if all(math.isfinite(chunk.sum(dtype=torch.float64).item()) for chunk in value.reshape(-1).split(CHUNK)):
@@ -292,14 +296,14 @@ def require_finite(name: str, value: Tensor) -> None:
     bad = sum(int((~chunk.isfinite()).sum()) for chunk in value.reshape(-1).split(CHUNK))
     if bad:
         what = f"{bad} NaN or infinite values of {value.numel()}"
-        raise CheckpointError(f"{printable(name, NAMED)} holds {what}; the file is damaged")
+        raise CheckpointError(f"{printable(name, MAX_NAME)} holds {what}; the file is damaged")
 
 
 def find(folder: str | Path, names: str | Iterable[str]) -> Path:
-    """The first weight file in `folder` or its `flownets/` that has one of `names`.
+    """Return the first weight file in `folder` or its subfolder `flownets` that has one of `names`.
 
-    A name without a known suffix is tried with each, `.safetensors` first; capitals do not matter. Raises
-    FileNotFoundError listing the names.
+    A name without a known suffix is tried with all suffixes, `.safetensors` first; the case of letters is ignored.
+    Raises FileNotFoundError with the names that were tried.
     """
     folder, names = Path(folder), [names] if isinstance(names, str) else list(names)
     if not folder.is_dir():
@@ -315,23 +319,24 @@ def find(folder: str | Path, names: str | Iterable[str]) -> Path:
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a state dict as safetensors under a temporary name, then rename it: never half a file.
+    """Write a state dict as safetensors, atomically (under a temporary name that is then renamed).
 
-    Entries that share memory are written once each. `metadata` values are stored as text.
+    Each entry is written separately, even if entries share memory. `metadata` values are stored as text. Raises
+    ValueError for another suffix or a folder that does not exist.
     """
-    path, seen, whole = Path(path), set(), {}
+    path, seen, tensors = Path(path), set(), {}
     if path.suffix != ".safetensors" or not path.parent.is_dir():
         raise ValueError(f"got {path}, expected a name ending in .safetensors in a folder that exists")
     for name, value in state.items():
         memory = value.untyped_storage().data_ptr()
-        whole[name] = value.clone().contiguous() if memory in seen else value.contiguous()
+        tensors[name] = value.clone().contiguous() if memory in seen else value.contiguous()
         seen.add(memory)
     with partial(path) as temporary:
-        save_file(whole, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
+        save_file(tensors, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
 
 
 def sha256(path: str | Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a file in hexadecimal."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as file:
         while block := file.read(1 << 20):

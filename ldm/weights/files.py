@@ -1,4 +1,4 @@
-"""Weight files as data: what the entries `weights:` of a model's YAML say of them, and how they are found."""
+"""Descriptions of weight files (the entries of `weights:` in a model's YAML), and the search for such files."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,17 +15,17 @@ class WeightFile:
     """One weight file of a model.
 
     Args:
-        name: of the entry; used in messages and records.
-        files: names to look for in a folder, with or without a suffix; they may lie in sub-folders.
-        fills: network -> {beginning of names in the file: beginning in the network}.
-        ignore: shell patterns of names in the file that no network takes.
-        tolerate: shell patterns of names that may be missing from the file -> the reason.
-        rename: beginnings of names, as in the file -> what they are replaced by.
-        has, lacks: parts of names that some entry must contain, or that none may contain, for the file to be this one.
-        only: settings (key -> value) with which the file is used; it then replaces other sources of its networks.
-        spare: it is used only where no other file holds its networks.
-        optional: the model works without it.
-        source: where the file can be had, its size, hash and licence.
+        name: name of the entry, used in messages and records.
+        files: file names to look for in a folder, with or without a suffix; subfolders are allowed.
+        fills: network -> {prefix of names in the file: prefix in the network}.
+        ignore: shell patterns of names in the file that are not loaded.
+        tolerate: shell patterns of names that may be missing in the file -> the reason.
+        rename: prefixes of names in the file -> their replacements.
+        has, lacks: the file is recognised by substrings that some name contains (has) or no name contains (lacks).
+        only: settings (key -> value) for which the file is used; it then replaces other sources of its networks.
+        spare: use the file only if no other file holds its networks.
+        optional: the model can be built without the file.
+        source: URL, size, hash and licence of the file.
     """
 
     name: str
@@ -43,11 +43,11 @@ class WeightFile:
 
     @classmethod
     def from_config(cls, name: str, entry: Mapping) -> "WeightFile":
-        """From an entry of `weights:`. Raises ValueError that names a key of another form."""
+        """Create a description from an entry of `weights:`. Raises ValueError with the key of an invalid value."""
         place = f"config.weights.{name}"
         if not isinstance(entry, Mapping) or not {"files", "fills"} <= entry.keys() <= set(KEYS):
             got = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
-            raise ValueError(f"{place}: got {got}, expected files and fills, and perhaps {', '.join(KEYS[2:])}")
+            raise ValueError(f"{place}: got {got}, expected files and fills, and optionally {', '.join(KEYS[2:])}")
         for key in ("files", "ignore", "has", "lacks"):
             value = entry.get(key) or []
             if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):
@@ -63,20 +63,20 @@ class WeightFile:
 
     @property
     def required(self) -> bool:
-        """Whether the model cannot be built without it, whatever its settings."""
+        """Whether the model needs the file with all settings."""
         return not self.optional and not self.only
 
     def used_with(self, settings: Mapping) -> bool:
-        """Whether `only` agrees with the settings."""
+        """Whether the file is used with these settings (`only`)."""
         return all(settings.get(key) == value for key, value in self.only.items())
 
     @property
     def layout(self) -> checkpoint.Layout:
-        """Which part of the file belongs to which network."""
+        """The assignment of the entries of the file to networks."""
         return checkpoint.Layout(file=self.name, slots=self.fills, ignored=self.ignore)
 
     def find(self, folder: Path) -> Path | None:
-        """The file in `folder`, None where it is not there. Raises FileNotFoundError for a folder that is missing."""
+        """Return the path of the file in `folder`, or None. Raises FileNotFoundError if the folder does not exist."""
         if not folder.is_dir():
             raise FileNotFoundError(f"there is no folder {folder} to find {' or '.join(self.files)} in")
         try:
@@ -84,16 +84,16 @@ class WeightFile:
         except FileNotFoundError:
             return None
 
-    def fits(self, names: Iterable[str]) -> bool:
-        """Whether a file with entries of these names is this one, by `has` and `lacks`."""
+    def matches(self, names: Iterable[str]) -> bool:
+        """Whether a file with entries of these names matches `has` and `lacks`."""
         text = "\n".join(f"\n{name}" for name in names)
         return bool(self.has) and all(part in text for part in self.has) and not any(p in text for p in self.lacks)
 
 
-def find_in(folder: Path, entries: Iterable[WeightFile]) -> dict[str, Path]:
-    """Entry name -> path of the entries that lie in a folder.
+def find_all(folder: Path, entries: Iterable[WeightFile]) -> dict[str, Path]:
+    """Find the files of the entries in a folder: entry name -> path.
 
-    Raises FileNotFoundError naming what a required entry is called.
+    Raises FileNotFoundError with the expected names if a required file is missing.
     """
     found = {}
     for entry in entries:
@@ -105,16 +105,16 @@ def find_in(folder: Path, entries: Iterable[WeightFile]) -> dict[str, Path]:
     return found
 
 
-def sort_out(states: Iterable[tuple[Path, Mapping]], entries: Iterable[WeightFile]) -> dict[str, Path]:
-    """Entry name -> path of weight files in any order, recognised by the names of their entries.
+def match_files(states: Iterable[tuple[Path, Mapping]], entries: Iterable[WeightFile]) -> dict[str, Path]:
+    """Assign weight files, given in any order, to entries by the names of their tensors: entry name -> path.
 
-    `states` are the files with their contents. Raises CheckpointError for a file that is none of the entries, two files
-    that are the same one, or a required entry without a file.
+    `states` are paths with state dicts. Raises CheckpointError for a file that matches no entry, two files that match
+    the same entry, or a required entry without a file.
     """
     states, entries, found = list(states), list(entries), {}
     expected = f"a folder with {' and '.join(entry.name for entry in entries if entry.required)}, or these files"
     for path, state in states:
-        entry = next((entry for entry in entries if entry.fits(state)), None)
+        entry = next((entry for entry in entries if entry.matches(state)), None)
         if entry is None or entry.name in found:
             looks_like = checkpoint.recognise(state) or "nothing known"
             raise CheckpointError(f"{path}: looks like {looks_like}, expected {expected}")

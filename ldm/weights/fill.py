@@ -1,4 +1,4 @@
-"""Fill networks from weight files, strictly: the one loader of inference, of trainings and of latents."""
+"""Load weight files into networks, strictly; used for inference, training and the precomputation of latents."""
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,16 +15,16 @@ from ldm.weights.files import WeightFile
 def fill(
     networks: Mapping[str, nn.Module], state: Mapping[str, Tensor], entry: WeightFile, *, unused: Iterable[str] = ()
 ) -> list[str]:
-    """Load the parts of a file into the networks that `entry.fills` names; all fit or none changes.
+    """Load a file into the networks of `entry.fills`; no network changes unless all entries fit.
 
     Args:
-        networks: those to fill; on the meta device they take over the file's tensors.
-        state: the entries of the file (`checkpoint.read`).
-        entry: what is known of the file.
-        unused: networks whose entries in the file are left out.
+        networks: networks to load; those on the meta device take over the tensors of the file.
+        state: state dict of the file (`checkpoint.read`).
+        entry: description of the file.
+        unused: networks whose entries in the file are skipped.
 
-    Returns a line for each reason of `entry.tolerate` that applied. Raises CheckpointError that lists what is missing,
-    unexpected or of another shape, with the likely cause.
+    Returns one line per pattern of `entry.tolerate` that applied. Raises CheckpointError with the missing, unexpected
+    and mis-shaped entries and the likely cause.
     """
     state = rename_entries(state, entry.rename)
     constant = [name for network in networks.values() for name in getattr(network, "constant_buffers", ())]
@@ -43,7 +43,7 @@ def fill(
 
 
 def rename_entries(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:
-    """The entries with the longest beginning of their names that `rename` knows replaced."""
+    """Replace the longest prefix of each name that is a key of `rename`."""
 
     def new(name: str) -> str:
         old = max((old for old in rename if name.startswith(old)), key=len, default=None)
@@ -53,8 +53,8 @@ def rename_entries(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> di
 
 
 @contextlib.contextmanager
-def naming(file: Path | str) -> Iterator[None]:
-    """Start the messages of CheckpointErrors with the file they are about."""
+def error_prefix(file: Path | str) -> Iterator[None]:
+    """Prefix the messages of CheckpointErrors with the name of the file."""
     try:
         yield
     except CheckpointError as error:

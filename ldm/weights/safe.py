@@ -1,6 +1,6 @@
-"""What a weight file holds, read as data: no code of it runs, and nothing in it asks for more memory than it has bytes.
+"""Read weight files as data: no code from a file is executed, and memory use is bounded by the size of the file.
 
-Two formats: safetensors, and a pickle of tensors as `torch.save` writes it.
+Two formats are supported: safetensors, and pickles of tensors as written by `torch.save`.
 """
 
 import re
@@ -20,16 +20,16 @@ from ldm.printable import printable
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+")
-NAMED = 120  # characters of the name of an entry in a message
-SHARING = 4  # times the file's size that all its entries may take where they share memory (tied weights)
+MAX_NAME = 120  # maximum length of an entry's name in a message
+MAX_SHARING = 4  # maximum ratio of all entries to the size of the file; above 1 because of shared memory (tied weights)
 
 
 class CheckpointError(ValueError):
-    """A weight file that cannot be used; the message is one line that names the file or the entries."""
+    """A weight file that cannot be used; the message is one line with the name of the file or the entries."""
 
 
 class _Inert:
-    """Stands in for what a released checkpoint pickles beside its tensors: takes any arguments, does nothing."""
+    """Inert replacement for classes in released checkpoints: accepts any arguments and does nothing."""
 
     def __new__(cls, *args, **kwargs):
         return object.__new__(cls)
@@ -46,7 +46,7 @@ def _inert(name: str) -> type:
     return type(leaf, (_Inert,), {"__module__": module, "__qualname__": leaf})
 
 
-# Lightning 1.4 keys its callbacks by class, and learning-rate schedulers leave NumPy numbers. Nothing else is allowed.
+# Lightning 1.4 uses callback classes as keys, and learning-rate schedulers store NumPy numbers. Others are refused.
 STAND_INS = tuple(
     _inert(name)
     for name in (
@@ -58,23 +58,23 @@ STAND_INS = tuple(
 )
 
 
-def content_of(path: Path) -> Any:
-    """The object in a weight file, tensors on the CPU. Raises FileNotFoundError and CheckpointError."""
+def read_content(path: Path) -> Any:
+    """Return the object stored in a weight file, on the CPU. Raises FileNotFoundError or CheckpointError."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no weight file {path}")
     if path.name.lower().endswith(".index.json"):
-        raise CheckpointError(f"{path}: the list of a file in several pieces; merge them into one .safetensors first")
+        raise CheckpointError(f"{path}: the index of a sharded file; merge the shards into one .safetensors first")
     if path.suffix.lower() not in SUFFIXES:
         raise CheckpointError(f"{path}: got suffix {path.suffix!r}, expected one of {', '.join(SUFFIXES)}")
     if shard := SHARD.search(path.name):
         number, count = int(shard[1]), int(shard[2])
-        raise CheckpointError(f"{path}: piece {number} of {count}; merge the pieces into one .safetensors first")
+        raise CheckpointError(f"{path}: shard {number} of {count}; merge the shards into one .safetensors first")
     return _read_safetensors(path) if _is_safetensors(path) else _read_pickle(path)
 
 
 def check_tensor(name: str, value: Any, path: Path) -> None:
-    """Raise CheckpointError unless an entry is an ordinary tensor with all its values in the file."""
-    what = f"{path}: entry {printable(repr(name), NAMED)}"
+    """Raise CheckpointError unless an entry is a dense tensor with all its values in the file."""
+    what = f"{path}: entry {printable(repr(name), MAX_NAME)}"
     if not isinstance(name, str) or not isinstance(value, Tensor):
         raise CheckpointError(f"{what} is a {type(value).__name__}, expected only tensors")
     if value.is_meta:
@@ -87,7 +87,7 @@ def check_tensor(name: str, value: Any, path: Path) -> None:
 
 
 def check_nested(content: Any) -> None:
-    """Raise ValueError where a tensor somewhere in dictionaries and lists claims more values than the file holds."""
+    """Raise ValueError if a tensor in nested dictionaries and lists has more values than its storage."""
     waiting, seen = [content], set()
     while waiting:
         node = waiting.pop()
@@ -102,14 +102,14 @@ def check_nested(content: Any) -> None:
 
 
 def check_sizes(content: Mapping[str, Tensor], path: Path) -> None:
-    """Raise CheckpointError where the entries together take many times the bytes of the file."""
+    """Raise CheckpointError if all entries together are much larger than the file."""
     total, held = sum(value.numel() * value.element_size() for value in content.values()), path.stat().st_size
-    if total > SHARING * held:
+    if total > MAX_SHARING * held:
         raise CheckpointError(f"{path}: its entries take {total} bytes, {held} are in the file; not used")
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Whether a file is safetensors. Raises CheckpointError for a wrong suffix and for a failed download."""
+    """Whether a file is safetensors. Raises CheckpointError for a wrong suffix or a failed download."""
     with path.open("rb") as file:
         head = file.read(64)
     text = head.lstrip().lower()
@@ -119,12 +119,12 @@ def _is_safetensors(path: Path) -> bool:
         raise CheckpointError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull`")
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path}: a web page, not weights; download the file itself")
-    named = path.suffix.lower() == ".safetensors"
-    if named and head.startswith((b"PK", b"\x80")):
+    has_suffix = path.suffix.lower() == ".safetensors"
+    if has_suffix and head.startswith((b"PK", b"\x80")):
         raise CheckpointError(f"{path}: holds a pickle, not safetensors; name it {path.with_suffix('.ckpt').name}")
-    if not named and head[7:10] == b'\0{"':
+    if not has_suffix and head[7:10] == b'\0{"':
         raise CheckpointError(f"{path}: holds safetensors; name it {path.with_suffix('.safetensors').name}")
-    return named
+    return has_suffix
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -140,7 +140,7 @@ def _read_pickle(path: Path) -> Any:
     try:
         zipped = zipfile.is_zipfile(path)
         if zipped:
-            refuse_inflating(path)
+            refuse_compressed(path)
         with torch.serialization.safe_globals(list(STAND_INS)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
@@ -148,18 +148,18 @@ def _read_pickle(path: Path) -> Any:
     except UnpicklingError as error:
         forbidden = re.search(r"GLOBAL ([\w.]+)|function (<[^>]*>)", str(error))
         if forbidden:
-            named = printable(forbidden[1] or forbidden[2], NAMED)
+            name = printable(forbidden[1] or forbidden[2], MAX_NAME)
             raise CheckpointError(
-                f"{path}: holds {named}, more than weights; nothing of it was run. If you trust "
+                f"{path}: holds {name}, more than weights; nothing of it was run. If you trust "
                 "the file, convert it to safetensors on a machine where running it does no harm"
             ) from error
         raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
-    except Exception as error:  # a damaged pickle stops the reader anywhere: KeyError, IndexError, struct.error ...
+    except Exception as error:  # a damaged pickle can raise any error: KeyError, IndexError, struct.error ...
         raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
 
 
-def refuse_inflating(path: Path) -> None:
-    """Raise CheckpointError for an archive whose members take more bytes than the archive."""
+def refuse_compressed(path: Path) -> None:
+    """Raise CheckpointError for an archive whose members are larger than the archive (a compression bomb)."""
     with zipfile.ZipFile(path) as archive:
         total = sum(member.file_size for member in archive.infolist())
     if total > path.stat().st_size:

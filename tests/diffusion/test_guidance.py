@@ -21,7 +21,7 @@ def random_motion(seed: int = 1, size: float = 3.0) -> Motion:
 
 
 def moving_clip(dx: int = 2, dy: int = 1) -> tuple[torch.Tensor, Motion]:
-    """A picture that moves by whole pixels; what the frame does not show is marked as occluded."""
+    """An image that moves by integer pixels; pixels outside the frame are marked as occluded."""
     big = torch.randn(1, C, 40, 40, generator=seeded(2))
     frames = torch.stack([big[..., 10 - dy * k : 10 - dy * k + H, 10 - dx * k : 10 - dx * k + W] for k in range(T)], 1)
     flow = torch.tensor([dx, dy], dtype=torch.float32).view(1, 1, 2, 1, 1).expand(1, T - 1, 2, H, W)
@@ -35,7 +35,7 @@ def latents(seed: int = 3) -> torch.Tensor:
     return torch.randn(B, T, C, H, W, generator=seeded(seed))
 
 
-def test_a_clip_that_moves_with_its_flow_is_left_alone():
+def test_a_clip_that_follows_its_flow_is_unchanged():
     clip, motion = moving_clip()
     assert motion_loss(clip, motion) < 1e-5
     assert motion_loss(clip, motion, form="released") > 0.5  # the release warps with the wrong flow
@@ -53,7 +53,7 @@ def test_the_loss_is_the_sum_over_pairs_and_directions_of_masked_means():
     torch.testing.assert_close(motion_loss(z, motion), expected)
 
 
-def test_the_released_loss_pairs_frames_with_the_flow_beyond():
+def test_the_released_loss_uses_the_flow_of_the_next_pair():
     z, motion = latents(), random_motion()
     o, p = 1 - motion.occluded_next, 1 - motion.occluded_prev
     expected = (o[:, T - 2] * z[:, T - 2]).abs().mean() + (p[:, 0] * z[:, 1]).abs().mean()
@@ -87,7 +87,7 @@ def test_the_step_is_the_weighted_gradient_by_finite_differences(form):
 
 @pytest.mark.parametrize("scale", [0.1, 1.0, 10.0, 1000.0])
 @pytest.mark.parametrize("occlusion", ["masked", "visible", "none"])
-def test_the_papers_step_never_raises_the_loss(scale, occlusion):
+def test_the_step_of_the_paper_never_increases_the_loss(scale, occlusion):
     z, motion = latents(), random_motion()
     guide = MotionGuidance(motion, SCHEDULE, scale=scale, occlusion=occlusion)
     losses = [motion_loss(z, motion, occlusion=occlusion).item()]
@@ -100,7 +100,7 @@ def test_the_papers_step_never_raises_the_loss(scale, occlusion):
 
 
 def test_a_fixed_step_would_overshoot():
-    """Why the paper's step is capped: the plain rule with eta = 10 raises the loss it should lower."""
+    """The reason for limited steps: an unlimited step with eta = 10 increases the loss."""
     z, motion = latents(), random_motion()
     leaf = z.clone().requires_grad_()
     gradient = torch.autograd.grad(motion_loss(leaf, motion) * B * C * H * W, leaf)[0]
@@ -121,7 +121,7 @@ def test_weights_of_the_steps():
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_clips_and_far_away_pixels_do_not_mix(form):
+def test_clips_and_distant_pixels_are_independent(form):
     z, motion = latents(), random_motion()
     both = MotionGuidance(motion, SCHEDULE, form=form)(z, 5)
     for b in range(B):
@@ -145,7 +145,7 @@ def test_pixels_that_leave_the_picture_do_not_count_unless_asked_for():
     assert motion_loss(z, motion) > 0.5 and torch.equal(MotionGuidance(motion, SCHEDULE)(z, 9), z)
 
 
-def test_a_single_frame_is_left_alone_and_the_dtype_kept():
+def test_a_single_frame_is_unchanged_and_keeps_its_dtype():
     one = latents()[:, :1]
     still = random_motion().frames(0, 1)
     assert motion_loss(one, still) == 0

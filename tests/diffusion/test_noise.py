@@ -6,7 +6,7 @@ from ldm.diffusion.noise import FrameNoise, ReleasedNoise
 SHAPE = (4, 8, 12)
 
 
-def test_a_frame_has_its_noise_however_it_is_asked_for():
+def test_the_noise_of_a_frame_does_not_depend_on_the_other_frames():
     whole = FrameNoise(7)(3, range(10), SHAPE)
     noise = FrameNoise(7)
     later, earlier = noise(3, range(5, 10), SHAPE), noise(3, range(5), SHAPE)
@@ -15,7 +15,7 @@ def test_a_frame_has_its_noise_however_it_is_asked_for():
     assert whole.dtype == torch.float32 and whole.shape == (10, *SHAPE)
 
 
-def test_every_address_has_noise_of_its_own():
+def test_noise_differs_for_every_seed_step_and_frame():
     noise = FrameNoise(7)
     drawn = [noise(step, range(4), SHAPE) for step in (0, 1, 49, "start", "posterior")]
     drawn += [FrameNoise(seed)(0, range(4), SHAPE) for seed in (0, 8, 7 + 2**32)]
@@ -38,7 +38,7 @@ KNOWN = [-1.547546, -0.077969, -1.336927]
 
 
 @pytest.mark.parametrize(("seed", "step", "frame"), [(-1, 0, 0), (2**63, 0, 0), (1, -1, 0), (1, 0, -1)])
-def test_addresses_below_zero_are_refused(seed, step, frame):
+def test_negative_steps_and_frames_are_refused(seed, step, frame):
     with pytest.raises(ValueError, match="got seed|got step"):
         FrameNoise(seed)(step, [frame], SHAPE)
 
@@ -56,6 +56,6 @@ def test_released_noise_replays_the_global_generator():
 
 @pytest.mark.parametrize("source", [FrameNoise, ReleasedNoise])
 @pytest.mark.parametrize("seed", [-1, 2**63, 2**64])
-def test_a_seed_that_is_none_is_refused(source, seed):
+def test_an_invalid_seed_is_refused(source, seed):
     with pytest.raises(ValueError, match=f"got seed {seed}, expected 0 to"):
         source(seed)

@@ -47,7 +47,7 @@ def sample(denoise, x, schedule, *, noise, step=ddpm_step, guide=None, **options
     ("step", "steps", "options"),
     [(ddpm_step, 1000, {}), (ddim_step, 200, {}), (ddim_step, 1000, {"eta": 1.0})],
 )
-def test_the_gaussian_comes_back(step, steps, options):
+def test_samplers_reproduce_a_gaussian(step, steps, options):
     schedule = Schedule.linear_sd().respaced(steps)
     noise = stream(20_000)
     start = schedule.abar[-1].item() ** 0.5 * MEAN + noise(0)
@@ -67,7 +67,7 @@ def test_ddim_without_eta_draws_nothing_and_with_eta_one_is_ddpm():
 @pytest.mark.parametrize("step", [ddpm_step, ddim_step])
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 @pytest.mark.parametrize("steps", [1, 2, 7])
-def test_a_network_that_knows_x0_is_believed(step, kind, steps):
+def test_an_exact_network_gives_x0(step, kind, steps):
     schedule = Schedule.linear_sd().respaced(steps)
     known = torch.randn(1, 1, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -113,7 +113,7 @@ def test_a_step_is_denoise_refine_update_guide(refined):
     torch.testing.assert_close(out, torch.full((1, 1, 4), 7.0 if refined else 2.0))
 
 
-def test_a_sample_that_is_no_number_stops_the_run():
+def test_a_sample_with_nan_raises_an_error():
     schedule = Schedule.linear_sd().respaced(3)
     with pytest.raises(FloatingPointError, match="step 1"):
         sample(lambda x, i: x / (i - 1), torch.ones(1, 1, 4), schedule, noise=stream(4))

@@ -10,7 +10,7 @@ X0, NOISE = torch.randn(2, 2, 3, 4, 4, 4, generator=torch.Generator().manual_see
 
 
 @pytest.mark.parametrize("i", [0, 499, 999])
-def test_noise_taken_away_gives_x0_back(i):
+def test_removing_the_noise_gives_x0(i):
     schedule = Schedule.linear_sd()
     x, a = schedule.add_noise(X0, NOISE, i), schedule.abar[i].item()
     torch.testing.assert_close((x - (1 - a) ** 0.5 * NOISE) / a**0.5, X0, rtol=1e-4, atol=1e-4)
@@ -65,12 +65,12 @@ def test_steps_may_differ_per_frame():
         schedule.velocity(X0, NOISE, torch.tensor([0, 1, 2]))
 
 
-def test_respacing_twice_names_the_original_time_steps():
+def test_respacing_twice_keeps_the_original_time_steps():
     twice = Schedule.linear_sd().respaced(100).respaced("ddim10")
     assert twice.t.tolist() == [Schedule.linear_sd().respaced(100).t[k] for k in range(0, 100, 10)]
 
 
-def test_released_arithmetic_is_near_but_not_the_same():
+def test_released_arithmetic_is_close_but_different():
     full = Schedule.linear_sd()
     difference = (full.respaced(1000, arithmetic="released").betas - full.betas).abs().max()
     assert 1e-9 < difference < 2e-7
@@ -106,7 +106,7 @@ def test_bound_weights_are_finite(kind):
     )
 
 
-def test_wrong_words_are_named():
+def test_unknown_words_are_refused():
     with pytest.raises(ValueError, match="wavy"):
         make_betas("wavy", 10)
     with pytest.raises(ValueError, match="half"):

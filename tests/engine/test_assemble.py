@@ -1,4 +1,4 @@
-"""From weight files and YAML to a method: which files are found and taken, and what is said when they do not fit."""
+"""Building methods from weight files and YAML: search, recognition, and error messages."""
 
 import itertools
 import shutil
@@ -23,7 +23,7 @@ SMALL_RAFT = "flows.raft.params={model: small, iterations: 1}"
 
 
 def stage_one(*slots: str, **extra) -> dict[str, torch.Tensor]:
-    """A stage-1 file of the toy networks: the slots named, and other networks by slot."""
+    """A stage-1 file of the toy networks with the given slots and `extra` networks by slot."""
     toy, state = method(), {}
     for slot, net in ({slot: toy.networks[slot] for slot in slots} | extra).items():
         (prefix,) = PREFIXES[slot]
@@ -33,7 +33,7 @@ def stage_one(*slots: str, **extra) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    """A folder as the embedded model's: both files and the card beside them."""
+    """A folder like that of the embedded model: both files and the card."""
     folder = tmp_path_factory.mktemp("weights")
     write(stage_one(*ALL), folder / f"{ONE}.safetensors")
     write(method().networks["sequence_decoder"].state_dict(), folder / f"{TWO}.safetensors")
@@ -43,7 +43,7 @@ def weights(tmp_path_factory):
 
 @pytest.fixture
 def folder(weights, tmp_path):
-    """A copy of `weights` to change."""
+    """A copy of `weights` that may be modified."""
     return shutil.copytree(weights, tmp_path / "weights")
 
 
@@ -71,7 +71,7 @@ def said(*args, kind=(CheckpointError, config.ConfigError, FileNotFoundError, Va
     return str(error.value)
 
 
-# ---- what is found and taken
+# ---- search and recognition
 
 
 def test_a_folder_gives_the_method_of_its_card(weights):
@@ -94,7 +94,7 @@ def test_named_files_keep_the_card_beside_them(weights):
     assert_same_weights(load_method(weights / f"{TWO}.safetensors", str(weights / f"{ONE}.safetensors")))
 
 
-def test_a_method_computes_in_whole_float32(folder, monkeypatch):
+def test_a_method_disables_tf32(folder, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     load_method(folder)
     assert not torch.backends.cudnn.allow_tf32 and not torch.backends.cuda.matmul.allow_tf32
@@ -106,7 +106,7 @@ def test_named_configurations_replace_the_card(folder):
 
 
 def test_files_as_released_hold_more_than_is_used(folder):
-    """Every prefix of the published files, the schedule's buffers, and what stage 2 was trained with, in pickles."""
+    """All prefixes of the published files, the buffers of the schedule, and the loss networks, as pickles."""
     raft = randomise(RAFT("small", iterations=1))
     state = stage_one(*ALL, flow=raft) | Schedule.linear_sd().buffers()
     torch.save({"state_dict": state, "epoch": 3, "global_step": 7, "optimizer_states": []}, folder / f"{ONE}.ckpt")
@@ -179,7 +179,7 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
     assert read_settings(files, overrides=["flow=spynet"]).flow == "spynet"
 
 
-# ---- what does not fit
+# ---- errors
 
 
 @pytest.mark.parametrize(
@@ -211,7 +211,7 @@ def test_a_missing_file_is_named(folder, missing):
     assert f"without {missing}" in said(kept)
 
 
-def test_places_that_are_not_there_are_named(weights, tmp_path):
+def test_missing_paths_are_reported(weights, tmp_path):
     assert "nowhere" in said(tmp_path / "nowhere", kind=FileNotFoundError)
     assert "nowhere.ckpt" in said(weights / f"{ONE}.safetensors", tmp_path / "nowhere.ckpt", kind=FileNotFoundError)
     assert ONE in said(tmp_path, kind=FileNotFoundError)
@@ -228,7 +228,7 @@ def test_a_file_in_the_wrong_slot_says_what_it_is(folder):
     assert "looks like mgldvsr_unet.ckpt, expected video_vae_cfw" in said(folder)
 
 
-def test_files_that_are_no_weights_are_named(folder, tmp_path):
+def test_files_that_are_not_weights_are_reported(folder, tmp_path):
     write({"a": torch.ones(1)}, tmp_path / "other.safetensors")
     assert "other.safetensors: looks like nothing known" in said(tmp_path / "other.safetensors")
     (folder / f"{TWO}.safetensors").write_text("no weights")
@@ -244,7 +244,7 @@ def test_a_named_flow_needs_its_file(weights):
 @pytest.mark.parametrize(
     ("name", "entry"), [(ONE, "model.diffusion_model.out.2.weight"), (TWO, "decoder.conv_out.bias")]
 )
-def test_weights_that_are_not_numbers_are_named(folder, name, entry):
+def test_weights_with_nan_are_reported(folder, name, entry):
     state = checkpoint.read(folder / f"{name}.safetensors")
     state[entry] = torch.full_like(state[entry], float("nan"))
     write(state, folder / f"{name}.safetensors")

@@ -1,4 +1,4 @@
-"""Weights that a training starts from: Stable Diffusion's names find their places, all that stays as built is told."""
+"""Initialisation of a training: names of Stable Diffusion are assigned, and kept initial values are reported."""
 
 import re
 
@@ -17,7 +17,7 @@ STAGE_ONE = CONFIGS / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml"
 
 
 def stage_one(seed: int, middle: str) -> StageOne:
-    """Toy networks, each weight of its own."""
+    """Toy networks with random weights."""
     settings = toy.settings(f"+networks.unet.params.middle={middle}")
     networks = config.instantiate(settings.networks)
     networks = {name: toy.randomise(net, seed + k) for k, (name, net) in enumerate(networks.items())}
@@ -31,7 +31,7 @@ def released_entries(file) -> list[dict]:
 
 @pytest.fixture(scope="module")
 def diffusion():
-    """Stage 1 with the middle block numbered as Stable Diffusion's, and the layers that are new behind it."""
+    """Stage 1 with the middle block numbered as in Stable Diffusion, followed by the new layers."""
     return stage_one(1, "repaired")
 
 
@@ -43,15 +43,15 @@ def is_new(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def file(diffusion, tmp_path_factory):
-    """Its weights as Stable Diffusion's file has them: nothing for clips, and copies for averages."""
+    """Its weights as in a file of Stable Diffusion: no temporal layers, and copies as moving averages."""
     path = tmp_path_factory.mktemp("sd") / "v2-1_512-ema-pruned.safetensors"
     kept = {k: v for k, v in diffusion.state_dict().items() if not k.startswith("structcond") and not is_new(k)}
     checkpoint.save(path, kept | {"model_ema.decay": torch.ones(()), "alphas_cumprod": torch.ones(3)})
     return path
 
 
-def test_the_middle_block_of_stable_diffusion_finds_its_places(diffusion, file):
-    """Its three layers go to 0, 2 and 4; the release left the last two at random (bug B3)."""
+def test_the_middle_block_of_stable_diffusion_is_assigned_correctly(diffusion, file):
+    """Its three layers are 0, 2 and 4; the released code left the last two random (bug B3)."""
     model = stage_one(100, "released")
     start_from(model, released_entries(file))
     source, own = diffusion.state_dict(), model.state_dict()
@@ -64,7 +64,7 @@ def test_the_middle_block_of_stable_diffusion_finds_its_places(diffusion, file):
         assert torch.equal(own[found[1] + moved[found[2]] + found[3] if found else name], value), name
 
 
-def test_all_that_stays_as_built_is_told_with_its_reason(file):
+def test_entries_with_initial_values_are_reported_with_a_reason(file):
     model, before = stage_one(100, "released"), stage_one(100, "released").state_dict()
     lines = start_from(model, released_entries(file))
     untouched = [k for k, v in model.state_dict().items() if torch.equal(v, before[k])]
@@ -76,7 +76,7 @@ def test_all_that_stays_as_built_is_told_with_its_reason(file):
     assert sum(" entries from " in line for line in lines) == 3
 
 
-def test_what_is_missing_and_not_tolerated_stops(file, tmp_path):
+def test_a_missing_entry_that_is_not_tolerated_is_an_error(file, tmp_path):
     state = checkpoint.read(file)
     for gone in ("model.diffusion_model.out.2.bias", "model.diffusion_model.middle_block.1.norm.weight"):
         checkpoint.save(tmp_path / "less.safetensors", {k: v for k, v in state.items() if k != gone})
@@ -96,7 +96,7 @@ def linear_file(path):
     return str(path)
 
 
-def test_names_may_begin_otherwise(tmp_path):
+def test_names_may_have_another_prefix(tmp_path):
     model = torch.nn.ModuleDict({"new": torch.nn.Linear(3, 2)})
     path = linear_file(tmp_path / "x.safetensors")
     start_from(model, [{"file": path, "modules": ["new"], "names": "old."}])
@@ -118,7 +118,7 @@ def test_names_may_begin_otherwise(tmp_path):
         (3, "init: got int"),
     ],
 )
-def test_an_entry_of_another_form_is_refused(tmp_path, entry, says):
+def test_an_invalid_entry_is_refused(tmp_path, entry, says):
     path = linear_file(tmp_path / "x.safetensors")
     if isinstance(entry, dict) and entry.get("file"):
         entry = {**entry, "file": path}

@@ -1,4 +1,4 @@
-"""A clip in parts: what it leaves to the next clip, what a failure sets free, and how images of all parts are named."""
+"""Restoration in parts: release of memory, errors, and names of images."""
 
 import gc
 import shutil
@@ -26,7 +26,7 @@ APART = ("windows.frame_overlap=0", "decoding.windows.frame_overlap=0", "samplin
 
 @pytest.fixture
 def task(tmp_path):
-    """A folder of 15 images, two of which only their suffixes tell apart."""
+    """A folder of 15 images, two of which differ only in their suffixes."""
     (tmp_path / "in").mkdir()
     for name in ("1.bmp", *(f"{number}.png" for number in range(1, 15))):
         assert cv2.imwrite(str(tmp_path / "in" / name), np.full((16, 16, 3), 90, np.uint8))
@@ -38,7 +38,7 @@ def first_plan(toy, part_frames):
     return Plan(toy.levers()[0], part_frames)
 
 
-def test_images_are_named_alike_in_every_part(task, tmp_path):
+def test_images_have_consistent_names_in_all_parts(task, tmp_path):
     toy = pixelwise(*TILES)
     with WorkFolder(tmp_path / "out", {}) as work:
         state, _ = restore_parts(toy, task, work, first_plan(toy, 2))
@@ -47,7 +47,7 @@ def test_images_are_named_alike_in_every_part(task, tmp_path):
     assert sorted(sum(names, [])) == sorted(f"{name}.png" for name in task.source.names)
 
 
-def test_what_memory_ran_out_for_is_free_before_the_next_try(task, tmp_path, monkeypatch):
+def test_memory_is_released_before_the_next_attempt(task, tmp_path, monkeypatch):
     toy, maps, gone = pixelwise(*APART, *TILES, "decoding.windows.tile=24"), [], []
     decode = Codec.decode
 
@@ -72,7 +72,7 @@ def test_what_memory_ran_out_for_is_free_before_the_next_try(task, tmp_path, mon
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError("disk full")])
-def test_nothing_more_is_computed_where_writing_stops(task, tmp_path, monkeypatch, error):
+def test_computation_stops_when_writing_fails(task, tmp_path, monkeypatch, error):
     calls, at_stop = [], []
 
     def write(path, frames, *args, **options):
@@ -96,7 +96,7 @@ def test_nothing_more_is_computed_where_writing_stops(task, tmp_path, monkeypatc
     assert len(calls) == at_stop[0]
 
 
-def test_an_error_ahead_does_not_hold_itself():
+def test_an_error_in_prefetching_leaves_no_reference_cycle():
     class Held:
         pass
 

@@ -1,4 +1,4 @@
-"""Memory: what is free, what a plan takes, how it shrinks, and that the prediction is near the truth."""
+"""Memory: free memory, plans and their levers, and the accuracy of predictions."""
 
 import math
 from dataclasses import replace
@@ -18,8 +18,8 @@ from ldm.engine.plan import (
     with_reserve,
 )
 from ldm.methods.contract import Request
-from ldm.methods.mgld.conditions import KEPT
-from ldm.methods.mgld.levers import WHOLE, TileLevers
+from ldm.methods.mgld.conditions import MAX_CACHED_BYTES
+from ldm.methods.mgld.levers import UNLIMITED, TileLevers
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
@@ -28,17 +28,17 @@ from tests.methods.toy import method
 @pytest.mark.parametrize(
     ("text", "size"), [("12G", 12e9), ("1.5g", 1.5e9), ("800M", 8e8), ("800MB", 8e8), ("2GiB", 2e9), ("4096", 4096)]
 )
-def test_sizes_of_memory(text, size):
+def test_memory_sizes_are_parsed(text, size):
     assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "0", "0G", "12X", "-3G", "1e9", "12 34G", "all"])
-def test_what_is_no_size(text):
+def test_invalid_memory_sizes_are_refused(text):
     with pytest.raises(ValueError, match="expected a size such as 12G"):
         parse_bytes(text)
 
 
-def test_free_memory_minds_the_limit_of_a_container(monkeypatch, tmp_path):
+def test_free_memory_respects_the_limit_of_a_container(monkeypatch, tmp_path):
     files = {
         "/proc/meminfo": "MemTotal: 900 kB\nMemAvailable: 800 kB\n",
         "/sys/fs/cgroup/memory.max": "max\n",
@@ -71,20 +71,20 @@ def test_memory_that_torch_holds_in_reserve_is_free(monkeypatch):
 
 
 @pytest.mark.skipif(free_memory("cpu") is None or not Peak("cpu").reset(), reason="no /proc here")
-def test_a_peak_is_seen():
+def test_a_peak_is_measured():
     peak = Peak("cpu")
     before = peak.reset()
     torch.ones(40_000_000).sum()
     assert 150e6 < peak.read() - before < 400e6
 
 
-def test_which_errors_are_a_lack_of_memory():
+def test_out_of_memory_errors_are_recognised():
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match")) and not is_out_of_memory(ValueError("memory"))
 
 
-LEVERS = TileLevers(64, 32, 120, 24, "frame", WHOLE)
+LEVERS = TileLevers(64, 32, 120, 24, "frame", UNLIMITED)
 PLAN = Plan(LEVERS, 16)
 NOTHING = dict.fromkeys(("sampling", "encoding", "decoding", "maps", "once"), [0, 0])
 
@@ -117,7 +117,7 @@ def test_the_largest_plan_that_fits_is_taken():
     assert fitting_plan(toy, first, 1000, lambda plan: None) == (first, None)
 
 
-def test_a_plan_is_found_again_by_what_a_manifest_states():
+def test_a_plan_is_restored_from_a_manifest():
     toy = method()
     plans = [Plan(levers, 3) for levers in toy.levers()]
     assert [resumed_plan(toy, plan.plain(), part_frames=3) for plan in plans] == plans
@@ -125,17 +125,17 @@ def test_a_plan_is_found_again_by_what_a_manifest_states():
     assert plans[0].next(toy) == plans[1] and plans[-1].next(toy) is None
 
 
-def test_an_encoder_takes_memory():
+def test_a_video_encoder_counts_as_memory():
     toy = method()
     short, part, long = (peak_of(toy, part_frames=count) for count in (1, 16, 1000))
     assert part - short == 15 * 15 * 256**2 and long - part == 8 * 15 * 256**2
 
 
-def test_what_is_not_counted_has_room():
+def test_a_reserve_is_added_to_predictions():
     assert with_reserve(900, "cuda") == 1000 and with_reserve(900, "cpu") > 10**8
 
 
-def test_maps_that_are_kept_take_memory():
+def test_cached_maps_count_as_memory():
     toy = method()
 
     def peak(**changed):
@@ -144,20 +144,20 @@ def test_maps_that_are_kept_take_memory():
     h, w = toy.geometry((16, 16), 4).latent
     kept = len(toy.sampling.schedule) * toy.windows.frame_overlap * h * w
     assert kept and peak(maps=[0, 8]) - peak() == 8 * kept and peak(once=[5000, 0]) - peak() == 5000
-    assert peak(maps=[0, 10**9]) - peak() == KEPT, "no more are kept"
+    assert peak(maps=[0, 10**9]) - peak() == MAX_CACHED_BYTES, "no more are kept"
     tiles, several = replace(LEVERS, tile=16, tile_overlap=4), NOTHING | {"maps": [0, 8]}
     one = peak_of(toy, tiles, costs=several, size=(32, 32), frames=100)
     assert peak_of(method("windows.batch=2"), tiles, costs=several, size=(32, 32), frames=100) == one
 
 
-def test_frames_that_are_held_take_memory():
+def test_held_frames_count_as_memory():
     toy = method()
     geometry, count = toy.geometry((64, 64), 4), toy.frames_held
     latents = math.prod(geometry.latent) * (2 * 4 + 6) * 4
     assert peak_of(toy, frames=10**4) - peak_of(toy, frames=1) >= (count - 1) * (latents + geometry.picture_bytes)
 
 
-def test_kept_maps_are_as_large_as_was_measured():
+def test_cached_maps_have_the_measured_size():
     toy = method()
     costs, run = measured_costs(toy, signature=""), toy.restoration(toy.levers()[0], seed=0, tally=lambda stage: None)
     z = torch.zeros(1, 4, 32, 32)
@@ -167,7 +167,7 @@ def test_kept_maps_are_as_large_as_was_measured():
     assert run.conditions.bytes_kept == costs["maps"][1] * tiles * toy.windows.frame_overlap
 
 
-def test_a_plan_says_what_is_approximate():
+def test_the_description_of_a_plan_mentions_approximations():
     texts = [str(Plan(replace(LEVERS, norms=norms), 16)) for norms in ("frame", "shared", "tile")]
     assert ["approximate" in text for text in texts] == [False, True, True]
     assert "decoded exactly," in texts[0]

@@ -1,4 +1,4 @@
-"""Maps that windows share: made once, equal to the bit, bounded, never another's."""
+"""The cache of maps that windows share: correct keys, bitwise equal results, bounded size."""
 
 import torch
 
@@ -7,7 +7,7 @@ from ldm.nets.structure import StructureEncoder
 
 
 class Counted(torch.nn.Module):
-    """A small condition encoder that counts the frames it is given."""
+    """A small structure encoder that counts its input frames."""
 
     def __init__(self):
         super().__init__()
@@ -26,7 +26,7 @@ T3 = torch.tensor([3])
 
 
 @torch.no_grad()
-def test_shared_frames_are_encoded_once_and_equal_to_the_bit():
+def test_shared_frames_are_encoded_once_with_bitwise_equal_results():
     net = Counted()
     kept, fresh = Conditions(net, shared=2), Conditions(net, shared=0)
     z = torch.randn(1, 8, 4, 16, 16)
@@ -42,7 +42,7 @@ def test_shared_frames_are_encoded_once_and_equal_to_the_bit():
 
 
 @torch.no_grad()
-def test_nothing_is_taken_from_another_place_step_or_clip():
+def test_maps_of_another_place_step_or_clip_are_not_used():
     net = Counted()
     conditions, z = Conditions(net, shared=2), torch.randn(1, 3, 4, 8, 8)
     conditions(z, T3, place=(3, (0, 0)))
@@ -53,7 +53,7 @@ def test_nothing_is_taken_from_another_place_step_or_clip():
 
 
 @torch.no_grad()
-def test_what_is_kept_is_bounded():
+def test_the_cache_is_bounded():
     net = Counted()
     conditions = Conditions(net, shared=2, limit=40_000)
     for k in range(9):

@@ -1,4 +1,4 @@
-"""What the engine relies on: immutable methods, streams that do not share state, and a short path to the network."""
+"""The contract of methods: immutability, independent streams, and a short call path to the network."""
 
 import dataclasses
 import inspect
@@ -17,7 +17,7 @@ MOST_CALLS, MOST_PARAMETERS = 3, 20
 
 
 def feed(run, lq):
-    """Push all frames one after the other; yields after each."""
+    """Push all frames in order; yield after each."""
     for number, frame in enumerate(lq):
         run.push(Frame(number, {"lq": frame[None]}))
         yield list(run.pull())
@@ -58,7 +58,7 @@ def test_two_streams_with_different_levers_do_not_disturb_each_other():
 
 
 def test_the_path_from_a_stage_to_the_network_is_short():
-    """Calls of this project between the stage and the U-Net, and what they pass on."""
+    """Count the calls between the stage and the U-Net, and their parameters."""
     toy, paths = method("windows.n_frames=2"), []
 
     def trace(*_):
@@ -98,7 +98,7 @@ def test_a_frame_is_enlarged_and_padded_once(monkeypatch):
 
 
 def reversing():
-    """Two passes over a scene: the numbers of the frames behind are added, then that of the frames before."""
+    """Two passes over a scene: add the numbers of later frames, then those of earlier frames."""
 
     def unit(frames, k):
         backwards, place = k < len(frames), k % len(frames)

@@ -1,6 +1,6 @@
 """The method on another device than the frames, without one: no operation mixes the two, nothing is read unasked.
 
-The other device is played by meta tensors, whose values nobody knows; copies to the CPU come out as zeros.
+The other device is played by meta tensors, which have no values; copies to the CPU are zeros.
 """
 
 import contextlib
@@ -16,11 +16,11 @@ from scripts import vsr_val_ddpm_text_T_vqganfin_w_latent as latents
 from tests.methods.toy import clip, method
 
 MOVES = ("to", "copy_", "__setitem__")  # and other operations that may see two devices
-SEEN = {"item": 0.5, "__bool__": True, "equal": True}  # what is read of values that nobody knows
+SEEN = {"item": 0.5, "__bool__": True, "equal": True}  # results for values that do not exist
 
 
 class OtherDevice(TorchFunctionMode):
-    """Lets meta tensors be copied to the CPU, and refuses what mixes them with others."""
+    """Allow copies of meta tensors to the CPU, and refuse operations that mix devices."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
@@ -44,7 +44,7 @@ def _target(args, kwargs) -> str | None:
 
 
 class Still(nn.Module):
-    """A flow network that finds no motion."""
+    """A flow network that returns zero flow."""
 
     def forward(self, img1, img2):
         return (img2 - img1)[:, :2]

@@ -1,4 +1,4 @@
-"""The embedded model, if its weights are there: it loads, and guidance does what it promises."""
+"""The embedded model, if its weights exist: it loads, and guidance reduces the motion loss."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,7 @@ def work():
 
 
 def final_loss(method, work, guidance: str) -> float:
-    """The intended motion loss of the latents drawn with a form of guidance; noise and flow are the same for all."""
+    """The motion loss (form "paper") of latents sampled with a form of guidance; noise and flow are equal for all."""
     method = replace(method, sampling=replace(method.sampling, guidance=guidance, guidance_scale=None))
     frames = method.latents(work[0], seed=42)
     return motion_loss(stack(frames, "x"), motion_between(frames), form="paper").item()
@@ -45,7 +45,7 @@ def test_paper_guidance_lowers_the_motion_loss(method, work, record_property):
     assert losses["paper"] < 0.95 * losses["none"], losses
 
 
-def test_it_keeps_the_picture(method, work):
+def test_guidance_keeps_the_content(method, work):
     lq = resize(work, (64, 80), antialias=True)[0]
     sr = method.restore(lq[:2])
     back = resize(sr, (64, 80), antialias=True)

@@ -1,4 +1,4 @@
-"""The method over toy networks: any clip, the same result however it is cut, and every refusal."""
+"""MGLD-VSR with toy networks: clips of all sizes, independence of tiles and windows, and errors."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ldm import config
 from ldm.diffusion.guidance import motion_loss
-from ldm.methods.geometry import whole
+from ldm.methods.geometry import floor_pixels
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.methods.mgld.restoration import Restoration, motion_between
@@ -71,7 +71,7 @@ def test_every_flow_estimator_takes_any_clip(flow, frames):
 
 @pytest.fixture(scope="module")
 def usual():
-    """What the toy configuration makes of a clip."""
+    """Restore a clip with the toy configuration."""
     return method().restore(clip(2, 16, 36), upscale=2)
 
 
@@ -125,8 +125,8 @@ CUTS = [
 
 @pytest.mark.parametrize("guidance", ["paper", "none"])
 @pytest.mark.parametrize("words", CUTS, ids=" ".join)
-def test_the_cut_changes_no_noise(words, guidance):
-    """With networks that act pixel by pixel the result agrees to 1e-5 whatever the tiles, windows and batches."""
+def test_tiles_and_windows_do_not_change_the_noise(words, guidance):
+    """With pixelwise networks, results agree to 1e-5 for all tiles, windows and batches."""
     whole_words = ["windows.tile=1000", "windows.n_frames=1000", "decoding.windows.tile=1000"]
     whole_words += ["decoding.windows.n_frames=1000"]
     lq = clip(5, 16, 21)
@@ -135,8 +135,8 @@ def test_the_cut_changes_no_noise(words, guidance):
     assert together.std() > 0.05 and difference(cut, together) < 1e-5
 
 
-def test_the_noise_of_a_frame_is_its_own():
-    """The first frames of a longer clip get the noise they get alone."""
+def test_the_noise_of_a_frame_does_not_depend_on_the_length_of_the_clip():
+    """The first frames of a longer clip have the same noise as alone."""
     lq = clip(6, 16, 16)
     pixels = pixelwise("sampling.guidance=none", "decoding.color_fix=nofix")
     assert difference(pixels.restore(lq)[:4], pixels.restore(lq[:4])) < 1e-5
@@ -207,13 +207,13 @@ def test_the_released_preset_gives_the_right_size(frames, size, upscale):
 
 
 def test_the_released_preset_runs_the_networks():
-    """Two segments, four patches of which the last are moved in, and the last frame repeated."""
+    """Two segments, four patches, the last ones moved inside, and the last frame repeated."""
     out = method(*TINY, preset="released").restore(clip(3, 16, 17), upscale=2.25)
     assert out.shape == (3, 3, 36, 38) and torch.isfinite(out).all() and out.std() > 0.02
 
 
 def test_no_padding_is_left_in_the_released_result(monkeypatch):
-    """Cut, padded, averaged and cropped without anything else, the clip comes out enlarged."""
+    """With identity networks, cutting, padding, averaging and cropping give the enlarged clip."""
     toy = pixelwise(*SMALL, preset="released")
     unchanged = lambda run, z, pictures, motion: (z, pictures * 2 - 1)  # noqa: E731 (patches and padding alone)
     monkeypatch.setattr(Restoration, "restore_encoded", unchanged)
@@ -266,7 +266,7 @@ def test_the_last_duplicate_is_kept():
 
 
 def test_every_segment_gets_the_same_noise():
-    """As released (B27): a still clip comes out the same in every segment."""
+    """As released (B27): a still clip gives the same result in each segment."""
     toy = pixelwise(*SMALL, "n_frames=2", preset="released")
     frame = clip(1, 16, 16)
     still = toy.restore(frame.expand(6, -1, -1, -1), upscale=4)
@@ -279,7 +279,7 @@ def test_every_segment_gets_the_same_noise():
 
 
 @pytest.mark.parametrize("broken", ["unet", "structure", "autoencoder", "sequence_decoder", "text", "flow"])
-def test_weights_that_are_not_numbers_stop_the_run(broken):
+def test_weights_with_nan_stop_the_run(broken):
     net = SpyNet() if broken == "flow" else config.instantiate(settings().networks[broken])
     with torch.no_grad():
         next(p for p in net.parameters() if p.ndim > 1).fill_(float("nan"))
@@ -335,7 +335,7 @@ def test_wrong_frames_are_refused(lq, upscale, says):
         (lambda: MGLD(networks={}, sampling=Sampling(), windows=Windows(), decoding=Decoding()), "unet"),
     ],
 )
-def test_wrong_words_and_numbers_show_at_once(make, says):
+def test_invalid_settings_are_refused_at_construction(make, says):
     with pytest.raises(ValueError, match=says):
         make()
 
@@ -343,14 +343,14 @@ def test_wrong_words_and_numbers_show_at_once(make, says):
 # ---- numbers
 
 
-def test_half_precision_is_near_single():
+def test_half_precision_is_close_to_single_precision():
     lq = clip(3, 20, 20)
     single, half = method().restore(lq, upscale=2), method("precision=bf16").restore(lq, upscale=2)
     assert half.dtype == torch.float32
     assert 0 < (half - single).abs().mean() < 0.02
 
 
-def test_nothing_is_left_to_train_and_nothing_records_gradients():
+def test_no_parameter_requires_gradients_and_none_are_recorded():
     toy = method()
     for network in toy.networks.values():
         assert not network.training and not any(p.requires_grad for p in network.parameters())
@@ -358,8 +358,8 @@ def test_nothing_is_left_to_train_and_nothing_records_gradients():
 
 
 @pytest.mark.parametrize(("length", "pixels"), [(512 / 49 * 49, 512), (3.9, 3), (24 * 2.5, 60), (4.9999999, 5)])
-def test_lengths_in_pixels_are_cut_but_not_for_rounding(length, pixels):
-    assert whole(length) == pixels
+def test_lengths_in_pixels_are_rounded_down_with_a_tolerance(length, pixels):
+    assert floor_pixels(length) == pixels
 
 
 @pytest.mark.parametrize("length", [8, 24, 90, 97, 128, 160, 256, 1280])

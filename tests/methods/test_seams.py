@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ldm.engine.assemble import EMBEDDED, load_method
-from ldm.methods.mgld.levers import WHOLE
+from ldm.methods.mgld.levers import UNLIMITED
 from ldm.methods.mgld.settings import Decoding
 from ldm.nets.whole_frame import HOLD
 from ldm.ops.resize import resize
@@ -25,12 +25,12 @@ needs_weights = pytest.mark.skipif(
 @mostly_slow("frames", [1, 4])
 @pytest.mark.parametrize("norms", ["frame", "shared", "tile"])
 def test_cutting_the_autoencoders_is_exact_or_says_how_far_off_it_is(norms, frames):
-    """Whole frames against tiles of 24 latent pixels, halo included, with nothing held but the coarsest maps."""
+    """Compare whole frames with tiles of 24 latent pixels, halo included, holding only the coarsest maps."""
     toy, lq = method(), clip(frames, 40, 48)
     work, x = resize(lq, (160, 192)).clamp(0, 1)[None], torch.randn(1, frames, 4, 40, 48)
     results = {}
     for name, decoding in {
-        "whole": replace(toy.decoding, norms="frame", hold=WHOLE),
+        "whole": replace(toy.decoding, norms="frame", hold=UNLIMITED),
         "cut": replace(toy.decoding, norms=norms, hold=0, windows=replace(toy.decoding.windows, tile=32)),
     }.items():
         cut = replace(toy, decoding=decoding)
@@ -43,14 +43,14 @@ def test_cutting_the_autoencoders_is_exact_or_says_how_far_off_it_is(norms, fram
     assert norms == "frame" or max(off) > 1e-4  # what is called approximate is
 
 
-def test_what_may_not_be_held_is_shared():
+def test_maps_above_the_limit_use_shared_statistics():
     decoding = Decoding(norms="auto")
     assert decoding.cut(HOLD).norms == "frame" and decoding.cut(HOLD + 1).norms == "shared"
     assert Decoding().cut(0) is None and Decoding(norms="shared", attention=48).cut(0).attention == 48
 
 
 def panning(frames: int, height: int, width: int, step: int) -> torch.Tensor:
-    """A window that moves over one detailed picture: (T, 3, h, w)."""
+    """A pan over a detailed image: (T, 3, h, w)."""
     generator = torch.Generator().manual_seed(0)
     scene = sum(
         resize(torch.rand(1, 3, height // k, (width + step * frames) // k, generator=generator), (height, 2 * width))
@@ -62,7 +62,7 @@ def panning(frames: int, height: int, width: int, step: int) -> torch.Tensor:
 
 
 def change_over_time(frames: torch.Tensor, step: int) -> torch.Tensor:
-    """(T-1,) mean absolute difference of each frame to the one before, moved along."""
+    """(T-1,) mean absolute difference between each frame and the warped previous one."""
     there, here = frames[:-1, ..., step:], frames[1:, ..., :-step]
     inside = (..., slice(8, -8), slice(8, -8))
     return (there - here)[inside].abs().mean(dim=(1, 2, 3))
@@ -71,7 +71,7 @@ def change_over_time(frames: torch.Tensor, step: int) -> torch.Tensor:
 @pytest.mark.slow
 @needs_weights
 def test_nothing_jumps_where_windows_meet():
-    """On a pan, our windows against the released segments without overlap, whose borders are counted as theirs."""
+    """On a pan, compare overlapping windows with the released segments, at the borders of each."""
     lq, step = panning(17, 32, 48, 2), 2
     ours = load_method(overrides=["method.params.sampling.params.steps=2"])
     apart = replace(ours.decoding, windows=replace(ours.decoding.windows, frame_overlap=0))
@@ -92,7 +92,7 @@ def test_nothing_jumps_where_windows_meet():
 @pytest.mark.slow
 @needs_weights
 def test_nothing_jumps_where_tiles_meet():
-    """Gradients across the borders of small tiles, sampled and decoded, against those elsewhere."""
+    """Compare gradients across the borders of small tiles with those elsewhere."""
     lq = panning(2, 48, 64, 2)
     whole = load_method(overrides=["method.params.sampling.params.steps=1"])
     decoding = replace(whole.decoding, norms="shared", hold=0, windows=replace(whole.decoding.windows, tile=48))

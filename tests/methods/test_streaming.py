@@ -1,4 +1,4 @@
-"""The method frame by frame: stopped and taken up again, in bounded memory, scene by scene."""
+"""Streaming: resumption, bounded memory and scene cuts."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from tests.methods.toy import clip, method, pixelwise
 
 
 @pytest.mark.parametrize("words", [["sampling.guidance=released"], ["windows.n_frames=3", "windows.frame_overlap=1"]])
-def test_a_stream_that_is_stopped_and_taken_up_again_gives_the_same_bits(words):
+def test_an_interrupted_and_resumed_stream_gives_the_same_bits(words):
     lq, toy = clip(9, 16, 20), method(*words)
     whole_clip = toy.restore(lq)
     run, restored = toy.stream(Request((16, 20))), []
@@ -23,7 +23,7 @@ def test_a_stream_that_is_stopped_and_taken_up_again_gives_the_same_bits(words):
     assert torch.equal(torch.cat([frame["sr"] for frame in restored]), whole_clip)
 
 
-def test_what_is_held_does_not_grow_with_the_clip():
+def test_held_frames_do_not_grow_with_the_clip():
     toy = pixelwise("sampling.steps=3")
     run, held = toy.stream(Request((16, 16))), []
     for number, frame in enumerate(clip(1, 16, 16).expand(80, -1, -1, -1)):
@@ -34,7 +34,7 @@ def test_what_is_held_does_not_grow_with_the_clip():
 
 
 def test_nothing_crosses_a_scene_cut():
-    """Two scenes in a row are what each is by itself, with the frame numbers it has."""
+    """Two consecutive scenes give the same results as each scene alone with its frame numbers."""
     generator = torch.Generator().manual_seed(0)
     dark, bright = (torch.rand(1, 3, 16, 16, generator=generator).expand(n, -1, -1, -1) for n in (6, 5))
     words = ("windows.n_frames=4", "sampling.steps=1")
@@ -49,7 +49,7 @@ def test_nothing_crosses_a_scene_cut():
     assert (blended[:6] - both[:6]).abs().max() > 1e-3
 
 
-def test_frames_of_8_and_16_bits_are_taken_as_they_are():
+def test_frames_of_8_and_16_bits_are_accepted():
     toy, lq = method(), (clip(2, 16, 16) * 255).round()
     for dtype, factor in ((torch.uint8, 1), (torch.uint16, 257)):
         run = toy.stream(Request((16, 16)))

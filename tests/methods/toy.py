@@ -1,4 +1,4 @@
-"""What the tests of the method and of its assembly share: toy networks with weights that matter, and moving clips."""
+"""Shared by tests of methods and their assembly: toy networks with non-zero weights, and moving clips."""
 
 from functools import lru_cache
 from pathlib import Path
@@ -30,7 +30,7 @@ def full_word(word: str) -> str:
 
 
 def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Weights as of a trained network: no layer is zero, each keeps the size of its input."""
+    """Initialise weights as in a trained network: no layer is zero, and each preserves the scale of its input."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in module.named_parameters():
@@ -56,14 +56,14 @@ def method(*words: str, preset: str | None = None, **networks: nn.Module):
 
 
 def clip(frames: int = 5, h: int = 16, w: int = 16, *, seed: int = 0, step: int = 1) -> Tensor:
-    """(T, 3, h, w) in [0, 1]: a smooth random picture that moves `step` pixels to the left from frame to frame."""
+    """(T, 3, h, w) in [0, 1]: a smooth random image that moves `step` pixels to the left per frame."""
     coarse = torch.rand(1, 3, h // 4 + 2, (w + step * frames) // 4 + 2, generator=torch.Generator().manual_seed(seed))
     wide = F.interpolate(coarse, size=(h, w + step * frames), mode="bicubic", align_corners=False)[0].clamp(0, 1)
     return torch.stack([wide[..., step * i : step * i + w] for i in range(frames)])
 
 
 class PixelUNet(nn.Module):
-    """A denoiser that acts pixel by pixel, and whose answer depends on everything it is given but the neighbours."""
+    """A pixelwise denoiser whose prediction depends on all its inputs."""
 
     downsampling = 1
 
@@ -82,7 +82,7 @@ class PixelStructure(nn.Module):
 
 
 class BlockAutoencoder(nn.Module):
-    """Latents that see only their own 2x2 pixels; the decoder puts them back and adds the LQ features."""
+    """An autoencoder whose latents depend only on 2x2 pixels; the decoder inverts it and adds the LQ features."""
 
     downsampling = 2
 
@@ -111,7 +111,7 @@ class ClipBlocks(BlockAutoencoder):
 
 
 def pixelwise(*words, preset=None):
-    """The method over stand-ins that see no neighbours, so that any cut must give the same."""
+    """The method with pixelwise networks, so that results must not depend on tiles and windows."""
     nets = {
         "unet": PixelUNet(),
         "structure": PixelStructure(),

@@ -29,7 +29,7 @@ def test_cross_attention_is_softmax_attention_head_by_head():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 6])
-def test_context_rows_serve_consecutive_frames(rows):
+def test_context_rows_belong_to_consecutive_frames(rows):
     layer = CrossAttention(6, heads=2, dim_head=4, context_dim=5)
     x, context = torch.randn(6, 7, 6), torch.randn(rows, 9, 5)
     expected = torch.cat([layer(x[i : i + 1], context[i * rows // 6, None]) for i in range(6)])

@@ -132,7 +132,7 @@ def test_channels_last_and_half_precision_give_the_same_images():
     assert (half.float() - reference).abs().max() < 0.05 * reference.abs().max()
 
 
-def test_wrong_inputs_are_named():
+def test_invalid_inputs_are_refused():
     vae = AutoencoderKL(**TINY)
     with pytest.raises(ValueError, match="multiples of 4"):
         vae.encode(torch.zeros(1, 3, 8, 10))

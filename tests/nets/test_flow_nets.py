@@ -101,7 +101,7 @@ def test_raft_pads_by_replication_around_the_image(small):
         assert torch.equal(small(a, b), small(*padded)[..., 2:69, 1:78])
 
 
-def test_a_row_of_the_batch_is_a_run_of_its_own(small, spynet):
+def test_rows_of_a_batch_are_independent(small, spynet):
     a, b = images(3)
     for net in (small, spynet):
         with torch.no_grad():
@@ -242,7 +242,7 @@ def test_spynet_is_differentiable_in_both_images_even_outside_the_unit_range(spy
     assert a.grad.abs().max() > 0 and b.grad.abs().max() > 0
 
 
-def test_spynet_with_silent_levels_finds_no_flow_and_scales_what_it_finds():
+def test_spynet_with_zero_levels_finds_no_flow_and_scales_flows():
     net = SpyNet()
     with torch.no_grad():
         for p in net.parameters():
@@ -254,7 +254,7 @@ def test_spynet_with_silent_levels_finds_no_flow_and_scales_what_it_finds():
     torch.testing.assert_close(flow[0, :, 0, 0], torch.tensor([3.0 * 80 / 96, 5.0]))
 
 
-def test_wrong_requests_are_refused(small, spynet):
+def test_invalid_arguments_are_refused(small, spynet):
     with pytest.raises(ValueError, match="'normal' or 'small'"):
         RAFT("large")
     with pytest.raises(ValueError, match="'trained' or 'released'"):

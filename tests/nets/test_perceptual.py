@@ -15,7 +15,7 @@ def net():
 
 
 def features(net, x):
-    """VGG16 written out by layer numbers."""
+    """VGG16 by layer numbers."""
     weights = net.state_dict()
     x = (x - torch.tensor([-0.030, -0.088, -0.188]).view(3, 1, 1)) / torch.tensor([0.458, 0.448, 0.450]).view(3, 1, 1)
     for block, numbers in enumerate([(0, 2), (5, 7), (10, 12, 14), (17, 19, 21), (24, 26, 28)], start=1):

@@ -34,7 +34,7 @@ def test_without_mixing_and_fusion_it_is_the_image_decoder():
 
 
 @torch.no_grad()
-def test_clips_do_not_see_one_another_but_frames_do():
+def test_clips_are_independent_but_frames_are_not():
     vae = SequenceAutoencoder(**TINY, temporal_alpha=0.5)
     z, features = latents_and_features(vae, 6)
     both = vae.decode(z, features, num_frames=3)
@@ -162,7 +162,7 @@ def test_channels_last_and_half_precision_give_the_same_frames():
     assert (half.float() - reference).abs().max() < 0.05 * reference.abs().max()
 
 
-def test_wrong_inputs_are_named():
+def test_invalid_inputs_are_refused():
     vae = SequenceAutoencoder(**TINY)
     z, features = latents_and_features(vae, 3)
     with pytest.raises(ValueError, match="whole clips"):

@@ -51,7 +51,7 @@ def test_one_map_per_level_finest_first_any_size():
     assert [tuple(m.shape) for m in maps] == [(2, 64, 10, 7), (2, 64, 5, 4), (2, 64, 3, 2)]
 
 
-def test_levels_of_equal_width_stay_apart():
+def test_levels_of_equal_width_are_separate():
     maps = tiny()(torch.randn(1, 4, 8, 1), torch.tensor([3]))
     assert [tuple(m.shape[2:]) for m in maps] == [(8, 1), (4, 1), (2, 1)]
     maps = tiny()(torch.randn(1, 4, 1, 1), torch.tensor([3]))
@@ -63,7 +63,7 @@ def test_a_single_level_is_the_middle_alone():
     assert len(tiny(channel_mult=(1,))(torch.randn(1, 4, 3, 5), torch.tensor([3]))) == 1
 
 
-def test_frames_do_not_see_one_another_and_time_steps_go_with_their_frames():
+def test_frames_are_independent_and_have_their_own_time_steps():
     net, x = tiny(), torch.randn(6, 4, 8, 4)
     per_frame = net(x, torch.tensor([7, 7, 7, 900, 900, 900]))
     per_clip = net(x, torch.tensor([7, 900]), num_frames=3)

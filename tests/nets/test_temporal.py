@@ -33,7 +33,7 @@ def test_blend_is_exact_at_its_ends_and_linear_outside():
     assert torch.allclose(blend(x, y, torch.tensor([1.5])), 1.5 * y - 0.5 * x, atol=1e-6)
 
 
-def test_start_of_the_blend_is_the_stated_one():
+def test_the_initial_blend_is_the_documented_one():
     assert TemporalConv(4).temporal_alpha.tolist() == pytest.approx([0.1])
     assert TemporalConv(4, temporal_alpha=0.7).temporal_alpha.tolist() == pytest.approx([0.7])
     assert torch.sigmoid(DilatedTemporalConv(4).temporal_alpha).item() == pytest.approx(0.1, abs=1e-3)
@@ -53,11 +53,11 @@ def test_dilated_layer_sums_both_convolutions_and_blends_through_a_sigmoid():
     assert layer.temporal_conv2.dilation == (2, 1, 1)
 
 
-def test_clips_do_not_see_each_other():
+def test_clips_are_independent():
     layer, x = TemporalConv(4, temporal_alpha=0.5), torch.randn(6, 4, 2, 2)
     assert torch.allclose(layer(x, 3)[3:], layer(x[3:], 3), atol=1e-6)
 
 
-def test_a_broken_clip_is_refused():
+def test_an_incomplete_clip_is_refused():
     with pytest.raises(ValueError, match="got 5 frames, expected clips of num_frames=3"):
         TemporalConv(4)(torch.zeros(5, 4, 2, 2), 3)

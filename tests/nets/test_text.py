@@ -25,7 +25,7 @@ def tower():
 
 
 def torch_block(block):
-    """The same block built of nn.MultiheadAttention by torch's own encoder layer."""
+    """The same block as an encoder layer of torch."""
     layer = nn.TransformerEncoderLayer(32, 4, 128, dropout=0.0, activation="gelu", batch_first=True, norm_first=True)
     weights = {}
     for name, value in block.state_dict().items():
@@ -96,7 +96,7 @@ def test_half_precision_stays_close(tower):
     assert (half.float() - reference).abs().max() < 0.05 * reference.abs().max()
 
 
-def test_wrong_inputs_are_named(tower):
+def test_invalid_inputs_are_refused(tower):
     with pytest.raises(ValueError, match=r"\(n, 9\)"):
         tower(torch.zeros(1, 8, dtype=torch.int64))
     with pytest.raises(ValueError, match="divide"):

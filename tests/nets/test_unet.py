@@ -65,7 +65,7 @@ def test_full_size_has_the_released_names_in_order():
     assert list(expected.items()) == [(name, list(value.shape)) for name, value in net.state_dict().items()]
 
 
-def test_repaired_middle_gives_every_image_model_entry_a_home():
+def test_repaired_middle_has_all_names_of_the_image_model():
     homeless = {name.removeprefix("model.diffusion_model.") for name in recorded("sd21")["sd_entries_without_home"]}
     with torch.device("meta"):
         released, repaired = UNet(), UNet(middle="repaired")
@@ -102,7 +102,7 @@ def test_every_norm_has_its_groups_and_eps():
     assert all(isinstance(m, GroupNorm) for m in groups) and all(isinstance(m, LayerNorm) for m in layer_norms)
 
 
-def test_temporal_layers_start_at_the_stated_blend():
+def test_temporal_layers_start_at_the_documented_blend():
     starts = {n: p.item() for n, p in UNet(**TINY).named_parameters() if n.endswith("temporal_alpha")}
     assert sorted(starts) == [f"middle_block.{i}.temporal_alpha" for i in (1, 3, 5)]
     assert list(starts.values()) == pytest.approx([0.1] * 3)
@@ -123,7 +123,7 @@ def test_clips_of_any_length_side_by_side_equal_clips_alone(num_frames):
         assert torch.allclose(both[clip], net(**rows(given, clip), num_frames=num_frames), atol=1e-4)
 
 
-def test_frames_of_a_clip_meet_only_in_the_temporal_layers():
+def test_only_temporal_layers_mix_the_frames_of_a_clip():
     given = inputs(3)
     alone, together = (tiny(temporal_alpha=a)(**given, num_frames=3) for a in (0.0, 0.6))
     assert torch.allclose(alone, tiny(temporal_alpha=0.0)(**given, num_frames=1), atol=1e-4)
@@ -163,7 +163,7 @@ def test_gradients_reach_the_latents_every_map_and_every_parameter():
         {"num_res_blocks": 2, "attention_resolutions": ()},
     ],
 )
-def test_other_plans_work(settings):
+def test_other_architectures_work(settings):
     out = tiny(**settings)(**inputs(2), num_frames=2)
     assert out.shape == (2, settings.get("out_channels", 4), 4, 6) and torch.isfinite(out).all()
 
@@ -194,7 +194,7 @@ def test_half_precision_weights_stay_near_and_the_result_has_the_dtype_of_the_la
         ({"struct_cond": [torch.zeros(4, 6, 2, 3), torch.zeros(4, 6, 4, 6)]}, "for level 0, expected"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(change, message):
+def test_invalid_shapes_are_refused_in_one_line(change, message):
     with pytest.raises(ValueError, match=message):
         tiny()(**{"num_frames": 2} | inputs(4) | change)
 

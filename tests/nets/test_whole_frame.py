@@ -30,7 +30,7 @@ def seed():
 
 
 def lively(net: nn.Module) -> nn.Module:
-    """Norms that do something, and temporal layers that mix."""
+    """Randomise norms and temporal layers, so that they have an effect."""
     for module in net.modules():
         if isinstance(module, nn.GroupNorm):
             nn.init.normal_(module.weight, 1, 0.3)
@@ -43,7 +43,7 @@ def sequence(version: int = 1, **settings) -> SequenceAutoencoder:
 
 
 def uneven(frames: int, size=(27, 12), f: int = 4) -> tuple[torch.Tensor, torch.Tensor]:
-    """Latents and frames whose mean and contrast differ from one side to the other."""
+    """Latents and frames whose mean and contrast vary across the frame."""
     ramp = torch.linspace(0.2, 1.5, size[1])
     x = (torch.rand(frames, 3, size[0] * f, size[1] * f) * 2 - 1) * ramp.repeat_interleave(f)
     return torch.randn(frames, 4, *size) * ramp.flip(0) + ramp, x
@@ -94,7 +94,7 @@ def test_any_number_of_levels(ch_mult):
     ("settings", "limit"),
     [({"norms": "shared"}, 3.0), ({"norms": "tile"}, 3.0), ({"attention": 12}, 1.0)],
 )
-def test_what_is_approximate_is_close(settings, limit):
+def test_approximate_modes_are_close(settings, limit):
     net, (z, x) = sequence(), uneven(2)
     moments, features = net.encode(x)
     expected = net.decode(z, features, num_frames=2)
@@ -123,7 +123,7 @@ def test_half_precision_and_channels_last():
     assert (decode_frames(net, z, x, cut=Cut(TILE), num_frames=2) - reference).abs().max() < 1e-4
 
 
-def test_no_convolution_sees_more_than_a_tile_of_its_level():
+def test_no_convolution_reads_more_than_a_tile_of_its_level():
     net, (z, x) = sequence(), uneven(2)
     seen = {}
 
@@ -157,7 +157,7 @@ def test_the_order_of_tiles_does_not_matter(monkeypatch):
 
 
 @pytest.mark.parametrize("offset", [0.0, 100.0])
-def test_a_norm_in_pieces_is_the_norm_of_the_whole(offset):
+def test_a_norm_computed_in_tiles_equals_that_of_the_whole_map(offset):
     net = lively(nn.Sequential(nn.GroupNorm(4, 8)))
     x = torch.randn(2, 8, 20, 30) + offset
     norms, grid = FrameNorms(net), patches((20, 30), tile=12, halo=3)
@@ -173,7 +173,7 @@ def test_a_norm_in_pieces_is_the_norm_of_the_whole(offset):
 
 
 @mostly_slow("ch_mult", [[1], [1, 1, 2], [1, 1, 1, 1]])
-def test_the_reach_is_that_of_the_architecture(ch_mult):
+def test_the_halo_equals_the_receptive_field(ch_mult):
     net = AutoencoderKL(ch=32, ch_mult=ch_mult, num_res_blocks=1).double()
     for part in (net.encoder, net.decoder):
         part.mid.attn_1 = nn.Identity()
@@ -195,7 +195,7 @@ def test_the_reach_is_that_of_the_architecture(ch_mult):
     assert reach - 1 <= (rows - 20).abs().max() <= reach
 
 
-def test_the_steps_follow_one_another():
+def test_the_levels_of_consecutive_steps_match():
     net = sequence()
     source = {level: (lambda *state: (state, None), 0) for level in (1, 2)}
     for steps in (list(encoder_steps(net)), list(decoder_steps(net, source, 1.0))):

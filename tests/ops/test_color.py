@@ -11,7 +11,7 @@ def picture(*shape: int, seed: int = 0) -> torch.Tensor:
 CONTENT, STYLE = picture(2, 3, 20, 24), 0.3 * picture(2, 3, 20, 24, seed=1) + 0.5
 
 
-def test_adain_takes_over_mean_and_deviation():
+def test_adain_transfers_mean_and_deviation():
     out = adain_color_fix(CONTENT, STYLE)
     for moment, limit in ((torch.mean, 1e-5), (torch.std, 1e-3)):
         torch.testing.assert_close(moment(out, dim=(2, 3)), moment(STYLE, dim=(2, 3)), rtol=0, atol=limit)
@@ -28,14 +28,14 @@ def test_bands_sum_to_the_image(size, levels):
     torch.testing.assert_close(high + low, image)
 
 
-def test_wavelet_keeps_detail_and_changes_the_ground():
+def test_wavelet_keeps_the_high_band_and_replaces_the_low_band():
     torch.testing.assert_close(wavelet_color_fix(CONTENT, CONTENT), CONTENT)
     torch.testing.assert_close(wavelet_color_fix(CONTENT, CONTENT + 0.2), CONTENT + 0.2)
     flat, black = torch.ones(1, 3, 9, 9), torch.zeros(1, 3, 9, 9)
     torch.testing.assert_close(wavelet_color_fix(flat, black), black)
 
 
-def test_the_blur_spreads_a_point_over_nine():
+def test_the_blur_spreads_a_point_over_nine_pixels():
     point = torch.zeros(1, 1, 11, 11)
     point[..., 5, 5] = 16
     spread = wavelet_blur(point, 3)[0, 0]

@@ -1,4 +1,4 @@
-"""Cuts are found, movement is none."""
+"""Scene cuts are detected; motion is not a cut."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def ends(first, second) -> bool:
 
 
 @pytest.mark.parametrize("grain", [1, 2, 8, 24])
-def test_another_picture_is_another_scene(grain):
+def test_a_different_image_starts_a_scene(grain):
     assert ends(texture(1, grain=grain), texture(2, grain=grain))
 
 
@@ -31,17 +31,17 @@ def test_movement_is_no_cut(shift):
     assert not ends(frame, frame.roll((shift, -shift), (2, 3)))
 
 
-def test_noise_on_a_plain_surface_is_no_cut():
+def test_noise_on_a_uniform_surface_is_no_cut():
     torch.manual_seed(0)
     first, second = (0.3 + 0.03 * torch.randn(1, 3, 96, 128) for _ in range(2))
     assert not ends(first, second)
 
 
-def test_fades_and_plain_frames_are_no_cut():
+def test_fades_and_uniform_frames_are_no_cut():
     frame = texture(4, grain=8)
     assert not ends(frame, 0.85 * frame)
     assert not ends(torch.zeros_like(frame), torch.zeros_like(frame))
 
 
-def test_a_picture_after_black_is_a_scene():
+def test_an_image_after_black_starts_a_scene():
     assert ends(torch.zeros(1, 3, 96, 128), texture(5, grain=8))

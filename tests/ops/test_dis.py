@@ -16,7 +16,7 @@ def texture(h, w, seed=0):
 
 
 def pan(h, w, dx, dy, margin=12):
-    """Two views of one texture; the second is where the camera has moved so that things shift by (dx, dy)."""
+    """Two views of a texture; the second is shifted by (dx, dy)."""
     world = texture(h + 2 * margin, w + 2 * margin)
     view = world[..., margin : margin + h, margin : margin + w]
     return view, world[..., margin - dy : margin - dy + h, margin - dx : margin - dx + w]
@@ -53,14 +53,14 @@ def test_pairs_of_a_batch_do_not_influence_each_other():
     assert together.equal(copy.deepcopy(net)(torch.cat((a, c)), torch.cat((b, d))))
 
 
-def test_it_serves_estimate_motion_on_a_clip():
+def test_dis_works_with_estimate_motion():
     a, b = pan(48, 64, 4, 0)
     motion = estimate_motion(DISFlow(), torch.stack((a[0], b[0]))[None], size=(24, 32))
     assert abs(motion.to_next[..., 0, :, :].median() - 2) < 0.1
     assert abs(motion.to_prev[..., 0, :, :].median() + 2) < 0.1
 
 
-def test_what_it_cannot_search_is_refused():
+def test_invalid_images_are_refused():
     with pytest.raises(ValueError, match="preset"):
         DISFlow("best")
     with pytest.raises(ValueError, match="one shape"):
@@ -70,7 +70,7 @@ def test_what_it_cannot_search_is_refused():
 
 
 def rotating_ground(h, w, degrees):
-    """Two views of a texture that turns about its centre, and the exact flow from the first to the second."""
+    """Two views of a rotating texture and the exact flow from the first to the second."""
     ground = texture(h, w)[0].permute(1, 2, 0).numpy()
     turn = cv2.getRotationMatrix2D((w / 2, h / 2), degrees, 1)
     second = cv2.warpAffine(ground, turn, (w, h), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT_101)
@@ -79,7 +79,7 @@ def rotating_ground(h, w, degrees):
     return ground, second, (moved - np.stack([x, y])).astype(np.float32)
 
 
-def test_a_disc_before_a_rotating_ground():
+def test_flow_of_a_disc_on_a_rotating_background():
     h, w, (dx, dy) = 160, 200, (9, 4)
     first, second, exact = rotating_ground(h, w, 3)
     y, x = np.mgrid[:h, :w]

@@ -24,7 +24,7 @@ def smooth(n, c, h, w, seed=0):
 
 @pytest.mark.parametrize("mode", ["bilinear", "nearest"])
 @pytest.mark.parametrize(("dx", "dy"), [(3, 0), (0, -2), (-4, 5)])
-def test_a_whole_pixel_warp_is_a_roll(mode, dx, dy):
+def test_a_warp_by_integer_pixels_is_a_roll(mode, dx, dy):
     x, flow = torch.rand(2, 3, 12, 16), constant_flow(dx, dy, n=2)
     out, inside = flow_warp(x, flow, mode=mode), warp_validity(flow)
     rolled = torch.roll(x, (-dy, -dx), (-2, -1))
@@ -33,13 +33,13 @@ def test_a_whole_pixel_warp_is_a_roll(mode, dx, dy):
     assert (out * (1 - inside)).abs().max() < 1e-4  # zeros from outside
 
 
-def test_no_flow_changes_nothing_even_on_one_pixel():
+def test_zero_flow_changes_nothing_even_on_one_pixel():
     for h, w in [(1, 1), (1, 7), (5, 1), (6, 6)]:
         x = torch.rand(2, 3, h, w)
         torch.testing.assert_close(flow_warp(x, torch.zeros(2, 2, h, w)), x, atol=1e-6, rtol=0)
 
 
-def test_half_a_pixel_is_the_mean_of_two():
+def test_a_warp_by_half_a_pixel_is_the_mean_of_two():
     x = torch.rand(1, 2, 5, 8)
     out = flow_warp(x, constant_flow(0.5, 0, h=5, w=8))
     torch.testing.assert_close(out[..., :-1], (x[..., :-1] + x[..., 1:]) / 2, atol=1e-6, rtol=0)
@@ -92,7 +92,7 @@ def test_a_resized_flow_still_warps_a_resized_image():
     torch.testing.assert_close(flow_warp(small[1], flow)[..., :-2], small[0][..., :-2], atol=1e-5, rtol=0)
 
 
-def test_there_and_back_is_not_occluded_and_contradiction_is():
+def test_consistent_flows_are_not_occluded_and_inconsistent_ones_are():
     flow = constant_flow(2.0, 1.0)
     there, back = forward_backward_occlusion(flow, -flow)
     assert there[..., :-1, :-2].sum() == 0 and back[..., 1:, 2:].sum() == 0
@@ -113,7 +113,7 @@ def test_thresholds_are_alpha_times_motion_plus_beta():
 
 
 def moving_square(step=4, size=8, top=6, left=6, h=20, w=32):
-    """A square that moves right by `step` over a resting ground: both exact flows."""
+    """Both exact flows of a square that moves right by `step` on a static background."""
     to_next, to_prev = torch.zeros(1, 2, h, w), torch.zeros(1, 2, h, w)
     to_next[:, 0, top : top + size, left : left + size] = step
     to_prev[:, 0, top : top + size, left + step : left + step + size] = -step
@@ -130,7 +130,7 @@ def test_a_moving_square_occludes_in_front_and_uncovers_behind():
 
 
 def shift_estimator(calls=None):
-    """A network that knows: the mean tells the number of the frame, and all moves 3 px right and 1 down a frame."""
+    """An exact flow network: the mean of a frame is its number, and the motion is 3 px right and 1 px down."""
 
     def net(a, b):
         if calls is not None:
@@ -201,7 +201,7 @@ def random_motion(clips=2, pairs=4, h=16, w=20):
     return Motion(*flows, *(x.unflatten(0, (clips, pairs)) for x in masks))
 
 
-def test_cropping_and_choosing_frames():
+def test_motion_can_be_cropped_and_restricted_to_frames():
     motion = random_motion()
     part = motion.crop(3, 5, 8, 10).frames(1, 4)
     for a, b in zip(part, motion, strict=True):
@@ -213,7 +213,7 @@ def test_cropping_and_choosing_frames():
         motion.frames(0, 6)
 
 
-def test_resized_motion_is_resized_flow_with_occlusion_found_anew():
+def test_resized_motion_recomputes_occlusion_from_resized_flows():
     motion = random_motion()
     small = motion.resized((8, 5), alpha=0.02, beta=0.1)
     assert small.to_next[1, 2].equal(resize_flow(motion.to_next[1, 2][None], size=(8, 5))[0])
@@ -221,7 +221,7 @@ def test_resized_motion_is_resized_flow_with_occlusion_found_anew():
     assert small.occluded_next[:, 1].equal(expected[0]) and small.occluded_prev[:, 1].equal(expected[1])
 
 
-def test_what_cannot_be_estimated_is_named():
+def test_invalid_frames_and_flows_are_reported():
     with pytest.raises(ValueError, match="expected \\(B, T, 3, H, W\\)"):
         estimate_motion(shift_estimator(), torch.rand(3, 3, 8, 8), size=(8, 8))
     with pytest.raises(FloatingPointError, match="pairs 0 to 1"):

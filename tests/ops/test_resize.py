@@ -6,7 +6,7 @@ from ldm.ops.resize import resize
 
 @pytest.mark.parametrize("mode", ["bicubic", "bilinear", "area", "nearest"])
 @pytest.mark.parametrize("leading", [(), (2,), (2, 3)])
-def test_any_leading_shape_and_a_constant_stays(mode, leading):
+def test_any_leading_shape_works_and_a_constant_is_kept(mode, leading):
     x = torch.full((*leading, 3, 8, 10), 0.25)
     torch.testing.assert_close(resize(x, (12, 5), mode=mode), torch.full((*leading, 3, 12, 5), 0.25))
     assert resize(x, (8, 10), mode=mode) is x
@@ -33,7 +33,7 @@ def test_antialias_averages_what_shrinking_would_skip():
     assert (smooth - 0.5).abs().max() < 0.15 < (plain - 0.5).abs().max()
 
 
-def test_what_cannot_be_is_refused():
+def test_invalid_modes_and_sizes_are_refused():
     x = torch.zeros(3, 8, 8)
     for options in ({"mode": "lanczos"}, {"mode": "area", "antialias": True}):
         with pytest.raises(ValueError, match="mode"):

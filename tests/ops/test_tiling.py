@@ -58,7 +58,7 @@ def test_tiles_are_stacked_clip_by_clip_and_named(batch):
     assert seen == sorted(seen, key=lambda tile: (tile.t.start, tile.x.start, tile.y.start))
 
 
-def test_tensors_of_other_sizes_are_cut_along_and_the_rest_passes_whole():
+def test_tensors_of_other_sizes_are_cut_in_proportion_and_other_arguments_are_passed_on():
     latent, image = clip(3, 20, 24), clip(3, 80, 96, c=1, seed=1)
     factor = torch.tensor(3.0)
 
@@ -73,7 +73,7 @@ def test_tensors_of_other_sizes_are_cut_along_and_the_rest_passes_whole():
         tiled(lambda picture, z, *, tiles: z, tile=(3, 30, 30), overlap=(0, 16, 16))(image, latent)
 
 
-def test_windows_of_frames_cross_fade():
+def test_windows_of_frames_are_blended_linearly():
     x = torch.zeros(1, 8, 1, 4, 4)
     out = tiled(lambda x, *, tiles: x + tiles[0].t.start, tile=(5, 4, 4), overlap=(2, 0, 0))(x)[0, :, 0, 0, 0]
     # the first window (frames 0-4) says 0, the second (3-7) says 3; the two share frames 3 and 4, 2 to 1 and 1 to 2
@@ -102,7 +102,7 @@ def test_the_released_canvas_has_as_few_tiles_as_cover():
         assert starts(size, 64, 32) == [min(k * 32, size - 64) for k in range(count)]
 
 
-def test_the_released_splitter_goes_on_to_the_end():
+def test_the_released_splitter_covers_the_end():
     assert splitter_starts(400, 120, 93) == [0, 93, 186, 279, 280]
     assert splitter_starts(120, 120, 93) == splitter_starts(7, 120, 93) == [0]
 
@@ -114,7 +114,7 @@ def test_windows_are_positive_even_when_rounded(window, shape):
     assert weights.shape == shape and weights.dtype == torch.float64 and weights.float().min() > 0
 
 
-def test_only_the_released_window_is_lopsided():
+def test_only_the_released_window_is_asymmetric():
     for window, lopsided in zip(WINDOWS, (False, False, True), strict=True):
         weights = window(3, 16, 12)
         assert torch.allclose(weights, weights.flip(0)) and torch.allclose(weights, weights.flip(2))
@@ -122,14 +122,14 @@ def test_only_the_released_window_is_lopsided():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_tile_that_is_no_number_stops_the_run_and_is_named(value):
+def test_a_tile_with_nan_raises_an_error_with_its_position(value):
     x = clip(2, 16, 40)
     x[1, 0, 0, 3, 35] = value
     with pytest.raises(FloatingPointError, match=r"frames 0..1, rows 0..15, columns 24..39"):
         tiled(lambda x, *, tiles: x, tile=(2, 16, 16), overlap=(0, 0, 4), batch=3)(x)
 
 
-def test_a_tile_that_fails_is_named_and_fails(caplog):
+def test_an_error_in_a_tile_is_logged_with_its_position(caplog):
     def broken(x, *, tiles):
         if tiles[0] != Tile(slice(0, 2), slice(0, 16), slice(0, 16)):
             raise RuntimeError("out of memory")
@@ -140,7 +140,7 @@ def test_a_tile_that_fails_is_named_and_fails(caplog):
     assert "columns 12..27" in caplog.text
 
 
-def test_half_precision_is_added_up_in_float32():
+def test_half_precision_is_accumulated_in_float32():
     x = clip(2, 40, 40).half()
     kinds = set()
 
@@ -171,7 +171,7 @@ def test_what_does_not_fit_is_refused():
 
 @pytest.mark.parametrize("size", [(1, 1), (12, 12), (13, 12), (37, 90), (100, 25)])
 @pytest.mark.parametrize("halo", [0, 3, 5])
-def test_cores_cover_once_and_cuts_reach_the_halo_or_the_end(size, halo):
+def test_cores_cover_the_grid_once_and_cuts_include_the_halo(size, halo):
     count = torch.zeros(size)
     for patch in patches(size, tile=12, halo=halo):
         count[patch.core] += 1
@@ -183,7 +183,7 @@ def test_cores_cover_once_and_cuts_reach_the_halo_or_the_end(size, halo):
 
 
 @pytest.mark.parametrize("scale", [1, 2, 4])
-def test_pieces_of_a_convolution_put_together_are_the_convolution(scale):
+def test_a_convolution_by_patches_equals_the_convolution(scale):
     x, weight = clip(1, 20, 31)[:, 0], torch.randn(3, 3, 5, 5, generator=torch.Generator().manual_seed(1))
     fine = x.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     conv = torch.nn.functional.conv2d
@@ -202,7 +202,7 @@ def test_pieces_of_a_convolution_put_together_are_the_convolution(scale):
     assert pasted(lambda x, patch: None, [x], size=(20, 31), grid=grid) is None
 
 
-def test_pieces_that_do_not_fit_are_refused():
+def test_results_of_wrong_sizes_are_refused():
     x = clip(1, 20, 30)[:, 0]
     with pytest.raises(ValueError, match="tile 6 for a halo of 3"):
         patches((20, 30), tile=6, halo=3)

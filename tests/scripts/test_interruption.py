@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ldm import video
-from ldm.engine.resume import WorkFolder, folder_beside, plan_begun_with
+from ldm.engine.resume import WorkFolder, folder_beside, recorded_plan
 from ldm.methods.mgld.codec import Codec
 from scripts import upscale
 from tests.scripts import toy
@@ -155,7 +155,7 @@ def test_a_missing_part_is_named(stopped, capfd):
 
 def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
     words, output = stopped
-    assert plan_begun_with(output)["part_frames"] == 2
+    assert recorded_plan(output)["part_frames"] == 2
     manifest = json.loads((folder_beside(output) / "manifest.json").read_text())
     with WorkFolder(output, manifest):
         assert upscale.main(words) == 2

@@ -1,4 +1,4 @@
-"""Stages against the whole clip at once, cut and uncut, stopped and taken up again."""
+"""Stages compared with processing the clip at once, with scenes, and after resumption."""
 
 import pytest
 import torch
@@ -17,14 +17,14 @@ def frames_of(x: torch.Tensor, start: int = 0) -> list[Frame]:
 
 
 def mixed(x: torch.Tensor) -> torch.Tensor:
-    """Something in which every frame of a window sees every other and its own place."""
+    """A function in which each frame depends on all frames of the window and on its position."""
     place = torch.arange(1.0, x.shape[1] + 1).view(1, -1, 1, 1, 1)
     return x.cumsum(1) * place + x.mean(1, keepdim=True)
 
 
 @pytest.mark.parametrize("count", range(1, 17))
 @pytest.mark.parametrize(("size", "overlap"), [(5, 2), (5, 0), (4, 3), (1, 0), (3, 1)])
-def test_windows_of_a_stream_are_the_tilers(count, size, overlap):
+def test_windows_of_a_stream_equal_those_of_the_tiler(count, size, overlap):
     x = values(count)
     whole = tiling.tiled(lambda x, *, tiles: mixed(x), tile=(size, 3, 4), overlap=(overlap, 0, 0),
                          window=tiling.flat_window)(x)  # fmt: skip
@@ -49,11 +49,11 @@ def test_without_flush_the_last_window_is_short(count, sizes):
 
 @pytest.mark.parametrize("count", range(1, 12))
 @pytest.mark.parametrize(("reach", "block"), [(1, 3), (2, 1), (2, 4), (0, 2)])
-def test_neighbours_see_exactly_as_far_as_they_must(count, reach, block):
+def test_neighbours_have_exactly_the_required_context(count, reach, block):
     x = values(count)
 
     def around(x: torch.Tensor) -> torch.Tensor:
-        """Each frame times 10 plus the sum of those within reach."""
+        """Ten times each frame plus the sum of the frames within reach."""
         rows = [x[:, max(k - reach, 0) : k + reach + 1].sum(1) for k in range(x.shape[1])]
         return 10 * x + torch.stack(rows, 1)
 
@@ -72,12 +72,12 @@ def stages_with_scenes(seen):
         seen.append([frame.number for frame in frames])
         return stack(frames, "x") + 1
 
-    cut = Scenes(lambda a, b: (bool((a["x"] != b["x"]).all()), b.put(pair=a["x"])), spent=("pair",))
+    cut = Scenes(lambda a, b: (bool((a["x"] != b["x"]).all()), b.put(pair=a["x"])), drop=("pair",))
     near = Neighbours(lambda frames, start, stop: fn(frames)[:, start:stop], reach=1, name="x")
     return [cut, Windowed(fn, size=3, overlap=1, name="x"), near, Each(lambda frame: frame.put(z=frame["x"]))]
 
 
-def test_no_stage_looks_across_the_end_of_a_scene():
+def test_no_stage_combines_frames_of_two_scenes():
     seen = []
     out = run_all(stages_with_scenes(seen), two_scenes())
     assert [frame.number for frame in out] == list(range(9))
@@ -87,7 +87,7 @@ def test_no_stage_looks_across_the_end_of_a_scene():
 
 
 @pytest.mark.parametrize("stop", range(10))
-def test_a_run_taken_up_after_any_frame_goes_on_as_if_never_stopped(stop, tmp_path):
+def test_a_run_resumed_after_any_frame_gives_the_same_result(stop, tmp_path):
     whole = run_all(stages_with_scenes([]), two_scenes())
     run, out = Pipeline(stages_with_scenes([])), []
     for frame in two_scenes()[:stop]:
@@ -106,7 +106,7 @@ def test_a_run_taken_up_after_any_frame_goes_on_as_if_never_stopped(stop, tmp_pa
     assert [(f.number, f.last, f["z"].item()) for f in out] == [(f.number, f.last, f["z"].item()) for f in whole]
 
 
-def test_what_waits_does_not_grow():
+def test_the_number_of_held_frames_is_bounded():
     run, held = Pipeline([Scenes(lambda a, b: (False, b)), *stages_with_scenes([])[1:]]), []
     for number in range(60):
         run.push(Frame(number, {"x": torch.zeros(1, 1)}))
@@ -115,7 +115,7 @@ def test_what_waits_does_not_grow():
     assert max(held[20:]) <= max(held[:20]) <= 12
 
 
-def test_refusals():
+def test_invalid_windows_and_states_are_refused():
     with pytest.raises(ValueError, match="overlap 3 for windows of 3"):
         Windowed(lambda frames: None, size=3, overlap=3, name="x")
     with pytest.raises(ValueError, match="1 stages, expected 2"):

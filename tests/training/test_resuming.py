@@ -162,7 +162,7 @@ def test_what_is_no_run_is_said(finished, tmp_path, capsys):
     whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
     for content in (whole[: len(whole) // 2], weights.read_bytes(), b""):
         copy.write_bytes(content)
-        assert "not a whole checkpoint of a training" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
+        assert "not a complete checkpoint of a training" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
 
 
 def test_a_learning_rate_that_ends_is_not_made_longer(tmp_path, data, capsys):

@@ -163,7 +163,7 @@ def test_stage_two_keeps_the_encoder_and_trains_the_decoder(trained):
 def test_stage_one_trains_the_unet_and_the_structure_encoder(trained):
     state = checkpoint.read(trained / "weights" / "mgldvsr_unet.safetensors")
     assert state["model.diffusion_model.out.2.weight"].abs().max() > 0  # starts at zero
-    assert set(checkpoint.slots_held(state, checkpoint.STAGE_ONE)) == {"unet", "structure", "autoencoder"}
+    assert set(checkpoint.slots_present(state, checkpoint.STAGE_ONE)) == {"unet", "structure", "autoencoder"}
 
 
 def test_what_stays_as_built_is_said_with_its_reason(trained, capsys, tmp_path):

@@ -19,7 +19,7 @@ ONE = torch.ones(1)
 
 
 class Marker:
-    """Pickles to a call that leaves a trace when it is run."""
+    """Pickles to a call with a visible effect when it is executed."""
 
     def __init__(self, call, *args):
         self.call = (call, args)
@@ -56,7 +56,7 @@ def one_line(error) -> str:
 
 
 def lightning_checkpoint(monkeypatch, state):
-    """What Lightning 1.4 writes: the class of a callback as a key, NumPy numbers beside the weights."""
+    """A checkpoint as of Lightning 1.4: the class of a callback as a key, and NumPy numbers."""
     module = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
     module.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": module.__name__})
     monkeypatch.setitem(sys.modules, module.__name__, module)
@@ -117,7 +117,7 @@ def test_the_allow_list_does_not_outlive_the_reading(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("container", [(), ("state_dict",), ("model",), ("params",), ("state_dict", "model")])
-def test_containers_and_dataparallel_prefix_are_taken_off(tmp_path, container):
+def test_containers_and_the_dataparallel_prefix_are_removed(tmp_path, container):
     content = {"module.a.weight": torch.arange(3.0), "module.b": torch.ones(1)}
     for key in container:
         content = {key: content}
@@ -125,7 +125,7 @@ def test_containers_and_dataparallel_prefix_are_taken_off(tmp_path, container):
     assert checkpoint.read(tmp_path / "x.pth").keys() == {"a.weight", "b"}
 
 
-def test_a_prefix_that_only_some_names_carry_stays(tmp_path):
+def test_a_prefix_of_only_some_names_is_kept(tmp_path):
     torch.save({"module.a": torch.ones(1), "b": torch.ones(1)}, tmp_path / "x.pth")
     assert checkpoint.read(tmp_path / "x.pth").keys() == {"module.a", "b"}
 
@@ -155,7 +155,7 @@ def damaged_files() -> dict[str, tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("kind", damaged_files())
-def test_a_damaged_or_foreign_file_is_one_line(tmp_path, kind):
+def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path, kind):
     name, content = damaged_files()[kind]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError) as error:
@@ -172,7 +172,7 @@ def test_a_file_without_a_state_dict_is_refused(tmp_path, content):
         checkpoint.read(tmp_path / "x.pt")
 
 
-def test_a_file_that_is_not_there(tmp_path):
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no weight file"):
         checkpoint.read(tmp_path / "x.ckpt")
 
@@ -187,7 +187,7 @@ def test_load_fills_every_entry():
     assert all(torch.equal(value, target.state_dict()[name]) for name, value in source.state_dict().items())
 
 
-def test_other_widths_say_wrong_configuration():
+def test_other_widths_are_reported_as_a_wrong_configuration():
     with pytest.raises(CheckpointError, match=r"6 mis-shaped: 0\.weight \(file \(4, .*wrong configuration"):
         checkpoint.load(network(3), network(4).state_dict())
 
@@ -219,7 +219,7 @@ def test_named_tolerances():
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_no_number_is_named(bad):
+def test_an_entry_with_nan_is_reported(bad):
     state = network().state_dict()
     state["0.weight"][1, 0, 0, 0] = bad
     with pytest.raises(CheckpointError, match=r"0\.weight holds 1 NaN or infinite"):
@@ -235,7 +235,7 @@ def test_half_precision_files_and_meta_networks_keep_the_networks_dtype():
     assert isinstance(target[0].weight, nn.Parameter) and target[1].num_batches_tracked.device.type == "cpu"
 
 
-def test_a_meta_network_must_be_filled_whole():
+def test_a_meta_network_must_be_filled_completely():
     with torch.device("meta"):
         target = network()
     state = network().state_dict()
@@ -265,7 +265,7 @@ def test_slots_that_were_not_built_must_be_named_when_the_file_has_them():
         checkpoint.load_slots(built, state, checkpoint.STAGE_ONE)
     checkpoint.load_slots(built, state, checkpoint.STAGE_ONE, absent=["text", "flow"])
     small = {n: v for n, v in state.items() if not n.startswith(("cond_", "flownet"))}
-    assert checkpoint.slots_held(small, checkpoint.STAGE_ONE) == ["unet", "autoencoder", "structure"]
+    assert checkpoint.slots_present(small, checkpoint.STAGE_ONE) == ["unet", "autoencoder", "structure"]
     checkpoint.load_slots(built, small, checkpoint.STAGE_ONE)
 
 

@@ -1,4 +1,4 @@
-"""Frames to latents and latents to frames: the two autoencoders of MGLD-VSR, cut to fit into memory."""
+"""Encoding and decoding by the two autoencoders of MGLD-VSR, in tiles where memory requires it."""
 
 import contextlib
 import math
@@ -17,10 +17,10 @@ class Codec:
 
     Args:
         autoencoder: the image autoencoder.
-        sequence_decoder: the sequence autoencoder, whose encoder gives the LQ features.
-        decoding: tiles, norms, weight of the LQ features.
-        scale_factor: latents are this times the sample of the autoencoder's posterior.
-        dtype: of autocast for the networks; None: none.
+        sequence_decoder: the sequence autoencoder; its encoder computes the LQ features.
+        decoding: tiles, norms and weight of the LQ features.
+        scale_factor: latents are samples of the autoencoder's posterior times this factor.
+        dtype: autocast dtype of the networks; None disables autocast.
     """
 
     def __init__(
@@ -37,23 +37,23 @@ class Codec:
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
+        """Number of latent channels."""
         return self.autoencoder.post_quant_conv.in_channels
 
     @property
     def downsampling(self) -> int:
-        """Side of a frame over side of its latents."""
+        """Side of a frame divided by the side of its latents."""
         return self.autoencoder.downsampling
 
     def autocast(self) -> contextlib.AbstractContextManager:
-        """The context the networks run in; everything else stays float32."""
+        """Return the autocast context of the networks; everything else is float32."""
         device = self.autoencoder.post_quant_conv.weight.device.type
         return torch.autocast(device, self.dtype, enabled=self.dtype is not None)
 
     def encode(self, pictures: Tensor, eps: Tensor) -> Tensor:
-        """Scaled posterior samples (B, T, c, h, w) of frames (B, T, 3, H, W) in [0, 1].
+        """Encode frames (B, T, 3, H, W) in [0, 1] to scaled posterior samples (B, T, c, h, w).
 
-        eps is standard normal, (B, T, c, h, w).
+        `eps` is standard normal noise (B, T, c, h, w).
         """
         if cut := self.cut_of(eps.shape[-2:]):
             with self.autocast():
@@ -69,9 +69,10 @@ class Codec:
             return self.autoencoder.encode(pictures.flatten(0, 1) * 2 - 1).float().unflatten(0, eps.shape[:2])
 
     def decode(self, x: Tensor, pictures: Tensor, report: Callable[[], None] = lambda: None) -> Tensor:
-        """Frames (B, T, 3, H, W), about [-1, 1], from latents x (B, T, c, h, w) and the enlarged LQ frames in [0, 1].
+        """Decode latents x (B, T, c, h, w) with the enlarged LQ frames in [0, 1] to frames (B, T, 3, H, W).
 
-        T is at most a window. `report` is called after every tile, or once where norms see more than tiles.
+        Results are about [-1, 1], not clamped. T is at most the length of a window. `report` is called after each tile,
+        or once if norms use statistics of more than a tile.
         """
         if cut := self.cut_of(x.shape[-2:]):
             with self.autocast():
@@ -94,13 +95,13 @@ class Codec:
         return self.decoding.windows.over(decode_tile, x.shape[-2:])(x, pictures)
 
     def cut_of(self, latent: tuple[int, int]) -> Cut | None:
-        """How the autoencoders cut latents of this size; None: into blended tiles."""
+        """Return how the autoencoders cut latents of this size; None for blended tiles."""
         if self.decoding.norms == "tile":
             return None
         return self.decoding.cut(self.largest_map(latent))
 
     def largest_map(self, latent: tuple[int, int]) -> int:
-        """Bytes of the largest map of the autoencoders for a window of latents of this size."""
+        """Return the bytes of the largest feature map for a window of latents of this size."""
         width, f = self.autoencoder.encoder.down[0].block[-1].conv2.out_channels, self.downsampling
         values = self.decoding.windows.n_frames * width * math.prod(latent) * f * f
         return values * (2 if self.dtype else 4)

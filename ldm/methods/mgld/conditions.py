@@ -1,29 +1,29 @@
-"""The maps of the structure encoder, computed once for frames that two windows of a step share."""
+"""A cache of the structure encoder's maps for frames that consecutive windows share."""
 
 import torch
 from torch import Tensor, nn
 
-KEPT = 256 * 2**20  # limit of the maps that are kept, in bytes
+MAX_CACHED_BYTES = 256 * 2**20  # maximum size of the cache
 
 
 class Conditions:
-    """Maps of the frames of a window at one place and time step, kept for the next window.
+    """Compute the maps of a window and cache those that the next window needs.
 
-    A map depends only on the latents of the frame in the tile and on the time step. They are the key of what is kept,
-    and frames are encoded one by one, so a result is the same to the bit whether it was kept or computed.
+    A map depends only on the latents of a frame in a tile and on the time step, which form the key of the cache. Frames
+    are encoded one by one, so that cached and computed results are bitwise equal.
 
     Args:
-        structure: the condition encoder.
-        shared: frames that consecutive windows have in common.
-        limit: bytes of maps to keep; beyond it maps are computed again.
+        structure: the structure encoder.
+        shared: number of frames that consecutive windows share.
+        limit: maximum size of the cache in bytes; further maps are computed again.
     """
 
-    def __init__(self, structure: nn.Module, *, shared: int, limit: int = KEPT) -> None:
+    def __init__(self, structure: nn.Module, *, shared: int, limit: int = MAX_CACHED_BYTES) -> None:
         self.structure, self.shared, self.limit = structure, shared, limit
         self._kept: dict[tuple, list[tuple[Tensor, list[Tensor]]]] = {}
 
     def __call__(self, z: Tensor, t: Tensor, *, place: tuple) -> list[Tensor]:
-        """Latents z (B, T, c, h, w) of tiles at `place`, time step t (1,) -> a map (B*T, c', h', w') for each level."""
+        """Encode tiles z (B, T, c, h, w) at `place`, time step t (1,) -> a map (B*T, c', h', w') for each level."""
         before = self._kept.pop(place, [])
         frames = [(z[:, k], self._maps(z[:, k], t, before)) for k in range(z.shape[1])]
         if self.shared and self.bytes_kept + sum(map(_bytes_of, frames[-self.shared :])) <= self.limit:
@@ -38,7 +38,7 @@ class Conditions:
 
     @property
     def bytes_kept(self) -> int:
-        """Of the maps and the latents they belong to."""
+        """Size of the cached maps and their latents in bytes."""
         return sum(_bytes_of(frame) for frames in self._kept.values() for frame in frames)
 
 

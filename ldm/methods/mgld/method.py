@@ -1,4 +1,4 @@
-"""MGLD-VSR over built networks, frames to frames."""
+"""The MGLD-VSR method."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.noise import FrameNoise
 from ldm.methods import contract
-from ldm.methods.contract import Costs, Progress, Request, silent
+from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.geometry import Geometry
 from ldm.methods.mgld import levers as memory
 from ldm.methods.mgld.codec import Codec
@@ -31,14 +31,14 @@ class MGLD:
 
     Args:
         networks: modules by the names of `NETWORKS`; `flow(img1, img2)` may be any estimator of `ldm.nets` or
-            `ldm.ops.dis`. They are set to evaluation and channels-last.
-        scale_factor: latents are this times the sample of the autoencoder's posterior.
-        sampling, windows, decoding: how latents are sampled, cut into windows and tiles, and decoded.
-        min_size: frames are enlarged until their short side has this many pixels before they are restored.
-        precision: "fp32", or "bf16" or "fp16" for the networks alone.
-        compiled: run the networks by torch.compile.
+            `ldm.ops.dis`. They are set to evaluation mode and channels-last.
+        scale_factor: latents are samples of the autoencoder's posterior times this factor.
+        sampling, windows, decoding: settings of the sampler, of windows and tiles, and of the decoder.
+        min_size: minimum short side, in pixels, to which frames are enlarged before restoration.
+        precision: dtype of the networks: "fp32", "bf16" or "fp16".
+        compiled: compile the networks with torch.compile.
 
-    Raises ValueError for a missing network, an unknown word, or a tile that the U-Net cannot halve.
+    Raises ValueError for a missing network, an unknown word, or a tile that the U-Net cannot downsample.
     """
 
     networks: Mapping[str, nn.Module]
@@ -67,24 +67,24 @@ class MGLD:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.networks["unet"].parameters()).device
 
-    def stream(self, request: Request, levers: TileLevers | None = None, progress: Progress = silent) -> Pipeline:
-        """The stages that restore a clip; see `ldm.methods.contract.Method.stream`.
+    def stream(self, request: Request, levers: TileLevers | None = None, progress: Progress = no_progress) -> Pipeline:
+        """Return a pipeline that restores a clip; see `ldm.methods.contract.Method.stream`.
 
-        Each sampling step waits for a window of frames, so frames come out late. The noise of a frame depends on its
+        Each sampling step waits for a window of frames, so results are delayed. The noise of a frame depends on its
         number and the seed alone.
         """
         levers, geometry = levers or self.levers()[0], self.geometry(request.size, request.upscale)
         calls = self.calls(request.frames, geometry.latent, levers) if request.frames else {}
         run = self.restoration(levers, seed=request.seed, tally=Tally(progress, calls))
         enlarge = Each(lambda frame: frame.put(picture=geometry.enlarge(frame["lq"]))).labelled("enlarging")
-        kept = memory.keeps_pictures(self, request)
+        kept = memory.caches_pictures(self, request)
         stages = [
             enlarge,
             Each(partial(run.encode, size=geometry.latent)).labelled("encoding"),
-            Scenes(run.compare, spent=("small", "lq" if kept else "picture")).labelled("flow"),
+            Scenes(run.compare, drop=("small", "lq" if kept else "picture")).labelled("flow"),
             *run.sampling_stages(),
             *([] if kept else [enlarge]),
             run.decoding_stage(),
@@ -94,12 +94,12 @@ class MGLD:
         return Pipeline(stages, device=self.device)
 
     def levers(self) -> list[TileLevers]:
-        """Tiles and norms from those of the settings down to the least memory."""
+        """Return tiles and norms from those of the settings down to the least memory."""
         return memory.ladder(self.windows, self.decoding, step=self.networks["unet"].downsampling)
 
     def probes(self, levers: TileLevers) -> dict[str, Callable[[int], int | None]]:
-        """A window of each stage, and the bytes of the maps of the structure encoder for one frame ("maps")."""
-        run, codec = self.restoration(levers, seed=0, tally=Tally(silent, {})), self.codec(levers)
+        """Return runs of one window per stage, and the bytes of the structure encoder's maps of a frame ("maps")."""
+        run, codec = self.restoration(levers, seed=0, tally=Tally(no_progress, {})), self.codec(levers)
 
         def latents(frames: int, side: int) -> Tensor:
             return torch.zeros(1, frames, self.channels, side, side, device=self.device)
@@ -132,35 +132,36 @@ class MGLD:
         return {"sampling": sampling, "encoding": encoding, "decoding": decoding, "maps": maps}
 
     def peak(self, request: Request, levers: TileLevers, costs: Costs) -> int:
-        """Bytes that restoring takes at most; see `ldm.methods.contract.Method.peak`."""
+        """Predict the peak in bytes; see `ldm.methods.contract.Method.peak`."""
         return memory.peak(self, request, levers, costs)
 
-    # ---- more than the contract
+    # ---- beyond the contract
 
-    def restore(self, lq: Tensor, *, upscale: float = 4.0, seed: int = 42, progress: Progress = silent) -> Tensor:
-        """Restore frames (T, 3, h, w) or clips (B, T, 3, h, w) in [0, 1] -> the same `upscale` times as large.
+    def restore(self, lq: Tensor, *, upscale: float = 4.0, seed: int = 42, progress: Progress = no_progress) -> Tensor:
+        """Restore frames (T, 3, h, w) or clips (B, T, 3, h, w) in [0, 1], enlarged by `upscale`.
 
-        Any number of frames, any sides from 16 pixels. The same seed gives every clip of a batch the same noise. Raises
-        as `ldm.methods.contract.restore_clip`.
+        T is at least 1; sides are at least 16 pixels. All clips of a batch have the same noise. Raises the errors of
+        `ldm.methods.contract.restore_clip`.
         """
         if lq.ndim == 5 and len(lq):
             return torch.stack([self.restore(clip, upscale=upscale, seed=seed, progress=progress) for clip in lq])
         return contract.restore_clip(self, lq, Request(tuple(lq.shape[-2:]), len(lq), upscale, seed), progress)
 
     def latents(self, pictures: Tensor, *, seed: int = 42) -> list[Frame]:
-        """The frames of a clip (T, 3, H, W) in [0, 1] of the final size, padded, with their sampled latents "x".
+        """Sample the latents of a clip (T, 3, H, W) in [0, 1] that already has its padded output size.
 
-        Also the latents of the input "z", both (1, c, h, w), and the motion (`restoration.motion_between`).
+        Returns frames with the sampled latents "x" and the LQ latents "z", both (1, c, h, w), and their motion
+        (`restoration.motion_between`).
         """
-        run = self.restoration(self.levers()[0], seed=seed, tally=Tally(silent, {}))
+        run = self.restoration(self.levers()[0], seed=seed, tally=Tally(no_progress, {}))
         f = self.networks["autoencoder"].downsampling
         size = (pictures.shape[-2] // f, pictures.shape[-1] // f)
-        stages = [Each(partial(run.encode, size=size)), Scenes(run.compare, spent=("small", "picture"))]
+        stages = [Each(partial(run.encode, size=size)), Scenes(run.compare, drop=("small", "picture"))]
         frames = [Frame(number, {"picture": frame[None]}) for number, frame in enumerate(pictures)]
         return run_all([*stages, *run.sampling_stages()], frames, device=self.device)
 
     def restoration(self, levers: TileLevers, *, seed: int, tally: Tally) -> Restoration:
-        """The functions of the stages for one clip, with noise that has an address."""
+        """Return the operations on one clip, with noise that depends on seed, step and frame number alone."""
         return Restoration(
             self.networks,
             codec=self.codec(levers),
@@ -171,7 +172,7 @@ class MGLD:
         )
 
     def codec(self, levers: TileLevers) -> Codec:
-        """The autoencoders, cut as `levers` say."""
+        """Return the autoencoders with the tiles and norms of `levers`."""
         return Codec(
             self.networks["autoencoder"],
             self.networks["sequence_decoder"],
@@ -181,19 +182,19 @@ class MGLD:
         )
 
     def geometry(self, size: tuple[int, int], upscale: float) -> Geometry:
-        """The sizes that frames of `size` (h, w) go through."""
+        """Return the sizes for input frames of `size` (h, w)."""
         f = self.networks["autoencoder"].downsampling
         pad = partial(pad_to_multiple, multiple=f * self.networks["unet"].downsampling)
         return Geometry(size, upscale=upscale, min_size=self.min_size, pad=pad, downsampling=f)
 
     @property
     def channels(self) -> int:
-        """Of the latents."""
+        """Number of latent channels."""
         return self.networks["autoencoder"].post_quant_conv.in_channels
 
     @property
     def frames_held(self) -> int:
-        """Frames that a stream holds at most."""
+        """Maximum number of frames that a stream holds."""
         return memory.frames_held(
             len(self.sampling.schedule),
             windows=self.windows,
@@ -202,7 +203,7 @@ class MGLD:
         )
 
     def calls(self, frames: int, size: tuple[int, int], levers: TileLevers) -> dict[str, int]:
-        """Calls of networks by stage for one scene of so many frames whose latents have `size` (h, w)."""
+        """Return the network calls by stage for a scene of so many frames with latents of `size` (h, w)."""
         codec = self.codec(levers)
         sampling = levers.sampling_windows(self.windows).calls(frames, *size) * len(self.sampling.schedule)
         tiles = codec.decoding.windows
@@ -211,7 +212,7 @@ class MGLD:
 
 
 def compile_networks(networks: Mapping[str, nn.Module]) -> None:
-    """Have torch.compile work on what takes the time; on encoder and decoder only where they run by tiles."""
+    """Compile the slow networks in place. Encoder and decoder run compiled only on blended tiles."""
     parts = networks["autoencoder"].encoder, networks["sequence_decoder"].decoder
     for network in (networks["unet"], networks["structure"], *parts):
         network.compile()

@@ -1,4 +1,4 @@
-"""The released tiled script of MGLD-VSR as a method of its own: segments without overlap and image patches."""
+"""MGLD-VSR with the cuts of the released tiled script: segments without overlap and image patches."""
 
 import math
 from collections.abc import Callable
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.noise import ReleasedNoise, sequential
-from ldm.methods.contract import Costs, Progress, Request, silent
+from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.geometry import Geometry
 from ldm.methods.mgld.levers import TileLevers
 from ldm.methods.mgld.method import MGLD
@@ -27,7 +27,7 @@ PAD = 32  # the released script pads frames to multiples of this
 
 @dataclass(frozen=True)
 class PatchLevers:
-    """The patches of the released cut, which do not adapt to memory."""
+    """The patches of the released script; they do not adapt to memory."""
 
     n_frames: int
     patch: int
@@ -39,13 +39,13 @@ class PatchLevers:
 
 @dataclass(frozen=True, kw_only=True)
 class ReleasedMGLD(MGLD):
-    """MGLD-VSR cut as by the released script (B25, B27).
+    """MGLD-VSR with segments and patches as in the released script (B25, B27).
 
-    Segments of `n_frames` without overlap, across scene cuts; image patches of `patch` pixels every `stride` (None: 25
-    in 32 of `patch`, the released proportion), each restored on its own with the same sequential noise and averaged
-    where they overlap. The last segment is filled up by repeating the last frame.
+    Segments have `n_frames` frames, do not overlap and ignore scene cuts. Image patches of `patch` pixels start every
+    `stride` pixels (None: 25/32 of `patch`, the released ratio); each is restored separately with the same sequential
+    noise, and overlaps are averaged. The last segment is extended by repeating the last frame.
 
-    Raises ValueError for patches that the networks cannot divide.
+    Raises ValueError for patches that the networks cannot downsample.
     """
 
     n_frames: int = 5
@@ -64,8 +64,8 @@ class ReleasedMGLD(MGLD):
 
     # ---- the contract
 
-    def stream(self, request: Request, levers: PatchLevers | None = None, progress: Progress = silent) -> Pipeline:
-        """The stages that restore a clip; see `ldm.methods.contract.Method.stream`."""
+    def stream(self, request: Request, levers: PatchLevers | None = None, progress: Progress = no_progress) -> Pipeline:
+        """Return a pipeline that restores a clip; see `ldm.methods.contract.Method.stream`."""
         geometry = self.geometry(request.size, request.upscale)
         tally = Tally(progress, self._released_calls(request.frames, geometry) if request.frames else {})
         restore = partial(self.restore_segment, geometry=geometry, seed=request.seed, tally=tally)
@@ -78,32 +78,32 @@ class ReleasedMGLD(MGLD):
         return Pipeline(stages, device=self.device)
 
     def levers(self) -> list[PatchLevers]:
-        """The one cut there is."""
+        """Return the only levers."""
         return [PatchLevers(self.n_frames, self.patch, self.stride)]
 
     def probes(self, levers: PatchLevers) -> dict[str, Callable[[int], int | None]]:
-        """None: the released cut is not planned."""
+        """Return no probes: memory of the released script is not planned."""
         return {}
 
     def peak(self, request: Request, levers: PatchLevers, costs: Costs) -> None:
-        """None: the released cut is not planned."""
+        """Return None: memory of the released script is not planned."""
         return None
 
-    # ---- the cut
+    # ---- segments and patches
 
     @property
     def _uncut(self) -> TileLevers:
-        """The tiles of the settings, within a patch."""
+        """The tiles within a patch, as in the settings."""
         return MGLD.levers(self)[0]
 
     def geometry(self, size: tuple[int, int], upscale: float) -> Geometry:
-        """The sizes that frames of `size` (h, w) go through, padded as released."""
+        """Return the sizes for input frames of `size` (h, w), padded as released."""
         f = self.networks["autoencoder"].downsampling
         pad = partial(released_pad, multiple=PAD)
         return Geometry(size, upscale=upscale, min_size=self.min_size, pad=pad, downsampling=f)
 
     def restore_segment(self, frames: list[Frame], *, geometry: Geometry, seed: int, tally: Tally) -> Tensor:
-        """A segment of frames with values "picture" -> (1, T, 3, H, W), about [-1, 1], patch by patch."""
+        """Restore a segment of frames with values "picture" by patches -> (1, T, 3, H, W), about [-1, 1]."""
         pictures, count = stack(frames, "picture"), len(frames)
         repeated = pictures[:, -1:].expand(-1, self.n_frames - count, *pictures.shape[2:])
         pictures = torch.cat([pictures, repeated], dim=1)
@@ -118,10 +118,10 @@ class ReleasedMGLD(MGLD):
             return run.restore_encoded(z, x, cut_motion(motion, tiles[0], f))[1]
 
         out = self.over_patches(restore_patch)(pictures)
-        return torch.cat([out[:, : count - 1], out[:, -1:]], dim=1)  # of a repeated frame the last result is kept
+        return torch.cat([out[:, : count - 1], out[:, -1:]], dim=1)  # the last result of a repeated frame is used
 
     def segment_restoration(self, noise: Noise, tally: Tally) -> Restoration:
-        """The functions of the stages for one patch of a segment, with noise such as `sequential` gives."""
+        """Return the operations on one patch of a segment, with noise such as that of `sequential`."""
         return Restoration(
             self.networks,
             codec=self.codec(self._uncut),
@@ -132,7 +132,7 @@ class ReleasedMGLD(MGLD):
         )
 
     def over_patches(self, fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """`fn` on every image patch of a segment, averaged where patches overlap."""
+        """Return `fn` applied to each image patch of a segment; overlaps are averaged."""
 
         def starts(length: int, tile: int, overlap: int) -> list[int]:
             return tiling.splitter_starts(length, tile, tile - overlap)
@@ -142,7 +142,7 @@ class ReleasedMGLD(MGLD):
         return tiling.tiled(fn, tile=tile, overlap=(0, shared, shared), window=tiling.flat_window, starts=starts)
 
     def _released_calls(self, frames: int, geometry: Geometry) -> dict[str, int]:
-        """Calls of networks for so many frames."""
+        """Return the network calls by stage for so many frames."""
         f, segments = self.networks["autoencoder"].downsampling, math.ceil(frames / self.n_frames)
         sides = [side * f for side in geometry.latent]
         pieces = segments * math.prod(len(tiling.splitter_starts(side, self.patch, self.stride)) for side in sides)

@@ -1,4 +1,4 @@
-"""The functions of MGLD-VSR's stages for one clip: encode, compare, denoise, guide, decode, fix colours."""
+"""The operations of MGLD-VSR on one clip: encode, estimate motion, denoise, guide, decode, correct colours."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -22,14 +22,15 @@ Noise = Callable[[int | str, Sequence[int], Sequence[int]], Tensor]  # (step, fr
 
 
 class Restoration:
-    """One clip on its way. Frames carry "picture" (the enlarged LQ frame in [0, 1]), "z", "x", "sr" and their motion.
+    """Restoration of one clip. Frames have values "picture" (enlarged, in [0, 1]), "z", "x", "sr" and their motion.
 
     Args:
         networks: as for `ldm.methods.mgld.method.MGLD`.
         codec: the autoencoders.
-        sampling, windows: how latents are sampled and cut.
+        sampling: settings of the sampler.
+        windows: windows of frames and tiles of latents.
         noise: source of standard normal noise, such as `ldm.diffusion.noise.FrameNoise`.
-        tally: counts calls of networks.
+        tally: counter of network calls.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class Restoration:
     # ---- before sampling
 
     def encode(self, frame: Frame, *, size: tuple[int, int]) -> Frame:
-        """Add the latent "z" of `size`, the noised one "x", and a small picture for the flow."""
+        """Add the LQ latent "z" of `size`, the initial sample "x" and a small picture for the optical flow."""
         picture = frame["picture"]
         small = resize(picture, (picture.shape[-2] // FLOW_SCALE, picture.shape[-1] // FLOW_SCALE))
         shape = (self.codec.channels, *size)
@@ -58,7 +59,7 @@ class Restoration:
         return frame.put(z=z, x=self.sampling.start(z, self.noise("start", [frame.number], shape).to(z)), small=small)
 
     def compare(self, before: Frame, frame: Frame) -> tuple[bool, Frame]:
-        """Whether a scene ends between two frames, and the second one with its motion where none does."""
+        """Return whether a scene ends between two frames, and the second frame, with its motion if none ends."""
         pair = torch.stack([before["small"], frame["small"]], dim=1)
         motion = estimate_motion(self.flow, pair, size=frame["z"].shape[-2:])
         unmatched = self.windows.scene_cut
@@ -69,7 +70,7 @@ class Restoration:
     # ---- sampling
 
     def sampling_stages(self) -> list[Stage]:
-        """All sampling steps, each followed by its guidance."""
+        """Return the stages of all sampling steps, each followed by its guidance."""
         steps = Steps(
             self.denoise,
             size=self.windows.n_frames,
@@ -80,7 +81,7 @@ class Restoration:
         return steps.stages(len(self.sampling.schedule))
 
     def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
-        """x_{i-1} (1, T, c, h, w) of a window of frames at x_i."""
+        """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
         x, z, numbers = stack(frames, "x"), stack(frames, "z"), [frame.number for frame in frames]
         tiles = self.windows.over(partial(self._predict, t=int(self.sampling.schedule.t[i])), z.shape[-2:])
         shape = tuple(z.shape[2:])
@@ -88,7 +89,7 @@ class Restoration:
         return assert_finite(x, i)
 
     def _predict(self, x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:
-        """The U-Net's prediction for tiles x, z (B, T, c, h, w) at time step t."""
+        """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) at time step t."""
         step = torch.tensor([t], device=x.device)
         with self.codec.autocast():
             maps = self.conditions(z, step, place=(t, *((tile.y.start, tile.x.start) for tile in tiles)))
@@ -97,13 +98,13 @@ class Restoration:
         return out.float().unflatten(0, x.shape[:2])
 
     def context(self, device: torch.device) -> Tensor:
-        """The text context of the empty prompt, encoded once for all windows and steps."""
+        """Return the text context of the empty prompt, encoded once for all windows and steps."""
         if self._context is None:
             self._context = self.text()
         return self._context.to(device)
 
     def guide(self, frames: list[Frame], start: int, stop: int, *, i: int) -> Tensor:
-        """x_i of frames[start:stop] pulled towards the motion."""
+        """Apply motion guidance to x_i and return that of frames[start:stop]."""
         x = stack(frames, "x")
         if len(frames) > 1:
             x = self.sampling.guide(x, i, motion_between(frames))
@@ -112,7 +113,7 @@ class Restoration:
     # ---- after sampling
 
     def decoding_stage(self) -> Stage:
-        """The stage that turns latents into frames "sr", about [-1, 1]."""
+        """Return the stage that decodes latents "x" to frames "sr", about [-1, 1]."""
         windows = self.codec.decoding.windows
         stage = Windowed(self._decode, size=windows.n_frames, overlap=windows.frame_overlap, name="sr")
         return stage.labelled("decoding")
@@ -121,12 +122,12 @@ class Restoration:
         return self.codec.decode(stack(frames, "x"), stack(frames, "picture"), report=partial(self.tally, "decoding"))
 
     def fix_colors(self, frame: Frame) -> Frame:
-        """Replace the colours of "sr" by those of the LQ frame, by the method of the settings."""
+        """Transfer the colours of the LQ frame to "sr" by the `color_fix` of the settings."""
         fix = COLOR_FIXES[self.codec.decoding.color_fix]
         return frame.put(sr=fix(frame["sr"], frame["picture"] * 2 - 1))
 
     def restore_encoded(self, z: Tensor, pictures: Tensor, motion: Motion) -> tuple[Tensor, Tensor]:
-        """Sample and decode a clip whose latents z (1, T, c, h, w) and motion are known.
+        """Sample and decode a clip from its LQ latents z (1, T, c, h, w) and its motion.
 
         pictures (1, T, 3, H, W) are the enlarged LQ frames in [0, 1]. Returns the sampled latents and the frames, about
         [-1, 1].
@@ -145,5 +146,5 @@ class Restoration:
 
 
 def motion_between(frames: Sequence[Frame]) -> Motion:
-    """The motion of frames of one scene; each frame but the first carries that from the frame before."""
+    """Return the motion of frames of one scene; each frame but the first holds the motion from the previous one."""
     return Motion(*(stack(frames[1:], name) for name in Motion._fields))

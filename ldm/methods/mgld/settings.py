@@ -30,7 +30,7 @@ WEIGHTS = {
 
 
 def choose(table: Mapping, word: str, what: str):
-    """`table[word]`. Raises ValueError that lists the known words."""
+    """Return `table[word]`. Raises ValueError with the known words for any other word."""
     if word not in table:
         raise ValueError(f"got {what} {word!r}, expected one of {', '.join(map(str, table))}")
     return table[word]
@@ -42,18 +42,18 @@ class Windows:
 
     Args:
         n_frames: frames of a window.
-        frame_overlap: frames that consecutive windows share; never more than `n_frames` - 1.
+        frame_overlap: frames that consecutive windows share, limited to `n_frames` - 1.
         tile: side of a tile in latent pixels.
         tile_overlap: latent pixels that neighbouring tiles share.
         tile_stride: distance between tiles in latent pixels, instead of `tile_overlap`.
-        weight: how overlapping tiles are blended: "gaussian", "flat", or "released" (not symmetric in y, B21).
-        fit: tiles are only as large as it takes to cover the latents with as many of them; otherwise all have `tile`
-            pixels a side, as released.
-        batch: tiles in one call of a network.
-        scene_cut: a scene ends where more than this part of the pixels has no match in the neighbouring frame, in
-            either direction; nothing is blended, guided or decoded across it. None: never.
+        weight: blending weights of overlapping tiles: "gaussian", "flat", or "released" (asymmetric in y, B21).
+        fit: reduce tiles to the smallest size that covers the latents with the same number of tiles; otherwise all
+            have `tile` pixels a side, as released.
+        batch: number of tiles in one network call.
+        scene_cut: a scene ends if more than this fraction of the pixels has no match in the neighbouring frame, in both
+            directions. Nothing is blended, guided or decoded across the end. None disables the detection.
 
-    Raises ValueError for an unknown word or sizes that do not go together.
+    Raises ValueError for an unknown word or inconsistent sizes.
     """
 
     n_frames: int = 5
@@ -80,10 +80,10 @@ class Windows:
             got = f"tile_overlap={self.tile_overlap} for tiles of {self.tile}"
             raise ValueError(f"got {got}, expected 0 to {self.tile - 1}")
         if self.scene_cut is not None and not 0 < self.scene_cut < 1:
-            raise ValueError(f"got scene_cut {self.scene_cut}, expected a part between 0 and 1, or null")
+            raise ValueError(f"got scene_cut {self.scene_cut}, expected a fraction between 0 and 1, or null")
 
     def side(self, length: int) -> int:
-        """The side of the tiles along latents of this length."""
+        """Return the side of the tiles along a dimension of this length."""
         if not self.fit or length <= self.tile:
             return self.tile
         count = len(tiling.starts(length, self.tile, self.tile_overlap))
@@ -91,7 +91,7 @@ class Windows:
         return min(self.tile, math.ceil(least / TILE_STEP) * TILE_STEP)
 
     def over(self, fn: Callable[..., Tensor], size: tuple[int, int]) -> Callable[..., Tensor]:
-        """`fn` on the tiles of one window of latents of `size`; see `ldm.ops.tiling.tiled`."""
+        """Return `fn` applied to the tiles of a window of latents of `size`; see `ldm.ops.tiling.tiled`."""
         return tiling.tiled(
             fn,
             tile=(self.n_frames, self.side(size[0]), self.side(size[1])),
@@ -101,7 +101,7 @@ class Windows:
         )
 
     def calls(self, frames: int, h: int, w: int) -> int:
-        """How often the network is called for latents of this size."""
+        """Return the number of network calls for latents of this size."""
         frame_starts = tiling.starts(frames, self.n_frames, self.frame_overlap)
         sides = [len(tiling.starts(length, self.side(length), self.tile_overlap)) for length in (h, w)]
         return len(frame_starts) * math.ceil(sides[0] * sides[1] / self.batch)
@@ -109,18 +109,18 @@ class Windows:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How latents are sampled.
+    """Settings of the sampler.
 
     Args:
         steps: sampling steps.
         sampler: "ddpm" or "ddim".
-        prediction: what the U-Net was trained to predict: "eps", "v" or "x0".
+        prediction: the training target of the U-Net: "eps", "v" or "x0".
         guidance: form of the motion guidance: "paper", "released" or "none" (`ldm.diffusion.guidance`).
-        guidance_scale: its strength; None: the default of the form.
+        guidance_scale: strength of the guidance; None for the default of the form.
         arithmetic: "float64", or "released" to respace the schedule in float32.
-        full: the schedule the U-Net was trained with.
+        full: the training schedule of the U-Net.
 
-    Raises ValueError for an unknown word or a number of steps that the schedule does not have.
+    Raises ValueError for an unknown word or an invalid number of steps.
     """
 
     steps: int = 50
@@ -148,35 +148,35 @@ class Sampling:
         return {"paper": 1, "released": 2, "none": 0}[self.guidance]
 
     def start(self, z: Tensor, noise: Tensor) -> Tensor:
-        """x_T from the LR latents z: noised to the last step of the full schedule."""
+        """Return the initial sample: the LQ latents z, noised to the last step of the full schedule."""
         return self.full.add_noise(z, noise, len(self.full) - 1)
 
     def step(self, prediction: Tensor, x: Tensor, i: int, noise: Callable[[int], Tensor]) -> Tensor:
-        """x_{i-1} from x = x_i and the U-Net's prediction there; noise(i) is standard normal like x."""
+        """Return x_{i-1} from x = x_i and the prediction of the U-Net; noise(i) is standard normal, shaped like x."""
         x0 = to_x0(prediction, x, self.schedule, i, self.prediction)
         step = ddpm_step if self.sampler == "ddpm" else ddim_step
         return step(x0, x, i, self.schedule, noise=noise)
 
     def guide(self, x: Tensor, i: int, motion: Motion) -> Tensor:
-        """x = x_i (B, T, c, h, w) pulled towards the motion of its frames."""
+        """Apply motion guidance to x = x_i (B, T, c, h, w)."""
         return MotionGuidance(motion, self.schedule, form=self.guidance, scale=self.guidance_scale)(x, i)
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """How frames become latents and latents become frames.
+    """Settings of the encoder and the decoder.
 
     Args:
-        windows: frames and tiles that are decoded at once; the tiles also cut the encoder.
+        windows: frames and tiles that are decoded at once; the encoder uses the same tiles.
         dec_w: weight of the LQ features in the sequence decoder, 0 to 1.
         color_fix: "adain", "wavelet" or "nofix".
-        norms: what the norms of the autoencoders see of a frame that is cut into tiles: "frame", all of it, which is
-            exact; "shared", the same approximate statistics for all tiles; "tile", each tile its own, blended where
-            tiles overlap; "auto", "frame" where the maps of a window take at most `hold` bytes, otherwise "shared"
-            (`ldm.nets.whole_frame`).
-        attention: the autoencoders attend within tiles of so many latent pixels, which is approximate; 0: the whole
-            frame.
-        hold: bytes that the maps of a window may take to be held whole.
+        norms: statistics of the autoencoders' norms for a frame that is cut into tiles: "frame", those of the whole
+            frame (exact); "shared", the same approximate statistics for all tiles; "tile", those of each tile, with
+            overlapping tiles blended; "auto", "frame" if the maps of a window take at most `hold` bytes, otherwise
+            "shared" (`ldm.nets.whole_frame`).
+        attention: limit the attention of the autoencoders to tiles of so many latent pixels (approximate); 0 for the
+            whole frame.
+        hold: maximum bytes of a window's maps that are kept for the whole frame.
 
     Raises ValueError for an unknown word or a negative number.
     """
@@ -195,7 +195,7 @@ class Decoding:
             raise ValueError(f"got hold {self.hold} and attention {self.attention}, expected 0 or more")
 
     def cut(self, largest: int) -> Cut | None:
-        """How to cut latents whose largest map takes `largest` bytes per window; None: into blended tiles."""
+        """Return how to cut latents whose largest map has `largest` bytes per window; None for blended tiles."""
         norms = self.norms
         if norms == "auto":
             norms = "frame" if largest <= self.hold else "shared"
