@@ -9,9 +9,10 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import main
 from ldm import config
-from ldm.engine.run import in_use, way_on
 from ldm.training.decoder import StageTwo
 from ldm.training.diffusion import StageOne
+from ldm.training.initial import left_random
+from ldm.training.preflight import check_strategy, lock_run, resume_hint
 from ldm.weights import checkpoint
 from tests.marks import mostly_slow
 from tests.training import runs
@@ -231,23 +232,23 @@ def test_only_the_first_of_processes_started_together_makes_the_folder(tmp_path,
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_weights_in_pieces_make_no_pictures():
-    settings = config.load(*runs.COMMANDS[1], overrides=["pictures.every=5"])
-    main.check_whole(SingleDeviceStrategy("cpu"), settings)
+def test_pictures_with_sharded_weights_are_refused():
+    settings = config.plain(config.load(*runs.COMMANDS[1], overrides=["pictures.every=5"]))
+    check_strategy(SingleDeviceStrategy("cpu"), settings)
     with pytest.raises(ValueError, match="got FSDPStrategy.* set pictures.every=0"):
-        main.check_whole(FSDPStrategy(), settings)
-    main.check_whole(FSDPStrategy(), config.override(settings, ["pictures.every=0"]))
+        check_strategy(FSDPStrategy(), settings)
+    check_strategy(FSDPStrategy(), settings | {"pictures": {"every": 0}})
 
 
 def test_frozen_weights_that_nothing_fills_are_named(tmp_path, data, capsys):
     runs.train(2, data[2], "flow=spynet", "steps=1", folder=tmp_path)
     first = "loss.flownet.basic_module.0.basic_module.0.weight"
-    line = f"loss: 60 frozen weights, such as {first}, stay random, as this configuration has it (no `init`)"
+    line = f"loss: 60 frozen weights, such as {first}, stay random: this configuration has no `init`"
     assert line in capsys.readouterr().out.splitlines()
     runs.train(2, data[2], "steps=1", folder=tmp_path / "dis")
     assert "loss.flownet" not in capsys.readouterr().out
     model = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1).requires_grad_(False) for name in ("a", "b")})
-    (said,) = main.left_random(model, [{"file": "x", "modules": ["a"]}])
+    (said,) = left_random(model, [{"file": "x", "modules": ["a"]}])
     assert said == "b: 2 frozen weights, such as b.weight, stay random: no entry of `init` fills them"
 
 
@@ -264,16 +265,16 @@ def test_without_train_the_model_is_only_described(tmp_path, capsys):
     assert "AutoencoderKL" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_a_run_in_use_is_refused_the_second_time(tmp_path):
-    with in_use(tmp_path / "run", new=True):
-        with pytest.raises(ValueError, match="another training is writing there"), in_use(tmp_path / "run", new=False):
+def test_a_locked_run_is_refused(tmp_path):
+    with lock_run(tmp_path / "run", new=True):
+        with pytest.raises(ValueError, match="another training is writing there"), lock_run(tmp_path / "run", new=False):
             pass
-    with in_use(tmp_path / "run", new=False):
+    with lock_run(tmp_path / "run", new=False):
         pass
 
 
-def test_the_way_on_is_true(tmp_path):
-    assert "no checkpoint yet" in way_on(tmp_path)
+def test_the_resume_hint(tmp_path):
+    assert "no checkpoint yet" in resume_hint(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert way_on(tmp_path) == f"--resume {tmp_path} continues from its last checkpoint"
+    assert resume_hint(tmp_path) == f"--resume {tmp_path} continues from its last checkpoint"

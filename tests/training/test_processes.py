@@ -53,7 +53,7 @@ def test_a_bad_batch_in_one_process_ends_them_all(tmp_path, process):
 
 
 def test_further_processes_are_ended_and_no_longer_watched(monkeypatch):
-    monkeypatch.setattr(main, "PATIENCE", 0.3)
+    monkeypatch.setattr(main, "EXIT_TIMEOUT", 0.3)
     commands = ["raise SystemExit(3)", "import time; time.sleep(60)"]
     started = [subprocess.Popen([sys.executable, "-S", "-c", command]) for command in commands]
     watched = list(started)

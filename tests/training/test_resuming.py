@@ -131,9 +131,9 @@ def tree(run):
     ("words", "says"),
     [
         ([], "has 1 of 1 steps; raise steps"),
-        (["steps=2", "networks.unet.params.num_res_blocks=2"], "are not those of this model"),
+        (["steps=2", "networks.unet.params.num_res_blocks=2"], "do not match this model"),
         (["steps=2", "ema=0.9"], "was trained without ema, got ema=0.9"),
-        (["steps=2", "--scale_lr", "True"], "scaled already"),
+        (["steps=2", "--scale_lr", "True"], "already scaled"),
         (["steps=2", "dataroot_gt=nowhere"], "got nowhere, which is not there"),
         (["steps=2", "+model.params.optimizer.params={schedule: cosine, steps: 2}"], "has no schedule, got a schedule"),
     ],
@@ -162,7 +162,7 @@ def test_what_is_no_run_is_said(finished, tmp_path, capsys):
     whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
     for content in (whole[: len(whole) // 2], weights.read_bytes(), b""):
         copy.write_bytes(content)
-        assert "not a whole checkpoint of a training" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
+        assert "not a complete training checkpoint" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
 
 
 def test_a_learning_rate_that_ends_is_not_made_longer(tmp_path, data, capsys):

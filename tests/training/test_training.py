@@ -172,4 +172,4 @@ def test_what_stays_as_built_is_said_with_its_reason(trained, capsys, tmp_path):
     words = [word for word in words if "gt_size" not in word and "source" not in word]
     train(tmp_path, "stage2", *words, f"export.file={tmp_path / 'x.safetensors'}")
     said = capsys.readouterr().out
-    assert re.search(r"decoder: \d+ entries \*fusion_layer\* stay as built: not in an image autoencoder", said)
+    assert re.search(r"decoder: \d+ entries \*fusion_layer\* keep their initial values: not in an image", said)
