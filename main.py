@@ -27,28 +27,20 @@ from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.export import write_export
 from ldm.files import is_partial
 from ldm.printable import printable
+from ldm.training import preflight
 from ldm.training.callbacks import (
+    AtomicCheckpoints,
     BadBatch,
-    GivenRates,
+    CurrentHyperparameters,
     LastCheckpoint,
     PeriodicPictures,
     RandomState,
     StepCheckpoint,
     StepProgress,
-    WholeFiles,
     early_end,
 )
 from ldm.training.initial import left_random, start_from
 from ldm.training.loading import TrainingData
-from ldm.training.preflight import (
-    check_checkpoint,
-    check_export,
-    check_run,
-    check_strategy,
-    check_training,
-    lock_run,
-    resume_hint,
-)
 from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
@@ -127,34 +119,20 @@ def devices_of(gpus: str) -> dict:
     return {"accelerator": "gpu", "devices": [int(number) for number in numbers], **several}
 
 
-def resumed_from(path: Path) -> tuple[Path, Path]:
-    """Run folder and checkpoint for `--resume`, which names either one.
-
-    Raises FileNotFoundError if the checkpoint or the config.yaml of the run is missing.
-    """
-    run = path if path.is_dir() else path.resolve().parent.parent
-    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not found.is_file():
-        raise FileNotFoundError(f"--resume {path}: there is no checkpoint {found}; pass a run folder or a .ckpt file")
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"--resume {path}: there is no {run / 'config.yaml'}; is this a checkpoint of a run?")
-    return run, found
-
-
 def read_settings(args: argparse.Namespace, run: Path | None):
     """Merged configuration with the overrides, seed and scaled learning rate of the command line.
 
     Raises ValueError if the configuration describes no training, or `--scale_lr` cannot be applied.
     """
     if run is not None:
-        check_run(run)
+        preflight.check_run(run)
     # the Trainer checks its own arguments, so those that are not in the YAML need no "+"
     words = [f"+{word}" if word.startswith("lightning.") else word for word in args.overrides]
     settings = config.load(*(args.base or [run / "config.yaml"]), overrides=words, trust=args.trust)
     settings = config.override(settings, [] if args.seed is None else [f"seed={args.seed}"])
-    check_training(config.plain(settings))
+    preflight.check_training(config.plain(settings))
     if run is not None and not args.base:
-        check_export(config.plain(settings), run, args.overrides, card=CARD)
+        preflight.check_export(config.plain(settings), run, args.overrides, card=CARD)
     if not args.scale_lr:
         return settings
     if args.resume and not args.base:
@@ -172,7 +150,8 @@ def callbacks_of(settings, run: Path) -> list:
     saving = config.plain(settings.checkpoints)
     folder, every = run / "checkpoints", saving["every"]
     written = LambdaCallback(on_train_start=lambda trainer, _: save_settings(trainer, settings, run))
-    calls = [written, StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState(), GivenRates()]
+    calls = [written, StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState()]
+    calls.append(CurrentHyperparameters())
     if settings.get("ema"):
         calls.append(EMAWeightAveraging(decay=settings.ema))
     if settings.pictures.every:
@@ -207,7 +186,7 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
         "max_epochs": -1,
         "logger": loggers_of(run),
         "callbacks": callbacks_of(settings, run),
-        "plugins": [WholeFiles()],
+        "plugins": [AtomicCheckpoints()],
         "accumulate_grad_batches": accumulate if model.automatic_optimization else 1,
         "val_check_interval": every if held_out else 1.0,
         "check_val_every_n_epoch": None if held_out else 1,
@@ -222,7 +201,7 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
         raise ValueError(
             f"got precision {trainer.precision}, expected 32 or bf16-mixed; such weights round most updates away"
         )
-    check_strategy(trainer.strategy, config.plain(settings))
+    preflight.check_strategy(trainer.strategy, config.plain(settings))
     return trainer
 
 
@@ -269,7 +248,7 @@ def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
 
 def train(args: argparse.Namespace) -> None:
     """Build the model and train it; without `--train`, print the model."""
-    run, resumed = resumed_from(args.resume) if args.resume else (None, None)
+    run, resumed = preflight.find_checkpoint(args.resume) if args.resume else (None, None)
     settings = read_settings(args, run)
     hardware = devices_of(args.gpus)
     seed_everything(settings.seed, workers=True, verbose=False)
@@ -288,18 +267,18 @@ def train(args: argparse.Namespace) -> None:
     data.check(model.needs)
     if resumed is not None:
         scheduled = model.optimizer.schedule != "none"
-        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=scheduled)
+        preflight.check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=scheduled)
     run = run or run_folder(args)
     trainer = build_trainer(settings, model, run, hardware)
     if settings.get("export"):
         Path(settings.export.file).parent.mkdir(parents=True, exist_ok=True)
-    with lock_run(run, new=resumed is None) if is_first() else contextlib.nullcontext():
+    with preflight.lock_run(run, new=resumed is None) if is_first() else contextlib.nullcontext():
         prepare_folder(run, settings, resumed)
         if is_first():
             print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
         fit(trainer, model, data, run=run, resumed=resumed)
     if trainer.global_step < settings.steps:
-        print(f"{run}: {early_end(trainer, resume_hint(run))}")
+        print(f"{run}: {early_end(trainer, preflight.resume_hint(run))}")
     elif settings.get("export") and trainer.is_global_zero:
         print(write_export(model, settings))
 
@@ -330,7 +309,7 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
             with contextlib.suppress(OSError):  # not empty: there are other runs
                 run.parent.rmdir()
         if isinstance(error, SystemExit):  # Lightning turns Ctrl-C into SystemExit
-            raise KeyboardInterrupt(f"interrupted; {resume_hint(run)}") from error
+            raise KeyboardInterrupt(f"interrupted; {preflight.resume_hint(run)}") from error
         if resumed is not None and not begun and is_unfit(error):
             raise ValueError(f"{resumed}: does not fit this training ({type(error).__name__})") from error
         raise

@@ -75,6 +75,20 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """Run folder and checkpoint for `--resume`, which names either one.
+
+    Raises FileNotFoundError if the checkpoint or the config.yaml of the run is missing.
+    """
+    run = path if path.is_dir() else path.resolve().parent.parent
+    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not found.is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no checkpoint {found}; pass a run folder or a .ckpt file")
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no {run / 'config.yaml'}; is this a checkpoint of a run?")
+    return run, found
+
+
 def check_run(run: Path) -> None:
     """Check that a run folder holds no symbolic links, so that a training writes only inside it.
 
