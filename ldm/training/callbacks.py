@@ -122,7 +122,7 @@ class StepCheckpoint(ModelCheckpoint):
 class LastCheckpoint(Checkpoint):
     """Save a checkpoint to `path` after the last step, unless a periodic one is due (every `every` steps).
 
-    The last step may be an early one: a time limit (`lightning.max_time`) or SIGTERM stops the training after a complete
+    The last step may be an early one: a time limit (`lightning.max_time`) or SIGTERM stops the training after a full
     optimizer step, never between accumulated batches. The time limit applies to each run of the command; a resumed run
     starts with the full limit.
 

@@ -37,8 +37,8 @@ class DecoderLoss(nn.Module):
     consistency     the reconstruction is warped along      the target is warped along flows of the
                     flows of the target                     reconstruction, see `consistency_loss`
     normalisation   means                                   nll is divided by B T and difference by B (T-1) again
-    adversarial     gradients with respect to the last      the ratio is 1 where the last layer is frozen, as it is
-                    layer, or to the reconstruction if      by default; the discriminator also runs before `start`,
+    adversarial     gradients with respect to the last      the ratio is 1 where the last layer is frozen, which is
+                    layer, or to the reconstruction if      the default; the discriminator also runs before `start`,
                     that layer is frozen                    for its statistics only
     perceptual      LPIPS without dropout                   the dropout of LPIPS is active, drawn for each sample
 
