@@ -44,9 +44,7 @@ def test_released_exchanges_red_and_blue_for_the_codec():
     frames = clip()
     np.testing.assert_array_equal(code(frames, channels="released"), code(frames[..., ::-1])[..., ::-1])
     fine = np.zeros((2, 32, 32, 3), np.uint8) + 60
-    fine[:, :, ::2, 0] = (
-        200  # fine red lines: subsampled chroma keeps their luma, to which red contributes more than blue
-    )
+    fine[:, :, ::2, 0] = 200  # fine red lines: only their luma is kept, to which red contributes more than blue
     loss = {channels: np.abs(code(fine, channels=channels) - fine).mean() for channels in ("rgb", "released")}
     assert abs(loss["rgb"] - loss["released"]) > 1
     flat = np.zeros((2, 32, 32, 3), np.uint8) + np.array([200, 40, 90], np.uint8)

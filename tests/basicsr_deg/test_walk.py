@@ -14,9 +14,7 @@ def test_a_walk_starts_uniformly_and_moves_by_at_most_a_step():
     for _ in range(2000):
         values.append(walk.moved(values[-1], rng))
     steps = np.abs(np.diff(values))
-    assert (
-        0.09 < steps.max() <= 0.1 and min(values) == 2 and max(values) == 3
-    )  # it reaches both ends and is clipped there
+    assert 0.09 < steps.max() <= 0.1 and min(values) == 2 and max(values) == 3  # clipped at both ends
 
 
 def test_a_walk_without_steps_is_constant():
