@@ -1,5 +1,5 @@
-# Every target makes .venv with the tested versions the first time. Other Python: make test PYTHON=python3.12
-# Tests run in CORES processes of one thread each.
+# Every target first creates .venv with the tested versions. For another Python: make test PYTHON=python3.12
+# Tests run in CORES processes with one thread each.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -12,10 +12,10 @@ CORES ?= 2
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
 
-demo: $(READY)  ## upscale the demo clip on the CPU, with a picture before | after, into results/
+demo: $(READY)  ## upscale the demo clip on the CPU, with a comparison picture, into results/
 	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --max_frames 16 --compare
 
-test: $(READY)  ## run all tests but the slow ones
+test: $(READY)  ## run all tests except the slow ones
 	$(PY) -m pytest -n $(CORES) -m "not slow"
 
 test-all: $(READY)  ## run every test, the slow ones included
@@ -28,7 +28,7 @@ clean:  ## remove .venv, results/ and caches
 	rm -rf $(VENV) build results .pytest_cache .ruff_cache *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# torch first and alone: a CPU wheel that pip is pointed to is taken before anything can ask for another build.
+# torch is installed first and alone, so that a CPU wheel from an extra index is used before a package requires another build.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || \
 		{ echo "$(PYTHON) is not Python 3.10 or newer; name one: make $(or $(MAKECMDGOALS),test) PYTHON=python3.11" >&2; exit 1; }

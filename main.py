@@ -1,6 +1,6 @@
 """Train a model described by YAML: python main.py --train --base configs/mgldvsr/....yaml --gpus 0, [key=value ...]
 
-Everything goes into LOGDIR/TIME_NAME/: config.yaml, metrics.csv, TensorBoard curves, pictures/, checkpoints/.
+A run writes into LOGDIR/TIME_NAME/: config.yaml, metrics.csv, TensorBoard curves, pictures/, checkpoints/.
 """
 
 import argparse
@@ -18,40 +18,40 @@ from pathlib import Path
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
-from pytorch_lightning.strategies import Strategy
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm import config
+from ldm.engine.assemble import CARD
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.export import write_export
-from ldm.engine.initial import start_from
-from ldm.engine.run import check_checkpoint, check_export, check_run, check_training, in_use, way_on
 from ldm.files import is_partial
 from ldm.printable import printable
+from ldm.training import preflight
 from ldm.training.callbacks import (
+    AtomicCheckpoints,
     BadBatch,
-    GivenRates,
+    CurrentHyperparameters,
     LastCheckpoint,
     PeriodicPictures,
     RandomState,
     StepCheckpoint,
     StepProgress,
-    WholeFiles,
     early_end,
 )
+from ldm.training.initial import left_random, start_from
 from ldm.training.loading import TrainingData
 from ldm.training.recompute import recompute_blocks
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
-HALF = ("16-true", "bf16-true")  # of Trainer: the weights themselves, which 5e-5 does not move by a bit
-PATIENCE = 5  # seconds that further processes have to end by themselves
-RUN = "MGLDVSR_RUN"  # environment: the folder of the run, for the further processes of a training on several devices
+HALF_PRECISIONS = ("16-true", "bf16-true")  # weights in half precision: updates of about 5e-5 are rounded away
+EXIT_TIMEOUT = 5  # seconds that the other processes have to exit before they are killed
+RUN = "MGLDVSR_RUN"  # environment variable: the run folder, for the other processes of a training on several devices
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
+    """Argument parser whose errors are ValueErrors of one line."""
 
     def error(self, message: str):
         raise ValueError(f"{message} (--help lists the options)")
@@ -60,9 +60,9 @@ class Parser(argparse.ArgumentParser):
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(prog="main.py", description=__doc__.splitlines()[0])
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="files, merged left to right")
-    parser.add_argument("-t", "--train", type=_switch, default=False, help="train; without it the model is described")
+    parser.add_argument("-t", "--train", type=_switch, default=False, help="train; without it, print the model")
     parser.add_argument("-n", "--name", help="name of the run (default: the first YAML's)")
-    parser.add_argument("-r", "--resume", type=Path, help="folder of a run, or a checkpoint of it, to go on from")
+    parser.add_argument("-r", "--resume", type=Path, help="run folder, or one of its checkpoints, to continue from")
     parser.add_argument(
         "-s",
         "--seed",
@@ -72,21 +72,21 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gpus", default="", help="graphics cards: '0' or '0,1'; '' trains on the CPU (default)")
     parser.add_argument("--scale_lr", type=_switch, default=False, help="multiply the learning rate by accumulated "
                         "batches, batch size and processes (default False; the released default is True)")  # fmt: skip
-    parser.add_argument("--no-test", type=_switch, default=True, help="accepted; no test follows a training here")
+    parser.add_argument("--no-test", type=_switch, default=True, help="accepted and ignored (no test follows)")
     parser.add_argument("-l", "--logdir", default="logs", help="folder of the runs (default logs)")
-    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help="let configurations name the "
-                        "classes of a module of yours as targets: its code runs (default: none)")  # fmt: skip
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replaces a value of the YAML files")
+    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help="allow configurations to "
+                        "name classes of your own module as targets; its code runs (default: none)")  # fmt: skip
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace a value of the YAML files")
     args = parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
-    args.overrides += [word for word in args.base if "=" in word]  # --base takes every word up to the next flag
+    args.overrides += [word for word in args.base if "=" in word]  # --base takes all words up to the next flag
     args.base = [word for word in args.base if "=" not in word]
     if not args.base and not args.resume:
-        parser.error("nothing to train: name a configuration with --base, or a run with --resume")
+        parser.error("nothing to train: pass a configuration with --base or a run with --resume")
     return args
 
 
 def _with_values(words: list[str]) -> list[str]:
-    """Switches as `--train=true`, so that the word after a bare one is not taken for its value."""
+    """Rewrite switches as `--train=true`, so that the word after a bare switch is not parsed as its value."""
     out, words = [], list(words)
     while words:
         word = words.pop(0)
@@ -104,7 +104,10 @@ def _switch(word: str) -> bool:
 
 
 def devices_of(gpus: str) -> dict:
-    """What `--gpus` asks of the Trainer. Raises ValueError for anything but numbers of devices that work here."""
+    """Arguments of the Trainer for `--gpus`, a comma-separated list of device numbers; "" is the CPU.
+
+    Raises ValueError if an entry is not a number, or the device is not available.
+    """
     numbers = [word.strip() for word in gpus.split(",") if word.strip()]
     if not all(number.isdigit() for number in numbers):
         raise ValueError(f"got --gpus {gpus!r}, expected numbers such as 0, or 0,1 or nothing for the CPU")
@@ -116,32 +119,24 @@ def devices_of(gpus: str) -> dict:
     return {"accelerator": "gpu", "devices": [int(number) for number in numbers], **several}
 
 
-def resumed_from(path: Path) -> tuple[Path, Path]:
-    """The folder of a run and the checkpoint to go on from. Raises FileNotFoundError."""
-    run = path if path.is_dir() else path.resolve().parent.parent
-    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
-    if not found.is_file():
-        raise FileNotFoundError(f"--resume {path}: there is no checkpoint {found}; name a run's folder or a .ckpt")
-    if not (run / "config.yaml").is_file():
-        raise FileNotFoundError(f"--resume {path}: there is no {run / 'config.yaml'}; is this a checkpoint of a run?")
-    return run, found
-
-
 def read_settings(args: argparse.Namespace, run: Path | None):
-    """The merged configuration, with the seed and the learning rate that the flags ask for."""
+    """Merged configuration with the overrides, seed and scaled learning rate of the command line.
+
+    Raises ValueError if the configuration describes no training, or `--scale_lr` cannot be applied.
+    """
     if run is not None:
-        check_run(run)
-    # Trainer knows which arguments it has: those that the YAML does not name need no "+"
+        preflight.check_run(run)
+    # the Trainer checks its own arguments, so those that are not in the YAML need no "+"
     words = [f"+{word}" if word.startswith("lightning.") else word for word in args.overrides]
     settings = config.load(*(args.base or [run / "config.yaml"]), overrides=words, trust=args.trust)
     settings = config.override(settings, [] if args.seed is None else [f"seed={args.seed}"])
-    check_training(config.plain(settings))
+    preflight.check_training(config.plain(settings))
     if run is not None and not args.base:
-        check_export(config.plain(settings), run, args.overrides)
+        preflight.check_export(config.plain(settings), run, args.overrides, card=CARD)
     if not args.scale_lr:
         return settings
     if args.resume and not args.base:
-        raise ValueError("got --scale_lr True for a resumed run, whose rate is scaled already; leave it out")
+        raise ValueError("got --scale_lr True for a resumed run, whose rate is already scaled; omit it")
     count = settings.lightning.get("devices") or len(args.gpus.replace(",", " ").split()) or 1
     if isinstance(count, str):
         raise ValueError(f"got --scale_lr True with lightning.devices={count}, expected devices as a number")
@@ -151,16 +146,18 @@ def read_settings(args: argparse.Namespace, run: Path | None):
 
 
 def callbacks_of(settings, run: Path) -> list:
+    """Callbacks of the Trainer; those that save checkpoints come after those that change weights."""
     saving = config.plain(settings.checkpoints)
     folder, every = run / "checkpoints", saving["every"]
     written = LambdaCallback(on_train_start=lambda trainer, _: save_settings(trainer, settings, run))
-    calls = [written, StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState(), GivenRates()]
+    calls = [written, StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState()]
+    calls.append(CurrentHyperparameters())
     if settings.get("ema"):
         calls.append(EMAWeightAveraging(decay=settings.ema))
     if settings.pictures.every:
         calls.append(PeriodicPictures(run / "pictures", every=settings.pictures.every))
     calls.append(LastCheckpoint(folder / "last.ckpt", every=every))
-    # names stay as they are: last-v1.ckpt beside last.ckpt would be overlooked
+    # fixed file names: --resume does not look for last-v1.ckpt beside last.ckpt
     named = {"auto_insert_metric_name": False, "enable_version_counter": False}
     if best := saving.get("best"):  # the name of a logged value
         how = {"monitor": best, "mode": "max" if best.endswith("psnr") else "min"}
@@ -172,11 +169,16 @@ def callbacks_of(settings, run: Path) -> list:
 
 
 def save_settings(trainer: Trainer, settings, run: Path) -> None:
+    """Write config.yaml into the run folder, in the first process only."""
     if trainer.is_global_zero:
         config.save(settings, run / "config.yaml")
 
 
 def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -> Trainer:
+    """Trainer with the settings under `lightning`, the devices of `hardware` and the values that main.py sets.
+
+    Raises ValueError if `lightning` sets one of those values, or a precision or strategy that cannot work.
+    """
     accumulate, held_out = settings.accumulate, settings.data.params.get("validation") is not None
     every = min(settings.checkpoints.every, settings.steps) * accumulate
     own = {
@@ -184,7 +186,7 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
         "max_epochs": -1,
         "logger": loggers_of(run),
         "callbacks": callbacks_of(settings, run),
-        "plugins": [WholeFiles()],
+        "plugins": [AtomicCheckpoints()],
         "accumulate_grad_batches": accumulate if model.automatic_optimization else 1,
         "val_check_interval": every if held_out else 1.0,
         "check_val_every_n_epoch": None if held_out else 1,
@@ -195,40 +197,31 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
     if twice := [key for key in params if key in own]:
         raise ValueError(f"config.lightning.{twice[0]} is set by main.py; use steps, accumulate, checkpoints or ema")
     trainer = config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
-    if trainer.precision in HALF:
+    if trainer.precision in HALF_PRECISIONS:
         raise ValueError(
-            f"got precision {trainer.precision}, expected 32 or bf16-mixed; most steps are too small for such weights"
+            f"got precision {trainer.precision}, expected 32 or bf16-mixed; such weights round most updates away"
         )
-    check_whole(trainer.strategy, settings)
+    preflight.check_strategy(trainer.strategy, config.plain(settings))
     return trainer
 
 
-def check_whole(strategy: Strategy, settings) -> None:
-    """Refuse what one process cannot do where each holds pieces of the weights (FSDP). Raises ValueError."""
-    if strategy.restore_checkpoint_after_setup and (settings.pictures.every or settings.get("export")):
-        what = (
-            f"got {type(strategy).__name__}, which cuts weights into pieces, with pictures or an export of whole ones"
-        )
-        raise ValueError(f"{what}; set pictures.every=0 and export=null")
-
-
 def loggers_of(run: Path) -> list:
-    """Curves as CSV, written at once, and for TensorBoard where it is installed."""
+    """Loggers of the curves: CSV, flushed at every step, and TensorBoard if it is installed."""
     curves = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=1)]
     try:
         curves.append(TensorBoardLogger(run, name="", version="tensorboard"))
     except ModuleNotFoundError:
-        print("no TensorBoard curves: pip install tensorboard; metrics.csv has the same")
+        print("no TensorBoard curves: pip install tensorboard; metrics.csv holds the same values")
     return curves
 
 
 def is_first() -> bool:
-    """Whether no other process of this training has started this one, and none stands before it (torchrun, srun)."""
+    """Whether this is the first process of the training: not started by another one, and of rank 0 (torchrun, srun)."""
     return RUN not in os.environ and rank_zero_only.rank == 0
 
 
 def run_folder(args: argparse.Namespace) -> Path:
-    """Where this run writes; the same in all its processes."""
+    """Folder that a new run writes into, the same in all its processes."""
     if RUN in os.environ:
         return Path(os.environ[RUN])
     name = args.name or Path(args.base[0]).stem
@@ -236,15 +229,16 @@ def run_folder(args: argparse.Namespace) -> Path:
 
 
 def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
-    """The folder with the configuration; curves of a stopped run are put aside.
+    """Create the run folder with its configuration; for a resumed run, rename the earlier curves.
 
-    The configuration of a stopped run stays until it has gone on (see `callbacks_of`): the new one may not fit it.
+    The configuration of a resumed run is replaced only when training starts (see `callbacks_of`), since the new one may
+    not fit the checkpoint.
     """
     if not is_first():
         return
-    for left in run.glob("checkpoints/.*"):  # of a run that was killed while it saved
-        if is_partial(left.name):
-            left.unlink()
+    for path in run.glob("checkpoints/.*"):  # of a run that was killed while it saved
+        if is_partial(path.name):
+            path.unlink()
     if resumed is None:
         config.save(settings, run / "config.yaml")
     elif (run / "metrics.csv").exists():
@@ -253,7 +247,8 @@ def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
 
 
 def train(args: argparse.Namespace) -> None:
-    run, resumed = resumed_from(args.resume) if args.resume else (None, None)
+    """Build the model and train it; without `--train`, print the model."""
+    run, resumed = preflight.find_checkpoint(args.resume) if args.resume else (None, None)
     settings = read_settings(args, run)
     hardware = devices_of(args.gpus)
     seed_everything(settings.seed, workers=True, verbose=False)
@@ -272,35 +267,24 @@ def train(args: argparse.Namespace) -> None:
     data.check(model.needs)
     if resumed is not None:
         scheduled = model.optimizer.schedule != "none"
-        check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=scheduled)
+        preflight.check_checkpoint(resumed, model, steps=settings.steps, ema=settings.get("ema"), scheduled=scheduled)
     run = run or run_folder(args)
     trainer = build_trainer(settings, model, run, hardware)
     if settings.get("export"):
         Path(settings.export.file).parent.mkdir(parents=True, exist_ok=True)
-    with in_use(run, new=resumed is None) if is_first() else contextlib.nullcontext():
+    with preflight.lock_run(run, new=resumed is None) if is_first() else contextlib.nullcontext():
         prepare_folder(run, settings, resumed)
         if is_first():
             print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
         fit(trainer, model, data, run=run, resumed=resumed)
     if trainer.global_step < settings.steps:
-        print(f"{run}: {early_end(trainer, way_on(run))}")
+        print(f"{run}: {early_end(trainer, preflight.resume_hint(run))}")
     elif settings.get("export") and trainer.is_global_zero:
         print(write_export(model, settings))
 
 
-def left_random(model: LightningModule, entries: list[dict]) -> list[str]:
-    """A line for every part with frozen weights that no entry of `init` fills: they stay random, and nothing trains."""
-    filled = tuple(f"{name}." for entry in entries for name in entry["modules"])
-    parts = {}
-    for name, weight in model.named_parameters():
-        if weight.ndim and not weight.requires_grad and not name.startswith(filled):
-            parts.setdefault(name.partition(".")[0], []).append(name)
-    why = ": no entry of `init` fills them" if entries else ", as this configuration has it (no `init`)"
-    return [f"{part}: {len(left)} frozen weights, such as {left[0]}, stay random{why}" for part, left in parts.items()]
-
-
 def built(node, place: str, kind: type):
-    """The object that a part of the configuration describes. Raises ValueError for one of another kind."""
+    """Build the object that a node of the configuration describes. Raises ValueError if it is not a `kind`."""
     made = config.instantiate(node, place)
     if not isinstance(made, kind):
         raise ValueError(f"{place}: got a {type(made).__name__}, expected a {kind.__name__}")
@@ -308,7 +292,10 @@ def built(node, place: str, kind: type):
 
 
 def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Path, resumed: Path | None) -> None:
-    """Train; what stops before the first step leaves no folder behind. Raises KeyboardInterrupt naming the folder."""
+    """Train the model; a new run that fails before its first step leaves no folder.
+
+    Raises KeyboardInterrupt on Ctrl-C, with the run folder in its message, and ValueError if `resumed` does not fit.
+    """
     first, started, begun = is_first(), RUN in os.environ, []
     trainer.callbacks.append(LambdaCallback(on_train_batch_start=lambda *_: begun.append(True)))
     os.environ[RUN] = str(run)
@@ -319,10 +306,10 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
         wrong = isinstance(error, (ValueError, MisconfigurationException))
         if wrong and first and resumed is None and trainer.global_step == 0:
             shutil.rmtree(run, ignore_errors=True)
-            with contextlib.suppress(OSError):  # there are other runs
+            with contextlib.suppress(OSError):  # not empty: there are other runs
                 run.parent.rmdir()
-        if isinstance(error, SystemExit):  # what Lightning makes of Ctrl-C
-            raise KeyboardInterrupt(f"interrupted; {way_on(run)}") from error
+        if isinstance(error, SystemExit):  # Lightning turns Ctrl-C into SystemExit
+            raise KeyboardInterrupt(f"interrupted; {preflight.resume_hint(run)}") from error
         if resumed is not None and not begun and is_unfit(error):
             raise ValueError(f"{resumed}: does not fit this training ({type(error).__name__})") from error
         raise
@@ -332,20 +319,20 @@ def fit(trainer: Trainer, model: LightningModule, data: TrainingData, *, run: Pa
 
 
 def is_unfit(error: BaseException) -> bool:
-    """Whether an error may come from the state in a checkpoint: of another form than a training of today writes."""
+    """Whether an error may come from a checkpoint whose state differs in form from what a training writes now."""
     if is_out_of_memory(error) or lost_others(error) or "DataLoader" in str(error):
         return False
     return isinstance(error, (KeyError, TypeError, AttributeError, IndexError, AssertionError, RuntimeError))
 
 
 def end_others(trainer: Trainer) -> None:
-    """End the processes that this one has started: without it they would wait for its gradients, on their cards.
+    """Stop the processes that this one started; they would otherwise wait for its gradients and occupy their GPUs.
 
-    They have a moment to end by themselves, in which they may keep a bad batch of their own.
+    They have `EXIT_TIMEOUT` seconds to exit, in which they may save a bad batch of their own.
     """
     watched = getattr(trainer.strategy.launcher, "procs", [])
-    processes, deadline = list(watched), time.monotonic() + PATIENCE
-    watched.clear()  # Lightning's observer kills this process, too, when one of them ends: before it has said why
+    processes, deadline = list(watched), time.monotonic() + EXIT_TIMEOUT
+    watched.clear()  # Lightning's observer would kill this process when one of them exits, before it reports its error
     for process in processes:
         try:
             process.wait(max(deadline - time.monotonic(), 0))
@@ -354,12 +341,12 @@ def end_others(trainer: Trainer) -> None:
 
 
 def lost_others(error: RuntimeError) -> bool:
-    """Whether an error says that another process of the training has gone."""
+    """Whether an error reports that another process of the training has exited."""
     return type(error).__name__ == "DistBackendError" or "gloo" in str(error)
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says, without the traceback that a worker of a data loader puts before it."""
+    """Message of an error, without the traceback that a data loader worker puts before it."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if not lines[0].startswith("Caught "):
         return lines[0]
@@ -367,11 +354,12 @@ def in_one_line(error: BaseException) -> str:
 
 
 def main(words: list[str] | None = None) -> int:
+    """Run the command and return its exit status: 0, 2 for an error, 130 for an interruption."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # tips and hardware that is not there
+    for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # hints, and devices it did not find
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
-    # the discriminator's rate moves on before its first step
+    # the learning rate of the discriminator is stepped before its optimizer's first step
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
     try:
         train(arguments(words))
@@ -383,7 +371,7 @@ def main(words: list[str] | None = None) -> int:
         if is_out_of_memory(error):
             return refuse("out of memory: lower batch_size or the crop, or set checkpointing=true")
         if lost_others(error):
-            return refuse("another process of this training has stopped, and said why; this one stops, too")
+            return refuse("another process of this training stopped and reported why; this one stops too")
         if not str(error).startswith("DataLoader worker"):
             raise
         return refuse(in_one_line(error))
@@ -391,6 +379,7 @@ def main(words: list[str] | None = None) -> int:
 
 
 def refuse(line: str, status: int = 2) -> int:
+    """Print an error line to stderr and return the exit status."""
     print(printable(f"main.py: {line}"), file=sys.stderr)
     return status
 

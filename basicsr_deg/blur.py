@@ -1,4 +1,4 @@
-"""Blur by a kernel whose family and size are drawn for the clip and whose parameters walk over its frames."""
+"""Blur by a kernel whose family and size are drawn once per clip and whose parameters walk from frame to frame."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -16,12 +16,19 @@ BETA = {"generalized": "beta_gaussian", "plateau": "beta_plateau"}
 
 
 class Blur:
-    """Blur frames (h, w, 3), 0..255: uint8 stays uint8 (rounded), anything else becomes float32.
+    """Blur frames (h, w, 3) with values 0..255; uint8 stays uint8 (rounded), any other type becomes float32.
 
-    kernel_types: family -> probability; kernel_sizes: odd sides in pixels, all as likely; walks: for every name in
-    PARAMETERS `{range, step}`, and `omega_large` for kernels of `large` pixels or more (without it, omega).
-    `beta` "walk": the exponents walk like the rest; "released": drawn anew for every frame between 1 and the walking
-    value, as the released code does (B14 in docs/RELEASED.md). All families' parameters walk, used or not.
+    Args:
+        kernel_types: family -> probability.
+        kernel_sizes: odd sides in pixels, drawn with equal probability.
+        walks: `{range, step}` for every name in PARAMETERS, and optionally `omega_large`, which replaces omega for
+            kernels of at least `large` pixels. The parameters of all families walk, whether used or not.
+        large: smallest side in pixels for which `omega_large` is used.
+        beta: "walk", the exponents walk like the other parameters; "released", an exponent is drawn for every frame
+            between 1 and the walking value, as in the released code (B14 in docs/RELEASED.md).
+        prob: probability that the stage is applied.
+    Raises:
+        ValueError: an unknown family or parameter, or a value out of range.
     """
 
     def __init__(
@@ -58,7 +65,7 @@ class Blur:
             yield cv2.filter2D(image, -1, next(kernels))
 
     def kernels(self, rng, *, notes: dict | None = None) -> Iterator[np.ndarray]:
-        """The kernels (n, n) float64 of one clip after another frame, without end."""
+        """Generate the kernels (n, n) float64 of the frames of one clip, without end."""
         notes = {} if notes is None else notes
         family = pick(self.kernel_types, rng)
         side = int(rng.choice(self.kernel_sizes))
@@ -69,15 +76,17 @@ class Blur:
         used = parameters_of(family)
         notes |= {"family": family, "size": side} | {name: [] for name in used}
         while True:
-            now = values | (self._drawn_anew(family, values, rng) if self.beta == "released" else {})
+            now = values | (self._redrawn(family, values, rng) if self.beta == "released" else {})
             for name in used:
                 notes[name].append(now[name])
             yield make_kernel(family, side, now)
             values = {name: walk.moved(values[name], rng) for name, walk in walks.items()}
 
-    def _drawn_anew(self, family: str, values: Mapping[str, float], rng) -> dict[str, float]:
-        """What the released code draws for each frame: the family and all values out of ranges without width, and an
-        exponent between 1 and the walking one."""
+    def _redrawn(self, family: str, values: Mapping[str, float], rng) -> dict[str, float]:
+        """Draw an exponent between 1 and the walking value, with the random numbers that the released code uses.
+
+        The released code also draws the family and all other values of each frame, from ranges of zero width.
+        """
         pick({family: 1.0}, rng)
         drawn = {}
         for name in parameters_of(family):
@@ -91,7 +100,7 @@ class Blur:
 
 
 def parameters_of(family: str) -> list[str]:
-    """The parameters that a kernel of this family has."""
+    """Names of the parameters of a kernel family."""
     if family == "sinc":
         return ["omega"]
     shape = ["sigma_x"] if family.endswith("iso") and not family.endswith("aniso") else PARAMETERS[:3]
@@ -99,7 +108,7 @@ def parameters_of(family: str) -> list[str]:
 
 
 def make_kernel(family: str, side: int, values: Mapping[str, float]) -> np.ndarray:
-    """The kernel (side, side) float64 of a family at given parameters."""
+    """Kernel (side, side) float64 of a family with the given parameter values."""
     if family == "sinc":
         return kernels.sinc(side, values["omega"])
     shape = {name: values[name] for name in parameters_of(family)[:3] if name not in BETA.values()}

@@ -14,21 +14,29 @@ from ldm.video.opening import open_media, open_output
 
 BUILDABLE = ("VideoCodec",)  # what a configuration may name as a target
 
-ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}  # h264: what FFmpeg takes by default for it
-# Nothing may follow from what the processor can do, the day or the encoder's version. Without this, x264's vectorised
-# macroblock tree also reads memory that it has not written: of random small clips 4 in 10 gave several results.
+ENCODERS = {"libx264": "libx264", "h264": "libx264", "mpeg4": "mpeg4"}  # h264: FFmpeg's default encoder for it
+# Results must not depend on the CPU features, the date or the encoder version. Without this option, x264's vectorised
+# macroblock tree also reads uninitialised memory: 4 of 10 random small clips gave different results in repeated runs.
 OPTIONS = {"libx264": {"x264-params": "cpu-independent=1"}}
 BITEXACT = 1 << 23  # AV_CODEC_FLAG_BITEXACT
 
 
 class VideoCodec:
-    """Encode the clip as a video and decode it: uint8 in (or rounded), float32 of whole grey levels out.
+    """Encode a clip as a video and decode it; frames are rounded to uint8, the output is float32 with integer values.
 
-    codecs: libx264, h264, mpeg4 -> probability; bitrate: [low, high] in bits per second, a whole number drawn for the
-    clip; rate: frames per second; channels: "rgb", or "released" to exchange red and blue in what the codec sees, as
-    the released code does (B35 in docs/RELEASED.md). Frames of another size than the first are resized to it. Odd
-    sides are padded by one repeated row or column for the encoder, which is cut off again. One thread, so that bytes
-    do not vary.
+    Frames whose size differs from the first one are resized to it. Odd sides are padded by one repeated row or column
+    for the encoder and cropped after decoding. The encoder uses one thread, so that its output is reproducible.
+
+    Args:
+        codecs: libx264, h264, mpeg4 -> probability; drawn once per clip.
+        bitrate: [low, high] in bits per second; an integer is drawn once per clip.
+        rate: frames per second.
+        pixel_format: pixel format of the encoder, as named by FFmpeg.
+        channels: "rgb", or "released" to exchange red and blue before encoding and after decoding, as in the released
+            code (B35 in docs/RELEASED.md).
+        prob: probability that the stage is applied.
+    Raises:
+        ValueError: an unknown codec or value of `channels`, or a rate, bit rate or probability out of range.
     """
 
     def __init__(
@@ -60,7 +68,11 @@ class VideoCodec:
         yield from self.coded(frames, codec, bitrate)
 
     def coded(self, frames: Iterable[np.ndarray], codec: str, bitrate: int) -> Iterator[np.ndarray]:
-        """The frames (h, w, 3) through one encoder at one rate of bits. Raises ValueError where that does not work."""
+        """Encode and decode frames (h, w, 3) by one codec at one bit rate, in bits per second.
+
+        Raises:
+            ValueError: the codec is not available or fails.
+        """
         video, count, size = io.BytesIO(), 0, None
         try:
             with open_output(video, "mp4") as container:
@@ -94,7 +106,7 @@ class VideoCodec:
         return stream
 
     def _seen(self, frame: np.ndarray) -> np.ndarray:
-        """A frame as the codec sees it, or back. The same conversion for both, FFmpeg's for bgr24 rounds otherwise."""
+        """Exchange red and blue if `channels` is "released"; FFmpeg's own conversion of bgr24 rounds differently."""
         return np.ascontiguousarray(frame[..., ::-1]) if self.channels == "released" else frame
 
     def _decoded(self, video: io.BytesIO, count: int, size: tuple[int, int]) -> Iterator[np.ndarray]:
@@ -109,7 +121,7 @@ class VideoCodec:
 
 
 def _padded(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """The frame as uint8 at `size` (h, w), with sides made even by repeating the last row and column."""
+    """Frame as uint8 at `size` (h, w), padded to even sides by repeating the last row and column."""
     if frame.shape[:2] != size:
         frame = cv2.resize(frame.astype(np.float32, copy=False), size[::-1], interpolation=cv2.INTER_LINEAR)
     frame = as_bytes(frame)

@@ -1,4 +1,4 @@
-"""JPEG compression of every frame, with a quality that walks."""
+"""JPEG compression of every frame, with a quality that walks from frame to frame."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -11,12 +11,16 @@ BUILDABLE = ("JPEG",)  # what a configuration may name as a target
 
 
 def as_bytes(frame: np.ndarray) -> np.ndarray:
-    """A frame of grey levels rounded and clipped to uint8."""
+    """Frame of grey levels, rounded and clipped to uint8; a uint8 frame is returned unchanged."""
     return frame if frame.dtype == np.uint8 else np.clip(np.rint(frame), 0, 255).astype(np.uint8)
 
 
 def jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
-    """An RGB frame (h, w, 3), rounded to uint8, through JPEG at `quality` 0..100."""
+    """Compress and decompress an RGB frame (h, w, 3), rounded to uint8, with JPEG at `quality` in 0..100.
+
+    Raises:
+        ValueError: the frame is too large for a JPEG.
+    """
     written, data = cv2.imencode(".jpg", as_bytes(frame)[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
     if not written:
         raise ValueError(f"got a frame of {frame.shape[1]}x{frame.shape[0]}, which does not fit into a JPEG; crop it")
@@ -24,7 +28,14 @@ def jpeg(frame: np.ndarray, quality: int) -> np.ndarray:
 
 
 class JPEG:
-    """Compress every frame; quality: `{range, step}` in 0..100, start and steps rounded. uint8 out."""
+    """Compress every frame with JPEG; the output is uint8.
+
+    Args:
+        quality: `{range, step}` of the quality, within 0..100; first value and steps are rounded to integers.
+        prob: probability that the stage is applied.
+    Raises:
+        ValueError: a quality or probability out of range.
+    """
 
     def __init__(self, quality: Mapping, *, prob: float = 1.0):
         self.quality, self.prob = read_walk(quality, "quality"), check_probability(prob)
@@ -39,4 +50,4 @@ class JPEG:
             notes["quality"].append(quality)
             yield jpeg(frame, quality)
             step = round(rng.uniform(-self.quality.step, self.quality.step))
-            quality = int(self.quality.held(quality + step))
+            quality = int(self.quality.clipped(quality + step))

@@ -20,9 +20,16 @@ def _normalised(kernel: np.ndarray) -> np.ndarray:
 
 
 def distance(size: int, sigma_x: float, sigma_y: float | None = None, angle: float = 0.0) -> np.ndarray:
-    """q (size, size) of an ellipse turned by `angle`; without `sigma_y` of a circle.
+    """Squared Mahalanobis distance q (size, size) from the centre; without `sigma_y` the gaussian is isotropic.
 
-    The covariance and its inverse are of float32, as in the released code.
+    The covariance and its inverse are computed in float32, as in the released code.
+
+    Args:
+        size: side of the kernel in pixels, odd.
+        sigma_x, sigma_y: standard deviations in pixels.
+        angle: rotation in radians.
+    Raises:
+        ValueError: an even size or a sigma not above 0.
     """
     if sigma_x <= 0 or (sigma_y is not None and sigma_y <= 0):
         raise ValueError(f"got sigma {sigma_x} and {sigma_y}, expected more than 0 pixels")
@@ -35,22 +42,26 @@ def distance(size: int, sigma_x: float, sigma_y: float | None = None, angle: flo
 
 
 def gaussian(q: np.ndarray) -> np.ndarray:
-    """exp(-q/2) of squared distances `q`."""
+    """Gaussian kernel exp(-q/2) of the squared distances q, normalised."""
     return _normalised(np.exp(-0.5 * q))
 
 
 def generalized_gaussian(q: np.ndarray, beta: float) -> np.ndarray:
-    """exp(-q^beta/2): pointed for beta < 1, flat-topped above."""
+    """Generalised gaussian kernel exp(-q^beta/2), normalised; peaked for beta < 1, flat-topped for beta > 1."""
     return _normalised(np.exp(-0.5 * q**beta))
 
 
 def plateau(q: np.ndarray, beta: float) -> np.ndarray:
-    """1/(1 + q^beta)."""
+    """Plateau kernel 1/(1 + q^beta), normalised."""
     return _normalised(1 / (1 + q**beta))
 
 
 def sinc(size: int, omega: float) -> np.ndarray:
-    """The circular low pass that cuts at `omega` radians per pixel, in (0, pi]."""
+    """Circular low-pass kernel (size, size) with cutoff `omega` in radians per pixel, in (0, pi].
+
+    Raises:
+        ValueError: an even size or an omega not above 0.
+    """
     if not omega > 0:
         raise ValueError(f"got omega {omega}, expected more than 0 radians per pixel")
     radius = np.hypot(*np.moveaxis(_positions(size), -1, 0))
@@ -62,9 +73,9 @@ def sinc(size: int, omega: float) -> np.ndarray:
 
 
 def bessel_j1(x: np.ndarray) -> np.ndarray:
-    """The Bessel function J1 of real numbers, float64: Bessel's integral by the trapezoidal rule.
+    """Bessel function J1 of real numbers in float64, by the trapezoidal rule for Bessel's integral.
 
-    J1(x) is the mean of cos(t - x sin t) over a period; n points leave out terms of order J_(n-1)(x), which vanish
+    J1(x) is the mean of cos(t - x sin t) over a period. With n points the error is of order J_(n-1)(x), which vanishes
     for n well above |x|.
     """
     x = np.asarray(x, np.float64)

@@ -1,4 +1,4 @@
-"""Gaussian and Poisson noise whose strength walks over the frames."""
+"""Gaussian and Poisson noise whose strength walks from frame to frame."""
 
 from collections.abc import Iterable, Iterator, Mapping
 
@@ -11,11 +11,16 @@ BUILDABLE = ("Noise",)  # what a configuration may name as a target
 
 
 class Noise:
-    """Add noise to RGB frames (h, w, 3), 0..255, float32 out, neither rounded nor clipped.
+    """Add noise to RGB frames (h, w, 3) with values 0..255; the output is float32, neither rounded nor clipped.
 
-    types: gaussian, poisson -> probability; sigma: `{range, step}` of the gaussian's deviation in grey levels; scale:
-    `{range, step}` of the factor on the poisson noise; gray_prob: gaussian, poisson -> the probability, drawn once for
-    a clip, that all channels get the same noise.
+    Args:
+        types: gaussian, poisson -> probability; drawn once per clip.
+        sigma: `{range, step}` of the standard deviation of gaussian noise, in grey levels.
+        scale: `{range, step}` of the factor on Poisson noise.
+        gray_prob: gaussian, poisson -> probability that all channels get the same noise; drawn once per clip.
+        prob: probability that the stage is applied.
+    Raises:
+        ValueError: an unknown type, a negative range or a value that is not a probability.
     """
 
     def __init__(
@@ -43,7 +48,7 @@ class Noise:
         return getattr(self, kind)(frames, rng, notes=notes)
 
     def gaussian(self, frames: Iterable[np.ndarray], rng, *, notes: dict | None = None) -> Iterator[np.ndarray]:
-        """Normal noise of deviation sigma; grey noise is that of the first channel."""
+        """Add gaussian noise of standard deviation sigma; grey noise is the noise of the first channel."""
         notes = {} if notes is None else notes
         sigma, gray = self.sigma.start(rng), self._is_gray("gaussian", rng)
         notes |= {"gray": gray, "sigma": []}
@@ -54,10 +59,10 @@ class Noise:
             sigma = self.sigma.moved(sigma, rng)
 
     def poisson(self, frames: Iterable[np.ndarray], rng, *, notes: dict | None = None) -> Iterator[np.ndarray]:
-        """scale (P(v x)/v - x) for grey levels x of the rounded frame, or of its luma for grey noise.
+        """Add Poisson noise scale (P(v x)/v - x) for the grey levels x of the rounded frame, or of its luma.
 
-        v is the number of different grey levels in it, rounded up to a power of two, as released: the deviation is
-        scale sqrt(x / v).
+        v is the number of different grey levels in the frame, rounded up to a power of two, as in the released code.
+        The standard deviation is scale sqrt(x / v).
         """
         notes = {} if notes is None else notes
         scale, gray = self.scale.start(rng), self._is_gray("poisson", rng)
@@ -72,12 +77,12 @@ class Noise:
 
 
 def _luma(frame: np.ndarray) -> np.ndarray:
-    """The grey picture (h, w, 1) float32 of an RGB frame (BT.601 weights)."""
+    """Luma (h, w, 1) float32 of an RGB frame, with the weights of BT.601."""
     return cv2.cvtColor(frame.astype(np.float32, copy=False), cv2.COLOR_RGB2GRAY)[..., None]
 
 
 def poisson_noise(frame: np.ndarray, rng) -> np.ndarray:
-    """Photon noise of a frame, float32, 0 on average."""
+    """Poisson noise P(v x)/v - x of a frame x of grey levels, float32, with mean 0."""
     levels = np.clip(np.rint(frame), 0, 255).astype(np.uint8)
     present = np.count_nonzero(np.bincount(levels.ravel(), minlength=256))
     v = 2.0 ** np.ceil(np.log2(present))

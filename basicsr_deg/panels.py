@@ -1,4 +1,4 @@
-"""What every stage of a degradation did to a clip, side by side, with the parameters that were drawn."""
+"""Contact sheets of a degradation: the output of every stage side by side, with the parameters that were drawn."""
 
 import textwrap
 from collections.abc import Iterator, Mapping
@@ -8,16 +8,16 @@ import numpy as np
 
 from basicsr_deg.compression import as_bytes
 
-FONT, LETTERS, LINE, LINES = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 14, 5  # size of letters, height of a line, lines of text
+FONT, LETTERS, LINE, LINES = cv2.FONT_HERSHEY_SIMPLEX, 0.4, 14, 5  # font scale, height of a line, lines of text
 INK, PAPER = (235, 235, 235), 24
 STORED = [cv2.IMWRITE_JPEG_QUALITY, 95]
 
 
 class Panels:
-    """Collects frames as the `trace` of a Degradation, at most `most` per stage, and lays them out as pictures.
+    """Collect frames as the `trace` of a Degradation, at most `most` per stage, and arrange them in pictures.
 
-    A panel is a picture of `width` pixels, in the form of the first frame seen, enlarged without smoothing or shrunk,
-    and text below it. Panels wait as JPEGs, since the stages of a streaming clip come to a frame at different times.
+    A panel is a picture `width` pixels wide, with the aspect ratio of the first frame, enlarged without smoothing or
+    shrunk, and with text below it. Panels are held as JPEGs, since stages reach a frame at different times.
     """
 
     def __init__(self, *, width: int = 320, most: int = 100):
@@ -32,7 +32,7 @@ class Panels:
             panels.append(cv2.imencode(".jpg", drawn[..., ::-1], STORED)[1].tobytes())
 
     def pictures(self) -> Iterator[np.ndarray]:
-        """One picture (H, W, 3) uint8 RGB for every frame that came through all stages, stages in rows."""
+        """Generate a picture (H, W, 3) uint8 RGB for every frame that has passed all stages, with stages in a grid."""
         columns = int(np.ceil(np.sqrt(len(self.stages))))
         blank = self._paper()
         through = min(map(len, self.stages.values()), default=0)

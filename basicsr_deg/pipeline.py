@@ -1,4 +1,4 @@
-"""A degradation: named stages that turn a good clip into a bad one, one after the other."""
+"""Degradation pipeline: named stages that are applied to a clip in order."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -12,14 +12,18 @@ Trace = Callable[[str, dict, np.ndarray], None]
 
 
 class Degradation:
-    """Degrade clips by `stages` (name -> op, None: left out), in the order in which they are given.
+    """Degrade clips by a sequence of stages; frames are streamed through the stages one by one.
 
-    An op is called `op(frames, rng, notes=dict, size=(h, w))`: an iterable of frames (h, w, 3) RGB of grey levels
-    0..255, uint8 or float32, in, an iterator of such out; `size` is that of the degraded clip, `notes` takes what was
-    drawn. It is applied where a uniform number is at most its `prob`. Frames stream through the stages one by one.
+    A stage is an op called as `op(frames, rng, notes=dict, size=(h, w))`. It takes an iterable of RGB frames (h, w, 3)
+    with grey levels 0..255, uint8 or float32, and returns an iterator of such frames. `size` is the size of the
+    degraded clip, and the op records the drawn parameters in `notes`. It is applied with probability `op.prob`.
 
-    Sides of the degraded clip: those of the input by `scale`, rounded down, or `size` (h, w) where that is given
-    (released: 128x128, that is 4 for the released crops of 512x512).
+    Args:
+        stages: name -> op, in order; None skips a stage.
+        scale: ratio of the input sides to the degraded sides, which are rounded down.
+        size: degraded size (h, w), in place of `scale`. The released code uses 128x128 for crops of 512x512.
+    Raises:
+        ValueError: an argument of another type or out of range.
     """
 
     def __init__(self, stages: Mapping[str, Op | None], *, scale: float = 4.0, size: list | None = None):
@@ -33,9 +37,12 @@ class Degradation:
         self.scale, self.size = scale, tuple(size) if size else None
 
     def __call__(self, clip: np.ndarray, rng: np.random.Generator, *, trace: Trace | None = None) -> np.ndarray:
-        """Degrade a clip (T, H, W, 3) uint8 RGB: (T, h, w, 3) float32 in [0, 1], not rounded to grey levels.
+        """Degrade a clip (T, H, W, 3) uint8 RGB to (T, h, w, 3) float32 in [0, 1], not rounded to grey levels.
 
-        `trace(name, notes, frame)` sees every frame (h, w, 3) behind every stage that is applied. Raises ValueError.
+        `trace(name, notes, frame)` is called with every frame (h, w, 3) after every stage that is applied.
+
+        Raises:
+            ValueError: another shape or dtype, or a stage that fails.
         """
         if clip.ndim != 4 or clip.shape[-1] != 3 or clip.dtype != np.uint8 or not len(clip):
             raise ValueError(f"got a clip {clip.shape} of {clip.dtype}, expected (T, H, W, 3) of uint8, T at least 1")
@@ -43,7 +50,7 @@ class Degradation:
         return np.stack(list(self.stream(clip, rng, size=size, trace=trace)))
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
-        """The sides (h, w) of the degraded clip, at least one pixel each."""
+        """Size (h, w) of the degraded clip, at least one pixel per side."""
         return self.size or tuple(max(int(side / self.scale), 1) for side in (height, width))
 
     def stream(
@@ -54,10 +61,13 @@ class Degradation:
         size: tuple[int, int],
         trace: Trace | None = None,
     ) -> Iterator[np.ndarray]:
-        """Degraded frames (h, w, 3) float32 in [0, 1], one by one; only a codec holds more than one, and compressed.
+        """Generate degraded frames (h, w, 3) float32 in [0, 1]; only a codec holds several frames, in compressed form.
 
-        Every stage has a generator of its own, seeded by one draw of `rng` and the stage's name: what a stage draws
-        depends neither on the other stages nor on how many frames were asked for. Raises ValueError.
+        Every stage has its own generator, seeded by one draw of `rng` and the name of the stage. Its draws therefore
+        depend neither on the other stages nor on the number of frames.
+
+        Raises:
+            ValueError: the last stage does not give frames of `size`, or a stage fails.
         """
         seed = int(rng.integers(2**63))
         for name, op in self.stages.items():

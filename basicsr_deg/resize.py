@@ -1,4 +1,4 @@
-"""Changes of size: random ones along the way, and the fitting to the size that is wanted in the end."""
+"""Resizing stages: by random factors within the pipeline, and to the final size of the degraded clip."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -13,16 +13,24 @@ INTERPOLATIONS = {"bilinear": cv2.INTER_LINEAR, "area": cv2.INTER_AREA, "bicubic
 
 
 def resized(frame: np.ndarray, size: tuple[int, int], interpolation: str) -> np.ndarray:
-    """A frame (h, w, 3) at `size` (h, w), float32, neither rounded nor clipped; OpenCV's, without antialiasing."""
+    """Resize a frame (h, w, 3) to `size` (h, w) by OpenCV without antialiasing; float32, not rounded or clipped."""
     flags = INTERPOLATIONS[interpolation]
     return cv2.resize(frame.astype(np.float32, copy=False), tuple(size)[::-1], interpolation=flags)
 
 
 class Resize:
-    """Enlarge, shrink or keep the frames by a factor that walks; all sides even (2 floor(side factor / 2)).
+    """Enlarge, shrink or keep frames by a factor that walks from frame to frame, to even sides.
 
-    modes: up, down, keep -> probability; scale: [low, high], of which up draws from [1, high] and down from [low, 1];
-    step: of the walk; interpolations: bilinear, area, bicubic -> probability. The sides are those of the first frame.
+    A side is 2 floor(side factor / 2), with the side of the first frame, and at least 2 pixels.
+
+    Args:
+        modes: up, down, keep -> probability; drawn once per clip.
+        scale: [low, high]; the first factor is drawn from [1, high] for up and from [low, 1] for down.
+        interpolations: bilinear, area, bicubic -> probability; drawn once per clip.
+        step: largest change of the factor per frame.
+        prob: probability that the stage is applied.
+    Raises:
+        ValueError: an unknown mode or interpolation, or a range or probability out of range.
     """
 
     def __init__(
@@ -57,7 +65,7 @@ class Resize:
 
 
 class Fit:
-    """Resize every frame to the size wanted in the end, by an interpolation drawn for the clip."""
+    """Resize every frame to the final size, by an interpolation (name -> probability) drawn once per clip."""
 
     def __init__(self, interpolations: Mapping[str, float], *, prob: float = 1.0):
         self.interpolations = read_weights(interpolations, tuple(INTERPOLATIONS), "interpolations")
@@ -71,8 +79,11 @@ class Fit:
 
 
 class AntialiasedBicubic:
-    """Resize every frame to the size wanted in the end by the cubic kernel (a = -0.5) widened where it shrinks: the
-    "BI" degradation of the literature, MATLAB's imresize, with borders mirrored. Float32, not rounded."""
+    """Resize every frame to the final size by antialiased bicubic interpolation ("BI" degradation).
+
+    As in MATLAB's imresize the cubic kernel (a = -0.5) is widened when shrinking and borders are mirrored. The output
+    is float32, not rounded.
+    """
 
     def __init__(self, *, prob: float = 1.0):
         self.prob = check_probability(prob)
@@ -85,7 +96,7 @@ class AntialiasedBicubic:
 
 
 class Subsample:
-    """Keep every n-th pixel from the first one on, where n is the whole ratio of the sides to those wanted."""
+    """Keep every n-th pixel, starting with the first, where n is the integer ratio of the sides to the final size."""
 
     def __init__(self, *, prob: float = 1.0):
         self.prob = check_probability(prob)
@@ -99,9 +110,9 @@ class Subsample:
 
 
 def cubic_weights(old: int, new: int) -> np.ndarray:
-    """The matrix (new, old) float64 of cubic resampling along one side, each row summing to 1.
+    """Matrix (new, old) float64 of antialiased cubic resampling along one side; each row sums to 1.
 
-    Keys, "Cubic convolution interpolation", 1981, with the kernel stretched by old/new where that is above 1.
+    Keys, "Cubic convolution interpolation", 1981, with the kernel stretched by old/new if that is above 1.
     """
     stretch = max(old / new, 1.0)
     centre = (np.arange(new) + 0.5) * old / new - 0.5

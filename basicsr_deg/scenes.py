@@ -1,8 +1,8 @@
-"""Endless random clips for training without any photograph: moving layers.
+"""Random training clips of moving layers, rendered from pictures.
 
-Everything is numpy and OpenCV on uint8 RGB, random only through the `numpy.random.Generator` that is passed in.
-A clip is one picture under a smooth camera with a few cut-outs of other pictures moving over it; the pictures may be
-photographs or come from `procedural_picture`. `size` is always (height, width) or one side.
+Clips are uint8 RGB; all random numbers come from the `numpy.random.Generator` that is passed in. A clip is a picture
+under a smooth camera motion with a few moving cut-outs of other pictures on top. The pictures may be photographs or
+come from `procedural_picture`. `size` is (height, width) or one side.
 """
 
 import math
@@ -21,16 +21,21 @@ from basicsr_deg.textures import (
     stripes,
 )
 
-SUPERSAMPLING = 2  # clips are drawn this many times larger and averaged down, which anti-aliases every edge
+SUPERSAMPLING = 2  # clips are drawn this many times larger and averaged down, for anti-aliasing
 
 
 def moving_layers(rng, images, *, frames, size):
-    """Render a random clip from pictures: (T, H, W, 3) uint8 RGB.
+    """Render a random clip (T, H, W, 3) uint8 RGB from pictures.
 
-    One of `images` (each (h, w, 3) uint8, any size) is the background under a smooth pan, zoom and turn; up to three
-    cut-outs of the others (shapes, words, bars) move over it on their own and occlude. Sources are never enlarged;
-    edges are anti-aliased by drawing larger and averaging; some clips get motion blur.
+    One picture is the background under a smooth pan, zoom and rotation. Up to three cut-outs of other pictures (shapes,
+    words, bars) move independently in front of it. Pictures are never enlarged; edges are anti-aliased by
+    supersampling; some clips have motion blur.
 
+    Args:
+        rng: `numpy.random.Generator`.
+        images: pictures (h, w, 3) uint8 of any size.
+        frames: number of frames T.
+        size: (height, width) of the clip, or one side.
     Raises:
         ValueError: no images, no frames, or an image that is not (h, w, 3) uint8.
     """
@@ -60,7 +65,7 @@ def _check_images(images, frames):
 
 
 def _trajectory(rng, size, frames, calm):
-    """A smooth random motion: a function time -> 2x2 matrix and shift (output pixels) about the middle of the clip."""
+    """Random smooth motion about the middle of the clip: a function from time to a 2x2 matrix and a shift in pixels."""
     fastest = 0.05 * min(size) / calm
     speed = 0.0 if rng.random() < 0.08 else fastest * rng.random() ** 2
     heading = rng.uniform(0, 2 * math.pi)
@@ -80,12 +85,12 @@ def _trajectory(rng, size, frames, calm):
 
 
 def _background(rng, image, size, frames):
-    """The layer (picture, its start matrix, its trajectory); the picture is brought near the output's sampling rate."""
+    """Background layer (picture, start matrix, start shift, trajectory), resampled near the output resolution."""
     room = min(image.shape[0] / size[0], image.shape[1] / size[1])
     step = math.exp(rng.uniform(0, math.log(max(room, 1.0))))  # source pixels per output pixel, never below one
     angle = rng.normal(0, 0.2) if rng.random() < 0.4 else 0.0
     angle += rng.choice((0, math.pi / 2, -math.pi / 2), p=(0.8, 0.1, 0.1))
-    window = 1.6 * step * np.array(size[::-1])  # what the camera may see, with a margin
+    window = 1.6 * step * np.array(size[::-1])  # region visible to the camera, with a margin
     if step > SUPERSAMPLING * 1.25:
         image, shrink = _crop(rng, image, window), SUPERSAMPLING / step
         image = cv2.resize(image, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
@@ -100,7 +105,7 @@ def _background(rng, image, size, frames):
 
 
 def _crop(rng, image, window):
-    """A random box of the picture, at most `window` (width, height) large."""
+    """Random crop of a picture, at most `window` (width, height) large."""
     height, width = image.shape[:2]
     box_w, box_h = np.clip(window, 1, (width, height)).astype(int)
     top, left = (int(rng.integers(whole - box + 1)) for whole, box in ((height, box_h), (width, box_w)))
@@ -108,7 +113,7 @@ def _crop(rng, image, window):
 
 
 def _cut_out(rng, images, size, frames):
-    """A foreground layer (RGBA with colour multiplied by alpha, start matrix, start shift, trajectory)."""
+    """Foreground layer (RGBA with premultiplied alpha, start matrix, start shift, trajectory)."""
     box = np.maximum(rng.uniform(0.15, 0.7) * min(size) * SUPERSAMPLING * rng.uniform(0.6, 1.2, 2), 8).astype(int)
     if rng.random() < 0.25:
         picture = random_texture(rng, *box)
@@ -141,7 +146,7 @@ def _mask(rng, height, width):
 
 
 def _compose(layers, time, canvas):
-    """Draw all layers at one instant, back to front: (H*s, W*s, 3) uint8."""
+    """Draw all layers at one time, back to front: (H*s, W*s, 3) uint8."""
     drawn = None
     for image, start, place, trajectory in layers:
         turn, shift = trajectory(time)

@@ -1,4 +1,4 @@
-"""Unsharp masking of the target pictures."""
+"""Unsharp masking of the ground-truth frames."""
 
 import cv2
 import numpy as np
@@ -7,11 +7,14 @@ import numpy as np
 def unsharp_mask(
     clip: np.ndarray, *, kernel_size: int = 51, sigma: float = 0.0, weight: float = 0.5, threshold: float = 10.0
 ) -> np.ndarray:
-    """Sharpen frames (..., H, W, 3) of grey levels 0..255 where they differ from their blur; float32, 0..255.
+    """Sharpen frames (..., H, W, 3) with values 0..255 where they differ from their blur; float32, 0..255.
 
     residue = x - blur(x); soft = blur(|residue| > threshold); out = soft clip(x + weight residue) + (1 - soft) x, with
-    a gaussian blur of `sigma` pixels (0: 0.3 ((kernel_size - 1)/2 - 1) + 0.8) and mirrored borders (Real-ESRGAN).
-    For a picture in 0..1 multiply by 255 before and divide after. Raises ValueError for other shapes or an even kernel.
+    a gaussian blur of `sigma` pixels and mirrored borders (Real-ESRGAN, ICCV workshops 2021). For `sigma` 0 it is
+    0.3 ((kernel_size - 1)/2 - 1) + 0.8. Scale values in [0, 1] by 255 before and back after.
+
+    Raises:
+        ValueError: another shape or an even kernel size.
     """
     if clip.ndim < 3 or clip.shape[-1] != 3:
         raise ValueError(f"got a clip of shape {clip.shape}, expected (..., H, W, 3)")

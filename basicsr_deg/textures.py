@@ -1,6 +1,6 @@
-"""Procedural pictures to train on without any photograph: "dead leaves" collages of random textures.
+"""Procedural pictures for training without photographs: "dead leaves" collages of random textures.
 
-Everything is numpy and OpenCV on uint8 RGB, random only through the `numpy.random.Generator` that is passed in.
+Pictures are uint8 RGB; all random numbers come from the `numpy.random.Generator` that is passed in.
 A collage of occluding shapes whose radii follow r^-3 has the scale invariance and the edges of natural images
 (Lee, Mumford, Huang: "Occlusion models for natural images", IJCV 2001). `size` is (height, width) or one side.
 """
@@ -21,7 +21,7 @@ FONTS = (
 
 
 def procedural_picture(rng, size):
-    """Draw one rich picture, (H, W, 3) uint8 RGB: a collage of textures, shapes with sharp edges, strokes and text."""
+    """Draw a picture (H, W, 3) uint8 RGB: a collage of textures, shapes with sharp edges, strokes and text."""
     height, width = as_size(size)
     picture = random_texture(rng, height, width)
     reach = max(height, width)
@@ -39,7 +39,7 @@ def procedural_picture(rng, size):
 
 
 def as_size(size):
-    """Read `size` as (height, width): one side, or both; raises ValueError below one pixel."""
+    """Convert `size`, one side or (height, width), to (height, width). Raises ValueError for less than one pixel."""
     height, width = (size, size) if np.isscalar(size) else size
     if min(height, width) < 1:
         raise ValueError(f"got size {size}, expected (height, width) of at least 1 pixel")
@@ -47,7 +47,7 @@ def as_size(size):
 
 
 def _palette(rng):
-    """A smooth 256-entry colour table (256, 3) through a few related colours, dark to bright or not."""
+    """Smooth colour table (256, 3) through a few related colours, often sorted from dark to bright."""
     count = int(rng.integers(2, 6))
     hue = (rng.random() * 180 + rng.normal(0, 25, count)) % 180
     saturation = np.clip(rng.beta(1.0, 2.2) * 255 + rng.normal(0, 35, count), 0, 255)  # mostly muted, like photographs
@@ -69,7 +69,7 @@ def _paint(field, palette):
 
 
 def _fractal(rng, height, width):
-    """Fractal noise (h, w) float32 in [0, 1]: octaves of white noise enlarged smoothly, amplitude ~ wavelength^p."""
+    """Fractal noise (h, w) float32 in [0, 1]: smoothly enlarged octaves of white noise, amplitude ~ wavelength^p."""
     field = np.zeros((height, width), np.float32)
     power = rng.uniform(0.4, 1.4)
     wavelength = float(max(height, width)) * rng.uniform(0.2, 1.0)
@@ -89,14 +89,14 @@ def _unit(field):
 
 
 def rotated_axes(rng, height, width):
-    """Pixel coordinates (u, v), each (h, w) float32, turned by a random angle (often upright)."""
+    """Pixel coordinates (u, v), each (h, w) float32, rotated by a random angle (often 0)."""
     angle = 0.0 if rng.random() < 0.35 else rng.uniform(0, math.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     return x * math.cos(angle) + y * math.sin(angle), y * math.cos(angle) - x * math.sin(angle)
 
 
 def _soft_step(distance):
-    """An edge of about one pixel: `distance` in pixels, positive inside."""
+    """Anti-aliased edge about one pixel wide; `distance` in pixels, positive inside."""
     return np.clip(distance + 0.5, 0, 1)
 
 
@@ -178,7 +178,7 @@ def _mix(under, over, alpha):
 
 
 def random_outline(rng, height, width):
-    """Points (n, 2) float of one closed random shape that fills a box of height x width."""
+    """Points (n, 2) float of a random closed shape that fills a box of height x width pixels."""
     kind = rng.integers(4)
     if kind == 0:  # ellipse
         count, radii = 64, np.ones(64)
@@ -199,12 +199,12 @@ def random_outline(rng, height, width):
 
 
 def _fixed(points):
-    """Coordinates in sixteenths of a pixel, as OpenCV's `shift=4` wants them."""
+    """Coordinates in sixteenths of a pixel, as expected by OpenCV for `shift=4`."""
     return np.round(points * 16).astype(np.int32)
 
 
 def fill_polygon(mask, points):
-    """Fill a polygon (n, 2) with sub-pixel corners, anti-aliased, with 255 into a uint8 mask (h, w), in place."""
+    """Draw an anti-aliased polygon (n, 2) with sub-pixel corners and value 255 into a uint8 mask (h, w), in place."""
     cv2.fillPoly(mask, [_fixed(points)], 255, cv2.LINE_AA, 4)
 
 
@@ -226,13 +226,13 @@ def _paste_leaf(rng, picture, radius):
 
 
 def random_words(rng, count):
-    """Make `count` words of random letters and digits."""
+    """Join `count` words of random letters and digits."""
     letters = string.ascii_letters + string.digits
     return " ".join("".join(rng.choice(list(letters), int(rng.integers(2, 9)))) for _ in range(count))
 
 
 def _write_paragraph(rng, picture):
-    """Write lines of random words somewhere on the picture, from very small to large."""
+    """Write lines of random words of random size at a random position, in place."""
     height, width = picture.shape[:2]
     scale = math.exp(rng.uniform(math.log(0.3), math.log(1.6)))
     pitch = int(32 * scale) + int(rng.integers(1, 6))
@@ -245,7 +245,7 @@ def _write_paragraph(rng, picture):
 
 
 def _draw_fur(rng, picture):
-    """Draw many thin strokes that follow a smooth field of directions, inside a random box (hair, grass, leaves)."""
+    """Draw thin strokes along a smooth field of directions around a random centre (hair, grass), in place."""
     height, width = picture.shape[:2]
     count = int(min(600, height * width / 60))
     field = cv2.resize(rng.uniform(0, 2 * math.pi, (3, 3)).astype(np.float32), (width, height))
@@ -262,7 +262,7 @@ def _draw_fur(rng, picture):
 
 
 def _shade(rng, picture):
-    """Light the picture unevenly, in place, as a smooth illumination would."""
+    """Multiply the picture by a smooth random illumination, in place."""
     height, width = picture.shape[:2]
     light = cv2.resize(rng.uniform(0.55, 1.25, (2, 2)).astype(np.float32), (width, height))
     picture[:] = np.clip(picture * light[..., None], 0, 255).round().astype(np.uint8)

@@ -22,7 +22,7 @@ ROOMS = {
     "diffusion": "ops",
     "nets": "ops",
     "methods": "ops diffusion nets streaming",
-    "training": "ops diffusion nets streaming methods files picture",
+    "training": "files printable picture weights ops diffusion nets streaming methods",
     "engine": "paths files printable config weights video ops streaming methods",
     "benchmark": "paths files weights streaming video ops nets metrics methods engine",
     "report": "paths files video ops metrics engine picture",

@@ -14,7 +14,7 @@ import yaml
 from ldm import config
 from ldm.engine.assemble import EMBEDDED
 from ldm.engine.resume import WorkFolder, recorded_plan
-from ldm.engine.run import check_checkpoint
+from ldm.training.preflight import check_checkpoint
 from ldm.weights import checkpoint
 
 pytestmark = pytest.mark.slow

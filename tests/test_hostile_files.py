@@ -11,10 +11,10 @@ from safetensors.torch import save_file
 
 from ldm.engine import provenance
 from ldm.engine.resume import WorkError, WorkFolder, recorded_plan, remove_partials
-from ldm.engine.run import check_export, check_run
 from ldm.files import partial
 from ldm.printable import printable
 from ldm.training.callbacks import StepCheckpoint
+from ldm.training.preflight import check_export, check_run
 from ldm.video.replacing import Replacement
 from ldm.video.source import VideoError
 from ldm.weights import checkpoint
@@ -297,14 +297,14 @@ def test_a_run_with_links_and_an_export_elsewhere_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pictures: is a link"):
         check_run(run)
     inside, outside = run.parent / "w" / "a.safetensors", tmp_path / "a.safetensors"
-    check_export({"export": {"file": str(inside)}}, run, [])
-    check_export({"export": {"file": str(outside)}}, run, [f"export.file={outside}"])
+    check_export({"export": {"file": str(inside)}}, run, [], card="model.yaml")
+    check_export({"export": {"file": str(outside)}}, run, [f"export.file={outside}"], card="model.yaml")
     with pytest.raises(ValueError, match="is not in"):
-        check_export({"export": {"file": str(outside)}}, run, ["steps=3"])
+        check_export({"export": {"file": str(outside)}}, run, ["steps=3"], card="model.yaml")
     inside.parent.mkdir()
     (inside.parent / "model.yaml").write_text("x")
     with pytest.raises(ValueError, match="would replace a file"):
-        check_export({"export": {"file": str(inside)}}, run, [])
+        check_export({"export": {"file": str(inside)}}, run, [], card="model.yaml")
 
 
 def test_names_are_printed_without_control_characters():

@@ -1,10 +1,10 @@
-"""Render the demo clip: a street drawn here from nothing, with a slow camera, a van, a clock, leaves in the wind.
+"""Render the demo clip: a procedural street scene with a slow camera, a van, a clock and leaves in the wind.
 
 python assets/demo/make_clip.py                                 writes assets/demo/clip.mp4 (160x90, 24 frames)
-python assets/demo/make_clip.py --ground-truth street.mkv       writes what it is made from instead (640x360, lossless)
+python assets/demo/make_clip.py --ground-truth street.mkv       writes the ground truth instead (640x360, lossless)
 
-The scene is drawn three times larger and averaged down. The clip is the scene slightly blurred, averaged 4x4, with a
-little noise, compressed by H.264. Lengths below are pixels of the 640x360 picture; x runs right, y down.
+The scene is drawn three times larger and averaged down. The clip is the scene with a slight blur, averaged over 4x4
+pixels, with a little noise, compressed by H.264. Lengths are in pixels of the 640x360 frame; x points right, y down.
 """
 
 import argparse
@@ -12,7 +12,7 @@ import math
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # so that it runs without being installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs without installing the package
 
 import cv2
 import numpy as np
@@ -20,7 +20,7 @@ import numpy as np
 from ldm import video
 
 WIDTH, HEIGHT, FRAMES, RATE, SCALE = 640, 360, 24, 24, 4
-FINE = 3  # drawn pixels per picture pixel
+FINE = 3  # supersampling: drawn pixels per frame pixel
 SERIF, SANS, PLAIN = cv2.FONT_HERSHEY_TRIPLEX, cv2.FONT_HERSHEY_DUPLEX, cv2.FONT_HERSHEY_SIMPLEX
 CREAM, GOLD, GREEN, DARK = (240, 232, 212), (222, 184, 92), (24, 66, 54), (34, 32, 36)
 RED, TEAL, STONE, WOOD = (182, 52, 44), (38, 128, 134), (172, 166, 156), (112, 72, 44)
@@ -28,7 +28,7 @@ SPINES = ((150, 40, 38), (36, 70, 110), (206, 168, 84), (58, 96, 66), (220, 208,
 
 
 class Layer:
-    """A transparent sheet of the scene; every shape takes lengths in picture pixels and is drawn anti-aliased."""
+    """A transparent layer of the scene; shapes take lengths in frame pixels and are drawn anti-aliased."""
 
     def __init__(self, width, height):
         self.colour = np.zeros((height * FINE, width * FINE, 3), np.uint8)
@@ -53,7 +53,7 @@ class Layer:
         self.polygon([(x0 + nx, y0 + ny), (x1 + nx, y1 + ny), (x1 - nx, y1 - ny), (x0 - nx, y0 - ny)], colour)
 
     def text(self, words, middle, baseline, height, colour, font=SANS):
-        """Write centred on x = middle; `height` is that of capitals."""
+        """Write text centred at x = middle; `height` is that of capital letters."""
         weight = max(1, round(height * FINE / 11))
         scale = height * FINE / 22
         length = cv2.getTextSize(words, font, scale, weight)[0][0]
@@ -62,14 +62,14 @@ class Layer:
             cv2.putText(sheet, words, corner, font, scale, ink, weight, cv2.LINE_AA)
 
     def shade(self, x, y, width, height, strength):
-        """Darken a box with a soft lower edge, as the shadow of something above it."""
+        """Darken a box with a soft lower edge, like a shadow cast from above."""
         rows, columns = slice(y * FINE, (y + height) * FINE), slice(x * FINE, (x + width) * FINE)
         fade = 1 - strength * np.linspace(1, 0, height * FINE)[:, None, None]
         self.colour[rows, columns] = np.round(self.colour[rows, columns] * fade)
 
 
 def noise(rng, height, width, cell):
-    """Smooth noise, standard deviation about one, with blobs of `cell` drawn pixels."""
+    """Smooth noise with a standard deviation of about one and blobs of `cell` drawn pixels."""
     small = rng.standard_normal((max(2, height // cell), max(2, width // cell)), np.float32)
     return cv2.resize(small, (width, height), interpolation=cv2.INTER_CUBIC)
 
@@ -82,7 +82,7 @@ def tint(colour, change):
 
 
 def wall():
-    """The opaque row of houses, with pavement and road."""
+    """Opaque background layer: a row of houses, pavement and road."""
     rng, layer = np.random.default_rng(1), Layer(860, HEIGHT + 20)
     bricks(rng, layer, 0, 0, 545, 286, (158, 84, 62))
     bricks(rng, layer, 545, 0, 315, 286, (196, 176, 142))
@@ -190,7 +190,7 @@ def poster(layer, x, y):
 
 
 def ivy(rng, layer, x, top, length):
-    """Leaves along a hanging stem: short pointed strokes, dark ones first."""
+    """Leaves along a hanging stem: short pointed strokes, dark ones drawn first."""
     count = 520
     for number in range(count):
         along = rng.beta(1.1, 1.7)
@@ -255,7 +255,7 @@ def clock_hands(time):
 
 
 def van(distance):
-    """The baker's van; its wheels have rolled `distance`."""
+    """The van of the bakery; its wheels are rotated for a driven `distance` in pixels."""
     layer = Layer(210, 110)
     body = [(6, 92), (6, 18), (14, 10), (148, 10), (176, 48), (200, 56), (204, 66), (204, 92)]
     layer.polygon(body, (236, 190, 60))
@@ -302,7 +302,7 @@ def lamp():
 
 
 def branch(time):
-    """Leaves close to the camera; each swings a little on its own."""
+    """Leaves close to the camera; each swings slightly with its own phase."""
     rng, layer = np.random.default_rng(5), Layer(260, 130)
     layer.line((262, 0), (120, 42), (64, 46, 36), 6)
     layer.line((170, 26), (96, 84), (64, 46, 36), 3)
@@ -320,11 +320,11 @@ def branch(time):
 
 
 def place(drawn, layer, x, y):
-    """Put a sheet over the drawn picture with its top left corner at (x, y), which may lie between pixels."""
+    """Composite a layer over the drawn frame with its top left corner at (x, y), with sub-pixel precision."""
     size = drawn.shape[1::-1]
     matrix = np.float64([[1, 0, x * FINE], [0, 1, y * FINE]])
     sheet = np.dstack([layer.colour, layer.alpha])
-    if FINE > 1:  # colours of empty pixels must not bleed into the edge: mix with alpha multiplied in
+    if FINE > 1:  # premultiply alpha, so that colours of empty pixels do not bleed into edges
         sheet[..., :3] = np.round(sheet[..., :3] * (sheet[..., 3:] / 255.0))
     moved = cv2.warpAffine(sheet, matrix, size, flags=cv2.INTER_LINEAR).astype(np.float32)
     return drawn * (1 - moved[..., 3:] / 255) + moved[..., :3]
@@ -357,7 +357,7 @@ def degrade(frame, rng):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", type=Path, default=Path(__file__).with_name("clip.mp4"))
-    parser.add_argument("--ground-truth", type=Path, help="write the scene itself instead, lossless")
+    parser.add_argument("--ground-truth", type=Path, help="write the lossless ground truth instead")
     args = parser.parse_args()
     if args.ground_truth:
         with video.open_writer(args.ground_truth, size=(HEIGHT, WIDTH), rate=RATE, lossless=True) as writer:

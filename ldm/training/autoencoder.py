@@ -1,4 +1,4 @@
-"""Training of the image autoencoder from scratch, as far as the embedded model needs it."""
+"""Training of the image autoencoder from scratch, for the embedded model."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -14,19 +14,20 @@ BUILDABLE = ("AutoencoderTraining",)  # what a configuration may name as a targe
 
 
 class AutoencoderTraining(LightningModule):
-    """L1 + gradient L1 + KL on single frames. Weights are named `first_stage_model.*`, as in the stage-1 file.
+    """Train an image autoencoder on single frames with an L1, a gradient L1 and a KL term.
 
-    Batch: `gt` (B, T, 3, H, W) in [0, 1]; every frame is an example of its own. `index` (B,).
+    A batch holds `gt` (B, T, 3, H, W) in [0, 1], each frame being one example, and `index` (B,), the sample
+    numbers. Weights are named `first_stage_model.*`, as in the released stage-1 file.
 
     Args:
-        autoencoder: is trained.
-        optimizer: makes the optimizer.
-        kl_weight, gradient_weight: of the terms beside L1.
-        seed: of the noise of the latents.
-        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
+        autoencoder: network to train.
+        optimizer: builds the optimizer.
+        kl_weight, gradient_weight: weights of the KL and the gradient term; L1 has weight 1.
+        seed: seed of the latent noise.
+        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
     """
 
-    needs = ("gt",)  # of a batch
+    needs = ("gt",)  # keys of a batch
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class AutoencoderTraining(LightningModule):
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, H, W) in [0, 1]: the GT frames, encoded and decoded."""
+        """Encode and decode the GT frames: (B, T, 3, H, W) in [0, 1]."""
         x = batch["gt"].flatten(0, 1) * 2 - 1
         mean = self.first_stage_model.posterior(self.first_stage_model.encode(x)).mean
         decoded = self.first_stage_model.decode(mean).float()

@@ -1,4 +1,4 @@
-"""What happens beside a training: progress, pictures, the batch that broke it, random numbers of a resumed run."""
+"""Callbacks of a training: progress bar, pictures, checkpoints, bad batches and the random state of a resumed run."""
 
 import signal
 import threading
@@ -20,7 +20,7 @@ from ldm.training.losses import check_gradients
 
 
 class StepProgress(Callback):
-    """A bar of optimizer steps with the loss and the time left; on the first process only."""
+    """Show a progress bar of optimizer steps with the losses and the remaining time, in the first process only."""
 
     def __init__(self) -> None:
         self._bar: Progress | None = None
@@ -52,11 +52,11 @@ class StepProgress(Callback):
 
 
 class PeriodicPictures(Callback):
-    """Every so many optimizer steps one PNG: input, output and truth of the same clip, a detail, an x-t profile.
+    """Write a PNG of the same clip at regular steps: input, output, ground truth, a detail and an x-t profile.
 
     Args:
-        folder: where `step00000750.png` and so on are written.
-        every: optimizer steps between two pictures; there is one after the first step, too.
+        folder: folder of the files, such as `step00000750.png`.
+        every: optimizer steps between two pictures; there is also one after the first step.
     """
 
     def __init__(self, folder: Path, *, every: int) -> None:
@@ -83,10 +83,11 @@ class PeriodicPictures(Callback):
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Lightning's, which after a resume forgets that the present step is saved, and saves again in mid-accumulation.
+    """ModelCheckpoint of Lightning with three changes.
 
-    Nor does it say before a validation that there is no such value to choose the best by. Raises ValueError then.
-    Of the checkpoints that a saved state names it takes up, and may later remove, only those in its own folder.
+    After a resume it does not save the current step again in the middle of an accumulation. If no logged value has the
+    monitored name it raises ValueError after the first step, not at the first validation. Of the checkpoints that a
+    saved state lists it keeps, and may later remove, only those in its own folder.
     """
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -99,7 +100,7 @@ class StepCheckpoint(ModelCheckpoint):
         super().load_state_dict({**state_dict, **state, **own, "dirpath": self.dirpath})
 
     def _own(self, name: Any) -> str:
-        """The checkpoint of that name in this folder, an empty word where there is none."""
+        """Path of the checkpoint of that name in this folder, or "" if there is none."""
         path = Path(self.dirpath) / Path(name).name if isinstance(name, str) and name.endswith(".ckpt") else None
         return str(path) if path is not None and path.is_file() and not path.is_symlink() else ""
 
@@ -115,14 +116,18 @@ class StepCheckpoint(ModelCheckpoint):
             raise ValueError(f"got checkpoints.best={self.monitor}, expected one of {known}")
 
     def on_train_end(self, *_: Any) -> None:
-        """Nothing: averaged weights have replaced the model's by now, and `LastCheckpoint` came before."""
+        """Save nothing: averaged weights have replaced the model's, and `LastCheckpoint` has already saved them."""
 
 
 class LastCheckpoint(Checkpoint):
-    """Writes `path` after the last step where no periodic checkpoint does: the last of all, or that of an early stop.
+    """Save a checkpoint to `path` after the last step, unless a periodic one is due (every `every` steps).
 
-    A time limit (`lightning.max_time`) or SIGTERM ends the training behind a whole step, never between the batches that
-    are accumulated for one. The limit is that of one process: a resumed run has all of it again.
+    The last step may be an early one: a time limit (`lightning.max_time`) or SIGTERM stops the training after a full
+    optimizer step, never between accumulated batches. The time limit applies to each run of the command; a resumed run
+    starts with the full limit.
+
+    Attributes:
+        terminated: whether SIGTERM was received.
     """
 
     def __init__(self, path: Path, *, every: int) -> None:
@@ -140,10 +145,10 @@ class LastCheckpoint(Checkpoint):
             self._before = signal.signal(signal.SIGTERM, self._terminate)
 
     def on_train_end(self, *_: Any) -> None:
-        self._let_go()
+        self._restore_handler()
 
     def on_exception(self, *_: Any) -> None:
-        self._let_go()
+        self._restore_handler()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         self._due = self._due or trainer.should_stop or self.terminated
@@ -156,25 +161,29 @@ class LastCheckpoint(Checkpoint):
     def _terminate(self, *_: Any) -> None:
         self.terminated = True
 
-    def _let_go(self) -> None:
+    def _restore_handler(self) -> None:
         if self._before is not None:
             signal.signal(signal.SIGTERM, self._before)
             self._before = None
 
 
-def early_end(trainer: Trainer, way_on: str) -> str:
-    """Words for a training that ended before its last step. Raises KeyboardInterrupt where a signal ended it."""
-    line = f"stopped at step {trainer.global_step} of {trainer.max_steps}; {way_on}"
+def early_end(trainer: Trainer, hint: str) -> str:
+    """Message for a training that stopped before its last step, ending with `hint`.
+
+    Raises:
+        KeyboardInterrupt: a signal stopped it; with the same message.
+    """
+    line = f"stopped at step {trainer.global_step} of {trainer.max_steps}; {hint}"
     if any(isinstance(call, LastCheckpoint) and call.terminated for call in trainer.callbacks):
         raise KeyboardInterrupt(line)
     return line
 
 
-class WholeFiles(TorchCheckpointIO):
-    """Checkpoints are written beside their place and then renamed, so that one that is there is whole.
+class AtomicCheckpoints(TorchCheckpointIO):
+    """Write checkpoints atomically: to a temporary file in the same folder, which is then renamed.
 
-    Lightning's way leads through the folder for temporary files; from another disk that is a copy, which can be cut
-    short, and it holds the file in memory first.
+    Lightning builds the file in memory and moves it from the folder for temporary files; across disks that is a copy,
+    which an interruption leaves incomplete.
     """
 
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: Any = None) -> None:
@@ -183,20 +192,21 @@ class WholeFiles(TorchCheckpointIO):
         with partial(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
-            except RuntimeError as error:  # how PyTorch's writer reports a disk that is full
+            except RuntimeError as error:  # PyTorch's writer raises this for a full disk
                 raise OSError(f"{path}: cannot be written, is the disk full? ({first_words(error)})") from None
 
 
 def first_words(error: Exception) -> str:
-    """The first line of an error, shortened."""
+    """First line of an error message, at most 80 characters."""
     return next(iter(str(error).splitlines()), type(error).__name__)[:80]
 
 
 class BadBatch(Callback):
-    """Keeps the batch on which a loss or a gradient stopped being a number, as safetensors.
+    """Save the batch for which a loss or a gradient is not finite, as a safetensors file.
 
-    A gradient that is none stops the training before it reaches the weights and what is saved of them; with a gradient
-    scaler (16-mixed) it is in order, and its step left out.
+    A gradient that is not finite raises FloatingPointError before the optimizer step, so that neither weights nor
+    checkpoints are affected. With a gradient scaler (16-mixed) such gradients are normal and the scaler skips the step.
+    The file of process n is `path` with `_process{n}` appended to its stem.
     """
 
     def __init__(self, path: Path) -> None:
@@ -215,25 +225,25 @@ class BadBatch(Callback):
     def on_exception(self, trainer: Trainer, _module: LightningModule, exception: BaseException) -> None:
         if isinstance(exception, FloatingPointError):
             path = self.path.with_stem(f"{self.path.stem}_process{trainer.global_rank}")
-            path.parent.mkdir(parents=True, exist_ok=True)  # processes of torchrun may differ in the second of its name
+            path.parent.mkdir(parents=True, exist_ok=True)  # run folders of torchrun processes can differ by a second
             tensors = {name: value.detach().cpu().contiguous() for name, value in self._batch.items()}
             with partial(path) as temporary:
                 save_file(tensors, temporary, {"error": str(exception)})
-            exception.args = (f"{exception}; the batch is kept in {path}",)
+            exception.args = (f"{exception}; the batch is saved in {path}",)
 
 
-class GivenRates(Callback):
-    """A resumed run learns at the rate, betas and weight decay that it is given now, not at those it was saved with."""
+class CurrentHyperparameters(Callback):
+    """Apply the current learning rate, betas and weight decay to a resumed run, in place of those in its checkpoint."""
 
     def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
         for optimizer in trainer.optimizers:
-            module.optimizer.renew(optimizer)
+            module.optimizer.apply_to(optimizer)
 
 
 class RandomState(Callback):
-    """Torch's own random numbers go on where they were when a run is resumed.
+    """Save and restore the state of torch's global random number generator.
 
-    Samples do not need them (see `ldm.training.draws`); the dropout of the released perceptual loss does.
+    Samples do not use it (see `ldm.training.draws`); the dropout of the released perceptual loss does.
     """
 
     def __init__(self) -> None:

@@ -12,16 +12,16 @@ _LONGEST = 65536  # characters of a caption file that are read
 
 
 class CaptionedClips(Dataset):
-    """The items of `clips` with `tokens` (length,), the ids of their captions.
+    """Add `tokens` (length,), the token ids of its caption, to each item of a data set of clips.
 
     Args:
-        clips: has `name(index)`, such as `basicsr_deg.training_clips.TrainingClips`.
-        folder: holds NAME.txt for a clip NAME (with or without the suffix of a video); its first line is the caption.
-            A clip without a file has the empty caption.
+        clips: data set with a method `name(index)`, such as `basicsr_deg.training_clips.TrainingClips`.
+        folder: contains NAME.txt for a clip NAME (with or without the suffix of a video), whose first line is the
+            caption. A clip without a file has the empty caption.
         tokenizer: texts -> (n, length) int64, such as `ldm.nets.tokenizer.ClipTokenizer`.
-        ending: words added to every caption that is not empty, behind a space.
+        ending: text appended to every non-empty caption, after a space.
     Raises:
-        ValueError: a folder that is not there or holds no text.
+        ValueError: the folder does not exist or contains no text file.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class CaptionedClips(Dataset):
         return {**self.clips[index], "tokens": self.tokenizer([text])[0]}
 
     def caption(self, name: str) -> str:
-        """What is written for the clip of this name, or ''. Raises ValueError for a file that is no text."""
+        """Caption of the clip of this name, or "". Raises ValueError if its file is not UTF-8 text."""
         clip = Path(name).name
         for file in (self.folder / f"{clip}.txt", self.folder / f"{Path(clip).stem}.txt"):
             if file.is_file():

@@ -1,4 +1,4 @@
-"""What a training of a control network leaves: a `controlnet/` folder as diffusers reads and writes it."""
+"""Export of a trained control network to a `controlnet/` folder in the format of diffusers."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
 
 
 def write_control_folder(control: TemporalConditioning, folder: Path, *, half: bool = False) -> None:
-    """Write config.json and the weights, in float32 or float16; each file is there whole or not at all. OSError."""
+    """Write config.json and the weights, in float32 or float16, each atomically. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: value.detach().cpu().contiguous() for name, value in control.state_dict().items()}
     if half:
@@ -27,12 +27,12 @@ def write_control_folder(control: TemporalConditioning, folder: Path, *, half: b
 
 
 class ControlFolder(Callback):
-    """Writes the trained control network, `module.controlnet`, when a training ends.
+    """Write the trained control network, `module.controlnet`, at the end of a training.
 
     Args:
-        folder: its parent; the files go into `controlnet/` there, where inference looks for them. The released training
-            leaves its last weights in the parent itself, where its own test script does not find them.
-        half: in float16.
+        folder: parent of the folder `controlnet/` that is written, where inference looks for it. The released training
+            writes its last weights into the parent itself, where the released test script does not find them.
+        half: whether to write float16.
     """
 
     def __init__(self, folder: str, *, half: bool = False) -> None:
@@ -40,7 +40,7 @@ class ControlFolder(Callback):
 
     def on_fit_start(self, trainer: Trainer, _module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self.folder.mkdir(parents=True, exist_ok=True)  # shows before the first step where nothing can be written
+            self.folder.mkdir(parents=True, exist_ok=True)  # fails before the first step if the folder is not writable
 
     def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
         if trainer.is_global_zero:

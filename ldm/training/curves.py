@@ -1,4 +1,4 @@
-"""What a training logs: one value a term and optimizer step, whatever the number of batches accumulated in it."""
+"""Logged values of a training: one per loss term and optimizer step, for any number of accumulated batches."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class StepMeans:
-    """The mean of each loss term over the batches of one optimizer step.
+    """Mean of each loss term over the batches of one optimizer step.
 
-    `add` takes a dict of scalars of one batch; a term that only some batches have is averaged over those. `flush` gives
-    the means and starts anew. Nothing of it outlives an optimizer step, so a resumed run needs no state of it.
+    A term that only some batches have is averaged over those batches. No state outlives an optimizer step, so
+    checkpoints hold none.
     """
 
     def __init__(self) -> None:
@@ -17,12 +17,14 @@ class StepMeans:
         self._counts: dict[str, int] = {}
 
     def add(self, terms: Mapping[str, Tensor]) -> None:
+        """Add the scalar terms of one batch."""
         for name, term in terms.items():
             value = term.detach().float()
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def flush(self) -> dict[str, Tensor]:
+        """Return the means since the last call and reset them."""
         means = {name: total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means

@@ -1,4 +1,4 @@
-"""Stage 2: the sequence decoder learns to turn sampled latents and LQ features into a steady, sharp clip."""
+"""Stage 2: training of the sequence decoder, which decodes sampled latents with features of the LQ frames."""
 
 import logging
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ BUILDABLE = ("StageTwo",)  # what a configuration may name as a target
 
 logger = logging.getLogger(__name__)
 
-DECODER_PARTS = {  # names of what is trained, by choice: beginnings, and parts of which one must be in the name
+DECODER_PARTS = {  # trained parameters of each choice: prefixes, and substrings of which the name must contain one
     "released": (("decoder.",), ("fusion_layer", "temporal")),
     "decoder": (("decoder.", "post_quant_conv."), ("",)),
     "condition": (("decoder.",), ("condition_", "_3d")),  # of Upscale-A-Video's
@@ -28,29 +28,29 @@ DECODER_PARTS = {  # names of what is trained, by choice: beginnings, and parts 
 
 
 class StageTwo(LightningModule):
-    """Training of the sequence decoder against `DecoderLoss`; encoder and flow and perceptual networks stay frozen.
+    """Train the sequence decoder on `DecoderLoss`; the encoder, the flow and the perceptual network are frozen.
 
-    Batch: `lq` (B, T, 3, h, w), `gt` (B, T, 3, H, W) in [0, 1], `latent` (B, T, 4, h', w') scaled by `scale_factor`,
-    `index` (B,) the numbers of the samples. Entries of the state carry the names of `video_vae_cfw.ckpt`.
+    A batch holds `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1], `latent` (B, T, 4, h', w') scaled by
+    `scale_factor`, and `index` (B,), the sample numbers. Weights have the names of `video_vae_cfw.ckpt`.
 
-    Two optimizers take turns in every batch, the generator's first, and step after `accumulate` batches each. Only the
-    steps of the generator's count as steps of the training. Both losses are of one reconstruction; the release makes
-    it anew for the discriminator, which differs in the last of the accumulated batches, by one step. With that,
-    several processes would not equal one that accumulates as many batches.
+    The optimizers of the generator and of the discriminator alternate in every batch, in this order, and each steps
+    after `accumulate` batches; only steps of the generator count as training steps. Both losses use the same
+    reconstruction. The released code computes it again for the discriminator, which differs in the last accumulated
+    batch, after the generator's step; several processes would then not equal one that accumulates as many batches.
 
     Args:
         decoder: image encoder and sequence decoder.
-        loss: the terms; holds the discriminator, which is always trained.
-        optimizer: makes both optimizers.
-        scale_factor: of the latents.
-        trained: "released", the temporal and fusion layers of the decoder; "decoder", all of it.
+        loss: loss terms; contains the discriminator, which is always trained.
+        optimizer: builds both optimizers.
+        scale_factor: factor of the latents.
+        trained: "released", the temporal and fusion layers of the decoder; "decoder", the whole decoder.
         accumulate: batches per optimizer step.
-        gradient_clip: largest norm of the gradient of each optimizer's parameters; None leaves it as it is.
+        gradient_clip: maximum gradient norm of the parameters of each optimizer; None does not clip.
     Raises:
-        ValueError: an unknown `trained`, less than one batch a step, or a factor that is not above 0.
+        ValueError: an unknown `trained`, `accumulate` below 1, or `scale_factor` not above 0.
     """
 
-    needs = ("gt", "lq", "latent")  # of a batch
+    needs = ("gt", "lq", "latent")  # keys of a batch
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class StageTwo(LightningModule):
                 f"got accumulate={accumulate}, scale_factor={scale_factor}, expected at least 1 and above 0"
             )
         self.automatic_optimization = False
-        self._decoder = (decoder,)  # a tuple: registered below, under the released names and in their order
+        self._decoder = (decoder,)  # a tuple, since its parts are registered below under the released names
         self.encoder, self.decoder, self.loss = decoder.encoder, decoder.decoder, loss
         self.quant_conv, self.post_quant_conv = decoder.quant_conv, decoder.post_quant_conv
         self.optimizer, self.scale_factor = optimizer, scale_factor
@@ -82,28 +82,30 @@ class StageTwo(LightningModule):
             parameter.requires_grad_(chosen or name.startswith("loss.discriminator."))
 
     def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, H, W) around [-1, 1] from latents and LQ features, in float32.
+        """Decode the latents with LQ features: (B, T, 3, H, W) float32, about [-1, 1].
 
-        LQ is enlarged and clamped as at inference; the release leaves the bicubic overshoot in here. Raises ValueError
-        for latents of another size than these networks give the frames.
+        LQ frames are enlarged and clamped as at inference; the released code does not clamp the bicubic overshoot here.
+
+        Raises:
+            ValueError: the latents do not have the size that the encoder gives these frames.
         """
         (decoder,) = self._decoder
         (height, width), (h, w), f = batch["gt"].shape[-2:], batch["latent"].shape[-2:], decoder.downsampling
         if (h * f, w * f) != (height, width):
             what = f"got latents of {w}x{h} for frames of {width}x{height}, expected 1/{f} of their sides"
-            raise ValueError(f"{what}; make them with the stage-1 model that this decoder is for")
+            raise ValueError(f"{what}; sample them with the stage-1 model of this decoder")
         with torch.no_grad():
             features = decoder.features(enlarged(batch))
         z, frames = batch["latent"].flatten(0, 1) / self.scale_factor, batch["gt"].shape[1]
         return decoder.decode(z, features, num_frames=frames).unflatten(0, (-1, frames)).float()
 
     def training_step(self, batch: dict[str, Tensor], _number: int) -> None:
-        seen = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # in all epochs, resumed ones too
+        seen = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # in all epochs, those before a resume included
         step, stepping = self.global_step, seen % self.accumulate == 0
         generator, critic = (
             self.optimizers()[0],
             self.optimizers(use_pl_optimizer=False)[1],
-        )  # the raw one is not counted
+        )  # steps of the raw optimizer are not counted
         gt, y = batch["gt"] * 2 - 1, self.reconstruct(batch)
         with _frozen(self.loss.discriminator):
             last_layer = self.decoder.conv_out.weight
@@ -140,15 +142,19 @@ class StageTwo(LightningModule):
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, H, W) in [0, 1]."""
+        """`reconstruct` as pixels: (B, T, 3, H, W) in [0, 1]."""
         return (self.reconstruct(batch) / 2 + 0.5).clamp(0, 1)
 
     def on_fit_start(self) -> None:
-        """Refuse what would go wrong silently, say which perceptual term there is, have curves drawn by steps."""
+        """Check the precision and the perceptual network, and make Lightning log by optimizer steps.
+
+        Raises:
+            ValueError: precision 16-mixed, or LPIPS without trained weights.
+        """
         if str(self.trainer.precision).startswith("16"):
             # a gradient scaler would not see the discriminator's optimizer
             raise ValueError(f"got precision {self.trainer.precision}, expected 32 or bf16-mixed; stage 2 cannot scale")
-        self.trainer.log_every_n_steps *= self.accumulate  # Lightning counts batches where it does not optimize itself
+        self.trainer.log_every_n_steps *= self.accumulate  # with manual optimization Lightning counts batches
         network = self.loss.perceptual_loss
         if not self.loss.weights["perceptual"]:
             logger.warning("stage 2 trains without a perceptual term: its weight is 0")
@@ -165,7 +171,7 @@ class StageTwo(LightningModule):
 
 @contextmanager
 def _frozen(module: nn.Module) -> Iterator[None]:
-    """No gradients for a module's parameters; they still pass through it."""
+    """Compute no gradients for the parameters of a module; gradients still pass through it."""
     module.requires_grad_(False)
     try:
         yield

@@ -1,4 +1,4 @@
-"""What stage 2 trains the sequence decoder towards: five terms on clips, and the discriminator's own loss."""
+"""Loss of stage 2: five terms on clips for the sequence decoder, and the loss of the discriminator."""
 
 from collections.abc import Mapping
 
@@ -18,38 +18,39 @@ from ldm.training.losses import (
 BUILDABLE = ("DecoderLoss",)  # what a configuration may name as a target
 
 FORMS = ("paper", "released")
-PARTS = ("consistency", "normalisation", "adversarial", "perceptual")  # what differs between the forms
+PARTS = ("consistency", "normalisation", "adversarial", "perceptual")  # parts that differ between the forms
 RELEASED_WEIGHTS = {"l1": 1.0, "perceptual": 0.5, "difference": 0.5, "consistency": 0.5, "adversarial": 0.025}
 _LARGEST_RATIO, _SMALLEST_NORM = 1e4, 1e-4  # VQGAN's
 
 
 class DecoderLoss(nn.Module):
-    """Loss of the reconstruction y of clips gt, both (B, T, 3, H, W) in [-1, 1]; named as in `video_vae_cfw.ckpt`.
+    """Loss of the reconstruction y of clips gt, both (B, T, 3, H, W) in [-1, 1]; weights named as in
+    `video_vae_cfw.ckpt`.
 
         nll   = l1 |y - gt| + perceptual LPIPS(y, gt)
         total = nll + difference |d y - d gt| + consistency swc(y, gt) + adversarial * ratio * -D(y)
 
-    with ratio = |gradient of nll| / |gradient of -D(y)| (Esser et al. 2021), d the change from frame to frame, and the
-    last term from step `start` on. `form` says how each part is computed:
+    where ratio = |gradient of nll| / |gradient of -D(y)| (VQGAN, Esser et al. 2021), d is the difference between
+    neighbouring frames, and the adversarial term is active from step `start`. `form` chooses how a part is computed:
 
     part            paper                                   released
-    consistency     the reconstruction moves along flows    the target moves along flows of the reconstruction
-                    of the target                           instead, see `consistency_loss`
-    normalisation   means                                   nll divided by B T, difference by B (T-1) again
-    adversarial     the ratio is taken at the last layer    1 in place of the ratio where the last layer is frozen,
-                    or, where that is frozen, at the        which it is; the discriminator works before
-                    reconstruction itself                   `start` too, for its statistics only
-    perceptual      LPIPS measures                          LPIPS's dropout stays active, drawn for each sample
+    consistency     the reconstruction is warped along      the target is warped along flows of the
+                    flows of the target                     reconstruction, see `consistency_loss`
+    normalisation   means                                   nll is divided by B T and difference by B (T-1) again
+    adversarial     gradients with respect to the last      the ratio is 1 where the last layer is frozen, which is
+                    layer, or to the reconstruction if      the default; the discriminator also runs before `start`,
+                    that layer is frozen                    for its statistics only
+    perceptual      LPIPS without dropout                   the dropout of LPIPS is active, drawn for each sample
 
     Args:
         discriminator: scores frames (n, 3, H, W).
-        flow: estimates flow between frames (n, 3, H, W) in [0, 1]; frozen.
-        perceptual: distances (n, 1, 1, 1) of frames in [-1, 1]; None takes `GradientDistance`.
-        weights: of the terms, where they are not the released ones; a term of weight 0 is left out.
-        start: first step (of the generator, from 0) with the adversarial term.
+        flow: estimates the flow between frames (n, 3, H, W) in [0, 1]; frozen.
+        perceptual: computes distances (n, 1, 1, 1) of frames in [-1, 1]; None uses `GradientDistance`.
+        weights: weights of terms that differ from `RELEASED_WEIGHTS`; a term of weight 0 is not computed.
+        start: first step of the generator, counted from 0, with the adversarial term.
         form: "paper" or "released".
-        exceptions: {part: form} for parts that take the other form.
-        seed: of the released dropout.
+        exceptions: {part: form} for parts of another form.
+        seed: seed of the released dropout.
     Raises:
         ValueError: an unknown term, part or form.
     """
@@ -71,7 +72,7 @@ class DecoderLoss(nn.Module):
         self.parts = dict.fromkeys(PARTS, form) | _known(exceptions or {}, PARTS, "part")
         if unknown := [word for word in self.parts.values() if word not in FORMS]:
             raise ValueError(f"got form {unknown[0]!r}, expected one of {', '.join(FORMS)}")
-        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=False)  # of the file; 0 there, and takes no part
+        self.logvar = nn.Parameter(torch.zeros(()), requires_grad=False)  # in the released file (0) but not used
         self.perceptual_loss = (perceptual or GradientDistance()).requires_grad_(False)
         self.flownet = flow.requires_grad_(False)
         self.discriminator = discriminator
@@ -79,24 +80,27 @@ class DecoderLoss(nn.Module):
         self.train()
 
     def train(self, mode: bool = True) -> "DecoderLoss":
-        """Only the discriminator trains; the frozen networks measure, but for the released dropout."""
+        """Set the mode of the discriminator; frozen networks stay in evaluation mode, but for the released dropout."""
         super().train(mode)
         self.flownet.eval()
         self.perceptual_loss.train(mode and self.parts["perceptual"] == "released")
         return self
 
     def active(self, step: int) -> bool:
-        """Whether the adversarial term counts at this step of the generator."""
+        """Whether the adversarial term is part of the loss at this step of the generator."""
         return step >= self.start and self.weights["adversarial"] != 0
 
     def judges(self, step: int) -> bool:
-        """Whether the discriminator is asked at all at this step."""
+        """Whether the discriminator runs at this step."""
         return self.active(step) or (self.parts["adversarial"] == "released" and self.weights["adversarial"] != 0)
 
     def distances(self, y: Tensor, gt: Tensor, *, step: int, index: Tensor | None = None) -> dict[str, Tensor]:
-        """All terms but the adversarial one, unweighted, `nll`, and their weighted sum `total`.
+        """Unweighted terms except the adversarial one, with `nll` and their weighted sum `total`.
 
-        `index` (B,) addresses the released dropout. Raises FloatingPointError naming a term that is not finite.
+        `index` (B,) holds the sample numbers, which seed the released dropout.
+
+        Raises:
+            FloatingPointError: a term is not finite; the message names it.
         """
         y, gt, w = y.float(), gt.float(), self.weights
         terms = {"l1": check_finite((y - gt).abs().mean(), "l1", step)}
@@ -134,10 +138,10 @@ class DecoderLoss(nn.Module):
     def generator(
         self, y: Tensor, gt: Tensor, *, step: int, last_layer: Tensor, index: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The terms of `distances`; where the discriminator judges also `adversarial`, -D(y), and its `d_weight`.
+        """Terms of `distances` and, if the discriminator runs, `adversarial` = -D(y) and its weight `d_weight`.
 
-        `last_layer` is the weight of the last layer that made y. Gradients reach the discriminator's parameters too,
-        unless they are frozen.
+        `last_layer` is the weight of the last layer of the decoder. Gradients also reach the parameters of the
+        discriminator unless these are frozen.
         """
         terms = self.distances(y, gt, step=step, index=index)
         if self.judges(step):
@@ -149,10 +153,10 @@ class DecoderLoss(nn.Module):
         return terms
 
     def _ratio(self, nll: Tensor, g: Tensor, y: Tensor, last_layer: Tensor) -> Tensor:
-        """|d nll| / |d g| with respect to the last layer's weight.
+        """|d nll| / |d g|, with gradients with respect to the weight of the last layer.
 
-        Where that is frozen, "paper" takes both with respect to the reconstruction, as gradients of a sum over pixels,
-        which do not shrink with the picture.
+        If that is frozen, "paper" uses gradients with respect to the reconstruction, scaled as for a sum over pixels so
+        that they do not depend on the picture size.
         """
         if last_layer.requires_grad:
             at, scale = last_layer, 1.0
@@ -164,7 +168,7 @@ class DecoderLoss(nn.Module):
         return (slopes[0] / (slopes[1] + _SMALLEST_NORM)).clamp(0, _LARGEST_RATIO).detach()
 
     def critic(self, y: Tensor, gt: Tensor, *, step: int) -> dict[str, Tensor]:
-        """The discriminator's hinge loss `disc` (0 before `start`), and what it gives `real` and `fake` on average."""
+        """Hinge loss of the discriminator, `disc` (0 before `start`), and its mean scores `real` and `fake`."""
         real = self.discriminator(gt.float().flatten(0, 1))
         fake = self.discriminator(y.detach().float().flatten(0, 1))
         loss = check_finite(hinge_discriminator(real, fake), "discriminator", step)

@@ -1,4 +1,4 @@
-"""Stage 1: the U-Net and the structure encoder learn to denoise the latents of high-quality clips."""
+"""Stage 1: training of the U-Net and the structure encoder to denoise latents of high-quality clips."""
 
 import torch
 from pytorch_lightning import LightningModule
@@ -23,16 +23,17 @@ TRAINED = ("released", "repaired", "all")
 
 
 class Objective:
-    """What is drawn for a sample and what the network is trained towards.
+    """Draws time steps and noise, and computes the denoising loss.
 
     Args:
-        prediction: "eps" or "v" (or "x0").
-        timestep_per: "frame", a time step of its own for every frame, as released, or "clip", as in sampling.
-        train_steps: time steps that are trained, evenly spaced over the 1000 of Stable Diffusion.
-        arithmetic: of the schedule, see `Schedule.respaced`; the release trains on one respaced in float32.
-        seed: of time steps and noise.
+        prediction: what the network predicts: "eps", "v" or "x0".
+        timestep_per: "frame" draws a time step for every frame, as in the released code; "clip" one for the whole clip,
+            as in sampling.
+        train_steps: number of time steps, evenly spaced over the 1000 of Stable Diffusion.
+        arithmetic: precision of the schedule, see `Schedule.respaced`; the released code respaces in float32.
+        seed: seed of time steps and noise.
     Raises:
-        ValueError: an unknown word.
+        ValueError: an unknown `prediction`, `timestep_per` or `arithmetic`.
     """
 
     def __init__(
@@ -51,15 +52,17 @@ class Objective:
         self.prediction, self.timestep_per, self.draws = prediction, timestep_per, SampleDraws(seed)
 
     def draw(self, purpose: str, index: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Steps i (B*T,) of the schedule and noise like the latents z (B*T, c, h, w) of the samples `index` (B,)."""
+        """Draw schedule steps (B*T,) and noise of the shape of z (B*T, c, h, w) for the samples `index` (B,)."""
         frames = len(z) // len(index)
         count = 1 if self.timestep_per == "clip" else frames
         i = self.draws.below(len(self.schedule), f"{purpose}.t", index, count=count)
         return i.repeat_interleave(frames // count), self.draws.normal(f"{purpose}.noise", index, z)
 
     def terms(self, prediction: Tensor, z: Tensor, noise: Tensor, i: Tensor) -> dict[str, Tensor]:
-        """The losses the release logs, of a prediction for x_i: its mean squared error, which is trained, and the error
-        weighted for the variational bound (Improved DDPM), which is only watched.
+        """Losses of a prediction for the noisy latents x_i, with the names that the released code logs.
+
+        `loss` and `loss_simple` are the mean squared error; `loss_vlb` is the error weighted for the variational bound
+        (Improved DDPM, Nichol and Dhariwal 2021), without gradient.
         """
         wanted = target(self.prediction, z, noise, self.schedule, i)
         per_frame = (prediction.float() - wanted).square().flatten(1).mean(1)
@@ -69,24 +72,25 @@ class Objective:
 
 
 class StageOne(LightningModule):
-    """Noise (or velocity) regression on clips. Submodules carry the names of the released stage-1 file.
+    """Train the denoiser on clips; submodules have the names of the released stage-1 file.
 
-    Batch: `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1], `index` (B,) the numbers of the samples.
+    A batch holds `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1], and `index` (B,), the sample numbers.
 
     Args:
-        networks: unet, structure, autoencoder (frozen) and text (frozen).
+        networks: "unet" and "structure" (trained), "autoencoder" and "text" (frozen).
         objective: time steps, noise and loss.
-        optimizer: makes the optimizer.
-        scale_factor: of the latents.
-        trained: "released", the structure encoder and what of the U-Net has `spade` or `temporal` in its name;
-            "repaired", also the norm of the temporal attention, which the release forgot; "all" of the two.
-        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
-        preview_steps: sampling steps of the pictures.
+        optimizer: builds the optimizer.
+        scale_factor: factor of the latents.
+        trained: "released", the structure encoder and the U-Net parameters with `spade` or `temporal` in their names;
+            "repaired", also the norm of the temporal attention, which the released code leaves frozen (B23); "all",
+            both networks.
+        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
+        preview_steps: sampling steps of the preview pictures.
     Raises:
-        ValueError: an unknown `trained`, or a number that is not above 0.
+        ValueError: an unknown `trained`, or `scale_factor` or `preview_steps` not above 0.
     """
 
-    needs = ("gt", "lq")  # of a batch
+    needs = ("gt", "lq")  # keys of a batch
 
     def __init__(
         self,
@@ -113,7 +117,10 @@ class StageOne(LightningModule):
         _freeze_rest(networks["unet"], trained)
 
     def latents(self, batch: dict[str, Tensor], eps: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Posterior samples of the enlarged LQ and of the GT, each (B*T, c, h, w), scaled; `eps` replays noise."""
+        """Scaled posterior samples of the enlarged LQ and of the GT frames, each (B*T, c, h, w).
+
+        `eps` holds the noise of both, in place of drawn noise.
+        """
         gt, lq = batch["gt"].flatten(0, 1) * 2 - 1, enlarged(batch)
         sampled = []
         for k, (name, frames) in enumerate((("lq", lq), ("gt", gt))):
@@ -124,13 +131,13 @@ class StageOne(LightningModule):
         return tuple(sampled)
 
     def predict(self, x: Tensor, z_lq: Tensor, t: Tensor, *, frames: int) -> Tensor:
-        """What the networks make of noisy latents x (B*T, c, h, w) at the time steps t (1 | B*T,)."""
+        """Network prediction for noisy latents x (B*T, c, h, w) at time steps t, (1,) or (B*T,)."""
         maps = self.structcond_stage_model(z_lq, t)
         context = self.cond_stage_model["model"]().to(x)
         return self.model["diffusion_model"](x, t, context, maps, num_frames=frames)
 
     def terms(self, z_lq: Tensor, z_gt: Tensor, i: Tensor, noise: Tensor, *, frames: int) -> dict[str, Tensor]:
-        """The losses of latents noised to the steps i (B*T,)."""
+        """Losses of GT latents with noise added at the schedule steps i (B*T,)."""
         schedule = self.objective.schedule
         x, t = schedule.add_noise(z_gt, noise, i), schedule.t.to(i.device)[i]
         return self.objective.terms(self.predict(x, z_lq, t, frames=frames), z_gt, noise, i)
@@ -156,7 +163,7 @@ class StageOne(LightningModule):
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, H, W) in [0, 1], sampled in a few steps without guidance and decoded frame by frame."""
+        """Sample a preview in a few steps without guidance and decode it by frames: (B, T, 3, H, W) in [0, 1]."""
         frames = batch["gt"].shape[1]
         z_lq, _ = self.latents(batch)
         schedule = self.objective.schedule.respaced(min(self.preview_steps, len(self.objective.schedule)))
@@ -180,12 +187,12 @@ class StageOne(LightningModule):
 
 
 def enlarged(batch: dict[str, Tensor]) -> Tensor:
-    """The LQ frames at the size of the GT, bicubic, (B*T, 3, H, W) in [-1, 1]: what the encoders are given."""
+    """LQ frames enlarged to the size of the GT by bicubic interpolation: (B*T, 3, H, W), clamped to [-1, 1]."""
     return resize(batch["lq"], batch["gt"].shape[-2:]).flatten(0, 1).mul(2).sub(1).clamp(-1, 1)
 
 
 def _freeze_rest(unet: nn.Module, trained: str) -> None:
-    """Leave gradients to what of the U-Net is trained."""
+    """Require gradients only of the U-Net parameters that `trained` selects."""
     for name, parameter in unet.named_parameters():
         parameter.requires_grad_(trained == "all" or "spade" in name or "temporal" in name)
     for module in unet.modules():

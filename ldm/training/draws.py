@@ -1,6 +1,6 @@
-"""Random numbers of training, each with an address: seed, sample number and purpose.
+"""Random numbers of a training, each a function of seed, sample number and purpose.
 
-So a training does not depend on workers, processes, the order of work or where it was stopped and resumed.
+A training therefore does not depend on the number of workers or processes, or on where it was stopped and resumed.
 """
 
 import zlib
@@ -13,25 +13,26 @@ from ldm.diffusion.noise import FrameNoise
 
 
 class SampleDraws:
-    """What is drawn for the samples of a training; `index` (B,) holds their numbers in the whole training."""
+    """Random numbers for the samples of a training; `index` (B,) holds the sample numbers, counted over all batches."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self._noise = seed, FrameNoise(seed)
 
     def normal(self, purpose: str, index: Tensor, like: Tensor) -> Tensor:
-        """Standard normal numbers of the form, dtype and device of `like` (B*T, ...), sample after sample.
+        """Standard normal numbers with the shape, dtype and device of `like` (B*T, ...), sample after sample.
 
-        Raises ValueError where the rows of `like` are not the same number for each sample.
+        Raises:
+            ValueError: the number of rows of `like` is not a multiple of the number of samples.
         """
         samples, rows = len(index), len(like)
         if not samples or rows % samples:
-            raise ValueError(f"got {rows} rows for {samples} samples, expected as many for each")
+            raise ValueError(f"got {rows} rows for {samples} samples, expected a multiple")
         frames = rows // samples
         drawn = [self._noise(purpose, range(n * frames, (n + 1) * frames), like.shape[1:]) for n in index.tolist()]
         return torch.cat(drawn).to(like)
 
     def below(self, limit: int, purpose: str, index: Tensor, *, count: int) -> Tensor:
-        """`count` whole numbers from 0 to limit - 1 for each sample: (B * count,) int64 on the device of `index`."""
+        """Draw `count` integers from 0 to limit - 1 for each sample: (B * count,) int64 on the device of `index`."""
         address = [self.seed % 2**32, self.seed >> 32, zlib.crc32(purpose.encode())]
         drawn = [np.random.default_rng([*address, n]).integers(limit, size=count) for n in index.tolist()]
         return torch.from_numpy(np.concatenate(drawn)).to(index.device)

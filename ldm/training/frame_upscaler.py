@@ -1,4 +1,4 @@
-"""Training of the x4 upscaler's denoiser on single frames: what StableVSR's control network is put over."""
+"""Training of the denoiser of the x4 upscaler on single frames, the base of StableVSR's control network."""
 
 import torch
 import torch.nn.functional as F
@@ -18,17 +18,17 @@ BUILDABLE = ("FrameUpscaler",)  # by configurations
 
 
 class FrameUpscaler(LightningModule):
-    """Noise or velocity regression on frames, the low-resolution frame as further channels.
+    """Train a denoiser on single frames, with the low-resolution frame as additional input channels.
 
-    Batch: `lq` (b, t, 3, h, w) and `gt` (b, t, 3, H, W) in [0, 1], `index` (b,) the numbers of the samples; each frame
-    has a time step of its own.
+    A batch holds `lq` (b, t, 3, h, w) and `gt` (b, t, 3, H, W) in [0, 1], and `index` (b,), the sample numbers. A time
+    step is drawn for each frame.
 
     Args:
-        networks: unet (trained), autoencoder and text (frozen).
-        scheduler: time steps and what the denoiser predicts.
-        optimizer: makes the optimizer.
-        scale_factor: of the latents.
-        seed: of time steps and noise.
+        networks: "unet" (trained), "autoencoder" and "text" (frozen).
+        scheduler: time steps and the type of prediction.
+        optimizer: builds the optimizer.
+        scale_factor: factor of the latents.
+        seed: seed of time steps and noise.
         accumulate, preview_steps: as for `ldm.training.temporal_control.TemporalControl`.
     Raises:
         ValueError: a number that is not above 0.
@@ -58,7 +58,7 @@ class FrameUpscaler(LightningModule):
         self.means = StepMeans()
 
     def batch_loss(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
-        """The loss of a batch, its random numbers drawn for "train" or "validation"."""
+        """Loss of a batch; `purpose` ("train" or "validation") selects the random numbers."""
         lq, gt, index = 2 * batch["lq"].flatten(0, 1) - 1, batch["gt"].flatten(0, 1), batch["index"]
         training = self.scheduler.training
         like = lq.new_empty(len(lq), self.unet.conv_out.out_channels, *lq.shape[-2:])
@@ -84,7 +84,7 @@ class FrameUpscaler(LightningModule):
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
-        """(1, T, 3, H, W) in [0, 1]: the frames of a clip (1, T, ...), each sampled by itself in a few steps."""
+        """Sample each frame of a clip (1, T, ...) independently in a few steps: (1, T, 3, H, W) in [0, 1]."""
         lr = list((2 * batch["lq"][0] - 1).split(1))
         like = lr[0].new_empty(1, self.unet.conv_out.out_channels, *lr[0].shape[-2:])
 

@@ -1,4 +1,4 @@
-"""The stream of samples a training sees: which number comes when, in which process, and where a resumed run goes on."""
+"""Data loading of a training: numbered samples, their distribution over processes, and resuming."""
 
 from collections.abc import Callable, Collection, Iterator
 from typing import Any
@@ -10,13 +10,14 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 BUILDABLE = ("TrainingData",)  # what a configuration may name as a target
 
-ENDLESS = 2**40  # batches: the Trainer stops by its number of steps
+ENDLESS = 2**40  # batches of an epoch; the Trainer stops after its number of steps
 
 
 class SampleNumbers(Sampler[int]):
-    """Numbers 0, 1, 2 ... dealt out in batches: batch k of process r of n is the batch k * n + r of one process.
+    """Sample the numbers 0, 1, 2, ... in batches: batch k of process r of n is batch k * n + r of a single process.
 
-    So n processes see in one step what one process sees while it accumulates n batches. `start` batches are left out.
+    In one step n processes therefore see the samples that one process sees while it accumulates n batches. The first
+    `start` batches are skipped.
     """
 
     def __init__(self, *, batch_size: int, rank: int = 0, processes: int = 1) -> None:
@@ -32,7 +33,7 @@ class SampleNumbers(Sampler[int]):
 
 
 class Numbered(Dataset):
-    """A dataset whose items carry their number as `index`: where a training finds its random numbers."""
+    """Add to each item of a dataset its number as `index`, from which its random numbers are drawn."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -45,39 +46,50 @@ class Numbered(Dataset):
 
 
 class ResumableLoader(DataLoader):
-    """A DataLoader that a checkpoint of Lightning can set going where a run was stopped."""
+    """DataLoader whose position is saved in Lightning checkpoints and restored on resume.
+
+    Args:
+        dataset: map-style dataset.
+        done: returns the number of batches that were trained on.
+        sampler: yields the sample numbers.
+        settings: further arguments of DataLoader.
+    """
 
     def __init__(self, dataset: Dataset, *, done: Callable[[], int], sampler: SampleNumbers, **settings: Any) -> None:
         super().__init__(dataset, sampler=sampler, **settings)
         self.done = done
 
     def __iter__(self) -> Iterator[dict[str, Tensor]]:
-        self.sampler.start = max(self.sampler.start, self.done())  # behind an epoch that ended (limit_train_batches)
+        self.sampler.start = max(self.sampler.start, self.done())  # after an epoch has ended (limit_train_batches)
         return super().__iter__()
 
     def state_dict(self) -> dict[str, int]:
-        """Batches that were trained on (not those that are only prepared), and samples of all processes in each."""
+        """Number of batches trained on, prefetched ones excluded, and samples per batch over all processes."""
         return {"batches": self.done(), "samples": self.sampler.batch_size * self.sampler.processes}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on behind these batches. Raises ValueError where they would be other samples."""
+        """Continue after the saved number of batches.
+
+        Raises:
+            ValueError: a batch now holds another number of samples.
+        """
         own = self.sampler.batch_size * self.sampler.processes
         if state.get("samples", own) != own:
-            what = f"got {own} samples a batch in all processes, the run that is resumed had {state['samples']}"
+            what = f"got {own} samples per batch in all processes, the resumed run had {state['samples']}"
             raise ValueError(f"{what}; keep batch_size and the number of devices")
         self.sampler.start = state["batches"]
 
 
 class TrainingData(LightningDataModule):
-    """Batches of samples that are numbered through the whole training, over any number of processes.
+    """Batches of samples that are numbered over the whole training, for any number of processes.
 
     Args:
-        train: map-style dataset that has an item for any number from 0 on.
-        validation: dataset of `len` items, the same each time; None for none.
-        batch_size: samples a batch in each process.
-        num_workers: processes that prepare batches; 0: none but the training itself.
+        train: map-style dataset with an item for any number from 0.
+        validation: map-style dataset of fixed items; None for no validation.
+        batch_size: samples per batch in each process.
+        num_workers: worker processes that load batches; 0 loads them in the training process.
     Raises:
-        ValueError: a size below 1, fewer than no workers, or no dataset.
+        ValueError: `batch_size` below 1, `num_workers` below 0, or an argument that is not a dataset.
     """
 
     def __init__(
@@ -92,7 +104,11 @@ class TrainingData(LightningDataModule):
         self.batch_size, self.num_workers = batch_size, num_workers
 
     def check(self, needs: Collection[str]) -> None:
-        """Read one item of each dataset, so that a wrong folder shows before a training starts. Raises ValueError."""
+        """Read one item of each dataset, so that a wrong folder is reported before the training starts.
+
+        Raises:
+            ValueError: a dataset is empty, or its items lack one of the keys `needs`.
+        """
         for dataset in (self.train, self.validation):
             if dataset is not None:
                 if not len(dataset):
@@ -101,7 +117,7 @@ class TrainingData(LightningDataModule):
                     raise ValueError(f"got samples without {missing[0]!r}, expected {', '.join(needs)}; see data")
 
     def example(self) -> dict[str, Tensor]:
-        """The sample that pictures are made of: the same each time, held out where there is a validation."""
+        """Sample of the preview pictures, always the same; from the validation set if there is one."""
         return Numbered(self.train if self.validation is None else self.validation)[0]
 
     def train_dataloader(self) -> DataLoader:
@@ -115,12 +131,12 @@ class TrainingData(LightningDataModule):
             batch_size=self.batch_size,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0,
-            generator=torch.Generator(),  # a loader draws a number when it starts: not one of the training's
+            generator=torch.Generator(),  # a loader draws a base seed: not from the global generator of the training
         )
 
     def val_dataloader(self) -> DataLoader | list:
         if self.validation is None:
             return []
-        # every process validates all of it: the same mean, whatever their number
+        # every process validates the whole set, so that the mean does not depend on their number
         own = torch.Generator()
         return DataLoader(Numbered(self.validation), batch_size=1, num_workers=self.num_workers, generator=own)

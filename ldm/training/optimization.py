@@ -1,4 +1,4 @@
-"""Optimizers and learning rates of the trainings."""
+"""Optimizers and learning rate schedules."""
 
 from collections.abc import Iterable, Sequence
 
@@ -11,16 +11,16 @@ SCHEDULES = ("none", "cosine")
 
 
 class Adam:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019): called with parameters, it makes the optimizer.
+    """Builds Adam with decoupled weight decay (Loshchilov and Hutter 2019) for given parameters.
 
     Args:
         lr: learning rate.
-        betas: decay of the two moments.
-        weight_decay: 0 is plain Adam.
-        schedule: "none", a constant rate; "cosine", a short warm-up and a cosine to zero over `steps`.
-        steps: optimizer steps of the whole training; only "cosine" needs them.
+        betas: decay rates of the two moments.
+        weight_decay: decoupled weight decay; 0 is plain Adam.
+        schedule: "none" for a constant rate; "cosine" for a short warm-up and cosine decay to zero over `steps`.
+        steps: optimizer steps of the whole training; only used by "cosine".
     Raises:
-        ValueError: an unknown schedule, or a cosine without steps.
+        ValueError: an unknown schedule, "cosine" without steps, or `lr` not above 0.
     """
 
     def __init__(
@@ -40,24 +40,24 @@ class Adam:
         self.schedule, self.steps = schedule, steps
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> dict:
-        """What Lightning's `configure_optimizers` returns for the parameters that are trained."""
+        """Build the optimizer of the parameters that require gradients, as `configure_optimizers` returns it."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=self.betas, eps=1e-8, weight_decay=self.weight_decay)
         if self.schedule == "none":
             return {"optimizer": optimizer}
-        rise = max(0.05, 2 / (self.steps + 1))  # a rise of less than one step divides by zero there
+        rise = max(0.05, 2 / (self.steps + 1))  # OneCycleLR divides by zero for a warm-up of less than one step
         rate = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, max_lr=self.lr, total_steps=self.steps + 1, pct_start=rise, cycle_momentum=False
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": rate, "interval": "step"}}
 
-    def renew(self, optimizer: torch.optim.Optimizer) -> None:
-        """Give a restored optimizer these settings in place of those it was saved with; its schedule goes on."""
+    def apply_to(self, optimizer: torch.optim.Optimizer) -> None:
+        """Replace the saved settings of a restored optimizer by these; its schedule continues, scaled to `lr`."""
         for group in optimizer.param_groups:
             group |= {"betas": self.betas, "weight_decay": self.weight_decay}
             if self.schedule == "none":
                 group["lr"] = self.lr
                 continue
             change = self.lr / group["max_lr"]
-            for name in ("lr", "max_lr", "initial_lr", "min_lr"):  # what OneCycleLR finds there
+            for name in ("lr", "max_lr", "initial_lr", "min_lr"):  # the values that OneCycleLR reads
                 group[name] *= change

@@ -1,4 +1,4 @@
-"""Gradient checkpointing (Chen et al. 2016): blocks that are run again in the backward pass instead of remembered."""
+"""Gradient checkpointing (Chen et al. 2016): activations of blocks are recomputed in the backward pass."""
 
 from functools import partial
 
@@ -24,9 +24,9 @@ BLOCKS = (
 
 
 def recompute_blocks(model: nn.Module) -> int:
-    """Have the residual and attention blocks of all networks in `model` recomputed; says how many there are.
+    """Enable checkpointing of the residual and attention blocks of a model, in place; returns the number of blocks.
 
-    Names of weights stay as they are, and so do results: nothing random happens inside a block.
+    Names of weights and results do not change, since blocks draw no random numbers.
     """
     blocks = [module for module in model.modules() if isinstance(module, BLOCKS)]
     for block in blocks:

@@ -1,6 +1,6 @@
 """Training of StableVSR's Temporal Conditioning Module (Rota et al., ECCV 2024).
 
-One step as plain functions, and a module that draws its random numbers and trains with them.
+A training step as plain functions, and a module that draws the random numbers and trains with them.
 """
 
 from collections.abc import Callable
@@ -29,9 +29,9 @@ CURRENT = 1  # of three frames
 
 
 class ControlNetworks(NamedTuple):
-    """The trained control network and the frozen denoiser, autoencoder and flow.
+    """The trained control network and the frozen denoiser, autoencoder and flow network.
 
-    flow(target, source), (n, 3, H, W) in [0, 1] each -> (n, 2, H, W). `grid` of the warp, see `flow_warp`.
+    `flow(target, source)` maps frames (n, 3, H, W) in [0, 1] to (n, 2, H, W). For `grid` see `ldm.ops.flow.flow_warp`.
     """
 
     control: nn.Module
@@ -43,10 +43,11 @@ class ControlNetworks(NamedTuple):
 
 
 class ControlDraws(NamedTuple):
-    """The random numbers of a batch of b samples.
+    """Random numbers of a batch of b samples.
 
-    neighbour (b,): 0 or 2, the frame that guides. eps, eps_neighbour: of the autoencoder's posterior. noise,
-    noise_neighbour: of the diffusion, each like the latents (b, c, h, w). t (b,): time steps, shared by both frames.
+    neighbour (b,): guiding frame, 0 or 2. eps, eps_neighbour: noise of the posterior of the autoencoder; noise,
+    noise_neighbour: noise of the diffusion, each with the shape of the latents (b, c, h, w). t (b,): time steps of both
+    frames.
     """
 
     neighbour: Tensor
@@ -69,7 +70,7 @@ class ControlPair(NamedTuple):
 
 
 def sampled_latents(autoencoder: nn.Module, pictures: Tensor, eps: Tensor, *, scale_factor: float) -> Tensor:
-    """Posterior samples of pictures (b, 3, H, W) in [0, 1], times the scale factor: (b, c, h, w)."""
+    """Posterior samples (b, c, h, w) of frames (b, 3, H, W) in [0, 1], multiplied by the scale factor."""
     posterior = autoencoder.posterior(autoencoder.encode(2 * pictures - 1))
     return (posterior.sample(eps) * scale_factor).float()
 
@@ -78,7 +79,7 @@ def sampled_latents(autoencoder: nn.Module, pictures: Tensor, eps: Tensor, *, sc
 def noisy_pair(
     networks: ControlNetworks, scheduler: Scheduler, batch: dict[str, Tensor], draws: ControlDraws
 ) -> ControlPair:
-    """Both frames encoded and noised; `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) of the batch in [0, 1]."""
+    """Encode both frames and add noise; `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) in [0, 1]."""
     rows = torch.arange(len(draws.t), device=draws.neighbour.device)
     gt, lq = batch["gt"], 2 * batch["lq"] - 1
     pictures = [(gt[:, CURRENT], draws.eps), (gt[rows, draws.neighbour], draws.eps_neighbour)]
@@ -95,9 +96,9 @@ def noisy_pair(
 def guidance_condition(
     networks: ControlNetworks, scheduler: Scheduler, pair: ControlPair, t: Tensor, context: Tensor
 ) -> Tensor:
-    """The neighbour's clean estimate, decoded and moved onto the frame: (b, 3, H, W), not clamped.
+    """Clean estimate of the neighbour, decoded and warped onto the frame: (b, 3, H, W), not clamped.
 
-    As released the estimate reads the prediction as velocity, whatever the network predicts.
+    As in the released code, the prediction is taken as velocity, whatever the network predicts.
     """
     prediction = networks.unet(torch.cat([pair.noisy_neighbour, pair.lq_neighbour], dim=1), t, context).float()
     x0 = to_x0(prediction, pair.noisy_neighbour, scheduler.training, t, "v")
@@ -115,10 +116,10 @@ def control_loss(
     *,
     context: Tensor,
 ) -> dict[str, Tensor]:
-    """{"loss", "prediction", "target", "condition"}: mean squared error of what the guided denoiser predicts.
+    """Mean squared error of the guided denoiser, as {"loss", "prediction", "target", "condition"}.
 
-    batch: `lq` and `gt` of clips of three frames, in [0, 1]; context (1 | b, tokens, channels). Gradients reach the
-    control network through the frozen denoiser.
+    `batch` holds `lq` and `gt` of clips of three frames in [0, 1]; `context` is (1 | b, tokens, channels). Gradients
+    reach the control network through the frozen denoiser.
     """
     pair = noisy_pair(networks, scheduler, batch, draws)
     condition = guidance_condition(networks, scheduler, pair, draws.t, context)
@@ -131,19 +132,19 @@ def control_loss(
 
 
 class ControlObjective:
-    """What is drawn for a sample and what the control network is trained towards.
+    """Random draws and target of the training of a control network.
 
     Args:
-        scheduler: time steps, and what the denoiser predicts.
-        grid: of the warp, see `ldm.ops.flow.flow_warp`.
-        seed: of neighbours, time steps and noise.
+        scheduler: time steps and the type of prediction.
+        grid: sampling grid of the warp, see `ldm.ops.flow.flow_warp`.
+        seed: seed of neighbours, time steps and noise.
     """
 
     def __init__(self, scheduler: Scheduler, *, grid: str = "released", seed: int = 42) -> None:
         self.scheduler, self.grid, self.draws = scheduler, grid, SampleDraws(seed)
 
     def draw(self, purpose: str, index: Tensor, like: Tensor) -> ControlDraws:
-        """The random numbers of the samples `index` (b,), each with an address; latents like `like` (b, c, h, w)."""
+        """Draw the random numbers of the samples `index` (b,), for latents shaped like `like` (b, c, h, w)."""
         names = ("eps", "eps_neighbour", "noise", "noise_neighbour")
         normal = {name: self.draws.normal(f"{purpose}.{name}", index, like) for name in names}
         neighbour = 2 * self.draws.below(2, f"{purpose}.neighbour", index, count=1)
@@ -152,18 +153,18 @@ class ControlObjective:
 
 
 class TemporalControl(LightningModule):
-    """Trains a control network through a frozen denoiser. Submodules carry the names of a pipeline's folders.
+    """Train a control network through a frozen denoiser; submodules have the names of the folders of a pipeline.
 
-    Batch: `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) in [0, 1], `index` (b,) the numbers of the samples.
+    A batch holds `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) in [0, 1], and `index` (b,), the sample numbers.
 
     Args:
-        networks: control (trained), unet, autoencoder, text and flow (frozen).
+        networks: "control" (trained), "unet", "autoencoder", "text" and "flow" (frozen).
         objective: time steps, noise and loss.
-        optimizer: makes the optimizer.
-        scale_factor: of the latents.
-        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
-        preview_steps: sampling steps of the pictures.
-        export: a callback that writes the control network, e.g. `ldm.training.control_folder.ControlFolder`.
+        optimizer: builds the optimizer.
+        scale_factor: factor of the latents.
+        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
+        preview_steps: sampling steps of the preview pictures.
+        export: callback that writes the control network, such as `ldm.training.control_folder.ControlFolder`.
     Raises:
         ValueError: a number that is not above 0.
     """
@@ -202,14 +203,14 @@ class TemporalControl(LightningModule):
         return ControlNetworks(self.controlnet, self.unet, self.vae, self.flow, self.scale_factor, grid)
 
     def context(self, like: Tensor) -> Tensor:
-        """The text embedding of the empty prompt (1, tokens, channels), computed once."""
+        """Text embedding of the empty prompt (1, tokens, channels), computed once."""
         if self._context is None:
             with torch.no_grad():
                 self._context = self.text_encoder()
         return self._context.to(like)
 
     def batch_terms(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
-        """What `control_loss` gives for a batch, its random numbers drawn for "train" or "validation"."""
+        """`control_loss` of a batch; `purpose` ("train" or "validation") selects the random numbers."""
         lq = batch["lq"]
         if lq.shape[1] != 3:
             raise ValueError(f"got clips of {lq.shape[1]} frames, expected 3: a frame between its neighbours")
@@ -232,7 +233,7 @@ class TemporalControl(LightningModule):
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
-        """(1, T, 3, H, W) in [0, 1]: a clip (1, T, ...) sampled in a few steps, forwards and backwards."""
+        """Sample a clip (1, T, ...) in a few steps, forwards and backwards: (1, T, 3, H, W) in [0, 1]."""
         lr = list((2 * batch["lq"][0] - 1).split(1))
         size = tuple(self.vae.downsampling * side for side in lr[0].shape[-2:])
         like = lr[0].new_empty(1, self.unet.conv_out.out_channels, *lr[0].shape[-2:])

@@ -1,6 +1,6 @@
-"""Stage 1 of Upscale-A-Video: layers over time learn to denoise clips over a frozen x4 upscaler.
+"""Stage 1 of Upscale-A-Video: training of temporal layers that are added to a frozen x4 upscaler.
 
-The release has no training code; this follows the paper (Zhou et al. 2024, sections 3.2 and 4.1).
+The release contains no training code; this follows the paper (Zhou et al. 2024, sections 3.2 and 4.1).
 """
 
 import torch
@@ -20,27 +20,27 @@ BUILDABLE = ("TemporalUpscaling", "UpscalingObjective")
 UPSCALER_BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
 TRAINED_PARTS = ("temporal", "all")
 PREVIEW_LEVEL = 20  # noise level of the low-resolution frames in pictures, the pipeline's default
-_PARTS = 10_000  # in which probabilities are counted
+_PARTS = 10_000  # resolution of drawn probabilities
 
 
 def is_temporal(name: str) -> bool:
     """Whether a weight of `UNetVideoModel` is not in the x4 upscaler.
 
-    Loading by "temporal" alone, as the release has it, misses the spatial blocks and `shift_conv` of the temporal
-    modules (quirk U10).
+    Selecting by "temporal" alone, as in the released code, misses the spatial blocks and `shift_conv` of the temporal
+    modules (U10).
     """
     return "temporal" in name or "temp_block" in name
 
 
 class UpscalingObjective:
-    """What is drawn for a clip: a time step, the noise of its latents, the noise level of its low-resolution frames.
+    """Draws for each clip a time step, the noise of its latents and the noise level of its low-resolution frames.
 
     Args:
-        highest_noise: noise levels are drawn from 0 to this, one a clip, and told to the network.
-        caption_dropout: part of the captions replaced by the empty one, which guidance needs.
-        seed: of all draws.
+        highest_noise: largest noise level; a level from 0 is drawn for each clip and given to the network.
+        caption_dropout: probability of replacing a caption by the empty one, as needed for guidance.
+        seed: seed of all draws.
     Raises:
-        ValueError: a number out of its range.
+        ValueError: a number out of range.
     """
 
     def __init__(self, *, highest_noise: int = 350, caption_dropout: float = 0.1, seed: int = 23) -> None:
@@ -53,44 +53,44 @@ class UpscalingObjective:
         self.highest_noise, self.caption_dropout, self.draws = highest_noise, caption_dropout, SampleDraws(seed)
 
     def normal(self, purpose: str, index: Tensor, like: Tensor) -> Tensor:
-        """Standard normal numbers of the form of clips `like` (B, T, ...)."""
+        """Standard normal numbers with the shape of clips `like` (B, T, ...)."""
         return self.draws.normal(purpose, index, like.flatten(0, 1)).view_as(like)
 
     def steps(self, purpose: str, index: Tensor) -> Tensor:
-        """Time steps (B,)."""
+        """Draw time steps (B,)."""
         return self.draws.below(len(self.schedule), f"{purpose}.t", index, count=1)
 
     def levels(self, purpose: str, index: Tensor) -> Tensor:
-        """Noise levels (B,)."""
+        """Draw noise levels (B,)."""
         return self.draws.below(self.highest_noise + 1, f"{purpose}.level", index, count=1)
 
     def dropped(self, purpose: str, index: Tensor) -> Tensor:
-        """Whose caption is dropped, (B,) bool."""
+        """Draw which captions are dropped, (B,) bool."""
         limit = round(self.caption_dropout * _PARTS)
         return self.draws.below(_PARTS, f"{purpose}.caption", index, count=1) < limit
 
     def noised_frames(self, lq: Tensor, level: Tensor, purpose: str, index: Tensor) -> Tensor:
-        """Low-resolution frames (B, T, 3, h, w) in [0, 1] -> in [-1, 1] with noise of the levels (B,)."""
+        """Add noise of the levels (B,) to low-resolution frames (B, T, 3, h, w), from [0, 1] to [-1, 1]."""
         frames = lq * 2 - 1
         return self.schedule.add_noise(frames, self.normal(f"{purpose}.lq", index, frames), level)
 
 
 class TemporalUpscaling(LightningModule):
-    """Velocity regression on the latents of clips, given the clip in low resolution with noise, and a caption.
+    """Train a video denoiser to predict the velocity of latents, given noisy low-resolution frames and a caption.
 
-    Batch: `gt` (B, T, 3, f h, f w) and `lq` (B, T, 3, h, w) in [0, 1], f the autoencoder's factor; `index` (B,) the
-    numbers of the samples; optionally `tokens` (B, length), token ids of the captions.
+    A batch holds `gt` (B, T, 3, f h, f w) and `lq` (B, T, 3, h, w) in [0, 1], where f is the factor of the autoencoder,
+    `index` (B,), the sample numbers, and optionally `tokens` (B, length), the token ids of the captions.
 
     Args:
-        networks: unet, autoencoder (frozen) and text (frozen).
-        objective: what is drawn.
-        optimizer: makes the optimizer.
-        scale_factor: of the latents.
-        trained: "temporal", what `is_temporal`; "all", the whole U-Net.
-        accumulate: batches per optimizer step (the Trainer accumulates; this is for the curves).
-        preview_steps: sampling steps of the pictures.
+        networks: "unet" (trained), "autoencoder" and "text" (frozen).
+        objective: draws time steps, noise and noise levels.
+        optimizer: builds the optimizer.
+        scale_factor: factor of the latents.
+        trained: "temporal", the weights selected by `is_temporal`; "all", the whole U-Net.
+        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
+        preview_steps: sampling steps of the preview pictures.
     Raises:
-        ValueError: an unknown `trained`, a number that is not above 0, or noise levels the network does not know.
+        ValueError: an unknown `trained`, a number not above 0, or noise levels that the network does not support.
     """
 
     needs = ("gt", "lq")  # of a batch
@@ -124,7 +124,7 @@ class TemporalUpscaling(LightningModule):
         self.accumulate, self.preview_steps, self.means = accumulate, preview_steps, StepMeans()
 
     def latents(self, batch: dict[str, Tensor]) -> Tensor:
-        """Posterior samples of the GT, (B, T, c, h, w), scaled, float32."""
+        """Scaled posterior samples of the GT frames, (B, T, c, h, w) float32."""
         with torch.no_grad():
             moments = self.vae.encode(batch["gt"] * 2 - 1)
             posterior = self.vae.posterior(moments.flatten(0, 1))
@@ -133,7 +133,7 @@ class TemporalUpscaling(LightningModule):
 
     @torch.no_grad()
     def context(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
-        """Text embeddings (1 | B, length, channels): of the captions, where they are not dropped, or of ''."""
+        """Text embeddings (1 | B, length, channels) of the captions, or of the empty text if dropped or missing."""
         if "tokens" not in batch:
             return self.text_encoder()
         tokens = batch["tokens"]
@@ -163,7 +163,7 @@ class TemporalUpscaling(LightningModule):
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, f h, f w) in [0, 1]: sampled in a few steps without guidance or caption, decoded as one chunk."""
+        """Sample in a few steps without guidance or caption and decode as one chunk: (B, T, 3, f h, f w) in [0, 1]."""
         objective, index = self.objective, batch["index"]
         level = torch.full_like(index, min(PREVIEW_LEVEL, objective.highest_noise))
         low_res = objective.noised_frames(batch["lq"], level, "preview", index)

@@ -1,4 +1,4 @@
-"""Stage 2 of Upscale-A-Video: the decoder learns 3-D convolutions and to take in the low-resolution frames."""
+"""Stage 2 of Upscale-A-Video: training of the decoder's 3-D convolutions and of its low-resolution condition."""
 
 import torch
 from torch import Tensor
@@ -13,17 +13,18 @@ BUILDABLE = ("VideoDecoderTraining",)
 
 
 class VideoDecoderTraining(StageTwo):
-    """`StageTwo` for `AutoencoderKLVideo`: entries of the state carry the names of `vae_video.bin`.
+    """Train the decoder of `AutoencoderKLVideo`; weights have the names of `vae_video.bin`.
 
-    Batch: `gt` (B, T, 3, f h, f w) and `lq` (B, T, 3, h, w) in [0, 1], f the autoencoder's factor; `index` (B,);
-    optionally `latent` (B, T, c, h, w), scaled by `scale_factor`, of a stage-1 model. Without it latents are sampled
-    from the frozen encoder. T is best the 3 frames that the released pipeline decodes at once.
+    A batch holds `gt` (B, T, 3, f h, f w) and `lq` (B, T, 3, h, w) in [0, 1], where f is the factor of the autoencoder,
+    `index` (B,), and optionally `latent` (B, T, c, h, w) of a stage-1 model, scaled by `scale_factor`. Without it,
+    latents are sampled from the frozen encoder. T should be 3, the number of frames that the released pipeline decodes
+    at once.
 
     Args:
         decoder: autoencoder with a condition path.
         loss, optimizer, scale_factor, accumulate, gradient_clip: as for `StageTwo`.
-        trained: "condition", what the image autoencoder does not have; "decoder", all of the decoder.
-        seed: of the sampled latents.
+        trained: "condition", the layers that the image autoencoder lacks; "decoder", the whole decoder.
+        seed: seed of the sampled latents.
     Raises:
         ValueError: as `StageTwo`, and for an autoencoder without a condition path.
     """
@@ -51,14 +52,14 @@ class VideoDecoderTraining(StageTwo):
         self.latent_draws = SampleDraws(seed)
 
     def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
-        """(B, T, 3, f h, f w) around [-1, 1] from latents and low-resolution frames, in float32."""
+        """Decode latents with low-resolution frames: (B, T, 3, f h, f w) float32, about [-1, 1]."""
         (vae,) = self._decoder
         z = batch["latent"] / self.scale_factor if "latent" in batch else self._encoded(vae, batch)
         return vae.decode(z, batch["lq"] * 2 - 1).float()
 
     @torch.no_grad()
     def _encoded(self, vae: AutoencoderKLVideo, batch: dict[str, Tensor]) -> Tensor:
-        """Posterior samples of the GT (B, T, c, h, w), not scaled."""
+        """Unscaled posterior samples of the GT frames, (B, T, c, h, w)."""
         moments = vae.encode(batch["gt"] * 2 - 1)
         posterior = vae.posterior(moments.flatten(0, 1))
         sample = posterior.sample(self.latent_draws.normal("latents", batch["index"], posterior.mean))

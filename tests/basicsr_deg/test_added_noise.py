@@ -1,4 +1,4 @@
-"""Noise: its deviation, its colour, what it follows."""
+"""Noise: its standard deviation, its colour and its dependence on brightness."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def added(noise, level=100.0, count=1, seed=0):
     return np.stack(list(noise(clip, np.random.default_rng(seed)))) - clip
 
 
-def test_gaussian_noise_has_its_deviation_and_no_mean():
+def test_gaussian_noise_has_its_deviation_and_mean_zero():
     out = added(make())
     assert abs(out.std() - 8) < 0.2 and abs(out.mean()) < 0.2 and out.dtype == np.float32
     assert np.abs(np.corrcoef(out.reshape(-1, 3).T) - np.eye(3)).max() < 0.05
@@ -30,7 +30,7 @@ def test_gray_noise_is_the_same_in_all_channels(kind):
     assert np.ptp(added(make(kind)), axis=-1).max() > 0.5
 
 
-def test_gray_is_drawn_once_for_a_clip_with_its_probability():
+def test_gray_is_drawn_once_per_clip_with_its_probability():
     found = []
     for seed in range(300):
         notes = {}
@@ -39,7 +39,7 @@ def test_gray_is_drawn_once_for_a_clip_with_its_probability():
     assert abs(np.mean(found) - 0.4) < 0.08
 
 
-def test_poisson_noise_grows_with_the_root_of_the_light_over_the_levels():
+def test_poisson_deviation_is_the_root_of_brightness_over_levels():
     rng = np.random.default_rng(0)
     levels = np.repeat(np.arange(200, 216), 600).reshape(96, 100, 1)  # 16 grey levels
     out = poisson_noise(levels, rng)
@@ -49,13 +49,13 @@ def test_poisson_noise_grows_with_the_root_of_the_light_over_the_levels():
     assert abs(poisson_noise(seventeen, rng).std() - np.sqrt(207.5 / 32)) < 0.1
 
 
-def test_poisson_noise_of_black_is_nothing_and_scale_is_its_factor():
+def test_poisson_noise_of_black_is_zero_and_scale_is_a_factor():
     assert not added(make("poisson"), level=0.0).any()
     one, three = added(make("poisson")), added(make("poisson", scale=(3, 3)))
     np.testing.assert_allclose(three, 3 * one, atol=1e-3)
 
 
-def test_strength_walks_over_the_frames():
+def test_strength_walks_from_frame_to_frame():
     notes = {}
     list(make(sigma=(2, 20), step=0.5)(np.zeros((9, 2, 2, 3)), np.random.default_rng(0), notes=notes))
     steps = np.abs(np.diff(notes["sigma"]))
@@ -64,21 +64,21 @@ def test_strength_walks_over_the_frames():
 
 def test_gray_noise_follows_the_luma_of_rgb():
     class Counting:
-        """Draws the lowest of everything, so that noise is grey, and keeps what light it was asked for."""
+        """Returns the lowest value of every draw, so that noise is grey, and records the rates of Poisson draws."""
 
-        light = ()
+        rates = ()
 
         def uniform(self, low=0.0, high=1.0):
             return low
 
         def poisson(self, lam):
-            self.light = (*self.light, lam.max())
+            self.rates = (*self.rates, lam.max())
             return lam
 
     rng = Counting()
     colours = np.eye(3, dtype=np.float32).reshape(3, 1, 1, 3) * 255
     list(make("poisson", gray=1.0).poisson(colours, rng))
-    assert rng.light == tuple(round(255 * weight) for weight in (0.299, 0.587, 0.114))
+    assert rng.rates == tuple(round(255 * weight) for weight in (0.299, 0.587, 0.114))
 
 
 @pytest.mark.parametrize(

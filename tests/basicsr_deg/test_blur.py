@@ -1,4 +1,4 @@
-"""Blur: kernels that walk, exponents that walk or jump, pictures that stay what they are."""
+"""Blur: walking kernels, exponents in both forms, and the dtype of frames."""
 
 from itertools import islice
 
@@ -29,7 +29,7 @@ def drawn(blur, seed=0, count=40):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_parameter_walks_within_its_range_and_the_kernel_with_it(family):
+def test_parameters_walk_within_their_range_and_kernels_follow(family):
     notes, made = drawn(make(family))
     used = [name for name in PARAMETERS if name in notes]
     assert used and notes["family"] == family and {kernel.shape for kernel in made} == {(9, 9)}
@@ -40,15 +40,15 @@ def test_every_parameter_walks_within_its_range_and_the_kernel_with_it(family):
     assert np.abs(np.diff(made, axis=0)).max(axis=(1, 2)).min() > 0
 
 
-def test_released_exponents_lie_between_one_and_the_walking_one_and_jump():
-    standing = WALKS | {"beta_gaussian": {"range": [3.9, 3.9], "step": 0.0}}
-    values = np.array(drawn(make("generalized_iso", walks=standing, beta="released"), count=300)[0]["beta_gaussian"])
+def test_released_exponents_are_redrawn_between_one_and_the_walking_value():
+    fixed = WALKS | {"beta_gaussian": {"range": [3.9, 3.9], "step": 0.0}}
+    values = np.array(drawn(make("generalized_iso", walks=fixed, beta="released"), count=300)[0]["beta_gaussian"])
     assert values.min() < 1.1 and values.max() > 3.8 and np.abs(np.diff(values)).mean() > 0.5
-    values = drawn(make("generalized_iso", walks=standing))[0]["beta_gaussian"]
+    values = drawn(make("generalized_iso", walks=fixed))[0]["beta_gaussian"]
     assert set(values) == {3.9}
 
 
-def test_large_kernels_have_a_range_of_omega_of_their_own():
+def test_large_kernels_use_omega_large():
     assert max(drawn(make("sinc", sizes=[11]))[0]["omega"]) <= 1.5
     assert min(drawn(make("sinc", sizes=[13]))[0]["omega"]) >= 2.0
     assert max(drawn(make("sinc", sizes=[13], large=15))[0]["omega"]) <= 1.5
@@ -56,20 +56,20 @@ def test_large_kernels_have_a_range_of_omega_of_their_own():
     assert max(drawn(make("sinc", sizes=[13], walks=without))[0]["omega"]) <= 1.5
 
 
-def test_a_longer_clip_begins_like_a_shorter_one():
+def test_draws_do_not_depend_on_clip_length():
     clip = np.random.default_rng(0).integers(0, 256, (5, 12, 15, 3), dtype=np.uint8)
     short, long = (list(make("aniso")(clip[:n], np.random.default_rng(3))) for n in (2, 5))
     np.testing.assert_array_equal(short, long[:2])
 
 
-def test_uint8_is_rounded_and_floats_are_not():
+def test_uint8_is_rounded_and_float_is_not():
     frame = np.random.default_rng(0).integers(0, 256, (20, 31, 3), dtype=np.uint8)
     (rounded,), (exact,) = (list(make()([x], np.random.default_rng(0))) for x in (frame, frame.astype(np.float64)))
     assert rounded.dtype == np.uint8 and exact.dtype == np.float32
     assert 0 < np.abs(rounded - exact).max() <= 0.51
 
 
-def test_a_flat_picture_stays_flat_and_a_sharp_one_is_smoothed():
+def test_flat_frames_are_unchanged_and_sharp_ones_are_smoothed():
     flat = np.full((14, 14, 3), 77, np.uint8)
     np.testing.assert_array_equal(next(make("plateau_aniso")([flat], np.random.default_rng(0))), flat)
     checks = np.indices((30, 30)).sum(axis=0)[..., None] % 2 * np.full(3, 200.0)

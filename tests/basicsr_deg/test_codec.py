@@ -1,4 +1,4 @@
-"""Video compression: sizes, colours, rates, and the same result every time."""
+"""Video compression: sizes, colours, bit rates and reproducibility."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from basicsr_deg import codec
 from basicsr_deg.codec import VideoCodec
 
-MANY = 4_000_000  # bits per second: next to no loss
+MANY = 4_000_000  # bits per second: almost lossless
 
 
 def clip(count=4, height=36, width=46, seed=0):
@@ -22,15 +22,15 @@ def code(frames, name="libx264", bits=MANY, **options):
 
 @pytest.mark.parametrize("name", ["libx264", "h264", "mpeg4"])
 @pytest.mark.parametrize("size", [(36, 46), (37, 45), (35, 46), (5, 3), (1, 1)])
-def test_any_size_comes_back(name, size):
+def test_the_size_is_kept(name, size):
     frames = clip(3, *size)
     out = code(frames, name)
     assert out.shape == frames.shape and out.dtype == np.float32 and (out == np.rint(out)).all()
 
 
 @pytest.mark.parametrize("name", ["libx264", "mpeg4"])
-def test_fewer_bits_lose_more(name):
-    frames = clip(12, 64, 96)  # mpeg4 needs some frames to find out
+def test_a_lower_bit_rate_loses_more(name):
+    frames = clip(12, 64, 96)  # the rate control of mpeg4 needs some frames
     loss = [np.abs(code(frames, name, bits) - frames).mean() for bits in (3_000, 400_000)]
     assert loss[0] > 1.1 * loss[1]
 
@@ -40,11 +40,11 @@ def test_frames_keep_their_order():
     np.testing.assert_allclose(code(frames).mean(axis=(1, 2, 3)), 20 * np.arange(12) + 10, atol=3)
 
 
-def test_released_exchanges_red_and_blue_in_what_the_codec_sees():
+def test_released_exchanges_red_and_blue_for_the_codec():
     frames = clip()
     np.testing.assert_array_equal(code(frames, channels="released"), code(frames[..., ::-1])[..., ::-1])
     fine = np.zeros((2, 32, 32, 3), np.uint8) + 60
-    fine[:, :, ::2, 0] = 200  # fine red lines: chroma of half the width keeps their luma, of which red has the more
+    fine[:, :, ::2, 0] = 200  # fine red lines: only their luma is kept, to which red contributes more than blue
     loss = {channels: np.abs(code(fine, channels=channels) - fine).mean() for channels in ("rgb", "released")}
     assert abs(loss["rgb"] - loss["released"]) > 1
     flat = np.zeros((2, 32, 32, 3), np.uint8) + np.array([200, 40, 90], np.uint8)
@@ -53,7 +53,7 @@ def test_released_exchanges_red_and_blue_in_what_the_codec_sees():
 
 
 @pytest.mark.parametrize("size", [(24, 24), (35, 62), (58, 85)])
-def test_the_same_clip_gives_the_same_bits_after_anything_else(size):
+def test_results_do_not_depend_on_earlier_clips(size):
     frames, rng = clip(6, *size), np.random.default_rng(0)
     first = code(frames, bits=10_000)
     for k in range(4):
@@ -61,12 +61,12 @@ def test_the_same_clip_gives_the_same_bits_after_anything_else(size):
         np.testing.assert_array_equal(code(frames, bits=10_000), first)
 
 
-def test_other_sizes_become_the_first_ones():
+def test_frames_are_resized_to_the_first_one():
     frames = [np.full((30 + 2 * k, 41 - k, 3), 100.0 + k, np.float32) for k in range(3)]
     assert code(frames).shape == (3, 30, 41, 3)
 
 
-def test_codec_and_rate_are_drawn_for_the_clip():
+def test_codec_and_bit_rate_are_drawn_per_clip():
     op = VideoCodec({"mpeg4": 1, "libx264": 1}, [1000, 1003])
     found = []
     for seed in range(40):
@@ -91,7 +91,7 @@ def test_a_missing_encoder_is_one_line(monkeypatch):
         code(clip(1))
 
 
-def test_what_the_encoder_refuses_is_one_line():
+def test_an_encoder_error_is_one_line():
     with pytest.raises(ValueError, match="mpeg4 at .* of 9000x2 failed"):
         code(np.zeros((1, 2, 9000, 3), np.uint8), "mpeg4")
 

@@ -1,4 +1,4 @@
-"""JPEG: colours stay, quality decides the loss and walks in whole steps."""
+"""JPEG: colours, loss by quality, and a quality that walks in integer steps."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def test_a_lower_quality_loses_more():
     assert jpeg(frame.astype(np.float32) + 0.2, 100).dtype == np.uint8
 
 
-def test_quality_walks_in_whole_steps_within_its_range():
+def test_quality_walks_in_integer_steps_within_its_range():
     notes = {}
     clip = [picture(k, 8, 8) for k in range(40)]
     list(JPEG({"range": [50, 60], "step": 3})(clip, np.random.default_rng(0), notes=notes))
@@ -39,19 +39,19 @@ def test_quality_walks_in_whole_steps_within_its_range():
     assert steps.max() == 3 and min(notes["quality"]) >= 50 and max(notes["quality"]) <= 60
 
 
-def test_steps_below_a_half_round_to_none():
+def test_steps_below_one_half_round_to_zero():
     notes = {}
     list(JPEG({"range": [50, 60], "step": 0.4})([picture(0, 8, 8)] * 30, np.random.default_rng(0), notes=notes))
     assert len(set(notes["quality"])) == 1
 
 
-def test_frames_are_compressed_with_what_was_noted():
+def test_frames_are_compressed_with_the_recorded_quality():
     notes, frame = {}, picture()
     out = list(JPEG({"range": [20, 90], "step": 9})([frame] * 4, np.random.default_rng(1), notes=notes))
     for got, quality in zip(out, notes["quality"], strict=True):
         np.testing.assert_array_equal(got, jpeg(frame, quality))
 
 
-def test_qualities_that_jpeg_does_not_know_are_refused():
+def test_a_quality_out_of_range_is_refused():
     with pytest.raises(ValueError, match="within 0 to 100"):
         JPEG({"range": [50, 120], "step": 3})

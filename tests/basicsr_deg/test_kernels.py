@@ -1,4 +1,4 @@
-"""Blur kernels against closed forms."""
+"""Blur kernels compared with closed forms."""
 
 import cv2
 import numpy as np
@@ -8,17 +8,17 @@ from scipy.special import j1
 from basicsr_deg import kernels
 
 
-def test_bessel_function_equals_scipys():
+def test_bessel_function_equals_scipy():
     x = np.concatenate([np.linspace(-60, 60, 1001), [0.0, 1e-9, 300.0]])
     np.testing.assert_allclose(kernels.bessel_j1(x), j1(x), atol=1e-13)
 
 
-def test_a_round_gaussian_is_the_product_of_two():
+def test_an_isotropic_gaussian_is_separable():
     line = cv2.getGaussianKernel(15, 2.3)
     np.testing.assert_allclose(kernels.gaussian(kernels.distance(15, 2.3)), line @ line.T, atol=1e-7)
 
 
-def test_an_ellipse_turns_with_x_to_the_right_and_y_down():
+def test_rotation_has_x_to_the_right_and_y_down():
     lying = kernels.gaussian(kernels.distance(15, 3.0, 1.0))
     assert lying[7, 11] > 5 * lying[11, 7]
     np.testing.assert_allclose(kernels.gaussian(kernels.distance(15, 3.0, 1.0, np.pi / 2)), lying.T, atol=1e-6)
@@ -26,15 +26,15 @@ def test_an_ellipse_turns_with_x_to_the_right_and_y_down():
     assert falling[10, 10] > 5 * falling[10, 4]
 
 
-def test_the_families_meet_where_they_should():
+def test_families_coincide_in_their_limits():
     q = kernels.distance(9, 1.4, 0.8, 0.3)
     np.testing.assert_allclose(kernels.generalized_gaussian(q, 1.0), kernels.gaussian(q))
-    flat = kernels.plateau(q, 60.0)  # with a great exponent everything inside the ellipse is 1, outside 0
+    flat = kernels.plateau(q, 60.0)  # for a large exponent the kernel is 1 inside the ellipse and 0 outside
     np.testing.assert_allclose(flat[q < 0.9], flat.max(), rtol=1e-2)
     assert flat[q > 1.2].max() < 1e-4 * flat.max()
 
 
-def test_sinc_lets_pass_what_is_slower_than_omega():
+def test_sinc_passes_frequencies_below_omega():
     response = np.abs(np.fft.fft2(kernels.sinc(301, 1.2)))
     radius = np.hypot(*np.meshgrid(*[2 * np.pi * np.fft.fftfreq(301)] * 2))
     assert abs(response[radius < 1.0].mean() - 1) < 0.02
@@ -61,6 +61,6 @@ def test_kernels_sum_to_one_and_are_symmetric(size):
         lambda: kernels.sinc(7, float("nan")),
     ],
 )
-def test_impossible_kernels_are_refused(make):
+def test_invalid_kernels_are_refused(make):
     with pytest.raises(ValueError, match="expected"):
         make()

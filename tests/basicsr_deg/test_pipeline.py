@@ -1,4 +1,4 @@
-"""The whole degradation: the protocols, their sizes and ranges, and numbers that depend on nothing but the seed."""
+"""Degradation pipelines: protocols, sizes, ranges and reproducibility."""
 
 import pickle
 from pathlib import Path
@@ -36,12 +36,12 @@ def degrade(name, frames, seed=0, **options):
     return make(name)(frames, np.random.default_rng(seed), **options)
 
 
-def test_there_are_the_named_protocols():
+def test_the_named_protocols_exist():
     assert {"realbasicvsr", "realbasicvsr_released", "realbasicvsr_mild", "bicubic_x4", "blur_down_x4"} <= {*PROTOCOLS}
 
 
 @pytest.mark.parametrize("name", PROTOCOLS)
-def test_a_quarter_of_the_sides_in_range_and_something_lost(name):
+def test_output_is_a_quarter_size_in_range_and_degraded(name):
     frames = clip()
     out = degrade(name, frames)
     assert out.shape == (3, 12, 16, 3) and out.dtype == np.float32
@@ -51,13 +51,13 @@ def test_a_quarter_of_the_sides_in_range_and_something_lost(name):
 
 @pytest.mark.parametrize("name", RANDOM)
 @pytest.mark.parametrize("size", [(101, 99), (33, 50), (7, 5), (1, 1)])
-def test_any_size_fits(name, size):
+def test_any_size_is_accepted(name, size):
     for seed in range(2):
         assert degrade(name, clip(2, *size), seed).shape == (2, max(size[0] // 4, 1), max(size[1] // 4, 1), 3)
 
 
 @pytest.mark.parametrize("name", RANDOM)
-def test_the_seed_decides_everything(name):
+def test_results_depend_only_on_the_seed(name):
     frames, other = clip(), pickle.loads(pickle.dumps(make(name)))
     first = degrade(name, frames, 5)
     degrade(name, clip(1, 30, 30), 9)
@@ -65,7 +65,7 @@ def test_the_seed_decides_everything(name):
     assert (degrade(name, frames, 6) != first).mean() > 0.9
 
 
-def test_what_a_stage_draws_does_not_depend_on_the_others_nor_on_the_length():
+def test_draws_of_a_stage_do_not_depend_on_other_stages_or_length():
     def drawn(count, *overrides):
         notes = {}
         degradation = make("realbasicvsr", *overrides)
@@ -80,7 +80,7 @@ def test_what_a_stage_draws_does_not_depend_on_the_others_nor_on_the_length():
     assert all(fewer[name] == whole[name] for name in fewer)
 
 
-def test_the_trace_sees_every_frame_behind_every_stage_in_order():
+def test_the_trace_receives_every_frame_after_every_stage():
     seen = []
     degradation = make("realbasicvsr", "degradation.params.stages.sinc.params.prob=1")
     out = degradation(clip(), np.random.default_rng(0), trace=lambda name, _, frame: seen.append((name, frame)))
@@ -92,7 +92,7 @@ def test_the_trace_sees_every_frame_behind_every_stage_in_order():
     np.testing.assert_allclose(np.clip([frame for name, frame in seen if name == "sinc"], 0, 255) / 255, out, atol=1e-7)
 
 
-def test_probability_is_how_often_a_stage_is_applied():
+def test_a_stage_is_applied_with_its_probability():
     class Count:
         prob, applied = 0.3, 0
 
@@ -107,7 +107,7 @@ def test_probability_is_how_often_a_stage_is_applied():
     assert abs(counter.applied / 600 - 0.3) < 0.05
 
 
-def test_released_differs_from_ours_in_two_things_only():
+def test_released_differs_in_two_settings_only():
     ours, released = (config.plain(settings(name)) for name in ("realbasicvsr", "realbasicvsr_released"))
     assert ours["degradation"]["params"]["stages"].keys() == released["degradation"]["params"]["stages"].keys()
     changed = {}
@@ -119,7 +119,7 @@ def test_released_differs_from_ours_in_two_things_only():
     assert changed == beta | {(name, "channels"): "released" for name in ("codec_1", "codec_2")}
 
 
-def test_mild_leaves_more_of_the_picture():
+def test_mild_keeps_more_detail():
     frames = clip(1, 64, 64)
     truth = degrade("bicubic_x4", frames)
     loss = {}
@@ -159,7 +159,7 @@ def test_size_and_scale():
         (lambda: make_with("stages.jpeg_1.params.quality.range=[90,30]"), r"quality.range: got \[90, 30\]"),
     ],
 )
-def test_what_makes_no_sense_is_refused_in_one_line(make, why):
+def test_invalid_settings_are_refused_in_one_line(make, why):
     with pytest.raises(ValueError, match=why) as caught:
         make()
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Changes of size against closed forms."""
+"""Resizing compared with closed forms."""
 
 import numpy as np
 import pytest
@@ -26,24 +26,24 @@ def test_sides_are_even_and_follow_the_walk(mode, low, high):
         assert np.abs(np.diff(notes["scale"])).max() <= 0.02
 
 
-def test_a_tiny_picture_keeps_two_pixels():
+def test_a_side_has_at_least_two_pixels():
     out = next(Resize({"down": 1}, [0.15, 1.0], EQUALLY)(noise(1, 3, 3), np.random.default_rng(0)))
     assert out.shape == (2, 2, 3)
 
 
-def test_fit_gives_the_size_asked_for_whatever_the_frames_have():
+def test_fit_gives_the_requested_size():
     frames = [noise(height=20 + k)[0] for k in range(3)]
     out = list(Fit(EQUALLY)(frames, np.random.default_rng(0), size=(7, 9)))
     assert {frame.shape for frame in out} == {(7, 9, 3)} and out[0].dtype == np.float32
 
 
-def test_area_shrinks_by_the_mean():
+def test_area_interpolation_is_the_mean():
     frame = noise(height=24, width=32)[0].astype(np.float32)
     out = next(Fit({"area": 1})([frame], np.random.default_rng(0), size=(6, 8)))
     np.testing.assert_allclose(out, frame.reshape(6, 4, 8, 4, 3).mean(axis=(1, 3)), atol=1e-3)
 
 
-def test_antialiased_bicubic_equals_torchs_away_from_the_borders():
+def test_antialiased_bicubic_equals_torch_inside_the_borders():
     frame = noise(height=48, width=64)[0]
     out = next(AntialiasedBicubic()([frame], None, size=(12, 16)))
     image = torch.from_numpy(frame).double().permute(2, 0, 1)[None]
@@ -60,13 +60,13 @@ def test_cubic_weights_keep_constants_and_mirror(old, new):
         np.testing.assert_allclose(weights, np.eye(old), atol=1e-12)
 
 
-def test_cubic_weights_keep_a_slope():
+def test_cubic_weights_reproduce_a_ramp():
     slope = np.arange(64.0)
     out = cubic_weights(64, 16) @ slope
     np.testing.assert_allclose(out[3:-3], (np.arange(16) * 4 + 1.5)[3:-3], atol=1e-9)
 
 
-def test_subsample_takes_every_nth_pixel_or_refuses():
+def test_subsample_takes_every_nth_pixel_or_raises():
     frame = noise(height=24, width=32)[0]
     np.testing.assert_array_equal(next(Subsample()([frame], None, size=(6, 8))), frame[::4, ::4])
     with pytest.raises(ValueError, match="expected a multiple of 7x6"):

@@ -21,14 +21,14 @@ def test_the_same_seed_gives_the_same_clip():
 
 @pytest.mark.parametrize("source", [(20, 20), (64, 64), (500, 700)])
 @pytest.mark.parametrize("size", [(64, 64), (31, 57)])
-def test_clips_have_the_asked_shape_from_pictures_of_any_size(source, size):
+def test_clips_have_the_requested_size_for_pictures_of_any_size(source, size):
     clip = moving_layers(np.random.default_rng(2), pictures(2, source), frames=3, size=size)
     assert clip.shape == (3, *size, 3)
     assert clip.dtype == np.uint8
 
 
 def test_most_clips_move_smoothly():
-    """Neighbouring frames differ, yet less than frames further apart: a motion and not a sequence of new pictures."""
+    """Neighbouring frames differ, but less than frames further apart, as in a motion."""
     rng, images = np.random.default_rng(3), pictures(4)
     moving = 0
     for _ in range(20):
@@ -40,7 +40,7 @@ def test_most_clips_move_smoothly():
 
 
 def test_flat_pictures_stay_flat():
-    """Warping, averaging and compositing add nothing of their own: grey over grey is grey up to rounding."""
+    """Warping, averaging and compositing grey over grey gives grey up to rounding."""
     flat = [np.full((150, 150, 3), 90, np.uint8)]
     rng = np.random.default_rng(4)
     close = [np.abs(moving_layers(rng, flat, frames=2, size=32).astype(int) - 90) <= 3 for _ in range(10)]
@@ -50,7 +50,7 @@ def test_flat_pictures_stay_flat():
 @pytest.mark.parametrize(
     ("images", "frames"), [([], 3), (None, 0), ([np.zeros((9, 9), np.uint8)], 2), ([np.zeros((9, 9, 3))], 2)]
 )
-def test_wrong_pictures_are_refused(images, frames):
+def test_invalid_pictures_are_refused(images, frames):
     images = pictures(1, 16) if images is None else images
     with pytest.raises(ValueError, match="expected"):
         moving_layers(np.random.default_rng(0), images, frames=frames, size=32)

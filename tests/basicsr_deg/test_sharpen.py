@@ -1,4 +1,4 @@
-"""Unsharp masking: what is flat stays, edges overshoot."""
+"""Unsharp masking: flat regions are unchanged, edges overshoot."""
 
 import cv2
 import numpy as np
@@ -13,10 +13,10 @@ def step(low=60, high=180):
     return frame
 
 
-def test_flat_pictures_and_slight_differences_stay():
+def test_flat_frames_and_slight_differences_are_unchanged():
     flat = np.full((2, 20, 30, 3), 99, np.uint8)
     np.testing.assert_allclose(unsharp_mask(flat), flat, atol=1e-3)
-    slight = step(100, 115)  # 7.5 off its blur, below the threshold of 10
+    slight = step(100, 115)  # differs by 7.5 from its blur, below the threshold of 10
     np.testing.assert_array_equal(unsharp_mask(slight), slight)
     assert np.abs(unsharp_mask(slight, threshold=1) - slight).max() > 1
 

@@ -1,4 +1,4 @@
-"""The procedural pictures: any size, rich, all different, and random only through the generator."""
+"""Procedural pictures: size, contrast, variety and reproducibility."""
 
 import numpy as np
 import pytest
@@ -12,13 +12,13 @@ def pictures(count):
 
 
 @pytest.mark.parametrize("size", [(96, 130), 64, (5, 7), (1, 1), (33, 300)])
-def test_a_picture_has_the_asked_size(size):
+def test_a_picture_has_the_requested_size(size):
     picture = procedural_picture(np.random.default_rng(1), size)
     assert picture.shape == ((size, size, 3) if np.isscalar(size) else (*size, 3))
     assert picture.dtype == np.uint8
 
 
-def test_pictures_are_rich_and_all_different():
+def test_pictures_have_contrast_and_differ():
     drawn = pictures(8)
     assert sum(picture.std() > 12 for picture in drawn) >= 6
     for number, picture in enumerate(drawn[1:]):
@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_pictures():
 
 
 @pytest.mark.parametrize("duty", [0.2, 0.5, 0.8])
-def test_stripes_cover_their_share(duty):
+def test_stripes_cover_their_duty_cycle(duty):
     covered = stripes(np.linspace(0, 1000, 100_001)[:-1], 20.0, duty)
     assert covered.mean() == pytest.approx(duty, abs=1e-3)
     assert (covered.min(), covered.max()) == (0, 1)

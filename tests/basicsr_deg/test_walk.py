@@ -1,4 +1,4 @@
-"""Draws: probabilities as given, walks in range and by at most a step."""
+"""Draws by probability, and walks within their range with bounded steps."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from basicsr_deg.walk import Walk, check_probability, pick, read_range, read_walk, read_weights
 
 
-def test_a_walk_starts_anywhere_and_moves_by_at_most_a_step():
+def test_a_walk_starts_uniformly_and_moves_by_at_most_a_step():
     rng, walk = np.random.default_rng(0), Walk(2, 3, 0.1)
     starts = np.array([walk.start(rng) for _ in range(2000)])
     assert starts.min() < 2.01 and starts.max() > 2.99 and abs(starts.mean() - 2.5) < 0.03
@@ -14,15 +14,15 @@ def test_a_walk_starts_anywhere_and_moves_by_at_most_a_step():
     for _ in range(2000):
         values.append(walk.moved(values[-1], rng))
     steps = np.abs(np.diff(values))
-    assert 0.09 < steps.max() <= 0.1 and min(values) == 2 and max(values) == 3  # it comes to the ends, and stays there
+    assert 0.09 < steps.max() <= 0.1 and min(values) == 2 and max(values) == 3  # clipped at both ends
 
 
-def test_a_walk_without_steps_stands():
+def test_a_walk_without_steps_is_constant():
     rng = np.random.default_rng(0)
     assert Walk(1, 5).moved(3.25, rng) == 3.25
 
 
-def test_pick_follows_the_weights_and_takes_one_number():
+def test_pick_follows_the_weights_and_draws_one_number():
     rng, weights = np.random.default_rng(0), {"a": 1.0, "b": 0.0, "c": 3.0}
     drawn = [pick(weights, rng) for _ in range(4000)]
     assert drawn.count("b") == 0 and abs(drawn.count("c") / 4000 - 0.75) < 0.02
@@ -53,6 +53,6 @@ def test_pick_follows_the_weights_and_takes_one_number():
         (lambda: check_probability(True), "prob: got True"),
     ],
 )
-def test_what_makes_no_sense_is_refused(make, why):
+def test_invalid_values_are_refused(make, why):
     with pytest.raises(ValueError, match=why.replace("[", r"\[")):
         make()

@@ -1,4 +1,4 @@
-"""What the tests of trainings share: both released commands as users type them, at toy width, and what a run leaves."""
+"""Shared by the tests of trainings: both released commands at toy width, and the files of a run."""
 
 import csv
 from pathlib import Path
@@ -18,7 +18,7 @@ COMMANDS = {
     1: [CONFIGS / "mgldvsr/mgldvsr_512_realbasicvsr_deg.yaml", CONFIGS / "mgldvsr/toy_stage1.yaml"],
     2: [CONFIGS / "video_vae/video_autoencoder_kl_64x64x4_resi.yaml", CONFIGS / "video_vae/toy_stage2.yaml"],
 }
-NARROW = {  # what is not needed to see whether a training works: one level, small clips, no pictures
+NARROW = {  # the smallest networks that can be trained: one level, small clips, no pictures
     1: {
         "networks.unet.params": {"channel_mult": [1], "attention_resolutions": [1]},
         "networks.structure.params": {"channel_mult": [1], "attention_resolutions": [1]},
@@ -36,13 +36,13 @@ def narrow(stage: int) -> list[str]:
 
 
 def command(stage: int, data: list[str], *words: str, folder: Path, name: str = "toy") -> list[str]:
-    """The released command of a stage, word by word, then what makes it a toy."""
+    """The released command of a stage, followed by overrides for toy size."""
     flags = ["--gpus", "", "--name", name, "--scale_lr", "False", "--logdir", str(folder / "logs")]
     return ["--train", "--base", *map(str, COMMANDS[stage]), *flags, *data, *words]
 
 
 def train(stage: int, data: list[str], *words: str, folder: Path, name: str = "toy") -> Path:
-    """Train as narrow as it gets, to the end; the run's folder."""
+    """Train the smallest networks to the end and return the run folder."""
     assert main.main(command(stage, data, *narrow(stage), *words, folder=folder, name=name)) == 0
     return run_of(folder, name)
 
@@ -53,7 +53,7 @@ def run_of(folder: Path, name: str = "toy") -> Path:
 
 
 def rows(run: Path, file: str = "metrics.csv") -> list[dict[str, float]]:
-    """What was logged, without what is empty and Lightning's epochs."""
+    """Logged values, without empty ones and the epochs of Lightning."""
     read = csv.DictReader((run / file).read_text().splitlines())
     return [{key: float(value) for key, value in row.items() if value and key != "epoch"} for row in read]
 
@@ -63,7 +63,7 @@ def saved(run: Path, name: str = "last") -> dict:
 
 
 def differing(a, b, place: str = "") -> list[str]:
-    """Where two trees of tensors and numbers are not the same to the bit."""
+    """Paths at which two trees of tensors and numbers are not bitwise equal."""
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
         return [line for key in a for line in differing(a[key], b[key], f"{place}.{key}")]
     if isinstance(a, (list, tuple)) and len(a) == len(b):
@@ -73,13 +73,13 @@ def differing(a, b, place: str = "") -> list[str]:
 
 
 def learned(checkpoint: dict) -> dict:
-    """What of a checkpoint goes into the next step."""
+    """The entries of a checkpoint that determine the next step."""
     names = ("state_dict", "current_model_state", "optimizer_states", "lr_schedulers", "global_step")
     return {name: checkpoint[name] for name in names if name in checkpoint}
 
 
 def write_clips(root: Path, *, count: int = 3, frames: int = 3, size: int = 48) -> list[str]:
-    """A folder of clips of pictures, and the words that train on it."""
+    """Write a folder of image clips; returns the overrides that train on it."""
     scenes = RenderedScenes(length=count, size=size)
     for number in range(count):
         folder = root / f"clip{number}"
@@ -90,7 +90,7 @@ def write_clips(root: Path, *, count: int = 3, frames: int = 3, size: int = 48) 
 
 
 def write_set(root: Path, *, count: int = 3, frames: int = 2, size: int = 32, shrink: int = 2) -> list[str]:
-    """A stage-2 set of noise in the form that scripts/make_latents.py writes, and the words that train on it."""
+    """Write a stage-2 data set of noise, as scripts/make_latents.py does; returns the overrides that train on it."""
     rng = np.random.default_rng(0)
     for number in range(count):
         gt = rng.integers(0, 256, (frames, size, size, 3), np.uint8)

@@ -1,4 +1,4 @@
-"""Beside a training: files that are whole, the batch that broke it, random numbers, and who draws the bar."""
+"""Callbacks of a training: atomic checkpoints, bad batches, the random state and the progress bar."""
 
 import os
 import signal
@@ -8,15 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from ldm.training.callbacks import BadBatch, LastCheckpoint, RandomState, StepProgress, WholeFiles, early_end
+from ldm.training.callbacks import AtomicCheckpoints, BadBatch, LastCheckpoint, RandomState, StepProgress, early_end
 from ldm.weights import checkpoint
 
 BATCH = {"gt": torch.rand(1, 2, 3, 4, 4), "index": torch.tensor([7])}
 
 
-def test_a_checkpoint_replaces_another_only_when_it_is_whole(tmp_path, monkeypatch):
+def test_an_interrupted_save_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "new" / "last.ckpt"
-    WholeFiles().save_checkpoint({"step": 1}, path)
+    AtomicCheckpoints().save_checkpoint({"step": 1}, path)
 
     def breaks(content, to):
         Path(to).write_bytes(b"half")
@@ -24,24 +24,24 @@ def test_a_checkpoint_replaces_another_only_when_it_is_whole(tmp_path, monkeypat
 
     monkeypatch.setattr(torch, "save", breaks)
     with pytest.raises(OSError, match="no space"):
-        WholeFiles().save_checkpoint({"step": 2}, path)
+        AtomicCheckpoints().save_checkpoint({"step": 2}, path)
     assert [p.name for p in path.parent.iterdir()] == ["last.ckpt"] and torch.load(path)["step"] == 1
 
 
 @pytest.mark.parametrize("begin", ["on_train_batch_start", "on_validation_batch_start"])
-def test_the_batch_behind_a_bad_loss_is_kept(tmp_path, begin):
+def test_the_batch_of_a_bad_loss_is_saved(tmp_path, begin):
     keeper, trainer = BadBatch(tmp_path / "bad.safetensors"), SimpleNamespace(global_rank=3)
     getattr(keeper, begin)(trainer, None, BATCH, 0)
     keeper.on_exception(trainer, None, ValueError("something else"))
     assert not list(tmp_path.iterdir())
     error = FloatingPointError("got a l1 loss of nan")
     keeper.on_exception(trainer, None, error)
-    assert str(error) == f"got a l1 loss of nan; the batch is kept in {tmp_path / 'bad_process3.safetensors'}"
+    assert str(error) == f"got a l1 loss of nan; the batch is saved in {tmp_path / 'bad_process3.safetensors'}"
     kept = checkpoint.read(tmp_path / "bad_process3.safetensors")
     assert kept.keys() == BATCH.keys() and all(torch.equal(kept[name], value) for name, value in BATCH.items())
 
 
-def test_random_numbers_go_on():
+def test_the_random_state_is_restored():
     before = torch.get_rng_state()
     torch.manual_seed(3)
     state = RandomState().state_dict()
@@ -53,21 +53,21 @@ def test_random_numbers_go_on():
     assert torch.equal(torch.rand(4), expected)
     fresh = torch.get_rng_state()
     RandomState().on_train_start(None, None)
-    assert torch.equal(torch.get_rng_state(), fresh), "nothing was loaded"
+    assert torch.equal(torch.get_rng_state(), fresh), "no state was loaded"
     torch.set_rng_state(before)
 
 
 @pytest.mark.parametrize(
     ("step", "every", "written"), [(20, 7, True), (20, 10, False), (14, 8, False), (20, 3000, True)]
 )
-def test_the_last_step_is_saved_where_no_period_ends(tmp_path, step, every, written):
+def test_the_last_step_is_saved_unless_a_periodic_checkpoint_is_due(tmp_path, step, every, written):
     saved = []
     trainer = SimpleNamespace(global_step=step, max_steps=20, save_checkpoint=saved.append, should_stop=False)
     LastCheckpoint(tmp_path / "last.ckpt", every=every).on_train_batch_end(trainer)
     assert saved == [tmp_path / "last.ckpt"] * written
 
 
-def test_an_early_stop_waits_for_the_end_of_a_step_and_saves_it(tmp_path):
+def test_an_early_stop_saves_after_a_full_step(tmp_path):
     saved = []
     trainer = SimpleNamespace(
         global_step=3, max_steps=20, save_checkpoint=saved.append, should_stop=False, world_size=1
@@ -75,7 +75,7 @@ def test_an_early_stop_waits_for_the_end_of_a_step_and_saves_it(tmp_path):
     keeper = LastCheckpoint(tmp_path / "last.ckpt", every=10)
     keeper.on_train_start(trainer, None)
     try:
-        trainer.should_stop = True  # the time is over, among batches that are accumulated
+        trainer.should_stop = True  # time limit reached between accumulated batches
         keeper.on_train_batch_end(trainer)
         assert not trainer.should_stop and not saved
         trainer.global_step = 4
@@ -90,14 +90,14 @@ def test_an_early_stop_waits_for_the_end_of_a_step_and_saves_it(tmp_path):
         early_end(trainer, "way")
 
 
-def test_a_time_limit_is_that_of_one_process(tmp_path):
+def test_a_resumed_run_has_the_full_time_limit(tmp_path):
     content = {"callbacks": {"Timer": {"time_elapsed": {}}, "RandomState": {}}}
     LastCheckpoint(tmp_path / "last.ckpt", every=10).on_load_checkpoint(None, None, content)
     assert content == {"callbacks": {"RandomState": {}}}
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    WholeFiles().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
+def test_a_full_disk_is_one_line_and_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
+    AtomicCheckpoints().save_checkpoint({"step": 1}, tmp_path / "last.ckpt")
 
     def full(content, to):
         Path(to).write_bytes(b"half")
@@ -105,11 +105,11 @@ def test_a_full_disk_is_one_line_and_leaves_the_checkpoint_before(tmp_path, monk
 
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(OSError, match=r"last\.ckpt: cannot be written, is the disk full\?") as caught:
-        WholeFiles().save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
+        AtomicCheckpoints().save_checkpoint({"step": 2}, tmp_path / "last.ckpt")
     assert "\n" not in str(caught.value) and torch.load(tmp_path / "last.ckpt")["step"] == 1
 
 
-def test_only_the_first_process_draws_a_bar():
+def test_only_the_first_process_shows_a_progress_bar():
     trainer = SimpleNamespace(is_global_zero=False, max_steps=3, global_step=1, callback_metrics={})
     bar = StepProgress()
     bar.on_train_start(trainer, None)

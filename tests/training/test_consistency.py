@@ -1,4 +1,4 @@
-"""Consistency of clips whose motion is known: nothing to pay for moving along, in the paper's form; slopes by name."""
+"""The consistency loss of clips with known motion, in both forms, and its gradients."""
 
 import pytest
 import torch
@@ -14,14 +14,14 @@ def picture(*shape):
 
 
 def panned(frames=4, size=24, by=(2, 1)):
-    """One clip (1, T, 3, size, size) in [-1, 1]: a window that moves `by` pixels (x, y) a frame."""
+    """One clip (1, T, 3, size, size) in [-1, 1]: a window that moves by `by` pixels (x, y) per frame."""
     x, y = by
     scene = picture(3, size + y * frames, size + x * frames)
     return torch.stack([scene[:, y * t : y * t + size, x * t : x * t + size] for t in range(frames)])[None]
 
 
 class Pan(nn.Module):
-    """The flow of `panned`: knows the speed, finds the direction by trying. Remembers what range it was given."""
+    """Flow of `panned`: the speed is given, the direction is the better of two. Records the range of its input."""
 
     def __init__(self, by=(2, 1)):
         super().__init__()
@@ -35,7 +35,7 @@ class Pan(nn.Module):
 
 
 class Slope(nn.Module):
-    """A flow that depends on the pixels smoothly."""
+    """A flow that is a smooth function of the pixels."""
 
     def forward(self, a, b):
         return 0.3 * torch.tanh(a[:, :2] - b[:, 1:])
@@ -44,7 +44,7 @@ class Slope(nn.Module):
 # ---- edges
 
 
-def test_the_edge_of_a_ramp_is_its_slope():
+def test_sobel_edges_of_a_ramp_equal_its_slope():
     ramp = 0.5 * torch.arange(8.0).expand(2, 3, 6, 8)
     for image in (ramp, ramp.mT):
         edges = sobel_edges(image)
@@ -54,7 +54,7 @@ def test_the_edge_of_a_ramp_is_its_slope():
         )
 
 
-def test_edges_stay_within_their_channel_and_their_picture():
+def test_edges_do_not_leak_into_other_channels_or_images():
     image = torch.zeros(2, 3, 5, 5)
     image[1, 2, 2:] = 1
     edges = sobel_edges(image)
@@ -62,14 +62,14 @@ def test_edges_stay_within_their_channel_and_their_picture():
     assert (sobel_edges(torch.ones(1, 3, 4, 4)) == 1e-3).all()  # a border is no edge
 
 
-def test_weights_rise_from_one_along_edges_and_carry_no_gradient():
+def test_structure_weights_have_no_gradient():
     image = picture(1, 3, 8, 8).requires_grad_()
     weights = structure_weights(image)
     torch.testing.assert_close(weights, 1 + 3 * sobel_edges(image).detach())
     assert not weights.requires_grad and structure_weights(image.bfloat16()).dtype == torch.float32
 
 
-def test_a_weight_of_the_motion_loss_is_that_of_the_frame_compared():
+def test_the_motion_loss_is_weighted_by_the_reference_frame():
     clip = picture(1, 3, 2, 4, 4)
     none = torch.zeros(1, 2, 2, 4, 4)
     motion = Motion(none, none, none[:, :, :1], none[:, :, :1])
@@ -83,7 +83,7 @@ def test_a_weight_of_the_motion_loss_is_that_of_the_frame_compared():
 
 
 @pytest.mark.parametrize("frames", [2, 5])
-def test_a_clip_that_moves_with_its_flow_costs_nothing(frames):
+def test_a_clip_that_follows_its_flow_has_zero_loss(frames):
     clip = panned(frames)
     assert consistency_loss(clip, clip, Pan()).item() == pytest.approx(0, abs=1e-5)
     assert consistency_loss(clip * 0.3 + 0.2, clip, Pan()).item() == pytest.approx(0, abs=1e-5)  # wrong, but steady
@@ -92,7 +92,7 @@ def test_a_clip_that_moves_with_its_flow_costs_nothing(frames):
     assert consistency_loss(clip + flicker, clip, Pan()).item() > 0.1
 
 
-def test_flicker_costs_its_height_times_the_edges_of_the_target():
+def test_flicker_is_weighted_by_edges_of_the_target():
     clip = torch.zeros(1, 2, 3, 16, 16)
     clip[..., 8:] = 1
     flicker = clip + torch.tensor([0.0, 0.25]).view(1, 2, 1, 1, 1)
@@ -101,7 +101,7 @@ def test_flicker_costs_its_height_times_the_edges_of_the_target():
     assert consistency_loss(flicker, clip, still).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_the_gradient_reaches_the_reconstruction_and_not_the_flow():
+def test_only_the_reconstruction_receives_a_gradient():
     clip = panned(3)
     y = (clip + 0.1 * picture(*clip.shape)).requires_grad_()
     (grad,) = torch.autograd.grad(consistency_loss(y, clip, Pan()), y)
@@ -109,7 +109,7 @@ def test_the_gradient_reaches_the_reconstruction_and_not_the_flow():
     assert not consistency_loss(y.detach(), clip.clone().requires_grad_(), Slope()).requires_grad
 
 
-def test_clips_do_not_mix_and_one_frame_costs_nothing():
+def test_clips_of_a_batch_are_independent_and_one_frame_has_zero_loss():
     clip = panned(3)
     targets = torch.cat([clip, clip.flip(1)])
     both = targets + 0.1 * picture(2, 3, 3, 24, 24)
@@ -124,7 +124,7 @@ def test_clips_do_not_mix_and_one_frame_costs_nothing():
 
 
 @pytest.mark.parametrize(("form", "low"), [("paper", 0.0), ("released", -1.0)])
-def test_what_range_the_flow_network_is_given(form, low):
+def test_the_input_range_of_the_flow_network(form, low):
     clip, flow = panned(3).clone(), Pan()
     clip[..., 0, 0], clip[..., -1, -1] = -1, 1
     consistency_loss(clip, clip, flow, form=form)
@@ -134,12 +134,12 @@ def test_what_range_the_flow_network_is_given(form, low):
 # ---- the released form
 
 
-def test_the_released_form_charges_a_clip_that_moves_exactly():
+def test_the_released_form_is_not_zero_for_exact_motion():
     clip = panned(4)
     assert consistency_loss(clip, clip, Pan(), form="released").item() > 0.5
 
 
-def test_the_released_gradient_runs_through_the_flow_alone():
+def test_the_released_gradient_passes_only_through_the_flow():
     clip = panned(4)
     y = (clip + 0.1).requires_grad_()
     assert not consistency_loss(y, clip, Pan(), form="released").requires_grad
@@ -150,6 +150,6 @@ def test_the_released_gradient_runs_through_the_flow_alone():
     assert grad.abs().max() == 0  # two frames are compared with nothing but zero
 
 
-def test_a_form_that_does_not_exist_is_refused():
+def test_an_unknown_form_is_refused():
     with pytest.raises(ValueError, match="'best'"):
         consistency_loss(panned(2), panned(2), Pan(), form="best")

@@ -3,7 +3,7 @@ import torch
 from ldm.training.curves import StepMeans
 
 
-def test_a_mean_is_over_the_batches_that_have_the_term_and_forgets():
+def test_a_term_is_averaged_over_the_batches_that_have_it():
     means = StepMeans()
     rising = torch.tensor(1.0, requires_grad=True)
     for k in range(3):
@@ -15,7 +15,7 @@ def test_a_mean_is_over_the_batches_that_have_the_term_and_forgets():
     assert means.flush()["a"].dtype == torch.float32
 
 
-def test_what_was_added_may_change_afterwards():
+def test_added_values_are_copied():
     means, value = StepMeans(), torch.tensor(1.0)
     means.add({"a": value})
     value += 10

@@ -1,4 +1,4 @@
-"""Stage 2: what is trained, and how two optimizers share one count of steps."""
+"""Stage 2: trained parameters, and two optimizers with one step count."""
 
 import copy
 import math
@@ -19,7 +19,7 @@ from ldm.training.decoder import StageTwo
 from ldm.training.decoder_loss import DecoderLoss
 from ldm.training.optimization import Adam
 
-# Lightning advises on workers, folders and hardware, and lags behind torch
+# Lightning warns about workers, folders and hardware, and uses deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
@@ -71,7 +71,7 @@ def batch_of(number, b=1, t=2, size=32):
 
 
 def fit(model, batches, steps, **settings):
-    """Train for `steps` steps; the logged values, a row a step."""
+    """Train for `steps` steps and return the logged values, one row per step."""
     rows = []
 
     class Kept(DummyLogger):
@@ -87,7 +87,7 @@ def fit(model, batches, steps, **settings):
     return trainer, [row for row in rows if "train/total" in row]
 
 
-def test_what_is_trained_is_told_by_its_name():
+def test_trained_parameters_are_selected_by_name():
     expected = {
         "released": lambda n: n.startswith("decoder.") and ("temporal" in n or "fusion_layer" in n),
         "decoder": lambda n: n.startswith(("decoder.", "post_quant_conv.")),
@@ -109,7 +109,7 @@ def test_what_is_trained_is_told_by_its_name():
         module(accumulate=0)
 
 
-def test_entries_have_the_released_names_in_the_released_order():
+def test_weights_have_the_released_names_and_order():
     state = module(perceptual=trained_lpips(), flow=SpyNet()).state_dict()
     prefixes = list(dict.fromkeys(".".join(name.split(".")[: 2 if name.startswith("loss") else 1]) for name in state))
     losses = ["loss.logvar", "loss.perceptual_loss", "loss.flownet", "loss.discriminator"]
@@ -118,7 +118,7 @@ def test_entries_have_the_released_names_in_the_released_order():
     assert sorted(inner) == sorted(vae().state_dict())
 
 
-def test_a_step_changes_what_is_trained_and_nothing_else():
+def test_a_step_changes_only_trained_parameters():
     model = module(lr=1e-2)
     before = copy.deepcopy(model.state_dict())
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -144,7 +144,7 @@ def test_the_generator_leaves_no_gradient_in_the_discriminator():
     assert all(p.requires_grad for p in model.loss.discriminator.parameters())
 
 
-def test_a_clip_is_decoded_from_its_unscaled_latents_and_the_features_of_its_enlarged_frames():
+def test_reconstruction_uses_unscaled_latents_and_features_of_enlarged_frames():
     model, batch, networks = module().eval(), batch_of(0, b=2), vae().eval()
     networks.load_state_dict({name: value for name, value in model.state_dict().items() if name[:5] != "loss."})
     lq = nn.functional.interpolate(batch["lq"].flatten(0, 1), scale_factor=4, mode="bicubic").clamp(0, 1)
@@ -153,7 +153,7 @@ def test_a_clip_is_decoded_from_its_unscaled_latents_and_the_features_of_its_enl
     torch.testing.assert_close(model.reconstruct(batch).flatten(0, 1), frames)
 
 
-def test_only_steps_of_the_generator_are_counted():
+def test_only_generator_steps_are_counted():
     model = module(accumulate=3, start=1)
     critic = copy.deepcopy(model.loss.discriminator.state_dict())
     seen = []
@@ -165,8 +165,8 @@ def test_only_steps_of_the_generator_are_counted():
     assert any(not torch.equal(critic[name], after[name]) for name in critic)
 
 
-def test_accumulated_batches_are_one_batch():
-    """Without the discriminator, whose norm sees a batch as a whole; the rows are means over the batches of a step."""
+def test_accumulated_batches_equal_one_batch():
+    """Without the discriminator, whose batch norm depends on the batch; logged rows are means over a step."""
     weights = {"consistency": 0, "adversarial": 0}
     single = [batch_of(k) for k in range(4)]
     double = [{name: torch.cat([a[name], b[name]]) for name in a} for a, b in (single[:2], single[2:])]
@@ -188,7 +188,7 @@ def test_a_few_steps_lower_the_loss(form):
     assert all(math.isfinite(value) for row in rows for value in row.values())
 
 
-def test_the_discriminator_learns_to_tell_and_is_not_taught_by_the_generator():
+def test_the_discriminator_is_trained_only_by_its_own_loss():
     model = module(
         lr=1e-2, weights={"l1": 1e-6, "perceptual": 0, "difference": 0, "consistency": 0, "adversarial": 1e-6}
     )
@@ -197,7 +197,7 @@ def test_the_discriminator_learns_to_tell_and_is_not_taught_by_the_generator():
     assert rows[-1]["train/real"] > rows[-1]["train/fake"]
 
 
-def test_a_training_that_breaks_says_where():
+def test_a_loss_that_is_not_finite_names_term_and_step():
     model = module(weights={"consistency": 0}, perceptual=Constant(math.nan))
     with pytest.raises(FloatingPointError, match="perceptual loss of nan at step 0"):
         fit(model, [batch_of(0)], 1)
@@ -229,14 +229,14 @@ class Precision:
         ({"perceptual": LPIPS(width=4)}, "32-true", "LPIPS with random weights"),
     ],
 )
-def test_what_would_go_wrong_silently_is_refused(settings, precision, says):
+def test_unsupported_precision_and_random_lpips_are_refused(settings, precision, says):
     model, trainer = module(**settings), Precision(precision)
     model.trainer = trainer
     with pytest.raises(ValueError, match=says):
         model.on_fit_start()
 
 
-def test_what_stands_in_for_lpips_is_named(caplog):
+def test_the_replacement_of_lpips_is_logged(caplog):
     trainer = Precision("bf16-mixed")
     said = {}
     for name, settings in (

@@ -1,4 +1,4 @@
-"""How the terms of stage 2 add up in both forms, and what the frozen networks may do."""
+"""The terms of the stage-2 loss in both forms, and its frozen networks."""
 
 import math
 
@@ -16,7 +16,7 @@ FLAT = {"perceptual": 0, "difference": 0, "consistency": 0}  # weights that leav
 
 
 class Linear(nn.Module):
-    """A discriminator without memory: every pixel's score is a weighted sum of its channels."""
+    """A stateless discriminator: the score of a pixel is a weighted sum of its channels."""
 
     def __init__(self):
         super().__init__()
@@ -82,7 +82,7 @@ def test_the_total_is_the_weighted_sum_in_either_normalisation(form):
     )
 
 
-def test_a_term_without_weight_is_left_out_and_costs_nothing():
+def test_a_term_of_weight_zero_is_not_computed():
     y, gt = pair()
     loss = loss_of(
         flow=Forbidden(), perceptual=Forbidden(), discriminator=Forbidden(), weights={**FLAT, "adversarial": 0}
@@ -90,7 +90,7 @@ def test_a_term_without_weight_is_left_out_and_costs_nothing():
     assert set(loss.generator(y, gt, step=999, last_layer=y)) == {"l1", "nll", "total"}
 
 
-def test_one_frame_has_no_neighbour():
+def test_temporal_terms_of_one_frame_are_zero():
     y, gt = pair(t=1)
     for form in ("paper", "released"):
         terms = loss_of(form=form).distances(y, gt, step=0)
@@ -98,7 +98,7 @@ def test_one_frame_has_no_neighbour():
 
 
 @pytest.mark.parametrize("form", ["paper", "released"])
-def test_the_discriminator_counts_from_its_start_on(form):
+def test_the_adversarial_term_is_active_from_its_start(form):
     y, gt = pair()
     loss = loss_of(start=4, form=form, weights=FLAT)
     weight = torch.ones(1)  # a last layer that is frozen
@@ -109,7 +109,7 @@ def test_the_discriminator_counts_from_its_start_on(form):
     assert loss.critic(y, gt, step=3)["disc"] == 0 < loss.critic(y, gt, step=4)["disc"]
 
 
-def test_the_ratio_is_that_of_the_gradients_of_the_last_layer():
+def test_the_ratio_is_of_gradients_of_the_last_layer():
     loss, gt = loss_of(start=0, weights=FLAT), clips(1, 2, 3, 16, 16)
     layer = torch.tensor([0.3, 0.2, 0.4], requires_grad=True)
     y = gt * layer.view(1, 1, 3, 1, 1)
@@ -121,7 +121,7 @@ def test_the_ratio_is_that_of_the_gradients_of_the_last_layer():
     assert not terms["d_weight"].requires_grad
 
 
-def test_with_a_frozen_last_layer_the_ratio_is_that_of_the_picture_whatever_its_size():
+def test_with_a_frozen_last_layer_the_ratio_does_not_depend_on_picture_size():
     weights = {**FLAT, "l1": 0.8}
     for size in (16, 48):
         y, gt = torch.zeros(1, 2, 3, size, size, requires_grad=True), torch.ones(1, 2, 3, size, size)
@@ -134,7 +134,7 @@ def test_with_a_frozen_last_layer_the_ratio_is_that_of_the_picture_whatever_its_
         assert released.item() == pytest.approx(0.025)
 
 
-def test_a_discriminator_that_answers_nothing_does_not_break_the_ratio():
+def test_the_ratio_is_finite_for_a_constant_discriminator():
     y, gt = pair()
     net = Linear()
     nn.init.zeros_(net.conv.weight)
@@ -142,7 +142,7 @@ def test_a_discriminator_that_answers_nothing_does_not_break_the_ratio():
     assert math.isfinite(terms["total"].item())
 
 
-def test_the_critic_leaves_the_reconstruction_alone():
+def test_the_critic_gives_the_reconstruction_no_gradient():
     y, gt = pair()
     loss = loss_of(start=0)
     judged = loss.critic(y, gt, step=0)
@@ -159,14 +159,14 @@ def test_the_critic_leaves_the_reconstruction_alone():
         ("perceptual", {"perceptual": Constant(math.inf), "form": "released"}),
     ],
 )
-def test_a_term_that_is_no_number_is_named_with_its_step(broken, settings):
+def test_a_term_that_is_not_finite_is_named_with_its_step(broken, settings):
     y, gt = pair()
     y = y * math.nan if broken == "l1" else y
     with pytest.raises(FloatingPointError, match=f"{broken} loss of .* at step 17"):
         loss_of(**settings).generator(y, gt, step=17, last_layer=torch.ones(1))
 
 
-def test_a_flow_that_is_no_number_is_named():
+def test_a_flow_that_is_not_finite_is_named():
     y, gt = pair()
     with pytest.raises(FloatingPointError, match="flow"):
         loss_of(flow=Lost()).distances(y, gt, step=0)
@@ -181,7 +181,7 @@ def test_a_flow_that_is_no_number_is_named():
         ({"weights": {"lpips": 1.0}}, "got term 'lpips', expected some of l1"),
     ],
 )
-def test_an_unknown_word_is_refused(settings, says):
+def test_unknown_names_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         loss_of(**settings)
 
@@ -197,7 +197,7 @@ def trained_lpips():
     return net
 
 
-def test_dropout_is_only_released_and_belongs_to_the_sample():
+def test_only_the_released_form_has_dropout_drawn_for_each_sample():
     y, gt = pair()
     index, state = torch.tensor([5, 9]), torch.get_rng_state()
     measure = [

@@ -1,4 +1,4 @@
-"""Losses in closed form: what is known to cost nothing, and what ramps, shifts and Gaussians cost."""
+"""Losses compared with closed forms for ramps, shifts and Gaussians."""
 
 import math
 
@@ -23,7 +23,7 @@ def clips(*shape):
 
 
 @pytest.mark.parametrize("shape", [(3, 3, 16, 16), (2, 4, 3, 16, 20)])
-def test_gradients_cost_nothing_where_only_the_brightness_differs(shape):
+def test_gradient_loss_ignores_brightness(shape):
     a, b = clips(*shape)
     assert gradient_l1(a, a) == 0
     assert gradient_l1(a + 0.7, a).item() == pytest.approx(0, abs=1e-5)
@@ -31,15 +31,15 @@ def test_gradients_cost_nothing_where_only_the_brightness_differs(shape):
 
 
 @pytest.mark.parametrize("scales", [1, 2, 3])
-def test_a_ramp_costs_its_slope_at_every_octave(scales):
-    """Averaging by two doubles the step from pixel to pixel."""
+def test_gradient_loss_of_a_ramp_sums_its_slope_over_octaves(scales):
+    """Averaging by two doubles the difference between neighbouring pixels."""
     ramp = 0.25 * torch.arange(32.0).expand(1, 3, 32, 32)
     expected = 0.25 * sum(2**k for k in range(scales)) / scales
     assert gradient_l1(ramp, torch.zeros_like(ramp), scales=scales).item() == pytest.approx(expected)
     assert gradient_l1(ramp.mT, torch.zeros_like(ramp), scales=scales).item() == pytest.approx(expected)
 
 
-def test_the_stand_in_of_a_perceptual_network_measures_image_by_image():
+def test_gradient_distance_is_per_image():
     a, b = clips(5, 3, 16, 20)
     distances = GradientDistance()(a, b)
     assert distances.shape == (5, 1, 1, 1) and distances.mean().item() == pytest.approx(gradient_l1(a, b).item())
@@ -48,12 +48,12 @@ def test_the_stand_in_of_a_perceptual_network_measures_image_by_image():
     assert torch.equal(GradientDistance(scales=1)(a, b).flatten(), gradient_distances(a, b, scales=1))
 
 
-def test_changes_are_those_from_each_frame_to_the_next():
+def test_frame_changes_are_differences_of_neighbours():
     clip = torch.arange(2.0 * 4).view(2, 4, 1, 1, 1) ** 2
     assert frame_changes(clip).flatten().tolist() == [-1, -3, -5, -9, -11, -13]
 
 
-def test_frame_differences_see_flicker_but_no_constant_error():
+def test_frame_differences_ignore_a_constant_error():
     a, b = clips(2, 4, 3, 8, 8)
     still = torch.randn(2, 1, 3, 8, 8)
     assert frame_difference_l1(a + still, a).item() == pytest.approx(0, abs=1e-6)
@@ -70,7 +70,7 @@ def test_frame_differences_do_not_mix_clips():
     assert frame_difference_l1(a, b).item() == pytest.approx(sum(alone) / 2)
 
 
-def test_the_divergence_from_the_normal():
+def test_kl_to_normal():
     zero = torch.zeros(2, 4, 3, 3)
     assert kl_to_normal(zero, zero) == 0
     assert kl_to_normal(zero + 2, zero).item() == pytest.approx(2)  # mean^2 / 2
@@ -81,7 +81,7 @@ def test_the_divergence_from_the_normal():
     assert kl_to_normal(mean, logvar).item() == pytest.approx(exact.item(), rel=1e-5)
 
 
-def test_the_hinge_stops_at_its_margin():
+def test_the_hinge_loss_is_zero_beyond_its_margin():
     ones = torch.ones(2, 1, 4, 4)
     assert hinge_discriminator(ones, -ones) == 0 == hinge_discriminator(5 * ones, -9 * ones)
     assert hinge_discriminator(-ones, ones) == 2
@@ -89,7 +89,7 @@ def test_the_hinge_stops_at_its_margin():
     assert adversarial(3 * ones) == -3
 
 
-def test_the_two_sides_of_the_game_pull_in_opposite_directions():
+def test_generator_and_discriminator_gradients_have_opposite_signs():
     fake = torch.zeros(4, requires_grad=True)
     (up,) = torch.autograd.grad(adversarial(fake), fake)
     (down,) = torch.autograd.grad(hinge_discriminator(torch.zeros(4), fake), fake)
@@ -104,7 +104,7 @@ def test_half_precision_is_summed_in_float32(loss):
 
 
 @pytest.mark.parametrize("loss", [gradient_l1, frame_difference_l1])
-def test_the_slope_is_that_of_finite_differences(loss):
+def test_gradients_equal_finite_differences(loss):
     a, b = (x.double() for x in clips(1, 2, 3, 8, 8))
     a.requires_grad_()
     (slope,) = torch.autograd.grad(loss(a, b), a)
@@ -115,7 +115,7 @@ def test_the_slope_is_that_of_finite_differences(loss):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_loss_that_is_no_number_names_its_term_and_step(value):
+def test_a_loss_that_is_not_finite_names_term_and_step(value):
     with pytest.raises(FloatingPointError, match="gradient loss of .* at step 17"):
         check_finite(torch.tensor(value), "gradient", 17)
     fine = torch.tensor(2.0)

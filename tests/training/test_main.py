@@ -1,4 +1,4 @@
-"""main.py: what its words mean, and that wrong ones are one line, exit status 2, and nothing left behind."""
+"""main.py: its options, and errors of one line with exit status 2 that leave no files."""
 
 import cv2
 import numpy as np
@@ -9,14 +9,15 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 import main
 from ldm import config
-from ldm.engine.run import in_use, way_on
 from ldm.training.decoder import StageTwo
 from ldm.training.diffusion import StageOne
+from ldm.training.initial import left_random
+from ldm.training.preflight import check_strategy, lock_run, resume_hint
 from ldm.weights import checkpoint
 from tests.marks import mostly_slow
 from tests.training import runs
 
-# Lightning advises on workers, folders and hardware, and lags behind torch
+# Lightning warns about workers, folders and hardware, and uses deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
@@ -27,7 +28,7 @@ def data(tmp_path_factory):
 
 
 def refused(capfd, folder, words) -> str:
-    """The one line of a command that leaves `folder` as it was."""
+    """The error line of a command that must not change `folder`."""
     before = sorted(folder.rglob("*"))
     capfd.readouterr()
     assert main.main(words) == 2
@@ -83,14 +84,14 @@ def refused(capfd, folder, words) -> str:
     ],
     fast=20,
 )
-def test_a_wrong_training_is_one_line_and_leaves_nothing(tmp_path, data, capfd, stage, words, says):
+def test_a_wrong_training_is_one_line_and_leaves_no_files(tmp_path, data, capfd, stage, words, says):
     assert says in refused(
         capfd, tmp_path, runs.command(stage, data[stage], *runs.narrow(stage), *words, folder=tmp_path)
     )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a graphics card")
-def test_a_card_that_is_not_there(tmp_path, data, capfd):
+def test_a_missing_gpu_is_refused(tmp_path, data, capfd):
     for word in ("0", "0,"):
         words = runs.command(1, data[1], *runs.narrow(1), "--gpus", word, folder=tmp_path)
         assert "got device 'cuda:0'" in refused(capfd, tmp_path, words)
@@ -102,14 +103,14 @@ def test_nothing_to_train(tmp_path, capfd):
     assert "config.model: got None" in refused(capfd, tmp_path, ["--train", "--base", str(tmp_path / "empty.yaml")])
 
 
-def test_a_value_to_choose_the_best_by_must_be_logged(tmp_path, data, capfd):
+def test_the_value_of_checkpoints_best_must_be_logged(tmp_path, data, capfd):
     words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.best=train/lss", folder=tmp_path)
     assert main.main(words) == 2
     assert "checkpoints.best=train/lss, expected one of train/loss, train/" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_bad_clip_amid_a_training_is_one_line(tmp_path, capfd, workers):
+def test_a_bad_clip_during_training_is_one_line(tmp_path, capfd, workers):
     words = runs.write_clips(tmp_path / "clips", count=2)
     for bad in (tmp_path / "clips" / "clip1").iterdir():
         assert cv2.imwrite(str(bad), np.zeros((8, 8, 3), np.uint8))
@@ -122,18 +123,18 @@ def test_a_bad_clip_amid_a_training_is_one_line(tmp_path, capfd, workers):
     )
 
 
-# ---- losses that are no numbers
+# ---- losses that are not finite
 
 
 @pytest.mark.parametrize(("stage", "term"), [(1, "denoising"), (2, "l1")])
-def test_a_loss_that_is_no_number_stops_and_keeps_its_batch(tmp_path, data, capfd, stage, term):
+def test_a_loss_that_is_not_finite_stops_and_saves_its_batch(tmp_path, data, capfd, stage, term):
     words = runs.command(stage, data[stage], *runs.narrow(stage), "learning_rate=1.0e+30", folder=tmp_path)
     assert main.main(words) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     run = runs.run_of(tmp_path)
     batch = run / "bad_batch_process0.safetensors"
     assert (
-        f"got a {term} loss of " in line and " at step 1, " in line and line.endswith(f"the batch is kept in {batch}")
+        f"got a {term} loss of " in line and " at step 1, " in line and line.endswith(f"the batch is saved in {batch}")
     )
     kept = checkpoint.read(batch)
     assert kept["index"].tolist() == [1] and {"gt", "lq"} <= kept.keys() and torch.isfinite(kept["gt"]).all()
@@ -157,14 +158,14 @@ def test_a_gradient_that_overflows_reaches_no_checkpoint(tmp_path, data, capfd, 
     assert all(value.isfinite().all() for value in last["state_dict"].values() if value.is_floating_point())
 
 
-# ---- words
+# ---- options
 
 
 def parsed(*words):
     return main.arguments(list(words))
 
 
-def test_switches_may_stand_bare_or_with_a_value():
+def test_switches_take_an_optional_value():
     args = parsed("--train", "--base", "a.yaml", "b.yaml", "x=1", "--scale_lr", "False", "--no-test", "y=2")
     assert (args.train, args.scale_lr, args.no_test) == (True, False, True)
     assert args.base == ["a.yaml", "b.yaml"] and sorted(args.overrides) == ["x=1", "y=2"]
@@ -173,14 +174,14 @@ def test_switches_may_stand_bare_or_with_a_value():
 
 
 @pytest.mark.parametrize("word", ["", ","])
-def test_no_number_is_the_cpu(word):
+def test_no_device_number_means_the_cpu(word):
     assert main.devices_of(word) == {"accelerator": "cpu", "devices": 1}
 
 
 @pytest.mark.parametrize(
     ("word", "devices", "strategy"), [("0", [0], None), ("0,", [0], None), ("1, 3", [1, 3], "ddp_find")]
 )
-def test_numbers_are_cards(monkeypatch, word, devices, strategy):
+def test_device_numbers_are_gpus(monkeypatch, word, devices, strategy):
     asked = []
     monkeypatch.setattr(main, "usable_device", asked.append)
     hardware = main.devices_of(word)
@@ -190,7 +191,7 @@ def test_numbers_are_cards(monkeypatch, word, devices, strategy):
 
 
 @pytest.mark.parametrize(("flags", "factor"), [([], 1), (["--scale_lr", "True"], 6)])
-def test_the_rate_is_scaled_by_all_batches_of_a_step(flags, factor):
+def test_scale_lr_multiplies_by_all_batches_of_a_step(flags, factor):
     base = [str(path) for path in runs.COMMANDS[1]]
     args = parsed("--train", "--base", *base, *flags, "accumulate=2", "batch_size=3", "learning_rate=5e-5")
     assert main.read_settings(args, None).learning_rate == pytest.approx(factor * 5e-5, rel=1e-12)
@@ -200,7 +201,7 @@ def test_the_rate_is_scaled_by_all_batches_of_a_step(flags, factor):
     assert main.read_settings(args, None).learning_rate == pytest.approx(5e-5 * (6 * factor if flags else 1), rel=1e-12)
 
 
-def test_the_seed_of_the_command_goes_everywhere():
+def test_the_seed_option_sets_all_seeds():
     args = parsed("--base", *map(str, runs.COMMANDS[1]), "--seed", "5")
     settings = config.plain(main.read_settings(args, None))
     assert settings["data"]["params"]["train"]["params"]["seed"] == 5
@@ -208,20 +209,20 @@ def test_the_seed_of_the_command_goes_everywhere():
 
 
 @pytest.mark.parametrize(("best", "mode"), [("val/psnr", "max"), ("val/loss", "min"), ("train/loss", "min")])
-def test_the_best_is_the_highest_psnr_or_the_lowest_loss(tmp_path, best, mode):
+def test_the_best_checkpoint_has_the_highest_psnr_or_the_lowest_loss(tmp_path, best, mode):
     args = parsed("--base", *map(str, runs.COMMANDS[1]), f"checkpoints.best={best}", "+data.params.validation={}")
     calls = main.callbacks_of(main.read_settings(args, None), tmp_path)
     (found,) = [call for call in calls if getattr(call, "monitor", None) == best]
     assert found.mode == mode
 
 
-def test_an_error_of_a_worker_is_its_last_line():
+def test_a_worker_error_is_reported_by_its_last_line():
     text = 'Caught ValueError in DataLoader worker process 0.\nOriginal Traceback:\n  File "x"\nValueError: a: b\n'
     assert main.in_one_line(ValueError(text)) == "a: b"
     assert main.in_one_line(ValueError("a\nb")) == "a" and main.in_one_line(OSError()) == "OSError"
 
 
-def test_only_the_first_of_processes_started_together_makes_the_folder(tmp_path, monkeypatch):
+def test_only_the_first_process_creates_the_run_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(rank_zero_only, "rank", 1)  # as torchrun and srun start them, all at once
     main.prepare_folder(tmp_path / "run", config.load(*runs.COMMANDS[1]), None)
     assert not (tmp_path / "run").exists()
@@ -231,23 +232,23 @@ def test_only_the_first_of_processes_started_together_makes_the_folder(tmp_path,
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
-def test_weights_in_pieces_make_no_pictures():
-    settings = config.load(*runs.COMMANDS[1], overrides=["pictures.every=5"])
-    main.check_whole(SingleDeviceStrategy("cpu"), settings)
+def test_pictures_with_sharded_weights_are_refused():
+    settings = config.plain(config.load(*runs.COMMANDS[1], overrides=["pictures.every=5"]))
+    check_strategy(SingleDeviceStrategy("cpu"), settings)
     with pytest.raises(ValueError, match="got FSDPStrategy.* set pictures.every=0"):
-        main.check_whole(FSDPStrategy(), settings)
-    main.check_whole(FSDPStrategy(), config.override(settings, ["pictures.every=0"]))
+        check_strategy(FSDPStrategy(), settings)
+    check_strategy(FSDPStrategy(), settings | {"pictures": {"every": 0}})
 
 
-def test_frozen_weights_that_nothing_fills_are_named(tmp_path, data, capsys):
+def test_unfilled_frozen_weights_are_reported(tmp_path, data, capsys):
     runs.train(2, data[2], "flow=spynet", "steps=1", folder=tmp_path)
     first = "loss.flownet.basic_module.0.basic_module.0.weight"
-    line = f"loss: 60 frozen weights, such as {first}, stay random, as this configuration has it (no `init`)"
+    line = f"loss: 60 frozen weights, such as {first}, stay random: this configuration has no `init`"
     assert line in capsys.readouterr().out.splitlines()
     runs.train(2, data[2], "steps=1", folder=tmp_path / "dis")
     assert "loss.flownet" not in capsys.readouterr().out
     model = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1).requires_grad_(False) for name in ("a", "b")})
-    (said,) = main.left_random(model, [{"file": "x", "modules": ["a"]}])
+    (said,) = left_random(model, [{"file": "x", "modules": ["a"]}])
     assert said == "b: 2 frozen weights, such as b.weight, stay random: no entry of `init` fills them"
 
 
@@ -258,22 +259,25 @@ def test_latents_of_another_factor_are_refused_before_the_first_step(tmp_path, c
     assert "got latents of 8x8 for frames of 32x32, expected 1/2 of their sides" in line
 
 
-def test_without_train_the_model_is_only_described(tmp_path, capsys):
+def test_without_train_the_model_is_only_printed(tmp_path, capsys):
     words = runs.command(1, [], *runs.narrow(1), folder=tmp_path)
     assert main.main(words[1:]) == 0
     assert "AutoencoderKL" in capsys.readouterr().out and not list(tmp_path.iterdir())
 
 
-def test_a_run_in_use_is_refused_the_second_time(tmp_path):
-    with in_use(tmp_path / "run", new=True):
-        with pytest.raises(ValueError, match="another training is writing there"), in_use(tmp_path / "run", new=False):
+def test_a_locked_run_is_refused(tmp_path):
+    with lock_run(tmp_path / "run", new=True):
+        with (
+            pytest.raises(ValueError, match="another training is writing there"),
+            lock_run(tmp_path / "run", new=False),
+        ):
             pass
-    with in_use(tmp_path / "run", new=False):
+    with lock_run(tmp_path / "run", new=False):
         pass
 
 
-def test_the_way_on_is_true(tmp_path):
-    assert "no checkpoint yet" in way_on(tmp_path)
+def test_the_resume_hint(tmp_path):
+    assert "no checkpoint yet" in resume_hint(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "last.ckpt").touch()
-    assert way_on(tmp_path) == f"--resume {tmp_path} continues from its last checkpoint"
+    assert resume_hint(tmp_path) == f"--resume {tmp_path} continues from its last checkpoint"

@@ -9,15 +9,15 @@ def parameters():
     return [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2), requires_grad=False)]
 
 
-def test_only_what_is_trained_is_given_to_the_optimizer():
+def test_the_optimizer_gets_only_trained_parameters():
     made = Adam(lr=1e-3, betas=[0.5, 0.9], weight_decay=0.1)(iter(parameters()))
     (group,) = made["optimizer"].param_groups
     assert [p.numel() for p in group["params"]] == [3] and "lr_scheduler" not in made
     assert (group["lr"], group["betas"], group["weight_decay"], group["eps"]) == (1e-3, (0.5, 0.9), 0.1, 1e-8)
 
 
-def test_weights_decay_apart_from_the_step():
-    """A first step of Adam is the learning rate, whatever the gradient; the decay comes on top (decoupled)."""
+def test_weight_decay_is_decoupled():
+    """The first step of Adam has the size of the learning rate for any gradient; the decay is added to it."""
     weight = nn.Parameter(torch.tensor([2.0]))
     optimizer = Adam(lr=0.01, weight_decay=0.5)([weight])["optimizer"]
     weight.grad = torch.tensor([300.0])
@@ -40,7 +40,7 @@ def test_the_rate_rises_and_falls_to_zero(steps):
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"lr": 0}, "got lr 0"),
         ({"lr": float("nan")}, "got lr nan"),
@@ -48,13 +48,13 @@ def test_the_rate_rises_and_falls_to_zero(steps):
         ({"lr": 1, "schedule": "cosine"}, "0 steps"),
     ],
 )
-def test_what_makes_no_optimizer_is_refused(settings, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         Adam(**settings)
 
 
 @pytest.mark.parametrize("schedule", ["none", "cosine"])
-def test_a_restored_optimizer_takes_new_settings_and_keeps_old_ones_to_the_bit(schedule):
+def test_a_restored_optimizer_takes_the_current_settings(schedule):
     def made(lr, steps_done=0, **settings):
         adam = Adam(lr=lr, schedule=schedule, steps=9, **settings)
         parts = adam(parameters())
@@ -68,13 +68,13 @@ def test_a_restored_optimizer_takes_new_settings_and_keeps_old_ones_to_the_bit(s
     same, restored, _ = made(1e-3)
     restored.load_state_dict(saved)
     before = {key: value for key, value in restored.param_groups[0].items() if key != "params"}
-    same.renew(restored)
+    same.apply_to(restored)
     assert {key: value for key, value in restored.param_groups[0].items() if key != "params"} == before
     lower, restored, rate = made(3e-4, betas=[0.5, 0.8], weight_decay=0.2)
     restored.load_state_dict(saved)
     if rate is not None:
         rate.load_state_dict({**rate.state_dict(), "last_epoch": 4})
-    lower.renew(restored)
+    lower.apply_to(restored)
     restored.step()
     if rate is not None:
         rate.step()

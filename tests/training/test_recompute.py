@@ -1,4 +1,4 @@
-"""Blocks that are computed twice: the same output, gradients and names, with less kept in between."""
+"""Gradient checkpointing: the same output, gradients and names with less memory."""
 
 import copy
 
@@ -40,7 +40,7 @@ def _values(maps):
 
 
 def grown(net, run):
-    """Output, gradients and how many bytes were kept for them."""
+    """Output, gradients and bytes saved for the backward pass."""
     kept = {}
 
     def pack(tensor):
@@ -56,7 +56,7 @@ def grown(net, run):
 
 
 @pytest.mark.parametrize("make", [unet, structure, autoencoder])
-def test_the_same_is_learned_with_less_memory(make):
+def test_checkpointing_keeps_gradients_and_saves_memory(make):
     net, run = make()
     randomise(net)
     other = copy.deepcopy(net)

@@ -1,4 +1,4 @@
-"""N steps, a stop and M more are N + M steps in one go: to the bit, and wherever the stop falls."""
+"""N steps, a stop and M further steps equal N + M steps without a stop, bit for bit."""
 
 import os
 import signal
@@ -14,13 +14,13 @@ from ldm.weights import checkpoint
 from tests.marks import mostly_slow
 from tests.training import runs
 
-# Lightning advises on workers, folders and hardware, and lags behind torch
+# Lightning warns about workers, folders and hardware, and uses deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """{stage: words that name its data}."""
+    """{stage: overrides that name its data}."""
     root = tmp_path_factory.mktemp("data")
     return {1: runs.write_clips(root / "clips"), 2: runs.write_set(root / "set")}
 
@@ -34,7 +34,7 @@ def data(tmp_path_factory):
         (1, ["accumulate=2", "ema=0.5", "model.params.trained=released"], []),
     ],
 )
-def test_a_stop_changes_nothing(tmp_path, data, stage, words, later):
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path, data, stage, words, later):
     whole = runs.train(stage, data[stage], *words, "steps=4", folder=tmp_path / "whole")
     parts = runs.train(stage, data[stage], *words, "steps=2", folder=tmp_path / "parts")
     begun = runs.learned(runs.saved(parts))
@@ -44,15 +44,17 @@ def test_a_stop_changes_nothing(tmp_path, data, stage, words, later):
     torch.set_rng_state(state)
     ends = [runs.learned(runs.saved(run)) for run in (whole, parts)]
     assert not runs.differing(*ends)
-    assert runs.differing(begun["state_dict"], ends[1]["state_dict"]), "it learned nothing"
+    assert runs.differing(begun["state_dict"], ends[1]["state_dict"]), "weights did not change"
     if "ema=0.5" in words:
-        assert runs.differing(dict(ends[0]["state_dict"]), dict(ends[0]["current_model_state"])), "averages nothing"
+        assert runs.differing(dict(ends[0]["state_dict"]), dict(ends[0]["current_model_state"])), (
+            "averaged weights equal the weights"
+        )
     curves = runs.rows(parts, "metrics.until_stop_1.csv") + runs.rows(parts)
     assert curves == runs.rows(whole)
 
 
 @mostly_slow("workers", [0, 1])
-def test_an_epoch_that_ends_starts_no_sample_anew(tmp_path, data, workers):
+def test_a_new_epoch_repeats_no_sample(tmp_path, data, workers):
     words = [*data[1], "steps=4", f"num_workers={workers}"]
     whole = runs.train(1, words, folder=tmp_path / "whole")
     short = runs.train(1, words, "lightning.limit_train_batches=2", folder=tmp_path / "short")
@@ -68,7 +70,7 @@ def test_weights_are_averaged_into_the_export(tmp_path, data):
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(tmp_path, data):
+def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, data):
     words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.every=2", "checkpoints.keep=1", folder=tmp_path)
     environment = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on it
     log = (tmp_path / "log").open("w")
@@ -90,24 +92,24 @@ def test_a_run_that_was_killed_goes_on_from_its_last_whole_checkpoint(tmp_path, 
     (run / "checkpoints" / ".last.partial-1.ckpt").write_bytes(b"half")
     done = runs.saved(run)["global_step"]
     assert done >= 2 and done % 2 == 0, (tmp_path / "log").read_text()
-    assert runs.rows(run), "the curve is on the disk at once"
+    assert runs.rows(run), "metrics.csv is flushed at every step"
     assert main.main(["--train", "--resume", str(run), f"steps={done + 2}"]) == 0
     assert not list((run / "checkpoints").glob(".*"))
     whole = runs.train(1, data[1], f"steps={done + 2}", folder=tmp_path / "whole")
     assert not runs.differing(runs.learned(runs.saved(whole)), runs.learned(runs.saved(run)))
 
 
-def test_a_lower_rate_is_taken_where_a_run_goes_on(tmp_path, data):
+def test_a_resumed_run_takes_a_new_learning_rate(tmp_path, data):
     run = runs.train(1, data[1], "steps=1", folder=tmp_path)
     begun = runs.saved(run)
     assert main.main(["--train", "--resume", str(run), "steps=2", "learning_rate=1e-9"]) == 0
     ended = runs.saved(run)
     assert ended["optimizer_states"][0]["param_groups"][0]["lr"] == 1e-9
     moved = [(a - ended["state_dict"][name]).abs().max() for name, a in begun["state_dict"].items()]
-    assert 0 < max(moved) < 1e-6, "it learned at the rate it was saved with"
+    assert 0 < max(moved) < 1e-6, "the saved learning rate was used"
 
 
-# ---- what cannot be gone on from
+# ---- runs that cannot be resumed
 
 
 @pytest.fixture(scope="module")
@@ -131,26 +133,26 @@ def tree(run):
     ("words", "says"),
     [
         ([], "has 1 of 1 steps; raise steps"),
-        (["steps=2", "networks.unet.params.num_res_blocks=2"], "are not those of this model"),
+        (["steps=2", "networks.unet.params.num_res_blocks=2"], "do not match this model"),
         (["steps=2", "ema=0.9"], "was trained without ema, got ema=0.9"),
-        (["steps=2", "--scale_lr", "True"], "scaled already"),
+        (["steps=2", "--scale_lr", "True"], "already scaled"),
         (["steps=2", "dataroot_gt=nowhere"], "got nowhere, which is not there"),
         (["steps=2", "+model.params.optimizer.params={schedule: cosine, steps: 2}"], "has no schedule, got a schedule"),
     ],
 )
-def test_a_run_goes_on_only_as_it_was_begun(finished, capsys, words, says):
+def test_other_settings_are_refused(finished, capsys, words, says):
     before = tree(finished)
     assert says in refused(capsys, "--resume", finished, *words)
     assert tree(finished) == before
 
 
-def test_more_samples_a_step_are_other_samples(finished, capsys):
+def test_another_batch_size_is_refused(finished, capsys):
     before = (finished / "config.yaml").read_bytes()
-    assert "got 2 samples a batch" in refused(capsys, "--resume", finished, "steps=2", "batch_size=2")
-    assert (finished / "config.yaml").read_bytes() == before, "the next try would fail as well"
+    assert "got 2 samples per batch" in refused(capsys, "--resume", finished, "steps=2", "batch_size=2")
+    assert (finished / "config.yaml").read_bytes() == before, "a refused run keeps its configuration"
 
 
-def test_what_is_no_run_is_said(finished, tmp_path, capsys):
+def test_a_path_that_is_not_a_run_is_refused(finished, tmp_path, capsys):
     assert "there is no checkpoint" in refused(capsys, "--resume", tmp_path / "nowhere")
     assert "there is no checkpoint" in refused(capsys, "--resume", tmp_path)
     weights = tmp_path / "weights.ckpt"
@@ -162,10 +164,10 @@ def test_what_is_no_run_is_said(finished, tmp_path, capsys):
     whole = (finished / "checkpoints" / "last.ckpt").read_bytes()
     for content in (whole[: len(whole) // 2], weights.read_bytes(), b""):
         copy.write_bytes(content)
-        assert "not a complete checkpoint of a training" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
+        assert "not a complete training checkpoint" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
 
 
-def test_a_learning_rate_that_ends_is_not_made_longer(tmp_path, data, capsys):
+def test_a_learning_rate_schedule_is_not_extended(tmp_path, data, capsys):
     cosine = "+model.params.optimizer.params={schedule: cosine, steps: 2}"
     run = runs.train(1, data[1], cosine, "steps=1", folder=tmp_path)
     assert "its learning rate ends at step 2" in refused(capsys, "--resume", run, "steps=3")

@@ -1,4 +1,4 @@
-"""Stage 1: which weights learn, what they learn towards, at which time steps, and that clips do not mix."""
+"""Stage 1: trained parameters, targets, time steps and the independence of clips."""
 
 import copy
 
@@ -25,7 +25,7 @@ def batch_of(numbers, frames=2, size=32):
 
 
 @pytest.mark.parametrize("trained", ["released", "repaired", "all"])
-def test_what_is_trained_is_told_by_its_name(trained):
+def test_trained_parameters_are_selected_by_name(trained):
     model = module(trained=trained)
     unet = model.model["diffusion_model"]
     (place,) = [name for name, part in unet.named_modules() if isinstance(part, TemporalAttention)]
@@ -42,7 +42,7 @@ def test_what_is_trained_is_told_by_its_name(trained):
     assert len(group["params"]) == len(names) + len(list(model.structcond_stage_model.parameters()))
 
 
-def test_a_step_changes_what_is_trained_and_nothing_else():
+def test_a_step_changes_only_trained_parameters():
     model = module()
     before = copy.deepcopy(model.state_dict())
     optimizer = model.configure_optimizers()["optimizer"]
@@ -52,11 +52,11 @@ def test_a_step_changes_what_is_trained_and_nothing_else():
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-# ---- what is learned
+# ---- the objective
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v", "x0"])
-def test_the_right_prediction_costs_nothing_and_another_its_square(prediction):
+def test_the_loss_is_the_squared_error_of_the_prediction(prediction):
     objective = Objective(prediction=prediction)
     g = torch.Generator().manual_seed(0)
     z, noise, i = (
@@ -75,7 +75,7 @@ def test_the_right_prediction_costs_nothing_and_another_its_square(prediction):
 
 
 @pytest.mark.parametrize(("per", "different"), [("frame", True), ("clip", False)])
-def test_time_steps_are_of_frames_or_of_clips(per, different):
+def test_time_steps_are_drawn_per_frame_or_per_clip(per, different):
     objective = Objective(timestep_per=per, train_steps=50)
     i, noise = objective.draw("train", torch.tensor([3, 8]), torch.zeros(10, 1, 2, 2))
     assert i.shape == (10,) and noise.shape == (10, 1, 2, 2) and 0 <= i.min() and i.max() < 50
@@ -111,7 +111,7 @@ def test_latents_are_scaled_samples_of_the_frames():
         assert not torch.equal(drawn, replayed)
 
 
-def test_pictures_depend_on_the_sample_alone():
+def test_previews_depend_only_on_the_sample():
     model, batch = module().eval(), batch_of([5])
     state = torch.get_rng_state()
     out = model.restore(batch)
@@ -120,15 +120,15 @@ def test_pictures_depend_on_the_sample_alone():
 
 
 @pytest.mark.parametrize(
-    ("settings", "says"),
+    ("settings", "message"),
     [
         ({"trained": "some"}, "trained='some'"),
         ({"scale_factor": 0.0}, "scale_factor=0"),
         ({"preview_steps": 0}, "steps=0"),
     ],
 )
-def test_what_makes_no_stage_one_is_refused(settings, says):
-    with pytest.raises(ValueError, match=says):
+def test_invalid_settings_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
         module(**settings)
     with pytest.raises(ValueError, match="timestep_per='batch'"):
         Objective(timestep_per="batch")

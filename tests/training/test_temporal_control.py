@@ -1,4 +1,4 @@
-"""StableVSR's trainings: what learns, from which random numbers, what is left; both commands at toy width."""
+"""Trainings of StableVSR: trained parameters, random numbers and exports; both commands at toy width."""
 
 import copy
 import json
@@ -54,7 +54,7 @@ def batch_of(numbers, frames=3, size=32):
     return {"gt": gt, "lq": resize(gt, (size // 4, size // 4), mode="area"), "index": torch.tensor(numbers)}
 
 
-def test_the_control_network_alone_learns(control):
+def test_only_the_control_network_is_trained(control):
     before = copy.deepcopy(control.state_dict())
     optimizer = control.configure_optimizers()["optimizer"]
     control.batch_terms(batch_of([3]), "train")["loss"].backward()
@@ -68,7 +68,7 @@ def test_the_control_network_alone_learns(control):
     assert len(optimizer.param_groups[0]["params"]) == len(list(control.controlnet.parameters()))
 
 
-def test_random_numbers_belong_to_the_sample(control):
+def test_random_numbers_depend_on_the_sample(control):
     with torch.no_grad():
         both, alone = (
             control.batch_terms(batch_of([4, 9]), "train"),
@@ -85,7 +85,7 @@ def test_random_numbers_belong_to_the_sample(control):
     assert not torch.equal(objective.draw("validation", torch.arange(40), like).t, drawn.t)
 
 
-def test_the_neighbour_that_is_drawn_guides(control):
+def test_the_drawn_neighbour_guides(control):
     batch, like = batch_of([5]), torch.empty(1, 4, 8, 8)
     draws = control.objective.draw("train", batch["index"], like)
     spoilt = {name: value.clone() for name, value in batch.items()}
@@ -103,7 +103,7 @@ def test_clips_of_another_length_are_refused(control):
         control.batch_terms(batch_of([1], frames=2), "train")
 
 
-def test_a_recomputed_step_learns_the_same(control):
+def test_recomputation_gives_the_same_gradients(control):
     copied = copy.deepcopy(control)
     assert recompute_blocks(copied) > 10
     losses = [model.batch_terms(batch_of([7]), "train")["loss"] for model in (control, copied)]
@@ -114,7 +114,7 @@ def test_a_recomputed_step_learns_the_same(control):
     assert all(torch.allclose(a.grad, b.grad, atol=1e-7) for a, b in pairs)
 
 
-def test_pictures_depend_on_the_sample_alone(control, upscaler):
+def test_previews_depend_only_on_the_sample(control, upscaler):
     for model in (control.eval(), upscaler.eval()):
         batch, state = batch_of([5]), torch.get_rng_state()
         out = model.restore(batch)
@@ -124,7 +124,7 @@ def test_pictures_depend_on_the_sample_alone(control, upscaler):
     torch.testing.assert_close(alone[:, 0], out[:, 0])
 
 
-def test_the_upscaler_learns_frame_by_frame(upscaler):
+def test_the_upscaler_is_trained_on_single_frames(upscaler):
     with torch.no_grad():
         both = upscaler.batch_loss(batch_of([4, 9], frames=1), "train")
         alone = [upscaler.batch_loss(batch_of([n], frames=1), "train") for n in (4, 9)]
@@ -134,7 +134,7 @@ def test_the_upscaler_learns_frame_by_frame(upscaler):
     assert learning == {"unet"}
 
 
-def test_a_control_folder_is_read_as_diffusers_writes_it(control, tmp_path):
+def test_a_control_folder_has_the_format_of_diffusers(control, tmp_path):
     write_control_folder(control.controlnet, tmp_path / "controlnet", half=True)
     written = json.loads((tmp_path / "controlnet" / CONFIG).read_text())
     again = TemporalConditioning(**control_settings(written))

@@ -1,4 +1,4 @@
-"""Trainings as stories: the released commands, and the chain of the embedded model down to a restored clip."""
+"""Trainings end to end: the released commands, and the chain of the embedded model up to a restored clip."""
 
 import re
 import shutil
@@ -15,15 +15,15 @@ from ldm.weights import checkpoint
 from scripts import make_latents
 from tests.training import runs
 
-# Lightning advises on workers, folders and hardware, and lags behind torch
+# Lightning warns about workers, folders and hardware, and uses deprecated parts of torch
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 LOSSES = {1: {"train/loss", "train/loss_simple", "train/loss_vlb"}, 2: {"train/total", "train/l1", "train/consistency"}}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
-def test_the_released_command_trains_and_goes_on(tmp_path, stage):
-    """20 steps, a stop, 20 more: curves, pictures, checkpoints by step and the last."""
+def test_the_released_command_trains_and_resumes(tmp_path, stage):
+    """20 steps, a stop and 20 more: curves, pictures, checkpoints by step and the last one."""
     data = runs.write_clips(tmp_path / "data") if stage == 1 else runs.write_set(tmp_path / "data")
     words = [*runs.narrow(stage), "pictures.every=10", "checkpoints.keep=2", "checkpoints.best=train/loss"]
     words[-1] = words[-1].replace("loss", "loss" if stage == 1 else "l1")
@@ -69,7 +69,7 @@ def train(folder, name, *words):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with the logs and the files of the whole chain, two steps each."""
+    """Folder with the logs and files of the whole chain, trained for two steps per stage."""
     folder = tmp_path_factory.mktemp("trained")
     first, weights = folder / "autoencoder.safetensors", folder / "weights"
     state = torch.get_rng_state()
@@ -107,7 +107,7 @@ def test_the_discriminator_starts_when_it_should(trained):
 
 
 def test_the_trained_files_restore_a_clip(trained):
-    """The whole path: the files load strictly, by their names and shapes, into the networks of the card."""
+    """The files load strictly into the networks of the model description."""
     method = load_method(trained / "weights")
     first = checkpoint.read(trained / "autoencoder.safetensors")
     for name, value in method.autoencoder.state_dict().items():
@@ -117,15 +117,15 @@ def test_the_trained_files_restore_a_clip(trained):
     assert out.shape == (2, 3, 64, 64) and torch.isfinite(out).all()
 
 
-def test_the_card_beside_the_files_is_that_of_the_model(trained):
-    """As trained, with nothing of the training in it, and with its references: another flow can be chosen."""
+def test_the_exported_description_equals_that_of_the_model(trained):
+    """It holds no training settings and keeps its references, so that another flow can be chosen."""
     card, own = config.load(trained / "weights" / "model.yaml"), config.load(CARD, overrides=WIDTHS)
     assert config.plain(card) == config.plain(own)
     assert config.plain(config.override(card, ["flow=raft"]))["networks"]["flow"]["target"].endswith("RAFT")
 
 
-def test_nothing_is_written_over_the_embedded_model():
-    """Nor read from it, unless it is said."""
+def test_training_does_not_overwrite_the_embedded_model():
+    """Nor does it read from it by default."""
     for name in ("autoencoder", "stage1", "stage2", "latents"):
         settings = config.plain(config.load(runs.TINY / f"{name}.yaml"))
         files = [settings.get("export", {}).get("file"), settings.get("weights"), settings.get("latents")]
@@ -146,7 +146,7 @@ def test_the_last_line_says_how_to_use_the_files(trained, tmp_path):
     assert said("mgldvsr_unet.safetensors") == both
     (weights / "model.yaml").unlink()
     assert said("other.safetensors", "method=null") == "/other.safetensors: written"
-    assert not (weights / "model.yaml").exists(), "no model is described"
+    assert not (weights / "model.yaml").exists(), "no model description is written"
 
 
 def test_stage_two_keeps_the_encoder_and_trains_the_decoder(trained):
@@ -166,10 +166,10 @@ def test_stage_one_trains_the_unet_and_the_structure_encoder(trained):
     assert set(checkpoint.slots_present(state, checkpoint.STAGE_ONE)) == {"unet", "structure", "autoencoder"}
 
 
-def test_what_stays_as_built_is_said_with_its_reason(trained, capsys, tmp_path):
+def test_unfilled_weights_are_reported_with_a_reason(trained, capsys, tmp_path):
     words = [*SCENES, f"{PLACE}.frames=2", f"latents={trained / 'set'}", "steps=1"]
     words += [f"init.{k}.file={trained / 'autoencoder.safetensors'}" for k in (0, 1)]
     words = [word for word in words if "gt_size" not in word and "source" not in word]
     train(tmp_path, "stage2", *words, f"export.file={tmp_path / 'x.safetensors'}")
     said = capsys.readouterr().out
-    assert re.search(r"decoder: \d+ entries \*fusion_layer\* stay as built: not in an image autoencoder", said)
+    assert re.search(r"decoder: \d+ entries \*fusion_layer\* keep their initial values: not in an image", said)

@@ -1,4 +1,4 @@
-"""Both stages of Upscale-A-Video: what learns, towards what, from which draws; the commands, and exact resuming."""
+"""Both stages of Upscale-A-Video: trained parameters, targets, draws, commands and exact resuming."""
 
 import copy
 from fnmatch import fnmatchcase
@@ -53,7 +53,7 @@ def batch_of(numbers, frames=2, size=32):
 # ---- stage 1
 
 
-def test_what_the_image_model_lacks_is_trained_and_nothing_else():
+def test_only_layers_that_the_image_model_lacks_are_trained():
     model = stage_one()
     trained = {name for name, p in model.named_parameters() if p.requires_grad}
     added = {f"unet.{name}" for name, _ in model.unet.named_parameters() if is_temporal(name)}
@@ -65,7 +65,7 @@ def test_what_the_image_model_lacks_is_trained_and_nothing_else():
     assert all(p.requires_grad for p in stage_one(trained="all").unet.parameters())
 
 
-def test_a_step_starts_with_what_is_zero_and_leaves_the_image_model():
+def test_a_step_changes_zero_layers_and_keeps_the_image_model():
     model = stage_one()
     before = copy.deepcopy(model.state_dict())
     optimizer = model.configure_optimizers()["optimizer"]
@@ -77,7 +77,7 @@ def test_a_step_starts_with_what_is_zero_and_leaves_the_image_model():
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
 
 
-def test_gradients_are_slopes():
+def test_gradients_equal_finite_differences():
     model = stage_one(trained="all").double()
     for parameter in model.unet.parameters():
         nn.init.normal_(parameter, 0.0, 0.1)
@@ -98,7 +98,7 @@ def test_gradients_are_slopes():
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-3)
 
 
-def test_the_true_velocity_costs_nothing():
+def test_the_loss_of_the_true_velocity_is_zero():
     model, batch = stage_one(), batch_of([5, 6])
     objective, index, z = model.objective, batch["index"], model.latents(batch)
     i, noise = objective.steps("train", index), objective.normal("train.noise", index, z)
@@ -118,7 +118,7 @@ def test_the_true_velocity_costs_nothing():
     assert torch.equal(seen["low_res"], expected)
 
 
-def test_levels_are_drawn_from_all_of_their_range_and_noise_the_frames():
+def test_noise_levels_cover_their_range_and_are_applied():
     objective = UpscalingObjective(highest_noise=350)
     levels = objective.levels("train", torch.arange(4000))
     assert levels.min() == 0 and levels.max() == 350 and 150 < levels.float().mean() < 200
@@ -128,7 +128,7 @@ def test_levels_are_drawn_from_all_of_their_range_and_noise_the_frames():
     assert error[0] < 0.02 and error[1] > 0.3
 
 
-def test_captions_are_dropped_by_their_share_and_replaced_by_the_empty_one():
+def test_captions_are_dropped_with_their_probability():
     text = OpenCLIPText(width=16, layers=2, heads=2, vocab_size=60, context_length=9)
     index = torch.arange(400)
     share = UpscalingObjective(caption_dropout=0.25).dropped("train", index).float().mean().item()
@@ -151,7 +151,7 @@ def test_recomputed_blocks_give_the_same_gradient():
     assert not differing(gradients[0], gradients[1])
 
 
-def test_pictures_depend_on_the_sample_alone():
+def test_previews_depend_only_on_the_sample():
     model, batch = stage_one().eval(), batch_of([5])
     state = torch.get_rng_state()
     out = model.restore(batch)
@@ -168,7 +168,7 @@ def test_pictures_depend_on_the_sample_alone():
         ({"objective": UpscalingObjective(highest_noise=351)}, "highest_noise=351, expected at most 350"),
     ],
 )
-def test_what_makes_no_first_stage_is_refused(settings, says):
+def test_invalid_settings_are_refused(settings, says):
     with pytest.raises(ValueError, match=says):
         stage_one(**settings)
     for wrong in ({"highest_noise": 1000}, {"caption_dropout": 1.5}):
@@ -191,7 +191,7 @@ def stage_two(*, condition=32, **settings):
     return VideoDecoderTraining(autoencoder(condition), loss, optimizer=Adam(lr=1e-3), **settings)
 
 
-def test_what_the_image_autoencoder_lacks_is_trained():
+def test_layers_that_the_image_autoencoder_lacks_are_trained():
     model = stage_two()
     trained = {n for n, p in model.named_parameters() if p.requires_grad and not n.startswith("loss.")}
     image = autoencoder(None)
@@ -202,7 +202,7 @@ def test_what_the_image_autoencoder_lacks_is_trained():
     assert not any(p.requires_grad for p in [*whole.encoder.parameters(), *whole.quant_conv.parameters()])
 
 
-def test_latents_are_those_given_or_of_the_encoder():
+def test_latents_are_given_or_encoded():
     model, batch = stage_two(), batch_of([2], frames=3)
     y = model.reconstruct(batch)
     assert y.shape == batch["gt"].shape and y.requires_grad and torch.equal(y, model.reconstruct(batch))
@@ -223,7 +223,7 @@ def test_an_autoencoder_without_condition_is_refused():
 
 
 @pytest.mark.parametrize(("stage", "module"), [("unet", "unet"), ("decoder", "decoder")])
-def test_the_configuration_tolerates_what_the_image_model_lacks_and_nothing_else(stage, module):
+def test_the_configuration_tolerates_only_layers_that_the_image_model_lacks(stage, module):
     if stage == "unet":
         with torch.device("meta"):
             names = {name for name in UNetVideoModel().state_dict()}
@@ -243,7 +243,7 @@ def test_the_configuration_tolerates_what_the_image_model_lacks_and_nothing_else
 
 
 class Words:
-    """A tokenizer for tests: lengths of words."""
+    """Tokenizer for tests: the ids are the lengths of the words."""
 
     def __call__(self, texts):
         return torch.tensor([([len(word) for word in text.split()] + [0] * 4)[:4] for text in texts])
@@ -302,7 +302,7 @@ def test_the_toy_commands_train_and_resume_exactly(stage, tmp_path):
 
 
 def test_an_overfitted_clip_is_learned():
-    """One clip and one draw, again and again."""
+    """One clip with the same draw in every step."""
     model = stage_one(trained="all")
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []

@@ -1,4 +1,4 @@
-"""Checks before a training run: valid settings and a compatible checkpoint."""
+"""Checks before a training starts: settings, run folder, export, strategy and the checkpoint that it resumes from."""
 
 import contextlib
 import os
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
+from pytorch_lightning.strategies import Strategy
 from torch import nn
 
-from ldm.engine.assemble import CARD
 from ldm.printable import printable
 from ldm.weights.safe import check_nested
 
@@ -19,14 +19,18 @@ MAX_SEED = 2**32 - 1  # numpy's
 
 
 def check_training(settings: Mapping) -> None:
-    """Raise ValueError with the key for a configuration that is not valid for a training."""
+    """Check the values of a training configuration, given as plain mappings and lists.
+
+    Raises:
+        ValueError: a value is missing, has the wrong type or is out of range; the message names its key.
+    """
     for key in MAPPINGS:
         if not isinstance(settings.get(key), Mapping):
             raise ValueError(f"config.{key}: got {settings.get(key)!r}, expected a mapping")
     for key, least in MINIMUM.items():
         group, _, name = key.rpartition(".")
         got = (settings[group] if group else settings).get(name)
-        if not _is_int(got) or got < least:
+        if not _is_integer(got) or got < least:
             raise ValueError(f"config.{key}: got {got!r}, expected a whole number from {least}")
     if settings["seed"] > MAX_SEED:
         raise ValueError(f"config.seed: got {settings['seed']}, expected at most {MAX_SEED}")
@@ -37,13 +41,13 @@ def check_training(settings: Mapping) -> None:
         raise ValueError(f"config.ema: got {ema!r}, expected a decay between 0 and 1, or null")
     if not isinstance(settings.get("checkpointing") or False, bool):
         raise ValueError(f"config.checkpointing: got {settings['checkpointing']!r}, expected true or false")
-    _check_kept(settings)
+    _check_checkpoints(settings)
     _check_files(settings)
 
 
-def _check_kept(settings: Mapping) -> None:
+def _check_checkpoints(settings: Mapping) -> None:
     keep, best = settings["checkpoints"].get("keep", 1), settings["checkpoints"].get("best")
-    if not _is_int(keep) or (keep < 1 and keep != -1):
+    if not _is_integer(keep) or (keep < 1 and keep != -1):
         raise ValueError(f"config.checkpoints.keep: got {keep!r}, expected a whole number from 1, or -1 for all")
     if best is not None and not isinstance(best, str):
         raise ValueError(f"config.checkpoints.best: got {best!r}, expected the name of a logged value, or null")
@@ -58,12 +62,12 @@ def _check_files(settings: Mapping) -> None:
     if export is None:
         return
     if not isinstance(export, Mapping) or not {"file"} <= export.keys() <= {"file", "half", "drop"}:
-        raise ValueError(f"config.export: got {export!r}, expected file, and optionally half and drop")
+        raise ValueError(f"config.export: got {export!r}, expected file, optionally half and drop")
     if not str(export["file"]).endswith(".safetensors"):
         raise ValueError(f"config.export.file: got {export['file']!r}, expected a name ending in .safetensors")
 
 
-def _is_int(value) -> bool:
+def _is_integer(value) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -71,58 +75,102 @@ def _is_number(value) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """Run folder and checkpoint for `--resume`, which names either one.
+
+    Raises FileNotFoundError if the checkpoint or the config.yaml of the run is missing.
+    """
+    run = path if path.is_dir() else path.resolve().parent.parent
+    found = path / "checkpoints" / "last.ckpt" if path.is_dir() else path
+    if not found.is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no checkpoint {found}; pass a run folder or a .ckpt file")
+    if not (run / "config.yaml").is_file():
+        raise FileNotFoundError(f"--resume {path}: there is no {run / 'config.yaml'}; is this a checkpoint of a run?")
+    return run, found
+
+
 def check_run(run: Path) -> None:
-    """Raise ValueError if the folder of a run contains links: a training writes only inside its folder."""
+    """Check that a run folder holds no symbolic links, so that a training writes only inside it.
+
+    Raises:
+        ValueError: names the first link.
+    """
     for folder, folders, files in os.walk(run):
         for name in (*folders, *files):
             if (path := Path(folder) / name).is_symlink():
-                raise ValueError(f"{printable(path)}: is a link; remove it, or replace it by its target")
+                raise ValueError(f"{printable(path)}: is a link; remove it, or replace it by the file it points to")
 
 
-def check_export(settings: Mapping, run: Path, words: Iterable[str]) -> None:
-    """Raise ValueError if an export from a run's own configuration would replace a file or lie outside its folder.
+def check_export(settings: Mapping, run: Path, words: Iterable[str], *, card: str) -> None:
+    """Check that a resumed run exports into the folder of its runs and replaces no file.
 
-    `words` are the overrides of the command line; an export named there is accepted.
+    The configuration of a run folder may come from someone else. An export named on the command line is not checked.
+
+    Args:
+        settings: configuration, as plain mappings and lists.
+        run: folder of the run.
+        words: `key=value` overrides of the command line.
+        card: name of the model description that is written beside the weights.
+    Raises:
+        ValueError: the export is outside the folder above `run`, or it or its model description exists.
     """
     export = settings.get("export")
     if export is None or any(word.lstrip("+").startswith("export") for word in words):
         return
     file = Path(export["file"])
     inside = file.resolve().is_relative_to(run.resolve().parent)
-    if not inside or any(os.path.lexists(place) for place in (file, file.with_name(CARD))):
+    if not inside or any(os.path.lexists(place) for place in (file, file.with_name(card))):
         what = "would replace a file" if inside else f"is not in {run.parent}"
         raise ValueError(
-            f"{run}: its export {printable(file)} {what}; name export.file=... to allow it, or export=null"
+            f"{run}: its export {printable(file)} {what}; pass export.file=... to allow it, or export=null"
         )
 
 
-def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None, scheduled: bool) -> None:
-    """Raise ValueError for a checkpoint from which `model` cannot continue to `steps`.
+def check_strategy(strategy: Strategy, settings: Mapping) -> None:
+    """Check that nothing needs the full weights in one process where the strategy shards them (FSDP).
 
-    `scheduled`: whether the learning rate follows a schedule in this run.
+    Raises:
+        ValueError: pictures or an export are set for such a strategy.
+    """
+    if strategy.restore_checkpoint_after_setup and (settings["pictures"]["every"] or settings.get("export")):
+        what = f"got {type(strategy).__name__}, which shards the weights, with pictures or an export of the full ones"
+        raise ValueError(f"{what}; set pictures.every=0 and export=null")
+
+
+def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | None, scheduled: bool) -> None:
+    """Check that a checkpoint fits the model and the settings of a resumed training.
+
+    Args:
+        path: checkpoint file of Lightning; read without running code from it.
+        model: must have weights of the same names and shapes.
+        steps: optimizer steps of the whole training; more than the checkpoint has.
+        ema: decay of the averaged weights, None for none; averaged weights are in the checkpoint exactly if it is set.
+        scheduled: whether the learning rate follows a schedule; must be as in the checkpoint.
+    Raises:
+        ValueError: the file is damaged or does not fit; the message names it.
     """
     try:
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         check_nested(saved)
         weights, done, rates = saved["state_dict"], saved["global_step"], saved["lr_schedulers"]
-        if not (isinstance(weights, dict) and _is_int(done) and all(isinstance(rate, dict) for rate in rates)):
-            raise TypeError("unexpected types of values")
+        if not (isinstance(weights, dict) and _is_integer(done) and all(isinstance(rate, dict) for rate in rates)):
+            raise TypeError("values of an unexpected type")
         if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in weights.items()):
-            raise TypeError("unexpected types of weights")
-    except Exception as error:  # a damaged file can raise any error
-        what = f"{path}: not a complete checkpoint of a training ({type(error).__name__})"
-        raise ValueError(f"{what}; name another one with --resume") from None
+            raise TypeError("weights of an unexpected type")
+    except Exception as error:  # a damaged file can raise any exception in the reader
+        what = f"{path}: not a complete training checkpoint ({type(error).__name__})"
+        raise ValueError(f"{what}; pass another one to --resume") from None
     if done >= steps:
         raise ValueError(f"{path}: has {done} of {steps} steps; raise steps to continue")
     if ("current_model_state" in saved) != bool(ema):
-        raise ValueError(f"{path}: was trained {'without' if ema else 'with'} ema, got ema={ema}; keep it as it was")
+        raise ValueError(f"{path}: was trained {'without' if ema else 'with'} ema, got ema={ema}; keep that setting")
     own = model.state_dict()
-    if odd := sorted(name for name in {*own, *weights} if _form(own, name) != _form(weights, name)):
-        what = f"{len(odd)} weights are not those of this model, such as {printable(odd[0])}"
+    if odd := sorted(name for name in {*own, *weights} if _shape(own, name) != _shape(weights, name)):
+        what = f"{len(odd)} weights do not match this model, such as {printable(odd[0])}"
         raise ValueError(f"{path}: {what}; keep its settings")
     if bool(rates) != scheduled:
         was, now = (("a schedule" if some else "no schedule") for some in (rates, scheduled))
-        raise ValueError(f"{path}: its learning rate has {was}, got {now}; keep it as it was")
+        raise ValueError(f"{path}: its learning rate has {was}, got {now}; keep that setting")
     for rate in rates:  # a schedule of fixed length cannot be extended
         if steps + 1 > rate.get("total_steps", steps + 1):
             last = rate["total_steps"] - 1
@@ -130,8 +178,12 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
 
 
 @contextlib.contextmanager
-def in_use(run: Path, *, new: bool) -> Iterator[None]:
-    """Hold a run's folder, made here if it is `new`, for one training. Raises ValueError where another holds it."""
+def lock_run(run: Path, *, new: bool) -> Iterator[None]:
+    """Lock a run folder for one training, and create it if it is `new`.
+
+    Raises:
+        ValueError: another training has locked it.
+    """
     run.mkdir(parents=True, exist_ok=not new)
     lock = FileLock(run / ".lock")
     try:
@@ -144,12 +196,12 @@ def in_use(run: Path, *, new: bool) -> Iterator[None]:
         lock.release()
 
 
-def way_on(run: Path) -> str:
-    """How a stopped training can go on, in words."""
+def resume_hint(run: Path) -> str:
+    """Message that tells how to continue a stopped training."""
     if (run / "checkpoints" / "last.ckpt").is_file():
         return f"--resume {run} continues from its last checkpoint"
     return "there is no checkpoint yet, so the same command starts again"
 
 
-def _form(state: Mapping, name: str) -> tuple | None:
+def _shape(state: Mapping, name: str) -> tuple | None:
     return tuple(state[name].shape) if name in state else None

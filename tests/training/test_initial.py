@@ -1,4 +1,4 @@
-"""Initialisation of a training: names of Stable Diffusion are assigned, and kept initial values are reported."""
+"""Initial weights of a training: the names of Stable Diffusion are mapped, and every unfilled weight is reported."""
 
 import re
 
@@ -7,8 +7,8 @@ import torch
 
 from ldm import config
 from ldm.engine.assemble import CONFIGS
-from ldm.engine.initial import start_from
 from ldm.training.diffusion import Objective, StageOne
+from ldm.training.initial import start_from
 from ldm.training.optimization import Adam
 from ldm.weights import checkpoint
 from tests.methods import toy
@@ -17,7 +17,7 @@ STAGE_ONE = CONFIGS / "mgldvsr" / "mgldvsr_512_realbasicvsr_deg.yaml"
 
 
 def stage_one(seed: int, middle: str) -> StageOne:
-    """Toy networks with random weights."""
+    """Toy networks with different random weights."""
     settings = toy.settings(f"+networks.unet.params.middle={middle}")
     networks = config.instantiate(settings.networks)
     networks = {name: toy.randomise(net, seed + k) for k, (name, net) in enumerate(networks.items())}
@@ -25,13 +25,13 @@ def stage_one(seed: int, middle: str) -> StageOne:
 
 
 def released_entries(file) -> list[dict]:
-    """`init` of the released configuration, with another file."""
+    """`init` of the released configuration, with the given weight file."""
     return config.plain(config.load(STAGE_ONE, overrides=[f"sd_weights={file}"]))["init"]
 
 
 @pytest.fixture(scope="module")
 def diffusion():
-    """Stage 1 with the middle block numbered as in Stable Diffusion, followed by the new layers."""
+    """Stage 1 whose middle block is numbered as in Stable Diffusion, followed by the new layers."""
     return stage_one(1, "repaired")
 
 
@@ -43,15 +43,15 @@ def is_new(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def file(diffusion, tmp_path_factory):
-    """Its weights as in a file of Stable Diffusion: no temporal layers, and copies as moving averages."""
+    """The weights as in the file of Stable Diffusion: no layers for video, and entries of averaged weights."""
     path = tmp_path_factory.mktemp("sd") / "v2-1_512-ema-pruned.safetensors"
     kept = {k: v for k, v in diffusion.state_dict().items() if not k.startswith("structcond") and not is_new(k)}
     checkpoint.save(path, kept | {"model_ema.decay": torch.ones(()), "alphas_cumprod": torch.ones(3)})
     return path
 
 
-def test_the_middle_block_of_stable_diffusion_is_assigned_correctly(diffusion, file):
-    """Its three layers are 0, 2 and 4; the released code left the last two random (bug B3)."""
+def test_the_middle_block_of_stable_diffusion_is_mapped(diffusion, file):
+    """Its three layers become 0, 2 and 4; the released code leaves the last two random (bug B3)."""
     model = stage_one(100, "released")
     start_from(model, released_entries(file))
     source, own = diffusion.state_dict(), model.state_dict()
@@ -64,19 +64,20 @@ def test_the_middle_block_of_stable_diffusion_is_assigned_correctly(diffusion, f
         assert torch.equal(own[found[1] + moved[found[2]] + found[3] if found else name], value), name
 
 
-def test_entries_with_initial_values_are_reported_with_a_reason(file):
+def test_unfilled_weights_are_reported_with_a_reason(file):
     model, before = stage_one(100, "released"), stage_one(100, "released").state_dict()
     lines = start_from(model, released_entries(file))
     untouched = [k for k, v in model.state_dict().items() if torch.equal(v, before[k])]
     untouched = [name for name in untouched if name.startswith("model.diffusion_model.")]
-    told = [int(number) for line in lines for number in re.findall(r"(\d+) entries .* stay as built: \w+", line)]
-    assert sum(told) == len(untouched) and len(told) == 3
+    pattern = r"(\d+) entries .* keep their initial values: \w+"
+    reported = [int(number) for line in lines for number in re.findall(pattern, line)]
+    assert sum(reported) == len(untouched) and len(reported) == 3
     named = [name for name in untouched if "spade" in name or "temporal" in name or "middle_block.3.norm" in name]
     assert named == untouched and len([name for name in named if "norm" in name and "middle_block.3" in name]) == 2
     assert sum(" entries from " in line for line in lines) == 3
 
 
-def test_a_missing_entry_that_is_not_tolerated_is_an_error(file, tmp_path):
+def test_a_missing_weight_that_is_not_tolerated_is_an_error(file, tmp_path):
     state = checkpoint.read(file)
     for gone in ("model.diffusion_model.out.2.bias", "model.diffusion_model.middle_block.1.norm.weight"):
         checkpoint.save(tmp_path / "less.safetensors", {k: v for k, v in state.items() if k != gone})
@@ -96,7 +97,7 @@ def linear_file(path):
     return str(path)
 
 
-def test_names_may_have_another_prefix(tmp_path):
+def test_names_in_the_file_may_have_another_prefix(tmp_path):
     model = torch.nn.ModuleDict({"new": torch.nn.Linear(3, 2)})
     path = linear_file(tmp_path / "x.safetensors")
     start_from(model, [{"file": path, "modules": ["new"], "names": "old."}])
@@ -108,19 +109,19 @@ def test_names_may_have_another_prefix(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("entry", "says"),
+    ("entry", "message"),
     [
         ({"modules": ["new"]}, "init: got .*expected file and modules"),
         ({"file": None, "modules": ["new"]}, "expected file and modules"),
         ({"file": "FILE", "modules": ["new"], "tolerated": {}}, "expected file and modules"),
         ({"file": "FILE", "modules": ["knew"]}, "no module 'knew', expected one of new"),
-        ({"file": "FILE", "modules": ["new"]}, "holds nothing for new"),
+        ({"file": "FILE", "modules": ["new"]}, "holds no weights for new"),
         (3, "init: got int"),
     ],
 )
-def test_an_invalid_entry_is_refused(tmp_path, entry, says):
+def test_an_invalid_entry_is_refused(tmp_path, entry, message):
     path = linear_file(tmp_path / "x.safetensors")
     if isinstance(entry, dict) and entry.get("file"):
         entry = {**entry, "file": path}
-    with pytest.raises(ValueError, match=says):
+    with pytest.raises(ValueError, match=message):
         start_from(torch.nn.ModuleDict({"new": torch.nn.Linear(3, 2)}), [entry])
