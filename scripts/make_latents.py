@@ -39,7 +39,7 @@ from ldm.files import write_whole
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
-from ldm.weights.files import WeightFile, find_in
+from ldm.weights.files import WeightFile, find_all
 from scripts.command import Parser, add_trust, exit_status, log_to_terminal, non_negative_int, positive_int, with_bar
 from scripts.degrade import find_protocol, generator
 
@@ -244,7 +244,7 @@ def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[Mapping, Weig
     settings = read_settings(Weights({}, card), overrides=[*flow, *args.overrides], trust=args.trust)
     entries = weight_files(settings)
     stage_one = stage_one_of(entries)
-    named = {stage_one.name: place} if place.is_file() else find_in(folder, [stage_one])
+    named = {stage_one.name: place} if place.is_file() else find_all(folder, [stage_one])
     beside = {entry.name: entry.find(folder) for entry in entries if entry.only}
     return settings, Weights(named | {name: path for name, path in beside.items() if path}, card, folder)
 
