@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ldm.benchmark.tables import label
 
+BUILDABLE = ("Ablation",)
 BICUBIC = "bicubic"  # the row that is no model
 
 

@@ -47,6 +47,7 @@ def frames(folder, row, clip="one"):
     return video.read_clip(folder / [*about["results"][row].values()][0])
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_a_run_leaves_results_pictures_and_a_document(done, clips):
     content = read(done)
     rows = ["bicubic", "per_frame", "temporal", "released", "paper", "full"]
@@ -60,6 +61,7 @@ def test_a_run_leaves_results_pictures_and_a_document(done, clips):
     assert not [name for name in toy.left_behind(done) if "partial" in name or ".work" in name]
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_the_last_row_is_the_method_and_no_two_rows_are_equal(done, model):
     lq = video.read_clip(next((done / "lq").iterdir()) / "one")
     expected = (load_method(model).restore(lq, seed=42) * 255).round() / 255
@@ -68,6 +70,7 @@ def test_the_last_row_is_the_method_and_no_two_rows_are_equal(done, model):
     assert all(not torch.equal(a, b) for k, a in enumerate(outputs) for b in outputs[:k])
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_frame_by_frame_a_frame_depends_on_no_other(done, clips, model, tmp_path):
     toy_frames = list(video.read(clips / "one.mkv", as_rgb8=True))
     with video.open_writer(tmp_path / "one.mkv", size=(64, 72), lossless=True) as writer:
@@ -78,6 +81,7 @@ def test_frame_by_frame_a_frame_depends_on_no_other(done, clips, model, tmp_path
         assert torch.equal(frames(done, row)[2:], frames(tmp_path / "out", row)[2:]) == alone, row
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_a_finished_run_restores_nothing_and_other_settings_are_refused(done, clips, model, capsys, monkeypatch):
     before = read(done)["rows"]
     with monkeypatch.context() as patched:
@@ -89,6 +93,7 @@ def test_a_finished_run_restores_nothing_and_other_settings_are_refused(done, cl
     assert "dec_w=0.5, now 0.1" in capsys.readouterr().err
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_an_ablation_is_an_option_of_the_benchmark(done, model, tmp_path):
     (tmp_path / "rows.yaml").write_text(
         "ablation:\n  target: ldm.benchmark.ablation.Ablation\n  params:\n    metrics: [psnr]\n"
@@ -114,6 +119,7 @@ def test_a_run_writes_into_its_folder_and_a_dry_one_into_another():
         assert (args.output, args.doc) == (Path(folder), Path(folder, "ABLATION.md"))
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_the_text_about_the_clips_ends_the_document(done, clips, model, tmp_path, capsys):
     (tmp_path / "about.md").write_text("`one` is drawn, {free} for all.\n\n")
     words = ["--about", str(tmp_path / "about.md"), "--doc", str(tmp_path / "doc.md")]
