@@ -29,13 +29,13 @@ import torch
 
 from ldm import config, video
 from ldm.engine.assemble import EMBEDDED
-from ldm.engine.initial import start_from
 from ldm.metrics.fidelity import psnr, rgb8
 from ldm.metrics.gates import LinearCode, kept
 from ldm.metrics.protocol import measures
 from ldm.metrics.sharpness import edge_sharpness
 from ldm.ops.resize import resize
 from ldm.training.diffusion import Objective, StageOne
+from ldm.training.initial import start_from
 from ldm.training.optimization import Adam
 from scripts.ablate import SCALE, SMALLEST, find_clips, fitted
 from scripts.command import Parser, exit_status, integer_from, log_to_terminal, non_negative_int, size_from, with_bar

@@ -35,7 +35,7 @@ def words(tmp_path, weights):
 
 def test_it_upscales_and_is_recorded(tmp_path, words, capfd):
     output = tmp_path / "out.mp4"
-    assert upscale.main([*words, "-o", str(output), "--memory", "1G", "--dec_w", "0.5"]) == 0
+    assert upscale.main([*words, "-o", str(output), "--memory", "9G", "--dec_w", "0.5"]) == 0
     record = json.loads((tmp_path / "out.mp4.json").read_text())
     assert record["frames"] == FRAMES and record["plan"] == {"rows": 64, "part_frames": 2}
     assert record["settings"]["method"]["params"]["gain"] == 0.5 and set(record["weights"]) == {"soft"}

@@ -151,7 +151,7 @@ def test_a_gradient_that_overflows_reaches_no_checkpoint(tmp_path, data, capfd, 
     assert main.main(words) == 2
     line = capfd.readouterr().err.splitlines()[-1]
     batch = runs.run_of(tmp_path) / "bad_batch_process0.safetensors"
-    assert "main.py: got a gradient of " in line and " at step 2 " in line and line.endswith(f"kept in {batch}")
+    assert "main.py: got a gradient of " in line and " at step 2 " in line and line.endswith(f"saved in {batch}")
     assert checkpoint.read(batch)["index"].tolist() == [2]
     last = runs.saved(runs.run_of(tmp_path))
     assert last["global_step"] == 2
