@@ -25,8 +25,8 @@ class AutoencoderTraining(LightningModule):
         kl_weight, gradient_weight: weights of the KL and the gradient term; L1 has weight 1.
         seed: seed of the latent noise.
         accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
-        fit_samples: number of training samples to which the linear path is fitted before the first step; it is not trained
-            afterwards. 0 trains it from its initial weights.
+        fit_samples: number of training samples to which the linear path is fitted before the first step; it is not
+            trained afterwards. 0 trains it from its initial weights.
         fit_power: exponent of the latents' standard deviations, see `LinearPath.fit`.
     Raises:
         ValueError: `fit_samples` for an autoencoder without a linear path.
