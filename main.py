@@ -41,7 +41,7 @@ from ldm.training.callbacks import (
 )
 from ldm.training.initial import left_random, start_from
 from ldm.training.loading import TrainingData
-from ldm.training.recompute import recompute_blocks
+from ldm.training.recompute import prepare_training
 
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
@@ -258,8 +258,7 @@ def train(args: argparse.Namespace) -> None:
         lines = [*start_from(model, entries), *left_random(model, entries)]
         for line in lines if is_first() else []:
             print(line)
-    if settings.get("checkpointing"):
-        recompute_blocks(model)
+    prepare_training(model, recompute=bool(settings.get("checkpointing")), last=bool(settings.get("channels_last")))
     if not args.train:
         print(model)
         return

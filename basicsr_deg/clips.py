@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from basicsr_deg.reading import PICTURES, FilmSequence, PictureSequence, entries, is_film, read_picture
@@ -20,9 +21,10 @@ from basicsr_deg.textures import procedural_picture
 from ldm.video.folders import gaps, log_passed, look_into, some
 from ldm.video.source import is_visible
 
-BUILDABLE = ("RenderedScenes", "folder_clips")  # what a configuration may name as a target
+BUILDABLE = ("RenderedScenes", "StillPhotographs", "folder_clips")  # what a configuration may name as a target
 
 TRUTHS = ("gt", "gts", "hr", "hq", "truth", "gt-video", "train_sharp", "train_sharp_sub")  # folders of sharp frames
+DRAWN = 0.2  # of the scenes of photographs have a procedural picture among them
 LOG = logging.getLogger(__name__)
 Found = tuple[str, list]  # what a folder was recognised as, and its sequences
 
@@ -188,15 +190,67 @@ class RenderedScenes:
 
     def _sources(self, rng: np.random.Generator) -> list[np.ndarray]:
         """A few pictures for one clip: photographs mostly, where there are any."""
-        photographs, drawn = self._photographs(), [procedural_picture(rng, (384, 384))]
-        if photographs:
-            chosen = rng.integers(len(photographs), size=3)
-            drawn = [photographs[k] for k in chosen] + drawn * (rng.random() < 0.3)
-        return drawn
+        photographs = self._photographs()
+        if not photographs:
+            return [procedural_picture(rng, (384, 384))]
+        chosen = [photographs[k] for k in rng.integers(len(photographs), size=3)]
+        return [*chosen, procedural_picture(rng, (384, 384))] if rng.random() < DRAWN else chosen
 
     def _photographs(self) -> list[np.ndarray]:
         if self._loaded is None:
             self._loaded = [] if self.pictures is None else read_pictures(Path(self.pictures))
+        return self._loaded
+
+
+class StillPhotographs:
+    """Endless clips that stand still: crops of photographs, shrunk by a random factor. Cheap, for image networks.
+
+    Args:
+        length: clips that count as one pass.
+        size: height and width of a frame; no photograph is enlarged, and those with a smaller side are left out.
+        pictures: a folder of photographs.
+    Raises:
+        ValueError: no folder; at first use, one without a photograph that is large enough.
+    """
+
+    def __init__(self, *, length: int, size: int, pictures: str | None):
+        if pictures is None:
+            raise ValueError("got no photographs, expected a folder of them; add photographs=FOLDER")
+        self.length, self.size, self.pictures = length, size, pictures
+        self._loaded: list[np.ndarray] | None = None
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, number: int) -> str:
+        """What to call a clip in a message."""
+        return f"photograph crop {number}"
+
+    def long_enough(self, frames: int) -> range:
+        """All of them; a wrong folder of photographs shows here. Raises ValueError."""
+        self._photographs()
+        return range(self.length)
+
+    def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
+        """`frames` times the same crop; larger photographs come up more often."""
+        photographs = self._photographs()
+        areas = np.sqrt([photograph.shape[0] * photograph.shape[1] for photograph in photographs])
+        photograph = photographs[rng.choice(len(photographs), p=areas / areas.sum())]
+        room = min(photograph.shape[:2]) / self.size
+        side = int(round(self.size * room ** (rng.random() ** 2)))  # mostly near the photograph's own scale
+        top, left = (int(rng.integers(whole - side + 1)) for whole in photograph.shape[:2])
+        crop = photograph[top : top + side, left : left + side]
+        if side > self.size:
+            crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
+        return np.repeat(crop[None], frames, axis=0)
+
+    def _photographs(self) -> list[np.ndarray]:
+        if self._loaded is None:
+            found = read_pictures(Path(self.pictures))
+            self._loaded = [picture for picture in found if min(picture.shape[:2]) >= self.size]
+            if not self._loaded:
+                what = f"got {len(found)} photographs of less than {self.size} pixels a side in {self.pictures}"
+                raise ValueError(f"{what}, expected larger ones")
         return self._loaded
 
 

@@ -5,7 +5,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 
-BUILDABLE = ("Degradation",)  # what a configuration may name as a target
+from basicsr_deg.walk import pick, read_weights
+
+BUILDABLE = ("Degradation", "Mixture")  # what a configuration may name as a target
 
 Op = Callable[..., Iterator[np.ndarray]]
 Trace = Callable[[str, dict, np.ndarray], None]
@@ -81,6 +83,30 @@ class Degradation:
                 got, want = ("{1}x{0}".format(*sides) for sides in (frame.shape, size))
                 raise ValueError(f"got {got} from the last stage, expected {want}; add a stage basicsr_deg.resize.Fit")
             yield np.clip(frame, 0, 255).astype(np.float32) / 255
+
+
+class Mixture:
+    """Degrade each clip by one of several degradations.
+
+    Args:
+        degradations: name -> {degradation, weight}; weights need not sum to 1.
+    Raises:
+        ValueError: no degradation, or one of another form.
+    """
+
+    def __init__(self, degradations: Mapping[str, Mapping]):
+        if not isinstance(degradations, Mapping) or not degradations:
+            raise ValueError(f"degradations: got {degradations!r}, expected a mapping of names")
+        for name, entry in degradations.items():
+            if not isinstance(entry, Mapping) or set(entry) != {"degradation", "weight"}:
+                raise ValueError(f"degradations.{name}: got {entry!r}, expected a degradation and a weight")
+        self.degradations = {name: entry["degradation"] for name, entry in degradations.items()}
+        weights = {name: entry["weight"] for name, entry in degradations.items()}
+        self.weights = read_weights(weights, list(weights), "degradations")
+
+    def __call__(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Degrade a clip as `Degradation` does."""
+        return self.degradations[pick(self.weights, rng)](clip, rng)
 
 
 def _traced(frames: Iterable[np.ndarray], name: str, notes: dict, trace: Trace) -> Iterator[np.ndarray]:

@@ -28,10 +28,11 @@ LARGEST = 1 << 63  # whole numbers
 # an interpolation names them.
 KEYS = frozenset(
     """
-    ablation accumulate batch_size benchmark cfw_weights checkpointing checkpoints clips data dataroot_gt dataroot_lq
-    dataroot_lt dataroot_sp degradation ema export family flags flow flows gt_size init latents learning_rate lightning
-    lpips_weights meta method model networks num_frames num_workers output perceptual perceptuals photographs pictures
-    plan scale_factor scheduler sd_weights seed steps text vgg_weights weights
+    ablation accumulate batch_size benchmark cfw_weights channels_last checkpointing checkpoints clips data dataroot_gt
+    dataroot_lq dataroot_lt dataroot_sp degradation ema export family flags flow flows folder gt_size init latents
+    learning_rate lightning lpips_weights meta method model networks num_frames num_workers output perceptual
+    perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student teacher text vgg_weights
+    weights
     """.split()
 )
 TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts

@@ -22,6 +22,8 @@ from ldm.metrics.niqe import load_pristine, niqe
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.sharpness import edge_sharpness
 from ldm.metrics.stablevsr import flow_change
+from ldm.metrics.stlpips import stlpips_score
+from ldm.metrics.stlpips import version as stlpips_version
 from ldm.metrics.temporal import e_warp, flow_distance
 from ldm.ops.dis import DISFlow
 
@@ -241,6 +243,12 @@ def _lpips(settings: Settings, options: Options) -> Recipe:
     return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
 
 
+def _stlpips(settings: Settings, options: Options) -> Recipe:
+    version, score = stlpips_version(), stlpips_score(options.device)
+    protocol = f"alex, shift-tolerant vST0.0 (weights of stlpips-pytorch {version}), RGB, 8 bit"
+    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+
+
 def _tlpips(settings: Settings, options: Options) -> Recipe:
     net = settings.word("net", *learned.NETS)
     version, score = learned.version_of("lpips"), learned.lpips_score(net, options.device)
@@ -289,6 +297,7 @@ METRICS: dict[str, Metric] = {
     "psnr": Metric("higher", True, partial(_fidelity, compare=psnr, unit="dB")),
     "ssim": Metric("higher", True, _ssim),
     "lpips": Metric("lower", True, _lpips),
+    "stlpips": Metric("lower", True, _stlpips),
     "dists": Metric("lower", True, _dists),
     "vmaf": Metric("higher", True, _vmaf),
     "sharpness": Metric("higher", True, _sharpness),

@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.nets.layers import group_norm
+from ldm.nets.layers import group_norm, zero_init
+from ldm.nets.linear_path import LinearPath, from_blocks, to_blocks
 
 BUILDABLE = ("AutoencoderKL",)  # what a configuration may name as a target
 
@@ -158,12 +159,12 @@ class VAEUpsample(nn.Module):
 
 
 class VAEMiddle(nn.Module):
-    """Residual block, attention, residual block at the coarsest level."""
+    """Residual block, attention (or none), residual block at the coarsest level."""
 
-    def __init__(self, channels: int, *, groups: int = 32) -> None:
+    def __init__(self, channels: int, *, groups: int = 32, attention: bool = True) -> None:
         super().__init__()
         self.block_1 = ResnetBlock(channels, channels, groups=groups)
-        self.attn_1 = VAEAttention(channels, groups=groups)
+        self.attn_1 = VAEAttention(channels, groups=groups) if attention else nn.Identity()
         self.block_2 = ResnetBlock(channels, channels, groups=groups)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -202,6 +203,7 @@ class Encoder(nn.Module):
         num_res_blocks: residual blocks per level.
         attn_resolutions, resolution: a level has attention where resolution // 2 ** L is listed; no other effect.
         norm_groups: groups of every norm.
+        middle_attention: whether the coarsest level has attention between its last two blocks.
     """
 
     def __init__(
@@ -215,6 +217,7 @@ class Encoder(nn.Module):
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
         norm_groups: int = 32,
+        middle_attention: bool = True,
     ) -> None:
         super().__init__()
         widths = [ch, *level_widths(ch, ch_mult)]
@@ -227,7 +230,7 @@ class Encoder(nn.Module):
             if level < len(ch_mult) - 1:
                 stage.downsample = VAEDownsample(width)
             self.down.append(stage)
-        self.mid = VAEMiddle(widths[-1], groups=norm_groups)
+        self.mid = VAEMiddle(widths[-1], groups=norm_groups, attention=middle_attention)
         self.norm_out = vae_norm(widths[-1], groups=norm_groups)
         self.conv_out = conv3x3(widths[-1], 2 * z_channels)
 
@@ -267,11 +270,12 @@ class Decoder(nn.Module):
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
         norm_groups: int = 32,
+        middle_attention: bool = True,
     ) -> None:
         super().__init__()
         widths = level_widths(ch, ch_mult)
         self.conv_in = conv3x3(z_channels, widths[-1])
-        self.mid = VAEMiddle(widths[-1], groups=norm_groups)
+        self.mid = VAEMiddle(widths[-1], groups=norm_groups, attention=middle_attention)
         self.up = nn.ModuleList()
         for level, width in enumerate(widths):
             before = widths[min(level + 1, len(widths) - 1)]
@@ -301,6 +305,11 @@ def check_image(x: Tensor, *, downsampling: int) -> None:
         )
 
 
+def beside_synthesis(net: nn.Module, y: Tensor, z: Tensor) -> Tensor:
+    """The decoder's maps y of the latents z with those of the linear path added."""
+    return y if net.linear is None else y + net.linear.synthesise(z)
+
+
 class AutoencoderKL(nn.Module):
     """The image VAE of Stable Diffusion, with the parameter names of the released files.
 
@@ -308,6 +317,9 @@ class AutoencoderKL(nn.Module):
         embed_dim: channels of the latent that `decode` takes and of the posterior's mean.
         norm_groups: groups of every norm; 32 as published.
         double_z: must be true; kept because released configurations carry it.
+        patch: side of the blocks of pixels that the networks read and write as channels; 1, as published, for pixels.
+        linear: whether a linear path (`LinearPath`) encodes, in place of a network, and stands beside the decoder,
+            which starts as nothing then. `encoder` and `quant_conv` hold no weights then.
         The others as for `Encoder` and `Decoder`.
     Raises:
         ValueError: for double_z = False, a latent without a variance.
@@ -329,25 +341,40 @@ class AutoencoderKL(nn.Module):
         resolution: int = 256,
         double_z: bool = True,
         norm_groups: int = 32,
+        middle_attention: bool = True,
+        patch: int = 1,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         if not double_z:
             raise ValueError("got double_z=False, expected True; the posterior needs a mean and a log-variance")
         shared = {"ch": ch, "ch_mult": ch_mult, "num_res_blocks": num_res_blocks, "z_channels": z_channels,
                   "attn_resolutions": attn_resolutions, "resolution": resolution,
-                  "norm_groups": norm_groups}  # fmt: skip
-        self.downsampling = 2 ** (len(ch_mult) - 1)
-        self.encoder = Encoder(in_channels=in_channels, **shared)
-        self.decoder = Decoder(out_ch=out_ch, **shared)
-        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+                  "norm_groups": norm_groups, "middle_attention": middle_attention}  # fmt: skip
+        self.patch, self.downsampling = patch, patch * 2 ** (len(ch_mult) - 1)
+        self.encoder = nn.Identity() if linear else Encoder(in_channels=in_channels * patch**2, **shared)
+        self.decoder = Decoder(out_ch=out_ch * patch**2, **shared)
+        self.quant_conv = None if linear else nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.linear = None
+        if linear:
+            self.linear = LinearPath(in_channels * patch**2, embed_dim, scale=2 ** (len(ch_mult) - 1))
+            zero_init(self.decoder.conv_out)
 
     def encode(self, x: Tensor) -> Tensor:
         """Image (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f), f = `downsampling`."""
         check_image(x, downsampling=self.downsampling)
+        x = to_blocks(x, self.patch)
+        if self.linear is not None:
+            return self.linear.moments(x)
         h, _ = self.encoder(x)
         return self.quant_conv(h)
 
+    def fit_linear(self, x: Tensor, *, power: float = 0.0) -> None:
+        """Fit the linear path to images (n, 3, H, W) in [-1, 1], see `LinearPath.fit`."""
+        self.linear.fit(to_blocks(x, self.patch), power=power)
+
     def decode(self, z: Tensor) -> Tensor:
         """Latent (n, embed_dim, h, w), not multiplied by the scale factor -> image around [-1, 1], not clamped."""
-        return self.decoder(self.post_quant_conv(z))
+        y = beside_synthesis(self, self.decoder(self.post_quant_conv(z)), z)
+        return from_blocks(y, self.patch)

@@ -217,6 +217,7 @@ class ResBlock(nn.Module):
         emb_channels: width of the time embedding.
         out_channels: channels out (default: as in); a 1x1 convolution adapts the skip where they differ.
         cond_channels: channels of the condition map; None for a block without SPADE.
+        cond_hidden: channels inside the SPADE.
         out_groups: groups of the second norm.
     """
 
@@ -227,6 +228,7 @@ class ResBlock(nn.Module):
         *,
         out_channels: int | None = None,
         cond_channels: int | None = None,
+        cond_hidden: int = 128,
         out_groups: int = 32,
     ):
         super().__init__()
@@ -236,7 +238,7 @@ class ResBlock(nn.Module):
         )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(emb_channels, width))
         if cond_channels:  # created here because optimiser states list parameters in this order
-            self.spade = SPADE(width, cond_channels)
+            self.spade = SPADE(width, cond_channels, hidden=cond_hidden)
         self.out_layers = nn.Sequential(
             group_norm(width, groups=out_groups),
             nn.SiLU(inplace=True),

@@ -16,6 +16,7 @@ from ldm.nets.autoencoder import (
     VAELevel,
     VAEMiddle,
     VAEUpsample,
+    beside_synthesis,
     check_image,
     conv3x3,
     norm_silu,
@@ -23,6 +24,7 @@ from ldm.nets.autoencoder import (
     vae_norm,
 )
 from ldm.nets.layers import regroup
+from ldm.nets.linear_path import LinearPath, from_blocks, to_blocks
 from ldm.nets.temporal import DilatedTemporalConv, TemporalConv, check_clips
 
 BUILDABLE = ("SequenceAutoencoder",)  # what a configuration may name as a target
@@ -114,12 +116,13 @@ class SequenceDecoder(nn.Module):
         attn_resolutions: Sequence[int] = (),
         resolution: int = 256,
         num_fuse_block: int = 2,
+        middle_attention: bool = True,
     ) -> None:
         super().__init__()
         widths = [ch * m for m in ch_mult]
         self.fused_levels = tuple(level for level in FUSED_LEVELS if level < len(widths))
         self.conv_in = conv3x3(z_channels, widths[-1])
-        self.mid = VAEMiddle(widths[-1])
+        self.mid = VAEMiddle(widths[-1], attention=middle_attention)
         self.temporal_mixing = temporal(widths[-1])
         self.up = nn.ModuleList()
         for level, width in enumerate(widths):
@@ -155,7 +158,8 @@ class SequenceAutoencoder(nn.Module):
         version: 1, one temporal convolution per place (the released weights); 2, a pair, one of them dilated.
         num_fuse_block: dense blocks per fusion layer.
         temporal_alpha: initial blending weight of all temporal layers; None for the default of the layer.
-        embed_dim, norm_groups, double_z and the others: as for `AutoencoderKL`.
+        linear: a linear path encodes, as for `AutoencoderKL`; the encoder's network gives only the features.
+        embed_dim, norm_groups, double_z, patch and the others: as for `AutoencoderKL`.
     Raises:
         ValueError: for an unknown version or double_z = False.
     """
@@ -179,6 +183,9 @@ class SequenceAutoencoder(nn.Module):
         num_fuse_block: int = 2,
         temporal_alpha: float | None = None,
         norm_groups: int = 32,
+        middle_attention: bool = True,
+        patch: int = 1,
+        linear: bool = False,
     ) -> None:
         super().__init__()
         if version not in TEMPORAL_LAYERS:
@@ -189,12 +196,18 @@ class SequenceAutoencoder(nn.Module):
         if temporal_alpha is not None:
             temporal = partial(temporal, temporal_alpha=temporal_alpha)
         shared = {"ch": ch, "ch_mult": ch_mult, "num_res_blocks": num_res_blocks, "z_channels": z_channels,
-                  "attn_resolutions": attn_resolutions, "resolution": resolution}  # fmt: skip
-        self.downsampling = 2 ** (len(ch_mult) - 1)
-        self.encoder = Encoder(in_channels=in_channels, **shared)
+                  "attn_resolutions": attn_resolutions, "resolution": resolution,
+                  "middle_attention": middle_attention}  # fmt: skip
+        self.patch, self.downsampling = patch, patch * 2 ** (len(ch_mult) - 1)
+        self.encoder = Encoder(in_channels=in_channels * patch**2, **shared)
+        out_ch *= patch**2
         self.decoder = SequenceDecoder(temporal=temporal, out_ch=out_ch, num_fuse_block=num_fuse_block, **shared)
-        self.quant_conv = nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
+        self.quant_conv = None if linear else nn.Conv2d(2 * z_channels, 2 * embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(embed_dim, z_channels, 1)
+        self.linear = None
+        if linear:
+            self.linear = LinearPath(in_channels * patch**2, embed_dim, scale=2 ** (len(ch_mult) - 1))
+            del self.encoder.mid, self.encoder.norm_out, self.encoder.conv_out  # it only gives features
         regroup(self, norm_groups)
 
     def encode(self, x: Tensor) -> tuple[Tensor, list[Tensor]]:
@@ -203,13 +216,16 @@ class SequenceAutoencoder(nn.Module):
         The features are the encoder's maps of level 1 (half size) and level 2 (quarter size), before downsampling.
         """
         check_image(x, downsampling=self.downsampling)
+        x = to_blocks(x, self.patch)
+        if self.linear is not None:
+            return self.linear.moments(x), self.encoder.features(x, keep=self.decoder.fused_levels)
         h, features = self.encoder(x, keep=self.decoder.fused_levels)
         return self.quant_conv(h), features
 
     def features(self, x: Tensor) -> list[Tensor]:
         """Return only the features of `encode`; the encoder stops after the last fused level."""
         check_image(x, downsampling=self.downsampling)
-        return self.encoder.features(x, keep=self.decoder.fused_levels)
+        return self.encoder.features(to_blocks(x, self.patch), keep=self.decoder.fused_levels)
 
     def decode(self, z: Tensor, features: Sequence[Tensor] | None, *, num_frames: int, fusion_w: float = 1.0) -> Tensor:
         """Latents (b*num_frames, embed_dim, h, w), clip-major -> frames around [-1, 1], not clamped.
@@ -227,7 +243,8 @@ class SequenceAutoencoder(nn.Module):
         check_clips(z, num_frames=num_frames)
         if fusion_w != 0:
             self.check_features(z, features)
-        return self.decoder(self.post_quant_conv(z), features, num_frames=num_frames, fusion_w=fusion_w)
+        y = self.decoder(self.post_quant_conv(z), features, num_frames=num_frames, fusion_w=fusion_w)
+        return from_blocks(beside_synthesis(self, y, z), self.patch)
 
     def check_features(self, z: Tensor, features: Sequence[Tensor] | None) -> None:
         """Raise ValueError unless there is one feature map per fused level, of that level's size."""
@@ -236,7 +253,7 @@ class SequenceAutoencoder(nn.Module):
             got = len(features or ())
             raise ValueError(f"got {got} feature maps, expected {len(levels)}; use `features` or set fusion_w=0")
         for level, feature in zip(levels, features or (), strict=True):
-            scale = self.downsampling // 2**level
+            scale = self.downsampling // self.patch // 2**level
             got, size = tuple(feature.shape), (z.shape[0], z.shape[2] * scale, z.shape[3] * scale)
             if (got[0], *got[2:]) != size:
                 raise ValueError(f"got a feature map {got} at level {level}, expected (n, h, w) = {size}")

@@ -70,7 +70,8 @@ def _head(net: nn.Module, level: int, *last: nn.Module) -> Step:
 def _middle(middle: VAEMiddle, level: int, *, mixing: Iterable[Step] = ()) -> Iterator[Step]:
     yield from _residual(middle.block_1, level)
     yield from mixing
-    yield _attention(middle.attn_1, level)
+    if not isinstance(middle.attn_1, nn.Identity):
+        yield _attention(middle.attn_1, level)
     yield from _residual(middle.block_2, level)
 
 

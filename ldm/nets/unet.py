@@ -25,13 +25,14 @@ BUILDABLE = ("UNet",)  # what a configuration may name as a target
 # For each numbering of the middle block, the index in `middle_block` of its layers in the order they run:
 # Res, temporal conv, transformer, temporal attention, Res, temporal conv.
 MIDDLE_ORDER = {"released": (0, 1, 2, 3, 4, 5), "repaired": (0, 3, 1, 4, 2, 5)}
+TEMPORAL = ("middle", "every")
 
 
 class UNet(nn.Module):
     """Predict the noise (or velocity) of the latents of a clip.
 
-    Residual blocks carry SPADE, so every level sees the condition map of its own level; the temporal layers sit in
-    the middle block only. State-dict names are those of the released `model.diffusion_model.`.
+    Residual blocks carry SPADE, so every level sees the condition map of its own level; `temporal` says where the
+    temporal layers sit. State-dict names are those of the released `model.diffusion_model.`.
 
     Args:
         in_channels, out_channels: of the latents.
@@ -50,9 +51,13 @@ class UNet(nn.Module):
             residual block. "repaired" keeps SD-2.1's 0, 1, 2 for Res, transformer, Res and puts temporal conv,
             temporal attention, temporal conv at 3, 4, 5. Both compute the same function, in the released order.
         norm_groups: groups of every norm; 32 as published.
+        temporal: "middle", temporal layers in the middle block alone, as in the released code; "every", also a temporal
+            convolution behind each residual block (and its transformer), the last but an `Upsample` of its block, so at
+            every level, as the paper draws it.
+        spade_hidden: channels between the condition maps and the modulation of each SPADE; 128 as published.
 
     Raises:
-        ValueError: an unknown `middle`, or widths that groups or heads do not divide.
+        ValueError: an unknown `middle` or `temporal`, or widths that groups or heads do not divide.
 
     Origin: `InflatedUNetModelDualcondV2` of the released MGLD-VSR; Rombach et al. 2022; SPADE: Park et al. 2019.
     """
@@ -73,16 +78,21 @@ class UNet(nn.Module):
         temporal_alpha: float = 0.1,
         middle: str = "released",
         norm_groups: int = 32,
+        temporal: str = "middle",
+        spade_hidden: int = 128,
     ):
         super().__init__()
         if middle not in MIDDLE_ORDER:
             raise ValueError(f"got middle={middle!r}, expected one of {sorted(MIDDLE_ORDER)}")
+        if temporal not in TEMPORAL:
+            raise ValueError(f"got temporal={temporal!r}, expected one of {', '.join(TEMPORAL)}")
         self.middle_order = MIDDLE_ORDER[middle]
         self.levels, self.semb_channels, self.context_dim = len(channel_mult), semb_channels, context_dim
         emb_channels, widths = 4 * model_channels, [mult * model_channels for mult in channel_mult]
 
         def res(width: int, out: int) -> ResBlock:
-            return ResBlock(width, emb_channels, out_channels=out, cond_channels=semb_channels)
+            spade = {"cond_channels": semb_channels, "cond_hidden": spade_hidden}
+            return ResBlock(width, emb_channels, out_channels=out, **spade)
 
         def heads(width: int) -> dict[str, int]:
             return split_heads(width, num_heads=num_heads, num_head_channels=num_head_channels)
@@ -91,8 +101,9 @@ class UNet(nn.Module):
             return SpatialTransformer(width, **heads(width), context_dim=context_dim, depth=transformer_depth)
 
         def block(width: int, out: int, level: int) -> nn.ModuleList:
-            attend = 2**level in attention_resolutions
-            return nn.ModuleList([res(width, out), transformer(out)] if attend else [res(width, out)])
+            layers = [res(width, out)] + ([transformer(out)] if 2**level in attention_resolutions else [])
+            mixing = [TemporalConv(out, temporal_alpha=temporal_alpha)] if temporal == "every" else []
+            return nn.ModuleList(layers + mixing)
 
         self.time_embed = TimeEmbedding(model_channels, emb_channels)
         stem = nn.Conv2d(in_channels, model_channels, 3, padding=1)

