@@ -31,9 +31,15 @@ INSTALL = f"{PIP} install -c constraints.txt"
 GB = 10**9
 LEAST_MEMORY, LITTLE_MEMORY = 1 * GB, 4 * GB
 LEAST_DISK, LITTLE_DISK = 1 * GB, 10 * GB
-MODULES = {"pytorch-lightning": "pytorch_lightning", "opencv-python-headless": "cv2"}  # distribution: module, if other
+MODULES = {
+    "pytorch-lightning": "pytorch_lightning",
+    "opencv-python-headless": "cv2",
+    "pillow": "PIL",
+    "PyYAML": "yaml",
+    "MarkupSafe": "markupsafe",
+}  # distribution: module, if other
 REQUIRED = ["torch", "numpy", "omegaconf", "pytorch-lightning", "safetensors", "opencv-python-headless", "av", "jinja2"]
-REQUIRED += ["rich", "tensorboardX"]
+REQUIRED += ["rich", "tensorboardX", "pillow", "PyYAML", "filelock", "MarkupSafe"]
 FIGURES, NONCOMMERCIAL = "-e '.[metrics]'", "-e '.[metrics-noncommercial]'"  # as in docs/METRICS.md
 VISION = "; it brings torchvision, which must be built for this torch (docs/METRICS.md)"
 OPTIONAL = {  # distribution: (module, what for, what to install, what to note)

@@ -253,8 +253,8 @@ def test_clips_are_degraded_restored_and_scored(tmp_path, upscaled, capfd):
     found = read(tmp_path / "out")
     assert [(m["name"], m["seeds"]) for m in found["methods"]] == [("bicubic", [None]), ("mgld-vsr", [7, 8])]
     assert found["methods"][1]["seconds_per_frame"] > 0 and set(found["methods"][1]["weights"]) == {
-        "stage_one",
-        "stage_two",
+        "mgldvsr_unet",
+        "video_vae_cfw",
     }
     assert re.match(r"bicubic_x4, seed 0, settings \w{8}, pixels \w{16}", found["dataset"]["degradation"])
     first, second = (value(tmp_path / "out", "psnr", "mgld-vsr", seed=seed) for seed in (7, 8))

@@ -140,7 +140,7 @@ def test_pictures_beside_folders_and_clips_of_one_name_are_refused(mini, own, ca
     own += ["--results", mini / "ours"]
     frame = (mini / "ours/000/00000000.png").read_bytes()
     (mini / "ours/grid.png").write_bytes(frame)
-    assert run(*own) == 2 and "got grid.png beside folders of frames (000, 001)" in capfd.readouterr().err
+    assert run(*own) == 2 and "(grid.png beside 000, 001)" in capfd.readouterr().err
     (mini / "ours/grid.png").unlink()
     sets.make_clip(mini / "ours/000.mkv")
     assert run(*own) == 2 and "expected one clip of the name 000" in capfd.readouterr().err
@@ -196,7 +196,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(mini, own, capfd):
     ("change", "says"),
     [
         ("clips: [000, 011]", "got clips: [0, 9], expected a list of names, each in quotes"),
-        ("size: 5", "got size: 5, expected whole numbers"),
+        ("size: 5", "size: got 5, expected a list"),
         ("size: [3]", "expected width and height"),
         ("frames: abc", "got frames: abc"),
         ("scale: 0", "got scale: 0"),
@@ -204,8 +204,8 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(mini, own, capfd):
         ("published: {x: {source: a, protocol: b, lq: given, methods: {m: {psnr: .nan}}}}", "got psnr: nan"),
         ("published: {x: {source: a, protocol: b, lq: given, methods: {0: {psnr: 1}}}}", "got 0, expected a name"),
         ("published: 5", "published"),
-        ("metrics: psnr", "got metrics: psnr, expected a list of names"),
-        ("lq: null", "got lq: None"),
+        ("metrics: psnr", "metrics: got 'psnr', expected a list"),
+        ("lq: null", "lq: got None, expected a list"),
         ("layouts: {x: {gt: 5}}", "layout x: got {'gt': 5}, expected folders"),
         ("renamed: [a]", "got 1 renamed clips"),
         ("published: {x: {source: a, protocol: b, lq: given, methods: {m: {psnr: high}}}}", "got psnr: high"),

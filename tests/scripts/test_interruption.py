@@ -186,6 +186,6 @@ def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeyp
     tiles = ["method.params.decoding.params.windows.params.tile=64"]
     assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), *tiles]) == 0
     said = capfd.readouterr().err
-    assert said.count("out of memory; going on from the last saved frame: sampled in") == 2
+    assert said.count("out of memory; continuing from the last saved frame: sampled in") == 2
     assert calls[:2] == [64, 32] and set(calls[2:]) == {16}
     assert video.probe(tmp_path / "out.mp4").frames == FRAMES
