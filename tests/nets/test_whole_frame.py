@@ -210,7 +210,7 @@ def test_what_does_not_fit_is_named():
         decode_frames(net, z, cut=Cut(TILE), num_frames=2)
     with pytest.raises(ValueError, match=r"expected \(2, 3, 108, 48\)"):
         decode_frames(net, z, x[..., 4:], cut=Cut(TILE), num_frames=2)
-    with pytest.raises(ValueError, match="whole clips"):
+    with pytest.raises(ValueError, match="complete clips"):
         decode_frames(net, z, x, cut=Cut(TILE), num_frames=3)
     with pytest.raises(ValueError, match="multiples of 4"):
         encode_frames(net, x[..., 1:], Cut(TILE))
