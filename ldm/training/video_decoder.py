@@ -51,8 +51,11 @@ class VideoDecoderTraining(StageTwo):
         )  # fmt: skip
         self.latent_draws = SampleDraws(seed)
 
-    def reconstruct(self, batch: dict[str, Tensor]) -> Tensor:
-        """Decode latents with low-resolution frames: (B, T, 3, f h, f w) float32, about [-1, 1]."""
+    def reconstruct(self, batch: dict[str, Tensor], *, fusion_w: float = 1.0) -> Tensor:
+        """Decode latents with low-resolution frames: (B, T, 3, f h, f w) float32, about [-1, 1].
+
+        `fusion_w` has no effect: this decoder always sees the low-resolution frames.
+        """
         (vae,) = self._decoder
         z = batch["latent"] / self.scale_factor if "latent" in batch else self._encoded(vae, batch)
         return vae.decode(z, batch["lq"] * 2 - 1).float()

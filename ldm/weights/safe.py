@@ -120,7 +120,7 @@ def _is_safetensors(path: Path) -> bool:
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
         raise CheckpointError(f"{path}: a web page, not weights; download the file itself")
     has_suffix = path.suffix.lower() == ".safetensors"
-    if has_suffix and head.startswith((b"PK", b"\x80")):
+    if has_suffix and head.startswith((b"PK", b"\x80")) and head[8:9] != b"{":  # a length may begin like a pickle
         raise CheckpointError(f"{path}: holds a pickle, not safetensors; name it {path.with_suffix('.ckpt').name}")
     if not has_suffix and head[7:10] == b'\0{"':
         raise CheckpointError(f"{path}: holds safetensors; name it {path.with_suffix('.safetensors').name}")

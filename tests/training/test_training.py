@@ -122,7 +122,7 @@ def test_the_trained_files_restore_a_clip(trained):
     """The files load strictly into the networks of the model description."""
     method = load_method(trained / "weights")
     first = checkpoint.read(trained / "weights" / "autoencoder.safetensors")
-    for name, value in method.autoencoder.state_dict().items():
+    for name, value in method.networks["autoencoder"].state_dict().items():
         kept = first[f"first_stage_model.{name}"].half().float()  # stage 1 keeps it frozen, and writes halves
         assert torch.equal(value, kept), name
     out = method.restore(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)))
