@@ -8,7 +8,7 @@ from torch import nn
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.configurations import autoencoder_settings, control_settings, upscaler_settings
 from ldm.nets.control import TemporalConditioning
-from ldm.nets.names import autoencoder_state
+from ldm.weights.names import autoencoder_state
 from ldm.nets.upscaler import UpscalerUNet
 from tests.golden_checks.case import Case, names
 

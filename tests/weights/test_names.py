@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from ldm.nets.autoencoder import AutoencoderKL
-from ldm.nets.names import autoencoder_state, flow_state, renamed_by_rules, text_state
+from ldm.weights.names import autoencoder_state, flow_state, renamed_by_rules, text_state
 from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
 
