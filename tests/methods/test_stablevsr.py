@@ -11,7 +11,7 @@ from ldm.diffusion.noise import SequentialNoise
 from ldm.diffusion.scheduler import Scheduler
 from ldm.engine.assemble import load_method
 from ldm.methods.contract import Request, restore_clip
-from ldm.methods.stablevsr.settings import Sampling, SequentialDraws
+from ldm.methods.stablevsr.settings import BidirectionalSampling, SequentialDraws
 from ldm.methods.stablevsr.sizes import Sizes
 from ldm.streaming.pipeline import Frame
 from tests.golden_checks.case import Case
@@ -190,4 +190,4 @@ def test_a_unit_is_found_by_its_number(frames, steps):
 )
 def test_settings_that_make_no_sense(settings, says):
     with pytest.raises(ValueError, match=says):
-        Sampling(Scheduler.from_config({}), **settings)
+        BidirectionalSampling(Scheduler.from_config({}), **settings)

@@ -41,7 +41,7 @@ class SceneLevers:
         return f"{scenes}, decoded {decoded}{flows}"
 
 
-def ladder() -> list[SceneLevers]:
+def scene_ladder() -> list[SceneLevers]:
     """All levers, best first: a decoder that holds less, flows of half precision, then shorter scenes."""
     return list(_descend(SceneLevers()))
 
@@ -58,7 +58,7 @@ def _descend(levers: SceneLevers) -> Iterator[SceneLevers]:
         yield levers
 
 
-def peak(method: "StableVSR", request: Request, levers: SceneLevers, costs: Costs) -> int | None:
+def scene_peak(method: "StableVSR", request: Request, levers: SceneLevers, costs: Costs) -> int | None:
     """Bytes that restoring takes at most, the frames of a scene included; None where their number is not known."""
     count = levers.frames or request.frames
     if count is None:

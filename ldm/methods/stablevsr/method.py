@@ -10,8 +10,8 @@ from ldm.methods.contract import Costs, Progress, Request, silent
 from ldm.methods.progress import Tally
 from ldm.methods.stablevsr import levers as memory
 from ldm.methods.stablevsr.levers import SceneLevers
-from ldm.methods.stablevsr.restoration import Denoiser, Draws, Restoration, Watch, unwatched
-from ldm.methods.stablevsr.settings import DRAWS, Sampling
+from ldm.methods.stablevsr.restoration import Draws, FrameNetworks, SceneRestoration, Watch, unwatched
+from ldm.methods.stablevsr.settings import DRAWS, BidirectionalSampling
 from ldm.methods.stablevsr.sizes import Sizes
 from ldm.methods.words import PRECISIONS, choose
 from ldm.nets.layers import channels_last
@@ -41,7 +41,7 @@ class StableVSR:
     """
 
     networks: Mapping[str, nn.Module]
-    sampling: Sampling
+    sampling: BidirectionalSampling
     scale_factor: float = 0.08333
     scene_cut: float | None = 0.85
     fit: str = "padded"
@@ -80,7 +80,7 @@ class StableVSR:
 
     def levers(self) -> list[SceneLevers]:
         """From whole scenes, decoded in one piece, down to the least memory."""
-        return memory.ladder()
+        return memory.scene_ladder()
 
     def probes(self, levers: SceneLevers) -> dict[str, Callable[[int], int | None]]:
         """A visit with guidance, the decoding of a frame, and a flow."""
@@ -106,11 +106,11 @@ class StableVSR:
 
     def peak(self, request: Request, levers: SceneLevers, costs: Costs) -> int | None:
         """Bytes that restoring takes at most; see `ldm.methods.contract.Method.peak`."""
-        return memory.peak(self, request, levers, costs)
+        return memory.scene_peak(self, request, levers, costs)
 
     # ---- more than the contract
 
-    def stages(self, run: Restoration) -> list[Stage]:
+    def stages(self, run: SceneRestoration) -> list[Stage]:
         """The stages of a clip, from "lq" to "sr"."""
         return [
             Each(run.prepare).labelled("enlarging"),
@@ -128,12 +128,12 @@ class StableVSR:
         flow: Callable[[Tensor, Tensor], Tensor] | None = None,
         on_visit: Watch = unwatched,
         progress: Progress = silent,
-    ) -> Restoration:
+    ) -> SceneRestoration:
         """The functions of the stages for one clip; `noise` and `flow` replace the method's own."""
         totals = {}
         if request.frames:
             totals = {"sampling": request.frames * len(self.sampling.schedule), "decoding": request.frames}
-        return Restoration(
+        return SceneRestoration(
             self.model(levers),
             flow=flow or self.networks["flow"],
             sizes=self.sizes(request.size, request.upscale),
@@ -144,9 +144,9 @@ class StableVSR:
             on_visit=on_visit,
         )
 
-    def model(self, levers: SceneLevers) -> Denoiser:
+    def model(self, levers: SceneLevers) -> FrameNetworks:
         """The networks for one frame, cut as `levers` say."""
-        return Denoiser(self.networks, scale_factor=self.scale_factor, dtype=self.dtype, levers=levers)
+        return FrameNetworks(self.networks, scale_factor=self.scale_factor, dtype=self.dtype, levers=levers)
 
     def sizes(self, size: tuple[int, int], upscale: float) -> Sizes:
         """The sizes that frames of `size` (h, w) go through."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ldm.diffusion.bidirectional import Unit, Visit, texture_guidance, unit_at, visit_frame
 from ldm.methods.progress import Tally
 from ldm.methods.stablevsr.levers import SceneLevers
-from ldm.methods.stablevsr.settings import Sampling
+from ldm.methods.stablevsr.settings import BidirectionalSampling
 from ldm.methods.stablevsr.sizes import Sizes
 from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.cuts import scene_ends
@@ -26,7 +26,7 @@ def unwatched(_unit: Unit, _visit: Visit, _condition: Tensor | None) -> None:
     """Looks at no visit."""
 
 
-class Denoiser:
+class FrameNetworks:
     """The networks for one frame: a prediction, and a picture of clean latents.
 
     Args:
@@ -71,7 +71,7 @@ class Denoiser:
 
 
 @dataclass(frozen=True)
-class Restoration:
+class SceneRestoration:
     """One clip. Frames carry "lr", "z", "x0" of the frame visited last, their flows, and in the end "sr".
 
     Args:
@@ -85,10 +85,10 @@ class Restoration:
         on_visit: is given each unit, what it computed, and its condition.
     """
 
-    model: Denoiser
+    model: FrameNetworks
     flow: Callable[[Tensor, Tensor], Tensor]
     sizes: Sizes
-    sampling: Sampling
+    sampling: BidirectionalSampling
     noise: Draws
     tally: Tally
     scene_cut: float | None = None

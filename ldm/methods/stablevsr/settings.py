@@ -12,7 +12,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.scheduler import Scheduler
 from ldm.methods.words import choose
 
-BUILDABLE = ("Sampling",)
+BUILDABLE = ("BidirectionalSampling",)
 GRIDS = ("released", "aligned")
 
 
@@ -50,7 +50,7 @@ DRAWS = {"addressed": AddressedDraws, "sequential": SequentialDraws}
 
 
 @dataclass(frozen=True)
-class Sampling:
+class BidirectionalSampling:
     """How the latents of a scene are sampled.
 
     Args:

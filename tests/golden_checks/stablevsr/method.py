@@ -5,7 +5,7 @@ import torch
 from ldm.diffusion.scheduler import Scheduler
 from ldm.methods.contract import Request
 from ldm.methods.stablevsr.method import StableVSR
-from ldm.methods.stablevsr.settings import Sampling
+from ldm.methods.stablevsr.settings import BidirectionalSampling
 from ldm.nets.text import FixedContext
 from ldm.ops.dis import DISFlow
 from ldm.streaming.pipeline import Frame, Pipeline
@@ -46,7 +46,7 @@ def recorded_method(case: Case) -> StableVSR:
         "text": RecordedContext(case["prompt_embeds"]),
         "flow": DISFlow(),
     }
-    sampling = Sampling(
+    sampling = BidirectionalSampling(
         Scheduler.from_config(meta["scheduler"]),
         steps=meta["steps"],
         timesteps=meta.get("custom_timesteps"),
