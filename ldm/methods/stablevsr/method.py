@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ldm.methods.contract import Costs, Progress, Request, silent
+from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.progress import Tally
 from ldm.methods.stablevsr import levers as memory
 from ldm.methods.stablevsr.levers import SceneLevers
@@ -70,7 +70,7 @@ class StableVSR:
         """Where the weights are."""
         return next(self.networks["unet"].parameters()).device
 
-    def stream(self, request: Request, levers: SceneLevers | None = None, progress: Progress = silent) -> Pipeline:
+    def stream(self, request: Request, levers: SceneLevers | None = None, progress: Progress = no_progress) -> Pipeline:
         """The stages that restore a clip; see `ldm.methods.contract.Method.stream`.
 
         The frames of a scene come out when all of it was sampled.
@@ -114,7 +114,7 @@ class StableVSR:
         """The stages of a clip, from "lq" to "sr"."""
         return [
             Each(run.prepare).labelled("enlarging"),
-            Scenes(run.compare, spent=("large",)).labelled("flow"),
+            Scenes(run.compare, drop=("large",)).labelled("flow"),
             WholeScene(run.units, run.visit).labelled("sampling"),
             Each(run.complete).labelled("decoding"),
         ]
@@ -127,7 +127,7 @@ class StableVSR:
         noise: Draws | None = None,
         flow: Callable[[Tensor, Tensor], Tensor] | None = None,
         on_visit: Watch = unwatched,
-        progress: Progress = silent,
+        progress: Progress = no_progress,
     ) -> SceneRestoration:
         """The functions of the stages for one clip; `noise` and `flow` replace the method's own."""
         totals = {}

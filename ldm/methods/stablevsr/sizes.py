@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ldm.methods.geometry import FULL_SCALE, whole
+from ldm.methods.geometry import FULL_SCALE, floor_pixels
 from ldm.methods.words import choose
 from ldm.ops.lanczos import floored_to_multiple
 from ldm.ops.padding import Padding, pad_to_multiple, unpad
@@ -28,7 +28,7 @@ class Sizes:
 
     def __init__(self, size: tuple[int, int], *, upscale: float, factor: int, fit: str) -> None:
         self.fit = choose({"padded": partial(pad_to_multiple, multiple=MULTIPLE), "floored": _floored}, fit, "fit")
-        self.target, self.factor = tuple(whole(side * upscale) for side in size), factor
+        self.target, self.factor = tuple(floor_pixels(side * upscale) for side in size), factor
         blank = torch.zeros(1, 3, *size)
         fitted, self.padding = self.fit(blank)
         self.latent = tuple(fitted.shape[-2:])
