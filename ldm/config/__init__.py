@@ -5,7 +5,7 @@ A configuration is data, whoever wrote it: it names classes that the project dec
 
 from ldm.config.building import check_target, instantiate
 from ldm.config.errors import ConfigError
-from ldm.config.reading import load, merge, override, plain, save, select, trusted
+from ldm.config.reading import load, merge, override, plain, save, select, trusted, with_document
 
 __all__ = [
     "ConfigError",
@@ -18,4 +18,5 @@ __all__ = [
     "save",
     "select",
     "trusted",
+    "with_document",
 ]

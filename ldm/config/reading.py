@@ -5,6 +5,7 @@ asks for a resolver such as `${oc.env:NAME}`, or that includes files from elsewh
 """
 
 import io
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,11 @@ LARGEST = 1 << 63  # whole numbers
 # an interpolation names them.
 KEYS = frozenset(
     """
-    ablation accumulate batch_size benchmark cfw_weights channels_last checkpointing checkpoints clips data dataroot_gt
-    dataroot_lq dataroot_lt dataroot_sp degradation ema export family flags flow flows folder gt_size init latents
-    learning_rate lightning lpips_weights meta method model networks num_frames num_workers output perceptual
-    perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student teacher text vgg_weights
-    weights
+    ablation accumulate batch_size benchmark cfw_weights channels_last checkpointing checkpoints clips data
+    dataroot_gt dataroot_lq dataroot_lt dataroot_sp degradation documents ema export family flags flow flows folder
+    gt_size init latents learning_rate lightning lpips_weights meta method model networks num_frames num_workers
+    output perceptual perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student
+    teacher text vgg_weights weights
     """.split()
 )
 TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts
@@ -67,6 +68,57 @@ def merge(config: DictConfig, path: str | Path) -> DictConfig:
 def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
     """A copy of `config` changed by `key.sub=value` words, as `load` takes them. Raises ConfigError."""
     return _changed(OmegaConf.to_container(config), words, trusted(config))
+
+
+def with_document(config: DictConfig, key: str, path: str | Path) -> DictConfig:
+    """A copy of `config` with the mapping in the JSON file `path` as the value of a dotted key.
+
+    Raises FileNotFoundError; ConfigError for a file that is no mapping, is larger or deeper than a configuration, or
+    holds references, and for a key whose parent is missing.
+    """
+    tree = OmegaConf.to_container(config)
+    parent, _, name = key.rpartition(".")
+    place = tree
+    for part in parent.split(".") if parent else ():
+        place = place.get(part) if isinstance(place, dict) else None
+    if not isinstance(place, dict):
+        raise ConfigError(f"config.documents: got {brief(key)}, expected a key below one that exists")
+    place[name] = _document(Path(path))
+    return _changed(tree, (), trusted(config))
+
+
+def _document(path: Path) -> dict:
+    """The mapping in a JSON file."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}, which describes the weights beside it")
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
+    try:
+        found = json.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not valid JSON: {first_line(error)}") from error
+    if not isinstance(found, dict):
+        raise ConfigError(f"{path}: got {type(found).__name__}, expected a mapping")
+    _check_document(found, path, DEEPEST)
+    return found
+
+
+def _check_document(node: Any, path: Path, levels: int) -> None:
+    """Refuse deep nesting, references, numbers that no setting has, and anything that names a class to build."""
+    if not levels:
+        raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
+    if isinstance(node, dict):
+        if "target" in node:
+            raise ConfigError(f"{path}: holds a target, expected plain values")
+        node = [*node, *node.values()]
+    if isinstance(node, list):
+        for child in node:
+            _check_document(child, path, levels - 1)
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{path}: holds the reference {brief(node)}, expected plain values")
+    _check_values(node if isinstance(node, int) else 0, path)
 
 
 def select(config: DictConfig, key: str) -> Any:

@@ -47,14 +47,18 @@ class Sampled(NamedTuple):
     pictures: list[Tensor]
 
 
+def unit_at(number: int, frames: int) -> Unit:
+    """Unit `number` of a scene in the released order: forwards in even steps, backwards in odd ones."""
+    step, position = divmod(number, frames)
+    backwards = step % 2 == 1
+    frame = frames - 1 - position if backwards else position
+    previous = None if position == 0 else frame + (1 if backwards else -1)
+    return Unit(step, position, frame, previous)
+
+
 def sampling_order(frames: int, steps: int) -> Iterator[Unit]:
     """The units of a scene in the released order."""
-    for step in range(steps):
-        order = range(frames) if step % 2 == 0 else range(frames)[::-1]
-        previous = None
-        for position, frame in enumerate(order):
-            yield Unit(step, position, frame, previous)
-            previous = frame
+    return (unit_at(number, frames) for number in range(frames * steps))
 
 
 def flow_pairs(frames: int) -> Iterator[tuple[int, int]]:

@@ -38,12 +38,14 @@ class Weights:
         files: paths by the names of the entries in `weights:`.
         card: path of the YAML file.
         folder: the folder that was searched; None if the files were given one by one.
+        documents: settings -> the JSON files beside the weights that hold their values (`documents:` of the YAML file).
         opened: contents by name of the files that were read in order to recognise them.
     """
 
     files: Mapping[str, Path]
     card: Path
     folder: Path | None = None
+    documents: Mapping[str, Path] = field(default_factory=dict)
     opened: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     def read(self, name: str) -> Mapping[str, Tensor]:
@@ -117,6 +119,8 @@ def read_settings(
 ):
     """Return the merged configuration of a model; see `load_method` for the arguments."""
     settings = read_model(*([*configs] or [found.card]), trust=trust)
+    for key, path in found.documents.items():
+        settings = config.with_document(settings, key, path)
     if preset is not None:
         settings = config.merge(settings, find_preset(settings, preset))
     return check_settings(config.override(settings, overrides))
@@ -168,7 +172,17 @@ def _find_in_folder(folder: Path, configs: list[Path]) -> Weights:
     cards = [configs] if configs else [[own]] if own.is_file() else [[card] for card in family_cards()]
     if folder.is_dir():
         cards.sort(key=lambda files: -sum(e.find(folder) is not None for e in weight_files(read_model(*files))))
-    return Weights(find_all(folder, weight_files(read_model(*cards[0]))), cards[0][0], folder)
+    settings = read_model(*cards[0])
+    return Weights(find_all(folder, weight_files(settings)), cards[0][0], folder, _documents(settings, folder))
+
+
+def _documents(settings, folder: Path) -> dict[str, Path]:
+    """Return setting -> JSON file in the folder that holds its value. Raises ConfigError for a path that leaves it."""
+    documents = config.plain(settings.get("documents") or {})
+    for key, name in documents.items():
+        if not isinstance(name, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise config.ConfigError(f"config.documents.{key}: got {name!r}, expected a file in the folder of weights")
+    return {key: folder / name for key, name in documents.items()}
 
 
 def _recognised(states: Iterable[tuple[Path, Mapping]], entries: list[WeightFile]) -> int:

@@ -234,7 +234,7 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
 def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -> None:
     """Remove a work folder that cannot be resumed, such as that of a preview; otherwise report its path."""
     lasting = isinstance(error, FloatingPointError)
-    if lasting or not keep or not any(work.parts.iterdir()):
+    if lasting or not keep or not work.saved:
         work.remove()
     else:
         warn(f"finished parts are kept in {work.path}; the same command resumes from there")

@@ -100,6 +100,11 @@ class WorkFolder:
         """Return the path of part `number`, without a suffix."""
         return self.parts / f"{number:06d}"
 
+    @property
+    def saved(self) -> bool:
+        """Whether a state was saved; before the first part is written it may hold work over a scene."""
+        return (self.path / "state.pt").exists()
+
     def load(self) -> dict | None:
         """Return the last saved state, or None; remove parts that it does not list.
 

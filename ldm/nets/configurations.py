@@ -6,8 +6,12 @@ Values that our networks do not have are refused by name. Keys that do not chang
 from collections.abc import Mapping
 from typing import Any
 
+from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.control import TemporalConditioning
-from ldm.nets.upscaler import UpscalerPlan
+from ldm.nets.text import OpenCLIPText
+from ldm.nets.upscaler import UpscalerPlan, UpscalerUNet
+
+BUILDABLE = ("upscaler_of", "control_of", "autoencoder_of", "text_of")  # by configurations
 
 ATTENDING = {"DownBlock2D": False, "CrossAttnDownBlock2D": True}
 LARGEST = 2**20  # of a number in a file
@@ -210,3 +214,23 @@ def text_settings(config: Mapping[str, Any]) -> dict[str, Any]:
         "skip_last": 0,
         "unused": False,
     }
+
+
+def upscaler_of(config: Mapping[str, Any]) -> UpscalerUNet:
+    """The denoiser that unet/config.json describes. Raises ValueError."""
+    return UpscalerUNet(**upscaler_settings(config))
+
+
+def control_of(config: Mapping[str, Any]) -> TemporalConditioning:
+    """The control network that controlnet/config.json describes. Raises ValueError."""
+    return TemporalConditioning(**control_settings(config))
+
+
+def autoencoder_of(config: Mapping[str, Any]) -> AutoencoderKL:
+    """The autoencoder that vae/config.json describes. Raises ValueError."""
+    return AutoencoderKL(**autoencoder_settings(config))
+
+
+def text_of(config: Mapping[str, Any]) -> OpenCLIPText:
+    """The text tower that text_encoder/config.json describes. Raises ValueError."""
+    return OpenCLIPText(**text_settings(config))

@@ -1,0 +1,96 @@
+"""How StableVSR cuts its work to fit into memory, and what that takes."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from ldm.methods.contract import Costs, Request
+from ldm.nets.whole_frame import HOLD
+
+if TYPE_CHECKING:
+    from ldm.methods.stablevsr.method import StableVSR
+
+WHOLE = 2**60  # bytes to hold that no map exceeds
+HELD_MAPS = 3  # maps of the size that may be held which exist at the same time
+COPIES = 5  # float32 copies of an enlarged frame while its flow is estimated, or it is decoded and warped
+TILE = 96  # latent pixels of a tile of the decoder, with its halo
+SHORTER = (128, 64, 32, 16, 8)  # frames of a scene at most
+PYRAMID = 4 / 3  # correlations of all levels over those of the first
+STRIDE = 8  # enlarged pixels per feature of an estimator that correlates all pairs
+
+
+@dataclass(frozen=True)
+class SceneLevers:
+    """What the decoder holds, how flows are kept, and how long a scene may be (0: any length)."""
+
+    hold: int = WHOLE
+    tile: int = TILE
+    half_flows: bool = False
+    frames: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether frames are decoded in one piece."""
+        return self.hold >= WHOLE
+
+    def __str__(self) -> str:
+        scenes = f"scenes cut every {self.frames} frames (approximate)" if self.frames else "whole scenes"
+        decoded = "in one piece" if self.whole else f"exactly, in tiles of {self.tile} latent pixels"
+        flows = ", flows in float16" if self.half_flows else ""
+        return f"{scenes}, decoded {decoded}{flows}"
+
+
+def scene_ladder() -> list[SceneLevers]:
+    """All levers, best first: a decoder that holds less, flows of half precision, then shorter scenes."""
+    return list(_descend(SceneLevers()))
+
+
+def _descend(levers: SceneLevers) -> Iterator[SceneLevers]:
+    yield levers
+    for hold in (HOLD, HOLD // 8, HOLD // 64):
+        levers = replace(levers, hold=hold)
+        yield levers
+    levers = replace(levers, half_flows=True)
+    yield levers
+    for frames in SHORTER:
+        levers = replace(levers, frames=frames)
+        yield levers
+
+
+def scene_peak(method: "StableVSR", request: Request, levers: SceneLevers, costs: Costs) -> int | None:
+    """Bytes that restoring takes at most, the frames of a scene included; None where their number is not known."""
+    count = levers.frames or request.frames
+    if count is None:
+        return None
+    sizes = method.sizes(request.size, request.upscale)
+    pixels = math.prod(sizes.latent)
+    picture = pixels * sizes.factor**2 * 3 * 4
+
+    def run(probe: str, side: float = math.inf) -> float:
+        a, b = costs[probe]
+        return a + b * min(side, sizes.latent[0]) * min(side, sizes.latent[1])
+
+    held = 0 if levers.whole else HELD_MAPS * min(levers.hold, _largest_map(method, pixels * sizes.factor**2))
+    decoding = run("decoding") if levers.whole else run("decoding", levers.tile) + held
+    work = max(run("sampling"), decoding, run("flow") + _correlations(method, pixels * sizes.factor**2))
+    scene = min(count, request.frames or count) * _frame_bytes(method, levers, pixels, sizes.factor)
+    return int(work + COPIES * picture + scene + costs["once"][0])
+
+
+def _frame_bytes(method: "StableVSR", levers: SceneLevers, pixels: int, factor: int) -> int:
+    """Bytes of a frame in its scene: input, latents, clean estimate, and both flows or the picture."""
+    flows, picture = 4 * (2 if levers.half_flows else 4), 3 * 4
+    return pixels * (4 * (3 + 2 * method.channels) + factor**2 * max(flows, picture))
+
+
+def _correlations(method: "StableVSR", pixels: int) -> float:
+    """Bytes of the correlations of all pairs of features, which grow with the square of the pixels up to a limit."""
+    limit = getattr(method.networks["flow"], "volume_limit", 0)
+    return min((pixels / STRIDE**2) ** 2, limit) * PYRAMID * 4
+
+
+def _largest_map(method: "StableVSR", pixels: int) -> int:
+    """Bytes of the largest map of the decoder for a frame of so many pixels."""
+    width = method.networks["autoencoder"].encoder.down[0].block[-1].conv2.out_channels
+    return width * pixels * (2 if method.dtype else 4)

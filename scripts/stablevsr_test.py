@@ -1,0 +1,84 @@
+"""The test command of the released StableVSR with its flags and defaults, done by scripts/upscale.py.
+
+Every folder of frames in --in_path becomes OUT_PATH/FOLDER/NAME.png with preset `released`, every sequence with noise
+of its own: the released command seeds once for the whole run. --weights is the folder of the released model, which
+that command fetches itself, with torchvision's raft_large_C_T_SKHT_V2-ff5fadd5.pth in it. Words like key=value change
+settings, such as flow=dis.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+
+from ldm.engine.assemble import Weights, find_weights
+from ldm.engine.jobs import Job
+from scripts import upscale
+
+PROGRAM = Path(__file__).name
+CONTROL = "controlnet"  # the sub-folder of --controlnet_ckpt
+
+
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """The released flags, with the weights and the settings that this command takes beside."""
+    form = argparse.RawDescriptionHelpFormatter
+    parser = upscale.Parser(prog=PROGRAM, description=__doc__, formatter_class=form, allow_abbrev=False)
+    add = parser.add_argument
+    add("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
+    add("--in_path", type=Path, required=True, help="folder of folders of frames")
+    add("--out_path", type=Path, default=Path("StableVSR_results"), help="(default: StableVSR_results)")
+    add("--num_inference_steps", type=upscale.positive_int, default=50, help="sampling steps (default: 50)")
+    add("--controlnet_ckpt", type=Path, help="folder that holds controlnet/ (default: that of the weights)")
+    add("--weights", type=Path, default=Path("StableVSR"), help="the released pipeline's folder (default: StableVSR)")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    return parser.parse_intermixed_args(words)
+
+
+def translate(args: argparse.Namespace) -> argparse.Namespace:
+    """The same job in the words of scripts/upscale.py."""
+    words = ["--input", str(args.in_path), "--output", str(args.out_path), "--weights", str(args.weights)]
+    words += ["--ddpm_steps", str(args.num_inference_steps), "--preset", "released", "--overwrite"]
+    words += ["--device", args.device] if args.device else []
+    same_job = upscale.arguments([*args.overrides, *words])
+    same_job.program = PROGRAM
+    return same_job
+
+
+def find_jobs(args: argparse.Namespace) -> list[Job]:
+    """Every sequence with its folder in OUT_PATH. Raises ValueError."""
+    jobs = upscale.find_jobs(args.in_path, args.out_path)
+    if jobs[0].path == args.in_path:  # one sequence itself
+        jobs = [Job(args.in_path, args.out_path / args.in_path.resolve().name)]
+    return [replace(job, output=job.output.with_suffix("")) if job.path.is_file() else job for job in jobs]
+
+
+def find_files(args: argparse.Namespace) -> Weights:
+    """The released folder, with the control network of --controlnet_ckpt. Raises FileNotFoundError."""
+    found = find_weights(args.weights)
+    if args.controlnet_ckpt is None:
+        return found
+    folder = args.controlnet_ckpt / CONTROL
+    files = sorted(folder.glob("diffusion_pytorch_model.*"))
+    if not files:
+        raise FileNotFoundError(
+            f"{folder} has no diffusion_pytorch_model.safetensors; name the folder that holds {CONTROL}/"
+        )
+    documents = {
+        key: folder / path.name if path.parent.name == CONTROL else path for key, path in found.documents.items()
+    }
+    return replace(found, files={**found.files, CONTROL: files[-1]}, documents=documents)
+
+
+def run(args: argparse.Namespace) -> int:
+    return upscale.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    return upscale.exit_status(lambda: run(arguments(words)), program=PROGRAM)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
