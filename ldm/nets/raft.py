@@ -240,7 +240,7 @@ class RAFT(nn.Module):
     `statistics` of the norms of the context encoder: "trained" uses the stored ones, "released" those of the images,
     as in the released StableVSR, whose RAFT is never in evaluation mode. A batch is then not split.
 
-    The weights of torchvision's raft_large fit `model="normal"` (`ldm.nets.names`), whose default is 12 iterations.
+    The weights of torchvision's raft_large fit `model="normal"` (`ldm.weights.names`), whose default is 12 iterations.
 
     A fixed estimator: always in evaluation mode, and in float32 under autocast. Raises ValueError for an unknown
     `model`, `scaling` or `statistics`.

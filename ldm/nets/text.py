@@ -75,7 +75,7 @@ class OpenCLIPText(nn.Module):
 
     The last block, `text_projection` and `logit_scale` hold weights of the released files but are not used. The text
     encoders of diffusers hold only the blocks that are used: 23 layers with `skip_last=0` and `unused=False`;
-    `ldm.nets.names` has their names.
+    `ldm.weights.names` has their names.
 
     Args:
         width, layers, heads, vocab_size, context_length: of ViT-H-14 by default.

@@ -6,8 +6,22 @@ from pathlib import Path
 
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
+from ldm.weights.names import LAYOUTS
 
-KEYS = ("files", "fills", "ignore", "tolerate", "rename", "has", "lacks", "only", "spare", "optional", "source")
+KEYS = (
+    "files",
+    "fills",
+    "ignore",
+    "tolerate",
+    "names",
+    "rename",
+    "has",
+    "lacks",
+    "only",
+    "spare",
+    "optional",
+    "source",
+)
 
 
 @dataclass(frozen=True)
@@ -20,6 +34,7 @@ class WeightFile:
         fills: network -> {prefix of names in the file: prefix in the network}.
         ignore: shell patterns of names in the file that are not loaded.
         tolerate: shell patterns of names that may be missing in the file -> the reason.
+        names: the library whose names the file has, one of `ldm.weights.names.LAYOUTS`; "": the network's own.
         rename: prefixes of names in the file -> their replacements.
         has, lacks: the file is recognised by substrings that some name contains (has) or no name contains (lacks).
         only: settings (key -> value) for which the file is used; it then replaces other sources of its networks.
@@ -33,6 +48,7 @@ class WeightFile:
     fills: Mapping[str, Mapping[str, str]]
     ignore: tuple[str, ...] = ()
     tolerate: Mapping[str, str] = field(default_factory=dict)
+    names: str = ""
     rename: Mapping[str, str] = field(default_factory=dict)
     has: tuple[str, ...] = ()
     lacks: tuple[str, ...] = ()
@@ -55,11 +71,14 @@ class WeightFile:
         for key in ("fills", "tolerate", "rename", "only", "source"):
             if not isinstance(entry.get(key) or {}, Mapping):
                 raise ValueError(f"{place}.{key}: got {entry[key]!r}, expected a mapping")
+        names = entry.get("names") or ""
+        if names and names not in LAYOUTS:
+            raise ValueError(f"{place}.names: got {names!r}, expected one of {', '.join(LAYOUTS)}")
         fills = {net: {part: ""} if isinstance(part, str) else dict(part) for net, part in entry["fills"].items()}
         words = {key: tuple(entry.get(key) or ()) for key in ("files", "ignore", "has", "lacks")}
         maps = {key: dict(entry.get(key) or {}) for key in ("tolerate", "rename", "only", "source")}
         switches = {key: bool(entry.get(key)) for key in ("spare", "optional")}
-        return cls(name, fills=fills, **switches, **words, **maps)
+        return cls(name, fills=fills, names=names, **switches, **words, **maps)
 
     @property
     def required(self) -> bool:

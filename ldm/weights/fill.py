@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
 from ldm.weights.files import WeightFile
+from ldm.weights.names import LAYOUTS
 
 
 def fill(
@@ -26,7 +27,7 @@ def fill(
     Returns one line per pattern of `entry.tolerate` that applied. Raises CheckpointError with the missing, unexpected
     and mis-shaped entries and the likely cause.
     """
-    state = rename_entries(state, entry.rename)
+    state = rename_entries(own_names(state, entry.names), entry.rename)
     constant = [name for network in networks.values() for name in getattr(network, "constant_buffers", ())]
     tolerated = [*entry.tolerate, *(f"*{name}" for name in constant)]
     checkpoint.load_slots(networks, state, entry.layout, absent=unused, tolerated_missing=tolerated)
@@ -40,6 +41,14 @@ def fill(
             if kept:
                 lines.append(f"{name}: {len(kept)} entries {pattern} keep their initial values: {reason}")
     return lines
+
+
+def own_names(state: Mapping[str, Tensor], names: str) -> Mapping[str, Tensor]:
+    """The entries of a file that has the names of a library as the network holds them. Raises CheckpointError."""
+    try:
+        return LAYOUTS[names](state) if names else state
+    except ValueError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def rename_entries(state: Mapping[str, Tensor], rename: Mapping[str, str]) -> dict[str, Tensor]:

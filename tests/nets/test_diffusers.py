@@ -16,9 +16,9 @@ from ldm.nets.configurations import (
     upscaler_settings,
 )
 from ldm.nets.control import TemporalConditioning, start_from_denoiser
-from ldm.nets.names import autoencoder_state, text_state
 from ldm.nets.text import OpenCLIPText
 from ldm.nets.upscaler import UpscalerUNet
+from ldm.weights.names import autoencoder_state, text_state
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

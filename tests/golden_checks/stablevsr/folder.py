@@ -8,8 +8,8 @@ from torch import nn
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.configurations import autoencoder_settings, control_settings, upscaler_settings
 from ldm.nets.control import TemporalConditioning
-from ldm.nets.names import autoencoder_state
 from ldm.nets.upscaler import UpscalerUNet
+from ldm.weights.names import autoencoder_state
 from tests.golden_checks.case import Case, names
 
 STABLEVSR = Path(os.environ.get("GOLDEN_STABLEVSR") or Path(__file__).parents[2] / "golden" / "stablevsr")

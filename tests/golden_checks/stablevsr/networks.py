@@ -5,10 +5,10 @@ import torch
 from ldm.nets.autoencoder import AutoencoderKL, posterior
 from ldm.nets.configurations import autoencoder_settings, control_settings, text_settings, upscaler_settings
 from ldm.nets.control import TemporalConditioning, start_from_denoiser
-from ldm.nets.names import autoencoder_state, flow_state, text_state
 from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
 from ldm.nets.upscaler import UpscalerUNet
+from ldm.weights.names import autoencoder_state, flow_state, text_state
 from tests.golden_checks.case import Case, assert_near
 from tests.golden_checks.stablevsr.folder import NETWORK, TIGHT, limit, network, weight_file
 

@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from ldm.nets.autoencoder import AutoencoderKL
-from ldm.nets.names import autoencoder_state, flow_state, renamed_by_rules, text_state
 from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
+from ldm.weights.names import autoencoder_state, flow_state, renamed_by_rules, text_state
 
 NEW = ("to_q", "to_k", "to_v", "to_out.0")
 OLD = ("query", "key", "value", "proj_attn")

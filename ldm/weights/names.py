@@ -5,7 +5,7 @@ no rule fits stay. The x4 upscaler's U-Net and the control network hold diffuser
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -110,3 +110,10 @@ def flow_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name in [name for name in out if name.startswith("cnet.") and ".downsample.1." in name]:
         out[name.replace(".downsample.1.", ".norm3.")] = out[name]
     return out
+
+
+LAYOUTS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {  # what a weight file's `names:` may say
+    "diffusers_autoencoder": autoencoder_state,
+    "transformers_text": text_state,
+    "torchvision_raft": flow_state,
+}
