@@ -23,8 +23,8 @@ import torch
 
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.captions import captioned
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
+from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.finished import COMPARED_KEYS, OutputDiffers, finished
 from ldm.engine.flags import flag_words, known_flags

@@ -20,7 +20,7 @@ SMALL = {
     "include": ["upscale_a_video/model.yaml"],
     "flow": "dis",
     "vaes": {"vae_3d": {"params": VAE}, "vae_video": {"params": VAE | {"condition_channels": 32}}},
-    "networks": {"unet": {"params": UNET}, "text": {"params": {"width": 16, "layers": 2, "heads": 2}}},
+    "networks": {"unet": {"params": UNET}, "text": {"params": {"width": 16, "layers": 1, "heads": 2}}},
     "method": {
         "params": {
             "scale_factor": 0.5,
@@ -41,7 +41,7 @@ def transformers_names(state: dict) -> dict:
     out = {}
     for name, value in state.items():
         name = name.replace("transformer.resblocks.", "encoder.layers.").replace("attn.out_proj", "self_attn.out_proj")
-        name = name.replace("ln_1", "layer_norm1").replace("ln_2", "layer_norm2").replace("ln_final", "final_layer_norm")
+        name = name.replace("ln_final", "final_layer_norm").replace("ln_", "layer_norm")
         name = name.replace("mlp.c_fc", "mlp.fc1").replace("mlp.c_proj", "mlp.fc2")
         name = name.replace("token_embedding", "embeddings.token_embedding")
         name = name.replace("positional_embedding", "embeddings.position_embedding.weight")

@@ -79,4 +79,3 @@ class LatentDecoder:
         with torch.autocast(z.device.type, self.dtype, enabled=self.dtype is not None):
             out = self.autoencoder.decode(z / self.scale_factor, low * 2 - 1, weight=self.condition)
         return out.float().clamp(-1, 1)
-
