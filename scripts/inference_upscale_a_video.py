@@ -1,4 +1,4 @@
-"""The released script of Upscale-A-Video with its flags and defaults, done by scripts/upscale.py with preset `released`.
+"""The released command of Upscale-A-Video with its flags and defaults, done by scripts/upscale.py (preset `released`).
 
 A video, a folder of videos or a folder of frames becomes OUTPUT/video/NAME.mp4, NAME ending in the settings; with
 --save_image its frames become OUTPUT/frame/NAME instead. Captions are not made: clip.txt beside clip.mp4 holds one, or

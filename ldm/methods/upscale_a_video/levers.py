@@ -88,7 +88,7 @@ def clip_peak(method: "UpscaleAVideo", request: Request, levers: ClipLevers, cos
     work = max(
         tile("sampling", levers.tile, method.windows.batch),
         tile("decoding", levers.decoder_tile, batch) + count * picture * COPIES,
-        sum(tile("flow", side, 1) for side in (max(h, w),)),
+        tile("flow", max(h, w), 1),
     )
     values = 2 * method.channels + 2 * 3 + (4 if method.sampling.propagated else 0)  # "x", a result, frames, flows
     held = min(frames, method.frames_held) * h * w * values * 4
