@@ -110,13 +110,16 @@ def test_a_stream_is_the_whole_clip_propagation_included(toy):
     assert (expected - alone).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("preset", [None, "released"])
-def test_a_stopped_stream_resumes_to_the_same_frames(folder, preset):
-    words = ["method.params.sampling.params.propagation_steps=1", "method.params.min_size=8"]
-    if preset:
-        words += ["method.params.crop=8", "method.params.always_crop=true"]
-    method, lq = load_method(folder, preset=preset, overrides=words), clip(4, *SIZE)
-    request = Request(SIZE, 4, seed=7)
+@pytest.mark.parametrize(
+    ("preset", "size", "frames"),
+    [(None, (8, 8), 4), ("released", (4, 130), 2)],  # two crops of 65, whose margin is 64
+)
+def test_a_stopped_stream_resumes_to_the_same_frames(folder, preset, size, frames):
+    words = ["sampling.params.propagation_steps=0", "sampling.params.steps=1", "min_size=4"]
+    words += ["sampling.params.guidance_scale=1", "crop=65", "always_crop=true"] if preset else []
+    words = [f"method.params.{word}" for word in words]
+    method, lq = load_method(folder, preset=preset, overrides=words), clip(frames, *size)
+    request = Request(size, frames, seed=7)
     expected, run, out = restored(method, lq, seed=7), method.stream(request), []
     for number, frame in enumerate(lq):
         run.push(Frame(number, {"lq": frame[None]}))
@@ -130,6 +133,7 @@ def test_a_stopped_stream_resumes_to_the_same_frames(folder, preset):
         state, run = run.state(), method.stream(request)
         run.resume(state)
     assert torch.equal(torch.cat([frame["sr"] for frame in out]), expected)
+    assert expected[..., 300:].std() > 0.01 if preset else expected.std() > 0.01
 
 
 def test_any_size_and_scale(toy):

@@ -20,6 +20,7 @@ def weights(tmp_path_factory):
     return upscale_toy.write_weights(tmp_path_factory.mktemp("uav") / "weights")
 
 
+@pytest.mark.slow  # three runs of the command
 def test_a_stopped_run_resumes_to_the_same_bytes_and_records_its_words(tmp_path, weights, monkeypatch, capfd):
     clip = toy.make_clip(tmp_path / "clip.mp4", FRAMES)
     (tmp_path / "clip.txt").write_text("\ufeffa dog\r\na boat\n", encoding="utf-8")
