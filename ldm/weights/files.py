@@ -34,7 +34,7 @@ class WeightFile:
         fills: network -> {prefix of names in the file: prefix in the network}.
         ignore: shell patterns of names in the file that are not loaded.
         tolerate: shell patterns of names that may be missing in the file -> the reason.
-        names: the library whose names the file has, one of `ldm.weights.names.LAYOUTS`; "": the network's own.
+        names: library whose names the file has, one of `ldm.weights.names.LAYOUTS`; "" for the network's own names.
         rename: prefixes of names in the file -> their replacements.
         has, lacks: the file is recognised by substrings that some name contains (has) or no name contains (lacks).
         only: settings (key -> value) for which the file is used; it then replaces other sources of its networks.

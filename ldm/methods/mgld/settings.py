@@ -1,17 +1,17 @@
 """The settings of MGLD-VSR: windows and tiles, sampling, decoding."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from ldm.diffusion.denoiser import to_x0
 from ldm.diffusion.guidance import MotionGuidance
 from ldm.diffusion.samplers import ddim_step, ddpm_step
 from ldm.diffusion.schedule import Schedule
+from ldm.methods.words import choose
 from ldm.nets.whole_frame import HOLD, Cut
 from ldm.ops import tiling
 from ldm.ops.color import adain_color_fix, wavelet_color_fix
@@ -21,19 +21,11 @@ BUILDABLE = ("Windows", "Sampling", "Decoding")
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
 COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "nofix": lambda content, style: content}
 NORMS = ("auto", "frame", "shared", "tile")
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 WEIGHTS = {
     "gaussian": tiling.gaussian_window,
     "released": tiling.released_gaussian_window,
     "flat": tiling.flat_window,
 }
-
-
-def choose(table: Mapping, word: str, what: str):
-    """Return `table[word]`. Raises ValueError with the known words for any other word."""
-    if word not in table:
-        raise ValueError(f"got {what} {word!r}, expected one of {', '.join(map(str, table))}")
-    return table[word]
 
 
 @dataclass(frozen=True)

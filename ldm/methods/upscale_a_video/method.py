@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from ldm.diffusion.noise import FrameNoise
 from ldm.methods.contract import Costs, Progress, Request, silent
-from ldm.methods.mgld.settings import PRECISIONS, Windows, choose
+from ldm.methods.mgld.settings import Windows
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video import levers as memory
 from ldm.methods.upscale_a_video.levers import ClipLevers
-from ldm.methods.upscale_a_video.models import GuidedDenoiser, LatentDecoder
+from ldm.methods.upscale_a_video.models import LatentDecoder, PromptedDenoiser
 from ldm.methods.upscale_a_video.restoration import ClipRestoration
 from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Words
 from ldm.methods.upscale_a_video.sizes import LowGeometry
+from ldm.methods.words import PRECISIONS, choose
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes
 
@@ -140,9 +141,9 @@ class UpscaleAVideo:
             tally=tally,
         )
 
-    def denoiser(self, caption: str | None) -> GuidedDenoiser:
+    def denoiser(self, caption: str | None) -> PromptedDenoiser:
         """The U-Net with the words of a clip; `caption` None: those of the settings."""
-        return GuidedDenoiser(
+        return PromptedDenoiser(
             self.networks["unet"],
             self.networks["text"],
             sampling=self.sampling,

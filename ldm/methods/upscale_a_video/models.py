@@ -10,7 +10,7 @@ from ldm.diffusion.classifier_free import guided
 from ldm.methods.upscale_a_video.settings import ClipSampling, Words
 
 
-class GuidedDenoiser:
+class PromptedDenoiser:
     """The U-Net with the words of a clip, whose two halves share a call.
 
     Args:

@@ -15,7 +15,7 @@ from ldm.methods.contract import Costs, Progress, Request, silent
 from ldm.methods.mgld.settings import COLOR_FIXES
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video.method import UpscaleAVideo
-from ldm.methods.upscale_a_video.models import GuidedDenoiser
+from ldm.methods.upscale_a_video.models import PromptedDenoiser
 from ldm.methods.upscale_a_video.restoration import FLOWS
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.ops.crop_tiles import AREA, MARGIN, released_tiles
@@ -100,7 +100,7 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
         return frame.put(sr=fix(sr, resize(frame["low"] * 2 - 1, tuple(sr.shape[-2:]))))
 
     def restore_crop(
-        self, low: Tensor, noise: tuple[Tensor, Tensor], flows: Sequence[Tensor] | None, *, denoiser: GuidedDenoiser,
+        self, low: Tensor, noise: tuple[Tensor, Tensor], flows: Sequence[Tensor] | None, *, denoiser: PromptedDenoiser,
         tally: Tally,
     ) -> Tensor:  # fmt: skip
         """A clip (1, T, 3, h, w) in [0, 1] -> (1, T, 3, 4h, 4w) in [-1, 1], as one run of the released pipeline.
@@ -143,7 +143,7 @@ class _Crops:
         method: ReleasedUpscaleAVideo,
         crops: Sequence[Patch],
         noise: ReleasedClipNoise,
-        denoiser: GuidedDenoiser,
+        denoiser: PromptedDenoiser,
         tally: Tally,
     ) -> None:
         self.method, self.crops, self.noise, self.denoiser, self.tally = method, crops, noise, denoiser, tally

@@ -12,7 +12,7 @@ from ldm.diffusion.refined import clean_and_noise, refined_step
 from ldm.diffusion.samplers import assert_finite
 from ldm.methods.mgld.settings import COLOR_FIXES, Windows
 from ldm.methods.progress import Tally
-from ldm.methods.upscale_a_video.models import GuidedDenoiser, LatentDecoder
+from ldm.methods.upscale_a_video.models import LatentDecoder, PromptedDenoiser
 from ldm.methods.upscale_a_video.settings import BLOCK, ClipDecoding
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.ops.cuts import scene_ends
@@ -40,7 +40,7 @@ class ClipRestoration:
 
     def __init__(
         self,
-        denoiser: GuidedDenoiser,
+        denoiser: PromptedDenoiser,
         decoder: LatentDecoder,
         *,
         flow: FlowNet,

@@ -11,7 +11,8 @@ from ldm.diffusion.classifier_free import noise_label
 from ldm.diffusion.refined import refined_steps
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.spacing import choose_timesteps, spaced
-from ldm.methods.mgld.settings import COLOR_FIXES, Windows, choose
+from ldm.methods.mgld.settings import COLOR_FIXES, Windows
+from ldm.methods.words import choose
 
 BUILDABLE = ("ClipSampling", "ClipDecoding", "Words")
 BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
