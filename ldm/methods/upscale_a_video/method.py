@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.noise import FrameNoise
-from ldm.methods.contract import Costs, Progress, Request, silent
+from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.mgld.settings import Windows
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video import levers as memory
@@ -74,7 +74,7 @@ class UpscaleAVideo:
         """Where the weights are."""
         return next(self.networks["unet"].parameters()).device
 
-    def stream(self, request: Request, levers: ClipLevers | None = None, progress: Progress = silent) -> Pipeline:
+    def stream(self, request: Request, levers: ClipLevers | None = None, progress: Progress = no_progress) -> Pipeline:
         """The stages that restore a clip; see `ldm.methods.contract.Method.stream`.
 
         Each sampling step waits for a window of frames, so frames come out late. The noise of a frame depends on its
@@ -101,7 +101,7 @@ class UpscaleAVideo:
 
     def probes(self, levers: ClipLevers) -> dict[str, Callable[[int], int | None]]:
         """A window of the denoiser and of the decoder, and the flow of a pair."""
-        run = self.restoration(Request((64, 64)), levers, Tally(silent, {}))
+        run = self.restoration(Request((64, 64)), levers, Tally(no_progress, {}))
 
         def zeros(frames: int, channels: int, side: int) -> Tensor:
             return torch.zeros(1, frames, channels, side, side, device=self.device)

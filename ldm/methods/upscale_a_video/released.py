@@ -11,7 +11,7 @@ from ldm.diffusion.classifier_free import noise_label
 from ldm.diffusion.clip_noise import ReleasedClipNoise
 from ldm.diffusion.propagation import latent_flow, propagate
 from ldm.diffusion.refined import sample_refined
-from ldm.methods.contract import Costs, Progress, Request, silent
+from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.mgld.settings import COLOR_FIXES
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video.method import UpscaleAVideo
@@ -59,7 +59,7 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
 
     # ---- the contract
 
-    def stream(self, request: Request, levers: CropLevers | None = None, progress: Progress = silent) -> Pipeline:
+    def stream(self, request: Request, levers: CropLevers | None = None, progress: Progress = no_progress) -> Pipeline:
         """The stages that restore a clip; see `ldm.methods.contract.Method.stream`."""
         geometry, tally = self.geometry(request.size, request.upscale), Tally(progress, {})
         crops = self.crops(geometry.low)
