@@ -4,7 +4,7 @@ import math
 
 from torch import Tensor
 
-from ldm.methods.geometry import FULL_SCALE, whole
+from ldm.methods.geometry import FULL_SCALE, floor_pixels
 from ldm.ops.resize import resize
 
 
@@ -22,7 +22,7 @@ class LowGeometry:
     def __init__(self, size: tuple[int, int], *, upscale: float, factor: int, least: int) -> None:
         sides = [side * upscale / factor for side in size]
         scale = max(least / min(sides), 1)
-        self.size, self.target = tuple(size), tuple(whole(side * upscale) for side in size)
+        self.size, self.target = tuple(size), tuple(floor_pixels(side * upscale) for side in size)
         self.low = tuple(math.ceil(side * scale - 1e-6) for side in sides)
         self.large = tuple(side * factor for side in self.low)
 
