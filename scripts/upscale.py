@@ -24,6 +24,7 @@ import torch
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
+from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.finished import COMPARED_KEYS, OutputDiffers, finished
 from ldm.engine.flags import flag_words, known_flags
@@ -223,6 +224,7 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argpar
         weights, device = find_files(), usable_device(args.device)
         settings = choose_settings(weights, args)
         model = Model(weights, settings, device, rounding_of(settings))
+        good = attempt(good, partial(captioned, model=model))
         done = [job for job in good if job.options.skip_finished and is_finished(job, model)]
         for job in done:
             skip_clip(job, args)

@@ -90,7 +90,7 @@ PARTS = [path for path in CHANGES if path.parent.name != "stablevsr"]  # whose k
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)
 def test_changes_are_of_what_there_is(path):
     base = config.load(CHANGES[path])
-    new = {"method.params.n_frames", "method.params.patch", "method.params.stride"}  # of another class
+    new = {f"method.params.{name}" for name in ("n_frames", "patch", "stride", "crop", "always_crop")}  # of others
     stray = [key for key in keys(config.load(path)) if not exists(base, key) and key not in new]
     stray = [key for key in stray if key.split(".")[0] != "flags"]
     assert not stray, f"{path}: {stray} are not in {CHANGES[path].name}"

@@ -9,6 +9,7 @@ import torch
 from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
+from ldm.engine.captions import captioned
 from ldm.engine.finished import finished
 from ldm.engine.jobs import Job, JobOptions, Log, Model, prepare, restore_job
 from ldm.engine.resume import remove_partials
@@ -54,7 +55,7 @@ class Restorer:
         options = replace(self.options, upscale=scale, seed=seed, overwrite=True)
         if clip.frames < clip.lq.frames:
             options = replace(options, max_frames=clip.frames)
-        job = prepare(Job(clip.lq.path, output), options, warn=self.warn)
+        job = captioned(prepare(Job(clip.lq.path, output), options, warn=self.warn), self.model)
         if (record := finished(job, self.model)) is not None:
             return record
         return restore_job(job, self.model, report=report, warn=self.warn, log=self.inform)

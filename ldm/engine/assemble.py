@@ -28,6 +28,7 @@ CONFIGS = ROOT / "configs"
 CARD = "model.yaml"  # describes a model: beside its weights, or in the folder of a family
 FAMILY = "family.yaml"  # the weights and flags that all models of a family share
 REQUIRED_KEYS = ("networks", "method", "weights")
+MERGES = Path("tokenizer", "merges.txt")  # of a tokenizer, in a folder of weights
 
 
 @dataclass(frozen=True)
@@ -220,7 +221,16 @@ def build_method(
             if own:
                 fill(own, state, entries[name], unused=entries[name].fills.keys() - own.keys())
     networks = {name: network.to(device) for name, network in networks.items()}
+    settings = _with_merges(settings, found)
     return config.instantiate(settings["method"], networks=networks) if method else networks
+
+
+def _with_merges(settings, found: Weights):
+    """The settings with `merges` as a path that exists: the file beside the weights, or one of the product."""
+    if settings.get("merges") is None:
+        return settings
+    own = found.folder / MERGES if found.folder else MERGES
+    return config.override(settings, [f"merges={own if found.folder and own.is_file() else ROOT / settings.merges}"])
 
 
 def _build_network(name: str, node, *, filled: bool) -> nn.Module:

@@ -7,7 +7,7 @@ from ldm import config
 from ldm.engine.assemble import family_cards, read_model
 
 KINDS = ("word", "positive_int", "non_negative_int", "number", "switch")
-KEYS = ("key", "type", "help", "choices", "divide", "also")
+KEYS = ("key", "type", "help", "choices", "divide", "also", "caption")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,7 @@ class Flag:
         choices: allowed values; empty for any.
         divide: the setting is the value divided by this number, rounded down.
         also: other settings (key -> value) that it sets if its value differs from the model's.
+        caption: the value describes a clip; by default it is read from the text file beside the clip.
         families: families that have the flag.
     """
 
@@ -32,6 +33,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     divide: int = 1
     also: Mapping[str, object] = field(default_factory=dict)
+    caption: bool = False
     families: tuple[str, ...] = ()
 
     @classmethod
@@ -46,7 +48,8 @@ class Flag:
             got = f"type {kind!r}, divide {divide!r} and also {also!r}"
             raise ValueError(f"{place}: got {got}, expected one of {', '.join(KINDS)}, a whole number and a mapping")
         choices = tuple(map(str, entry.get("choices") or ()))
-        return cls(name, tuple(map(str, keys)), kind, str(entry.get("help") or ""), choices, divide, also, (family,))
+        text, caption = str(entry.get("help") or ""), bool(entry.get("caption"))
+        return cls(name, tuple(map(str, keys)), kind, text, choices, divide, also, caption, (family,))
 
     def words(self, value: object, settings) -> list[str]:
         """Return the overrides (`key=value`) for a value. Raises ValueError for a value outside `choices`."""

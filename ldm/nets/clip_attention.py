@@ -54,7 +54,7 @@ class RotaryPositions(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.register_buffer("freqs", 10000.0 ** (-torch.arange(0, ROTATED, 2).float() / ROTATED))
+        self.register_buffer("freqs", 10000.0 ** (-torch.arange(0, ROTATED, 2, device="cpu").float() / ROTATED))
 
     def forward(self, x: Tensor) -> Tensor:
         """x (n, heads, frames, features), the first frame number 0 -> its first 32 features rotated, same dtype."""

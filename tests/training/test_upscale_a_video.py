@@ -289,6 +289,7 @@ def train(stage, folder, name, *words):
 
 
 @pytest.mark.parametrize("stage", ["unet", "decoder"])
+@pytest.mark.slow  # three trainings
 def test_the_toy_commands_train_and_resume_exactly(stage, tmp_path):
     whole = train(stage, tmp_path, "whole", "steps=3", "checkpoints.every=2")
     half = train(stage, tmp_path, "half", "steps=2", "checkpoints.every=2")

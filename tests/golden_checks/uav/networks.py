@@ -9,9 +9,9 @@ from ldm.nets.clip_attention import RotaryPositions, RotaryTemporalAttention, re
 from ldm.nets.clip_layers import PlusBlock, TemporalModule, frame_block, time_block
 from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
-from ldm.nets.text_names import to_open_clip
 from ldm.nets.video_unet import UNetVideoModel, unet_arguments
 from ldm.nets.video_vae import AutoencoderKLVideo, ConditionFusion, vae_arguments
+from ldm.weights.names import text_state
 from tests.golden_checks.case import assert_near
 from tests.golden_checks.uav.case import UavCase, network
 
@@ -169,7 +169,7 @@ def check_state_dicts(case: UavCase) -> None:
         built = _shapes(net.state_dict()) if net is not None else {}
         if name == "text_encoder":
             weights = {key: torch.empty(shape, device="meta") for key, shape in expected.items()}
-            expected = _shapes(to_open_clip(weights))
+            expected = _shapes(text_state(weights))
             last = f"transformer.resblocks.{part['config']['num_hidden_layers']}."
             not_run = ("text_projection", "logit_scale", last)
             built = {key: shape for key, shape in built.items() if not key.startswith(not_run)}

@@ -1,0 +1,40 @@
+"""The sizes of a frame of Upscale-A-Video: low-resolution frames on the grid of the latents, and four times that."""
+
+import math
+
+from torch import Tensor
+
+from ldm.methods.geometry import FULL_SCALE, floor_pixels
+from ldm.ops.resize import resize
+
+
+class LowGeometry:
+    """Frames of `size` (h, w) brought to the grid of the latents, and results to the size that was asked for.
+
+    Args:
+        upscale: what was asked for.
+        factor: of the networks, output over latents.
+        least: pixels that the short side of the latents has at least.
+
+    `low` is the size (h, w) of the latents, `large` that of a decoded frame, `target` that of the output.
+    """
+
+    def __init__(self, size: tuple[int, int], *, upscale: float, factor: int, least: int) -> None:
+        sides = [side * upscale / factor for side in size]
+        scale = max(least / min(sides), 1)
+        self.size, self.target = tuple(size), tuple(floor_pixels(side * upscale) for side in size)
+        self.low = tuple(math.ceil(side * scale - 1e-6) for side in sides)
+        self.large = tuple(side * factor for side in self.low)
+
+    def reduce(self, lq: Tensor) -> Tensor:
+        """A frame (..., 3, h, w), float in [0, 1] or uint8 or uint16 of full scale, on the grid of the latents.
+
+        Averaged over areas where it shrinks, bicubic where it grows; float32 in [0, 1].
+        """
+        lq = lq.float() / FULL_SCALE[lq.dtype] if lq.dtype in FULL_SCALE else lq.float()
+        mode = "area" if min(self.size) > min(self.low) else "bicubic"
+        return resize(lq, self.low, mode=mode).clamp(0, 1)
+
+    def finish(self, sr: Tensor) -> Tensor:
+        """A restored frame, about [-1, 1], in the size that was asked for and in [0, 1]."""
+        return resize(sr.add(1).div(2).clamp(0, 1), self.target).clamp(0, 1)

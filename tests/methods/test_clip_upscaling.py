@@ -1,0 +1,222 @@
+"""Upscale-A-Video as a method: its stages against the recording and the whole clip, words, levers, and failures."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.diffusion.noise import FrameNoise
+from ldm.engine.assemble import find_weights, load_method
+from ldm.methods.contract import Request
+from ldm.methods.mgld.settings import Windows
+from ldm.methods.upscale_a_video.released import ReleasedUpscaleAVideo
+from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Words
+from ldm.ops.clip_flow import flows_of_clip
+from ldm.streaming.pipeline import Frame
+from tests.golden_checks.uav.case import FOLDER, UavCase, network
+from tests.methods import upscale_toy
+from tests.methods.toy import clip
+
+SIZE = (8, 12)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return upscale_toy.write_weights(tmp_path_factory.mktemp("uav") / "weights")
+
+
+@pytest.fixture(scope="module")
+def toy(folder):
+    return load_method(folder)
+
+
+def changed(method, *, kind=None, **settings):
+    """The method with settings of `sampling` by name, and others of its own."""
+    own = {name: getattr(method, name) for name in ("networks", "scale_factor", "windows", "decoding", "words")}
+    sampling = replace(method.sampling, **settings.pop("sampling", {}))
+    return (kind or type(method))(**own | {"min_size": 8, "sampling": sampling} | settings)
+
+
+def restored(method, lq, **request):
+    """Frames of any size, so that latents can be few."""
+    run = method.stream(Request(tuple(lq.shape[-2:]), len(lq), **request))
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None]}))
+    return torch.cat([frame["sr"] for frame in run.pull(finish=True)])
+
+
+# ---- the recording
+
+
+class Recorded(nn.Module):
+    """In place of the text tower and of RAFT: returns what was recorded, in turn or by token."""
+
+    def __init__(self, values):
+        super().__init__()
+        self.values, self.count = values, 0
+
+    def forward(self, *inputs):
+        if len(inputs) == 1:
+            return self.values[int(inputs[0][0, 0])]
+        self.count += 1
+        return self.values[self.count - 1].flatten(0, 1)
+
+
+@pytest.mark.golden
+def test_the_released_stages_equal_the_recording():
+    case = UavCase.read(FOLDER, "pipeline_run_1_windows_propagation")
+    meta, video = case.meta, case.clip("video")
+    nets = [network(case.folder, name) for name in meta["weights"]]
+    flow = Recorded([case.clip("flows_forward"), case.clip("flows_backward")])
+    text = Recorded([case["embedding_positive"], case["embedding_negative"]])
+    method = ReleasedUpscaleAVideo(
+        networks={"unet": nets[0], "autoencoder": nets[1], "text": text, "flow": flow},
+        sampling=ClipSampling(
+            steps=meta["inference_steps"],
+            guidance_scale=meta["guidance_scale"],
+            noise_level=meta["noise_level"],
+            propagation_steps=",".join(map(str, meta["propagation_steps"])),
+            spacing="released",
+        ),
+        windows=Windows(n_frames=8, scene_cut=None),
+        decoding=ClipDecoding(Windows(n_frames=3, frame_overlap=0)),
+        words=Words(lambda texts: torch.tensor([[texts[0] == "no"]]).long(), negative_prompt="no"),
+        min_size=1,
+    )
+    sr = restored(method, video[0] / 2 + 0.5, seed=meta["generator_seed"])
+    assert flow.count == 2
+    expected = case.clip("output")[0]
+    assert (sr * 2 - 1 - expected).abs().max() <= case.limit("output")
+    assert (expected[1:] - expected[:-1]).abs().max() > 0.1
+
+
+# ---- streams
+
+
+def test_a_stream_is_the_whole_clip_propagation_included(toy):
+    settings = {"sampling": {"propagation_steps": "0,1", "context": 9}, "windows": replace(toy.windows, n_frames=5)}
+    settings["decoding"] = ClipDecoding(replace(toy.decoding.windows, n_frames=5))
+    method, lq = changed(toy, **settings), clip(5, *SIZE)
+    whole = changed(toy, kind=ReleasedUpscaleAVideo, **settings)
+    noise = FrameNoise(3)
+    draws = noise("low", range(5), (3, *SIZE))[None], noise("start", range(5), (4, *SIZE))[None]
+    flows = flows_of_clip(method.networks["flow"], lq[None])
+    with torch.no_grad():
+        expected = whole.restore_crop(lq[None], draws, flows, denoiser=whole.denoiser(None), tally=lambda stage: None)
+        alone = whole.restore_crop(lq[None], draws, None, denoiser=whole.denoiser(None), tally=lambda stage: None)
+    sr = restored(method, lq, seed=3)
+    assert (sr - (expected[0] / 2 + 0.5)).abs().max() < 1e-4
+    assert (expected - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "frames"),
+    [(None, (8, 8), 4), ("released", (4, 130), 2)],  # two crops of 65, whose margin is 64
+)
+def test_a_stopped_stream_resumes_to_the_same_frames(folder, preset, size, frames):
+    words = ["sampling.params.propagation_steps=0", "sampling.params.steps=1", "min_size=4"]
+    words += ["sampling.params.guidance_scale=1", "crop=65", "always_crop=true"] if preset else []
+    words = [f"method.params.{word}" for word in words]
+    method, lq = load_method(folder, preset=preset, overrides=words), clip(frames, *size)
+    request = Request(size, frames, seed=7)
+    expected, run, out = restored(method, lq, seed=7), method.stream(request), []
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None]}))
+        out += list(run.pull())
+        state, run = run.state(), method.stream(request)
+        run.resume(state)
+    for _ in range(9):
+        out += list(run.pull(finish=True, units=1))
+        if not run.frames_held:
+            break
+        state, run = run.state(), method.stream(request)
+        run.resume(state)
+    assert torch.equal(torch.cat([frame["sr"] for frame in out]), expected)
+    assert expected[..., 300:].std() > 0.01 if preset else expected.std() > 0.01
+
+
+def test_any_size_and_scale(toy):
+    for upscale, size in ((2.0, (17, 23)), (1.5, (16, 16))):
+        sr = restored(changed(toy, sampling={"steps": 1}), clip(1, *size), upscale=upscale)
+        assert sr.shape[-2:] == tuple(int(side * upscale) for side in size) and sr.std() > 0.01
+
+
+# ---- words
+
+
+def test_the_halves_of_the_guidance_share_a_call_and_a_scale_of_1_costs_nothing(toy):
+    rows = []
+    hook = toy.networks["unet"].register_forward_pre_hook(lambda net, inputs: rows.append(len(inputs[0])))
+    for scale in (3.0, 1.0):
+        restored(changed(toy, sampling={"guidance_scale": scale, "steps": 1}), clip(1, *SIZE))
+    hook.remove()
+    assert rows == [2, 1]
+
+
+def test_a_caption_has_a_line_for_each_scene_and_decides_the_result(toy):
+    words = Words(prompt="a dog", ending="sharp")
+    assert words.prompts(None) == ["a dog sharp"]
+    assert words.prompts("a cat\n\n a boat ") == ["a cat sharp", "sharp", "a boat sharp"]
+    assert replace(words, separator=None).prompts("a cat, ") == ["a cat,sharp"]
+    assert replace(words, ending=None, prompt=None).prompts(None) == [""]
+    method = changed(toy, sampling={"steps": 1})
+    scenes = torch.cat([torch.zeros(1, 3, *SIZE), torch.ones(1, 3, *SIZE)])
+    results = [restored(method, scenes, prompt=prompt) for prompt in ("a cat", "a cat\na boat", "a boat")]
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[1][1], results[2][1])
+    assert not torch.equal(results[0][1], results[1][1])
+
+
+# ---- memory, failures, settings
+
+
+def test_smaller_levers_take_less(toy):
+    costs = {"sampling": [1000.0, 50000.0], "decoding": [1000.0, 9000.0], "flow": [0.0, 10.0], "once": [0.0, 0.0]}
+    rungs = changed(toy, windows=replace(toy.windows, tile=96)).levers()
+    request = Request((200, 300), 600)
+    peaks = [toy.peak(request, rung, costs) for rung in rungs]
+    assert len(rungs) > 2 and peaks == sorted(peaks, reverse=True) and peaks[-1] < peaks[0]
+    assert toy.peak(replace(request, frames=60), rungs[0], costs) == peaks[0]
+    assert str(rungs[0]).startswith("sampled in tiles of 96")
+
+
+def test_a_failing_tile_stops_the_run_and_is_named(toy):
+    def spoil(net, inputs, out):
+        return torch.full_like(out, float("nan"))
+
+    hook = toy.networks["unet"].register_forward_hook(spoil)
+    method = changed(toy, windows=replace(toy.windows, tile=8, tile_overlap=4, fit=False))
+    try:
+        with pytest.raises(
+            FloatingPointError, match=r"frames 0 to 0: the tile at frames 0..0, rows 0..7, columns 0..7"
+        ):
+            restored(method, clip(1, *SIZE))
+    finally:
+        hook.remove()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"steps": 0}, "0 sampling steps"),
+        ({"propagation_steps": "30"}, "numbers from 0 to 29"),
+        ({"propagation_steps": "1;2"}, "such as 24,26,28"),
+        ({"noise_level": 1000}, "expected 0 to 999"),
+        ({"spacing": "odd"}, "spacing 'odd'"),
+    ],
+)
+def test_senseless_settings_are_refused(settings, says):
+    with pytest.raises(ValueError, match=says):
+        ClipSampling(**settings)
+
+
+def test_few_steps_start_from_the_noisiest():
+    assert ClipSampling(steps=4).schedule.t[-1] == 999 and ClipSampling(steps=30).schedule.t[-1] == 958
+    assert ClipSampling(steps=4, spacing="released").schedule.t[-1] == 751
+
+
+def test_a_released_folder_is_recognised_by_its_files(tmp_path):
+    bare = upscale_toy.write_weights(tmp_path / "bare", card=False)
+    (bare / "propagator").mkdir()
+    found = find_weights(bare)
+    assert found.card == upscale_toy.CARD and {"unet_video", "vae_3d", "text_encoder"} <= found.files.keys()

@@ -1,0 +1,86 @@
+"""Upscale-A-Video by the commands: a stopped run resumes, captions reach the record, the released flags work."""
+
+import json
+
+import pytest
+
+from ldm import video
+from ldm.engine.assemble import find_weights, read_settings
+from ldm.engine.captions import caption_beside
+from ldm.engine.flags import flag_words
+from scripts import inference_upscale_a_video, upscale
+from tests.methods import upscale_toy
+from tests.scripts import toy
+
+FRAMES = 5
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    return upscale_toy.write_weights(tmp_path_factory.mktemp("uav") / "weights")
+
+
+@pytest.mark.slow  # three runs of the command
+def test_a_stopped_run_resumes_to_the_same_bytes_and_records_its_words(tmp_path, weights, monkeypatch, capfd):
+    clip = toy.make_clip(tmp_path / "clip.mp4", FRAMES)
+    (tmp_path / "clip.txt").write_text("\ufeffa dog\r\na boat\n", encoding="utf-8")
+    words = ["-i", str(clip), "--weights", str(weights), "--device", "cpu", "--upscale", "2", "--save_every", "2"]
+    words += ["--memory", "4G", "--inference_steps", "1", "--propagation_steps", "0", "--negative_prompt", "no: [x"]
+    assert upscale.main([*words, "-o", str(tmp_path / "undisturbed.mp4")]) == 0
+    assert "predicted peak" in capfd.readouterr().out
+    write, parts = video.write_part, []
+
+    def stop(path, frames, *args, **options):
+        parts.append(path)
+        if len(parts) == 2:
+            raise KeyboardInterrupt
+        return write(path, frames, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(video, "write_part", stop)
+        assert upscale.main([*words, "-o", str(tmp_path / "out.mp4")]) == 130
+    assert upscale.main([*words, "-o", str(tmp_path / "out.mp4")]) == 0
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "undisturbed.mp4").read_bytes()
+    record = json.loads((tmp_path / "out.mp4.json").read_text())
+    assert record["arguments"]["prompt"] == "a dog\na boat" and record["frames"] == FRAMES
+    used = record["settings"]["method"]["params"]
+    assert used["words"]["params"]["negative_prompt"] == "no: [x"
+    assert (
+        used["words"]["params"]["tokenizer"]["params"]["merges"]["params"]["path"] == "assets/text/clip_merges.txt.gz"
+    )
+    assert set(record["weights"]) == {"unet_video", "vae_3d", "text_encoder"}
+
+
+def test_captions_are_found_beside_files_and_folders(tmp_path):
+    (tmp_path / "frames").mkdir()
+    (tmp_path / "frames.txt").write_text("a cat")
+    (tmp_path / "a.mp4").touch()
+    (tmp_path / "a.mp4.txt").write_text(" a dog \n")
+    assert caption_beside(tmp_path / "frames") == "a cat" and caption_beside(tmp_path / "a.mp4") == "a dog"
+    assert caption_beside(tmp_path / "b.mp4") is None
+    (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError):
+        caption_beside(tmp_path / "b.mp4")
+
+
+def test_a_prompt_is_taken_letter_by_letter(weights):
+    settings = read_settings(find_weights(weights))
+    words = flag_words(settings, {"prompt": "a: [b] #c, 'd'"})
+    assert words == ["+method.params.words.params.prompt=a: [b] #c, 'd'"]
+
+
+def test_the_released_flags(tmp_path, weights, capfd):
+    clip = toy.make_clip(tmp_path / "in" / "clip.mp4", 2)
+    words = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--pretrained_model_path", str(weights)]
+    words += ["-s", "2", "-n", "20", "-p", "1", "--use_video_vae", "--color_fix", "AdaIn", "--device", "cpu"]
+    assert inference_upscale_a_video.main(words) == 2
+    error = capfd.readouterr().err
+    assert "clip.txt" in error and "--no_llava" in error and error.count("\n") == 1
+    assert inference_upscale_a_video.main([*words, "--no_llava"]) == 0
+    output = tmp_path / "out" / "video" / "clip_n20_g6_s2_p1.mp4"
+    source = video.probe(clip)
+    assert (video.probe(output).height, video.probe(output).width) == (4 * source.height, 4 * source.width)
+    record = json.loads(output.with_name(f"{output.name}.json").read_text())
+    assert record["arguments"]["seed"] == 10 and "vae_video" in record["weights"]
+    params = record["settings"]["method"]["params"]
+    assert params["words"]["params"]["separator"] == "" and params["sampling"]["params"]["propagation_steps"] == "1"
