@@ -29,7 +29,7 @@ from ldm import config
 from ldm.engine.device import Peak, hardware, usable_device
 from ldm.files import write_whole
 from ldm.methods.mgld.restoration import FLOW_SCALE
-from ldm.methods.mgld.settings import PRECISIONS
+from ldm.methods.words import PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.flow import estimate_motion
 from scripts.command import Parser, exit_status, explained, first_line, positive_int, size_from

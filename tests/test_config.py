@@ -76,15 +76,15 @@ def test_every_config_builds(path, tmp_path):
         loaded = config.merge(config.load(CHANGES[path]), path)
     parts = [name for name in BUILT if name in loaded]
     assert parts or path.name in ("family.yaml", "ablation.yaml"), f"{path} has none of {BUILT}"
-    with torch.device("meta"):
-        built = {}
-        for name in parts:
+    built = {}
+    for name in parts:
+        with torch.device("cpu" if name == "method" else "meta"):
             built[name] = build(loaded[name], **({"networks": built["networks"]} if name == "method" else {}))
     for module in (built.get("networks") or {}).values():
         assert all(p.is_meta for p in module.parameters())
 
 
-PARTS = [path for path in CHANGES if path.parent.name != "stablevsr"]  # whose keys the files they change have
+PARTS = [path for path in CHANGES if "stablevsr" not in path.parts]  # whose keys the files they change have
 
 
 @pytest.mark.parametrize("path", PARTS, ids=lambda path: path.stem)

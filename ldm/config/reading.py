@@ -128,7 +128,7 @@ def select(config: DictConfig, key: str) -> Any:
 
 def plain(config: Any) -> dict:
     """A configuration as dictionaries, lists, numbers and words, references resolved."""
-    return OmegaConf.to_container(config, resolve=True)
+    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
 
 
 def save(config: Any, path: str | Path) -> None:
