@@ -1,5 +1,6 @@
 """Command-line flags of a model, declared in its YAML under `flags:`."""
 
+import functools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -70,6 +71,7 @@ def flags_of(settings) -> dict[str, Flag]:
     return {name: Flag.from_config(name, entry, family=family) for name, entry in entries.items()}
 
 
+@functools.cache
 def known_flags() -> dict[str, Flag]:
     """Return the flags of all families for --help, one per name, with the families that have it."""
     known: dict[str, Flag] = {}
