@@ -5,6 +5,7 @@ The DDPM of diffusers 0.21 (DDPMScheduler); a DDIM file describes the same train
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -119,7 +120,7 @@ class Scheduler:
             listed = self._spaced(steps)
         else:
             raise ValueError(f"got {steps} sampling steps, expected 1 to {total}")
-        if not listed or any(a <= b for a, b in zip(listed, listed[1:], strict=False)):
+        if not listed or any(a <= b for a, b in pairwise(listed)):
             raise ValueError(f"got time steps {listed[:8]}, expected a falling list")
         if listed[0] >= total or listed[-1] < 0:
             raise ValueError(f"got time steps {listed[0]} to {listed[-1]}, expected {total - 1} to 0; take fewer steps")

@@ -7,6 +7,7 @@ leave it open which of the two is meant, and are refused. What is passed over is
 
 import logging
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,7 +94,7 @@ def gaps(names) -> list[str]:
             return []
         forms.add((match[1], match[3]))
         numbers.append(int(match[2]))
-    steps = [(a, b) for a, b in zip(numbers, numbers[1:], strict=False) if b - a != 1]
+    steps = [(a, b) for a, b in pairwise(numbers) if b - a != 1]
     if len(forms) != 1 or any(b <= a for a, b in steps) or 2 * len(steps) >= len(numbers):
         return []
     return [f"{a + 1}" if b == a + 2 else f"{a + 1} to {b - 1}" for a, b in steps]
