@@ -6,7 +6,7 @@ common name, such as `main` or `scripts`, is installed.
 
 from setuptools import find_packages, setup
 
-PRODUCT = ["constraints.txt", "scripts/*.py", "configs/**/*.yaml", "assets/**/*"]
+PRODUCT = ["constraints.txt", "scripts/*.py", "configs/**/*.yaml", "configs/**/*.md", "assets/**/*"]
 
 setup(
     packages=[*find_packages(include=["ldm*", "basicsr_deg*"]), "mgld_vsr", "mgld_vsr.product"],

@@ -125,7 +125,6 @@ KINDS = {  # name: content, values, how it is written, where, how it is used
 }
 
 
-@pytest.mark.filterwarnings("ignore:Initializing zero-element tensors:UserWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_whatever_a_file_holds(kind, tmp_path, monkeypatch):
     content, values, write, name, use = KINDS[kind]

@@ -99,6 +99,12 @@ def test_networks_that_do_not_fit_are_refused_while_they_grow(tmp_path, monkeypa
             config.instantiate({"target": "ldm.nets.autoencoder.AutoencoderKL", "params": deep})
 
 
+@pytest.mark.parametrize("params", [{"in_features": 0, "out_features": 3}, {"in_features": 3, "out_features": 0}])
+def test_layers_without_weights_are_refused(params):
+    with pytest.raises(config.ConfigError, match="has a Linear of .* weights, expected sizes of 1 and more"):
+        config.instantiate({"target": "torch.nn.Linear", "params": params})
+
+
 # ---- files of YAML: (text, what the line says)
 
 DEEP = "[" * 20000 + "]" * 20000

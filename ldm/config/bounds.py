@@ -45,6 +45,9 @@ class _Count:
     def parameter(self, module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is None or nn.parameter.is_lazy(parameter):
             return
+        if parameter.numel() == 0:
+            kind = type(module).__name__
+            raise ConfigError(f"{self.place}: has a {kind} of {list(parameter.shape)} weights, expected sizes of 1 and more")
         self.values += parameter.numel()
         self.bytes += 0 if parameter.is_meta else parameter.numel() * parameter.element_size()
         if self.values > MOST_VALUES or self.bytes > (self.free or self.bytes):

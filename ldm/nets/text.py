@@ -139,11 +139,16 @@ class OpenCLIPText(nn.Module):
 
 
 class FixedContext(nn.Module):
-    """A constant context of zeros (1, tokens, width), for models trained without text."""
+    """A constant context of zeros (1, tokens, width), for models trained without text.
+
+    Raises ValueError for less than one token or channel.
+    """
 
     def __init__(self, *, tokens: int = 1, width: int) -> None:
         super().__init__()
-        self.shape = tuple(torch.empty(1, tokens, width, device="meta").shape)  # raises for an invalid shape
+        if tokens < 1 or width < 1:
+            raise ValueError(f"got tokens={tokens} and width={width}, expected 1 or more of each")
+        self.shape = (1, tokens, width)
 
     def forward(self) -> Tensor:
         """(1, tokens, width), all zeros, on the CPU."""
