@@ -65,10 +65,7 @@ class AutoencoderTraining(LightningModule):
         for name, term in terms.items():
             check_finite(term, name, self.global_step)
         loss = terms["l1"] + self.gradient_weight * terms["gradient"] + self.kl_weight * terms["kl"]
-        self.means.add({**terms, "loss": loss, "latent_std": posterior.mean.float().std()})
-        if (number + 1) % self.accumulate == 0:
-            means = {f"train/{name}": value for name, value in self.means.flush().items()}
-            self.log_dict(means, sync_dist=True, batch_size=1)
+        self.means.log_batch(self, {**terms, "loss": loss, "latent_std": posterior.mean.float().std()}, number)
         return loss
 
     def on_fit_start(self) -> None:

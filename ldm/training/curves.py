@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from pytorch_lightning import LightningModule
 from torch import Tensor
 
 
@@ -24,7 +25,13 @@ class StepMeans:
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def flush(self) -> dict[str, Tensor]:
-        """Return the means since the last call and reset them."""
-        means = {name: total / self._counts[name] for name, total in self._sums.items()}
+        """Return the means since the last call as train/NAME, and reset them."""
+        means = {f"train/{name}": total / self._counts[name] for name, total in self._sums.items()}
         self._sums, self._counts = {}, {}
         return means
+
+    def log_batch(self, module: LightningModule, terms: Mapping[str, Tensor], number: int) -> None:
+        """Add the terms of batch `number`; log their means after every `module.accumulate` batches."""
+        self.add(terms)
+        if (number + 1) % module.accumulate == 0:
+            module.log_dict(self.flush(), sync_dist=True, batch_size=1)

@@ -147,8 +147,7 @@ class StageTwo(LightningModule):
     def _end_step(self) -> None:
         for rate in self.lr_schedulers() or []:
             rate.step()
-        means = {f"train/{name}": value for name, value in self.means.flush().items()}
-        self.log_dict({**means, "step": float(self.global_step)}, sync_dist=True, batch_size=1)
+        self.log_dict({**self.means.flush(), "step": float(self.global_step)}, sync_dist=True, batch_size=1)
 
     def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
         y, gt = self.reconstruct(batch), batch["gt"] * 2 - 1

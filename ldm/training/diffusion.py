@@ -150,10 +150,7 @@ class StageOne(LightningModule):
     def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
         terms = self._batch_terms(batch, "train")
         check_finite(terms["loss"], "denoising", self.global_step)
-        self.means.add(terms)
-        if (number + 1) % self.accumulate == 0:
-            means = {f"train/{name}": value for name, value in self.means.flush().items()}
-            self.log_dict(means, sync_dist=True, batch_size=1)
+        self.means.log_batch(self, terms, number)
         return terms["loss"]
 
     def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:

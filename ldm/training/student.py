@@ -137,10 +137,7 @@ class StudentTraining(LightningModule):
     def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
         terms = self.terms(batch)
         check_finite(terms["loss"], "student", self.global_step)
-        self.means.add(terms)
-        if (number + 1) % self.accumulate == 0:
-            means = {f"train/{name}": value for name, value in self.means.flush().items()}
-            self.log_dict(means, sync_dist=True, batch_size=1)
+        self.means.log_batch(self, terms, number)
         return terms["loss"]
 
     @torch.no_grad()

@@ -221,10 +221,7 @@ class TemporalControl(LightningModule):
     def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
         loss = self.batch_terms(batch, "train")["loss"]
         check_finite(loss, "denoising", self.global_step)
-        self.means.add({"loss": loss})
-        if (number + 1) % self.accumulate == 0:
-            means = {f"train/{name}": value for name, value in self.means.flush().items()}
-            self.log_dict(means, sync_dist=True, batch_size=1)
+        self.means.log_batch(self, {"loss": loss}, number)
         return loss
 
     def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:

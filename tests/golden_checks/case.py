@@ -1,10 +1,11 @@
 """A golden case: numbers recorded from the reference classes, read from NAME.json and NAME.safetensors."""
 
 import gzip
+import importlib
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,10 +84,9 @@ class Case(NamedTuple):
     def weights(self) -> dict[str, Tensor]:
         return self.stored_weights() or self.recipe_weights()
 
-
 def names(folder: Path = FOLDER) -> list[str]:
     """Every case in the folder, by its JSON file."""
-    found = {f.name.removesuffix(".gz").removesuffix(".json") for f in folder.glob("*.json*")}
+    return sorted({file.name.removesuffix(".gz").removesuffix(".json") for file in folder.glob("*.json*")})
     return sorted(found)
 
 
@@ -99,3 +99,18 @@ def assert_near(
     bound = limit if relative_to is None else limit * relative_to
     worst = (actual.detach().double() - expected.double()).abs().max().item() if expected.numel() else 0.0
     assert worst <= bound, f"{what}: largest difference {worst:.3e}, limit {bound:.3e}"
+
+
+def checks_of(package: str) -> dict[str, Callable]:
+    """All `CHECKS` of the modules of a package beside this file: {first letters of a case's name: check}."""
+    folder, checks = Path(__file__).parent.joinpath(*package.split(".")[2:]), {}
+    for file in sorted(folder.glob("*.py")):
+        checks |= getattr(importlib.import_module(f"{package}.{file.stem}"), "CHECKS", {})
+    return checks
+
+
+def check_for(name: str, checks: Mapping[str, Callable]) -> Callable:
+    """The check whose prefix of the case's name is the longest."""
+    prefixes = [prefix for prefix in checks if name.startswith(prefix)]
+    assert prefixes, f"{name}: unknown kind of case, expected a name starting with one of {sorted(checks)}"
+    return checks[max(prefixes, key=len)]

@@ -63,11 +63,6 @@ def read_tensors(folder: Path, name: str) -> dict[str, Tensor]:
     return load(lzma.open(packed).read()) if packed.exists() else {}
 
 
-def names(folder: Path = FOLDER) -> list[str]:
-    """Every case in the folder, by its JSON file."""
-    return sorted({file.name.removesuffix(".gz").removesuffix(".json") for file in folder.glob("*.json*")})
-
-
 @lru_cache(maxsize=8)
 def network(folder: Path, name: str) -> nn.Module:
     """The network of a `weights_*` case, loaded strictly but for what its JSON says is left out of the folder."""
