@@ -46,8 +46,8 @@ class _Count:
         if parameter is None or nn.parameter.is_lazy(parameter):
             return
         if parameter.numel() == 0:
-            kind = type(module).__name__
-            raise ConfigError(f"{self.place}: has a {kind} of {list(parameter.shape)} weights, expected sizes of 1 and more")
+            what = f"has a {type(module).__name__} of {list(parameter.shape)} weights"
+            raise ConfigError(f"{self.place}: {what}, expected sizes of 1 and more")
         self.values += parameter.numel()
         self.bytes += 0 if parameter.is_meta else parameter.numel() * parameter.element_size()
         if self.values > MOST_VALUES or self.bytes > (self.free or self.bytes):

@@ -87,7 +87,6 @@ class Case(NamedTuple):
 def names(folder: Path = FOLDER) -> list[str]:
     """Every case in the folder, by its JSON file."""
     return sorted({file.name.removesuffix(".gz").removesuffix(".json") for file in folder.glob("*.json*")})
-    return sorted(found)
 
 
 def assert_near(
