@@ -26,7 +26,6 @@ from ldm.engine.assemble import CARD
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.export import write_export
 from ldm.files import is_partial
-from ldm.printable import printable
 from ldm.training import preflight
 from ldm.training.callbacks import (
     AtomicCheckpoints,
@@ -42,7 +41,9 @@ from ldm.training.callbacks import (
 from ldm.training.initial import left_random, start_from
 from ldm.training.loading import TrainingData
 from ldm.training.recompute import prepare_training
+from scripts.command import Parser, add_trust, exit_status, tell
 
+PROGRAM = "main.py"
 TRUE, FALSE = ("true", "yes", "1", "t", "y"), ("false", "no", "0", "f", "n")
 SWITCHES = ("-t", "--train", "--scale_lr", "--no-test")
 HALF_PRECISIONS = ("16-true", "bf16-true")  # weights in half precision: updates of about 5e-5 are rounded away
@@ -50,15 +51,8 @@ EXIT_TIMEOUT = 5  # seconds that the other processes have to exit before they ar
 RUN = "MGLDVSR_RUN"  # environment variable: the run folder, for the other processes of a training on several devices
 
 
-class Parser(argparse.ArgumentParser):
-    """Argument parser whose errors are ValueErrors of one line."""
-
-    def error(self, message: str):
-        raise ValueError(f"{message} (--help lists the options)")
-
-
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    parser = Parser(prog="main.py", description=__doc__.splitlines()[0])
+    parser = Parser(PROGRAM, __doc__.splitlines()[0])
     parser.add_argument("-b", "--base", nargs="+", default=[], metavar="YAML", help="files, merged left to right")
     parser.add_argument("-t", "--train", type=_switch, default=False, help="train; without it, print the model")
     parser.add_argument("-n", "--name", help="name of the run (default: the first YAML's)")
@@ -74,8 +68,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
                         "batches, batch size and processes (default False; the released default is True)")  # fmt: skip
     parser.add_argument("--no-test", type=_switch, default=True, help="accepted and ignored (no test follows)")
     parser.add_argument("-l", "--logdir", default="logs", help="folder of the runs (default logs)")
-    parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help="allow configurations to "
-                        "name classes of your own module as targets; its code runs (default: none)")  # fmt: skip
+    add_trust(parser)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace a value of the YAML files")
     args = parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
     args.overrides += [word for word in args.base if "=" in word]  # --base takes all words up to the next flag
@@ -211,7 +204,7 @@ def loggers_of(run: Path) -> list:
     try:
         curves.append(TensorBoardLogger(run, name="", version="tensorboard"))
     except ModuleNotFoundError:
-        print("no TensorBoard curves: pip install tensorboard; metrics.csv holds the same values")
+        tell("no TensorBoard curves: pip install tensorboard; metrics.csv holds the same values")
     return curves
 
 
@@ -256,11 +249,11 @@ def train(args: argparse.Namespace) -> None:
     if resumed is None:
         entries = config.plain(settings).get("init") or []
         lines = [*start_from(model, entries), *left_random(model, entries)]
-        for line in lines if is_first() else []:
-            print(line)
+        if is_first() and lines:
+            tell(*lines)
     prepare_training(model, recompute=bool(settings.get("checkpointing")), last=bool(settings.get("channels_last")))
     if not args.train:
-        print(model)
+        tell(*str(model).splitlines())
         return
     data = built(settings.data, "config.data", TrainingData)
     data.check(model.needs)
@@ -274,12 +267,12 @@ def train(args: argparse.Namespace) -> None:
     with preflight.lock_run(run, new=resumed is None) if is_first() else contextlib.nullcontext():
         prepare_folder(run, settings, resumed)
         if is_first():
-            print(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
+            tell(f"{run}: {settings.steps} steps, learning rate {settings.learning_rate:g}")
         fit(trainer, model, data, run=run, resumed=resumed)
     if trainer.global_step < settings.steps:
-        print(f"{run}: {early_end(trainer, preflight.resume_hint(run))}")
+        tell(f"{run}: {early_end(trainer, preflight.resume_hint(run))}")
     elif settings.get("export") and trainer.is_global_zero:
-        print(write_export(model, settings))
+        tell(write_export(model, settings))
 
 
 def built(node, place: str, kind: type):
@@ -352,35 +345,25 @@ def in_one_line(error: BaseException) -> str:
     return lines[-1].partition(": ")[2] or lines[-1]
 
 
+def explain(error: Exception) -> str | None:
+    """Return the message of an error that a user can correct; None for a defect of the code."""
+    if isinstance(error, (ValueError, OSError, FloatingPointError, MisconfigurationException)):
+        return in_one_line(error)
+    if is_out_of_memory(error):
+        return "out of memory: lower batch_size or the crop, or set checkpointing=true"
+    if isinstance(error, RuntimeError) and lost_others(error):
+        return "another process of this training stopped and reported why; this one stops too"
+    return in_one_line(error) if str(error).startswith("DataLoader worker") else None
+
+
 def main(words: list[str] | None = None) -> int:
     """Run the command and return its exit status: 0, 2 for an error, 130 for an interruption."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     for name in ("pytorch_lightning", "lightning.pytorch", "lightning_fabric"):  # hints, and devices it did not find
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="pytorch_lightning|lightning_fabric")
     # the learning rate of the discriminator is stepped before its optimizer's first step
     warnings.filterwarnings("ignore", message="Detected call of `lr_scheduler.step")
-    try:
-        train(arguments(words))
-    except (ValueError, OSError, FloatingPointError, MisconfigurationException) as error:
-        return refuse(in_one_line(error))
-    except KeyboardInterrupt as stopped:
-        return refuse(str(stopped) or "interrupted", status=130)
-    except RuntimeError as error:
-        if is_out_of_memory(error):
-            return refuse("out of memory: lower batch_size or the crop, or set checkpointing=true")
-        if lost_others(error):
-            return refuse("another process of this training stopped and reported why; this one stops too")
-        if not str(error).startswith("DataLoader worker"):
-            raise
-        return refuse(in_one_line(error))
-    return 0
-
-
-def refuse(line: str, status: int = 2) -> int:
-    """Print an error line to stderr and return the exit status."""
-    print(printable(f"main.py: {line}"), file=sys.stderr)
-    return status
+    return exit_status(PROGRAM, lambda: train(arguments(words)), explain=explain, level=logging.INFO)
 
 
 if __name__ == "__main__":

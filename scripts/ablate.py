@@ -10,6 +10,7 @@ picture of one line over time. An interrupted run resumes. Words like method.par
 
 import argparse
 import json
+import logging
 import shlex
 import sys
 from collections.abc import Mapping
@@ -32,7 +33,6 @@ from scripts.command import (
     add_trust,
     exit_status,
     integer_from,
-    log_to_terminal,
     non_negative_int,
     positive_int,
     size_from,
@@ -40,6 +40,7 @@ from scripts.command import (
 from scripts.degrade import find_protocol, names_of
 
 PROGRAM = "ablate.py"
+log = logging.getLogger("scripts.ablate")
 SCALE, SMALLEST = 4, 64  # between truth and input; the shortest side of the truth, in pixels
 PICTURE = """
 ## One line over time
@@ -162,7 +163,6 @@ def write_document(args: argparse.Namespace, shown: str) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log = log_to_terminal(PROGRAM)
     clips = find_clips(args.input)
     if args.picture and args.picture not in clips:
         raise ValueError(f"got picture {args.picture!r}, expected one of {', '.join(clips)}")
@@ -180,14 +180,14 @@ def run(args: argparse.Namespace) -> int:
     words += [word for module in args.trust for word in ("--trust", module)]
     for option in ("weights", "config"):
         words += [f"--{option}", *getattr(args, option)] if getattr(args, option) else []
-    benchmark.run(benchmark.arguments([*map(str, words)]), log)
+    benchmark.run(benchmark.arguments([*map(str, words)]))
     write_document(args, args.picture or next(iter(clips)))
     log.info("%s", args.doc)
     return 0
 
 
 def main(words: list[str] | None = None) -> int:
-    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=benchmark.STOPPED)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=benchmark.STOPPED, level=logging.INFO)
 
 
 if __name__ == "__main__":

@@ -56,14 +56,15 @@ from scripts.command import (
     exit_status,
     find_named,
     first_line,
-    log_to_terminal,
     non_negative_int,
     positive_int,
     progress_bar,
+    tell,
     with_bar,
 )
 
 PROGRAM = "benchmark.py"
+log = logging.getLogger("scripts.benchmark")
 SETS = product_folder() / "configs" / "benchmark"
 MODEL = ("config", "preset", "memory", "seeds", "ablation")  # options that apply to a model only
 NAME = re.compile(r"[\w.+-]*\w[\w.+-]*")
@@ -232,7 +233,7 @@ class Degrader:
         return {name: args.output / name for name in truths}, about
 
 
-def restorer_of(args: argparse.Namespace, log: logging.Logger) -> Restorer:
+def restorer_of(args: argparse.Namespace) -> Restorer:
     """The model that the arguments describe."""
     weights = find_weights(*args.weights or (EMBEDDED,), configs=args.config)
     settings = upscale.choose_settings(weights, args)
@@ -241,11 +242,11 @@ def restorer_of(args: argparse.Namespace, log: logging.Logger) -> Restorer:
     return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), log.warning, log.info)
 
 
-def restorers_of(args: argparse.Namespace, ablation: Ablation, log: logging.Logger) -> dict[str, Restorer]:
+def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Restorer]:
     """The rows of an ablation that are models, over one set of networks."""
     rows, restorers, networks = {name: row for name, row in ablation.rows.items() if name != BICUBIC}, {}, None
     for name, row in rows.items():
-        restorer = restorer_of(arguments([*args.words, *map(str, row.get("options", ()))]), log)
+        restorer = restorer_of(arguments([*args.words, *map(str, row.get("options", ()))]))
         model, swaps = restorer.model, dict(row.get("networks") or {})
         networks = networks or build_method(model.settings, model.weights, device=model.device, method=False)
         built = networks | {network: networks[other] for network, other in swaps.items()}
@@ -255,7 +256,7 @@ def restorers_of(args: argparse.Namespace, ablation: Ablation, log: logging.Logg
     return restorers
 
 
-def run(args: argparse.Namespace, log: logging.Logger) -> int:
+def run(args: argparse.Namespace) -> int:
     dataset, own_name = read_set(args.dataset, args.trust), "mgld-vsr" if args.weights else "embedded"
     ablation = read_node(args.ablation, "ablation", args.trust) if args.ablation else None
     upscaling = bool(args.weights) or not args.results or ablation is not None
@@ -293,7 +294,7 @@ def run(args: argparse.Namespace, log: logging.Logger) -> int:
     )  # fmt: skip
     restorers = {}  # built before hours of scoring
     if upscaling:
-        restorers = restorers_of(args, ablation, log) if ablation else {own_name: restorer_of(args, log)}
+        restorers = restorers_of(args, ablation) if ablation else {own_name: restorer_of(args)}
     work.score_folders(folders, results)
     if bicubic:
         work.score_bicubic()
@@ -304,7 +305,7 @@ def run(args: argparse.Namespace, log: logging.Logger) -> int:
     show(work.write())
     log.info(", ".join(str(folder / f"results.{suffix}") for suffix in ("json", "csv", "md")))
     if not args.no_report:
-        make_report(folder, log)
+        make_report(folder)
     return 0
 
 
@@ -322,10 +323,10 @@ def show(results: Mapping) -> None:
                 table.add_row(*map(shown, line))
             console.print(table)
         else:
-            print_lines(*filter(None, [title, *markdown(head, lines).splitlines()]))
+            tell(*filter(None, [title, *markdown(head, lines).splitlines()]))
     if results.get("findings"):
-        print_lines(*findings_table(results).splitlines())
-    print_lines(*results["notes"])
+        tell(*findings_table(results).splitlines())
+    tell(*results["notes"])
 
 
 def shown(cell: str) -> str:
@@ -333,11 +334,7 @@ def shown(cell: str) -> str:
     return escape(printable(cell))
 
 
-def print_lines(*lines: str) -> None:
-    print("\n".join(map(printable, lines)), flush=True)
-
-
-def make_report(folder: Path, log: logging.Logger) -> None:
+def make_report(folder: Path) -> None:
     """Write the HTML page, or say why there is none."""
     try:
         log.info("%s", report_of(folder, bar=partial(with_bar, title="report")))
@@ -346,7 +343,7 @@ def make_report(folder: Path, log: logging.Logger) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    return exit_status(PROGRAM, lambda: run(arguments(words), log_to_terminal(PROGRAM)), stopped=STOPPED)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=STOPPED, level=logging.INFO)
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ Words like method.params.sampling.params.steps=8 change the model.
 """
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +39,7 @@ from ldm.training.diffusion import Objective, StageOne
 from ldm.training.initial import start_from
 from ldm.training.optimization import Adam
 from scripts.ablate import SCALE, SMALLEST, find_clips, fitted
-from scripts.command import Parser, exit_status, integer_from, log_to_terminal, non_negative_int, size_from, with_bar
+from scripts.command import Parser, exit_status, integer_from, non_negative_int, size_from, tell, with_bar
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "check_model.py"
@@ -164,18 +165,24 @@ def coder(net: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
     return code
 
 
+def tell_row(*cells: object) -> None:
+    """Print a row of a Markdown table."""
+    tell(f"| {' | '.join(map(str, cells))} |")
+
+
 def check_autoencoder(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
     net = load_autoencoder(args)
     numbers = net.post_quant_conv.in_channels
     linear = LinearCode([frame for clip in clips for frame in clip.truth], numbers=numbers, side=net.downsampling)
     rows = {"autoencoder": coder(net), f"linear code of {numbers} numbers": linear}
     means = {}
-    print("| clip | code | PSNR, dB | sharpness | low-frequency error |\n|---|---|---|---|---|")
+    tell_row("clip", "code", "PSNR, dB", "sharpness", "low-frequency error")
+    tell_row(*["---"] * 5)
     for name, code in rows.items():
         figures = [kept(code, clip.truth) for clip in with_bar(clips, name)]
         means[name] = {key: float(np.mean([one[key] for one in figures])) for key in figures[0]}
         for clip, one in [*((clip.name, one) for clip, one in zip(clips, figures, strict=True)), ("mean", means[name])]:
-            print(f"| {clip} | {name} | {one['psnr']:.2f} | {one['sharpness']:.3f} | {one['low_frequency']:.3f} |")
+            tell_row(clip, name, f"{one['psnr']:.2f}", f"{one['sharpness']:.3f}", f"{one['low_frequency']:.3f}")
     own, best = means.values()
     yield Finding(f"at least {LEAST_PSNR:g} dB", f"{own['psnr']:.2f} dB", own["psnr"] >= LEAST_PSNR)
     sharp = own["sharpness"]
@@ -214,14 +221,14 @@ def mean_of(figure: Callable, frames: list[np.ndarray], truth: list[np.ndarray])
 def check_seeds(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
     model, steps = load_stage_one(args)
     rows = []
-    print("| clip | PSNR: bicubic | samples | sharpness: bicubic | samples | two seeds, dB |")
-    print("|---|---|---|---|---|---|")
+    tell_row("clip", "PSNR: bicubic", "samples", "sharpness: bicubic", "samples", "two seeds, dB")
+    tell_row(*["---"] * 6)
     for clip in with_bar(clips, "seeds"):
         one, other = (sampled(model, clip, seed, steps=steps) for seed in (args.seed, args.seed + 1))
         bicubic, truth = enlarged(clip), clip.truth
         pairs = [mean_of(figure, frames, truth) for figure in (psnr, edge_sharpness) for frames in (bicubic, one)]
         rows.append([*pairs, mean_of(psnr, one, other)])
-        print(f"| {clip.name} | " + " | ".join(f"{value:.3f}" for value in rows[-1]) + " |")
+        tell_row(clip.name, *(f"{value:.3f}" for value in rows[-1]))
     plain, own, soft, sharp, alike = np.mean(rows, axis=0)
     yield Finding("samples are sharper than bicubic", f"{sharp:.3f} against {soft:.3f}", sharp > soft)
     yield Finding(f"at most {MOST_LOSS} dB below bicubic", f"{own - plain:+.2f} dB", own >= plain - MOST_LOSS)
@@ -238,11 +245,12 @@ def check_steps(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding
     values = {default: [], 1: []}
     if len(values) < 2:
         raise ValueError("got 1 step as the default, expected more; add method.params.sampling.params.steps=10")
-    print(f"| seed | steps | {args.metric} |\n|---|---|---|")
+    tell_row("seed", "steps", args.metric)
+    tell_row(*["---"] * 3)
     for steps, means in values.items():
         for seed in with_bar(range(args.seed, args.seed + args.seeds), f"{steps} steps"):
             means.append(float(np.mean([distance(model, clip, seed, steps, args.metric) for clip in clips])))
-            print(f"| {seed} | {steps} | {means[-1]:.4f} |")
+            tell_row(seed, steps, f"{means[-1]:.4f}")
     many, one = (np.array(means) for means in values.values())
     spread = max(many.std(ddof=1), one.std(ddof=1))
     measured = f"{many.mean():.4f} against {one.mean():.4f}, spread {spread:.4f}"
@@ -264,15 +272,16 @@ GATES = {"autoencoder": check_autoencoder, "seeds": check_seeds, "steps": check_
 
 def run(args: argparse.Namespace) -> int:
     found = list(GATES[args.gate](args, load_clips(args)))
-    print("\n| claim | measured | holds |\n|---|---|---|")
+    tell("")
+    tell_row("claim", "measured", "holds")
+    tell_row(*["---"] * 3)
     for finding in found:
-        print(f"| {finding.claim} | {finding.measured} | {'yes' if finding.holds else 'no'} |")
+        tell_row(finding.claim, finding.measured, "yes" if finding.holds else "no")
     return 0 if all(finding.holds for finding in found) else 1
 
 
 def main(words: list[str] | None = None) -> int:
-    log_to_terminal(PROGRAM)
-    return exit_status(PROGRAM, lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)), level=logging.INFO)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ import difflib
 import logging
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TextIO
 
 from ldm.printable import printable
 
@@ -95,12 +97,16 @@ def find_named(name: str, folder: Path, what: str) -> Path:
     return folder / f"{name}.yaml"
 
 
-def tell(line: str) -> None:
-    """Print a line; where no one reads the output any more (`| head`), the work continues without."""
+def tell(*lines: object, to: TextIO | None = None) -> None:
+    """Print lines without control characters, to stdout by default.
+
+    If the reader of a pipe has exited (`| head`), these and all later lines are discarded; the work continues.
+    """
+    stream = to or sys.stdout
     try:
-        print(printable(line), flush=True)
+        print("\n".join(map(printable, lines)), file=stream, flush=True)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def first_line(error: BaseException) -> str:
@@ -109,29 +115,28 @@ def first_line(error: BaseException) -> str:
 
 
 class Terminal(logging.Handler):
-    """Prints results (INFO) to stdout, and warnings and errors to stderr behind the program's name."""
+    """Prints INFO to stdout, and every other level to stderr with the program's name and the traceback, if any."""
 
-    def __init__(self, program: str):
+    def __init__(self, program: str) -> None:
         super().__init__()
         self.program = program
 
     def emit(self, record: logging.LogRecord) -> None:
-        line = printable(record.getMessage())
-        if record.levelno >= logging.WARNING:
-            print(f"{self.program}: {line}", file=sys.stderr, flush=True)
-        else:
-            print(line, flush=True)
+        if record.levelno == logging.INFO:
+            tell(record.getMessage())
+            return
+        trace = traceback.format_exception(*record.exc_info) if record.exc_info else []
+        tell(f"{self.program}: {record.getMessage()}", *"".join(trace).splitlines(), to=sys.stderr)
 
 
-def log_to_terminal(program: str) -> logging.Logger:
-    """Show what `ldm` and this program log; returns the program's logger."""
+def log_to_terminal(program: str, level: int) -> None:
+    """Print what the product logs from `level` on, in place of the handler of an earlier command."""
     root = logging.getLogger()
     for handler in [handler for handler in root.handlers if isinstance(handler, Terminal)]:
         root.removeHandler(handler)
     root.addHandler(Terminal(program))
-    for name in ("ldm", program):
-        logging.getLogger(name).setLevel(logging.INFO)
-    return logging.getLogger(program)
+    for name in ("ldm", "basicsr_deg", "scripts"):
+        logging.getLogger(name).setLevel(level)
 
 
 def with_bar(items: Iterable, title: str) -> Iterable:
@@ -186,15 +191,26 @@ def exit_status(
     *,
     stopped: str = "interrupted",
     explain: Callable[[Exception], str | None] = explained,
+    level: int = logging.WARNING,
 ) -> int:
-    """The result of `work()`; 2 after one line on stderr for an error that `explain` knows, 130 after Ctrl-C."""
+    """Run a command and return its exit status.
+
+    Args:
+        program: name of the command, printed before errors and warnings.
+        work: the command; returns its exit status, or None for 0.
+        stopped: message after Ctrl-C, unless the KeyboardInterrupt has one. The status is 130.
+        explain: returns the message of an error that a user can correct (the status is 2), or None for a defect of
+            the code, which is raised with its traceback.
+        level: least severe level of logged messages that are printed.
+    """
+    log_to_terminal(program, level)
     try:
         return work() or 0
-    except KeyboardInterrupt:
-        line, status = stopped, 130
+    except KeyboardInterrupt as interrupt:
+        line, status = str(interrupt) or stopped, 130
     except Exception as error:
-        if (line := explain(error)) is None:
+        line, status = explain(error), 2
+        if line is None:
             raise
-        status = 2
-    print(f"{program}: {line}", file=sys.stderr)
+    tell(f"{program}: {line}", to=sys.stderr)
     return status

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor
 
 from ldm import __version__
-from ldm.printable import printable
 from ldm.weights import checkpoint
-from scripts.command import Parser, exit_status
+from scripts.command import Parser, exit_status, tell
 
 PROGRAM = "convert_checkpoint.py"
 
@@ -63,7 +62,7 @@ def convert(source: Path, target: Path, *, half: bool = False, force: bool = Fal
 
 
 def run(args: argparse.Namespace) -> None:
-    print(printable(convert(args.source, args.target, half=args.half, force=args.force)))
+    tell(convert(args.source, args.target, half=args.half, force=args.force))
 
 
 def main(words: list[str] | None = None) -> int:

@@ -39,13 +39,13 @@ from scripts.command import (
     exit_status,
     find_named,
     first_line,
-    log_to_terminal,
     non_negative_int,
     positive_int,
     progress_bar,
 )
 
 PROGRAM = "degrade.py"
+log = logging.getLogger("scripts.degrade")
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 SHOWN = 100  # frames of --show at most
 VERSIONS = {  # of what decides the pixels
@@ -140,7 +140,7 @@ class Maker:
         """Degrade one clip and enter it, unless that is done; returns a line on the result."""
         source = video.probe(clip, damaged=self.args.damaged)
         for line in source.notes:
-            logging.getLogger(PROGRAM).warning("%s: %s", clip, line)
+            log.warning("%s: %s", clip, line)
         output, shown = self._outputs(name)
         count = min(source.frames, self.args.max_frames or source.frames)
         made_of = provenance.digest(clip, source.names[:count])
@@ -245,7 +245,6 @@ def maker_of(args: argparse.Namespace) -> Maker:
 
 
 def run(args: argparse.Namespace) -> int:
-    log = log_to_terminal(PROGRAM)
     clips = video.clips_in(args.input)
     maker = maker_of(args)
     failed = 0
@@ -263,7 +262,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    return exit_status(PROGRAM, lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)), level=logging.INFO)
 
 
 if __name__ == "__main__":

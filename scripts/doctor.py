@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-from scripts.command import Parser, exit_status
+from scripts.command import Parser, exit_status, tell
 from scripts.doctor_files import FAIL, OK, ROOT, WARN, Finding, check_data, check_weights
 
 PROGRAM = "doctor.py"
@@ -290,12 +290,13 @@ def run(args: argparse.Namespace) -> int:
     for finding in findings(args):
         found.append(finding)
         if not args.json:
-            print(finding.line(), flush=True)
+            tell(finding.line())
     count = {status: sum(finding.status == status for finding in found) for status in (OK, WARN, FAIL)}
     if args.json:
-        print(json.dumps({"ok": not count[FAIL], "findings": [finding._asdict() for finding in found]}, indent=1))
+        report = {"ok": not count[FAIL], "findings": [finding._asdict() for finding in found]}
+        tell(*json.dumps(report, indent=1).splitlines())
     else:
-        print(", ".join(f"{number} {status}" for status, number in count.items()))
+        tell(", ".join(f"{number} {status}" for status, number in count.items()))
     return 1 if count[FAIL] else 0
 
 

@@ -18,6 +18,7 @@ from ldm.engine.assemble import Weights, find_weights
 from ldm.engine.captions import caption_beside
 from ldm.engine.jobs import Job
 from scripts import upscale
+from scripts.command import Parser, exit_status, non_negative_int, positive_int
 
 PROGRAM = Path(__file__).name
 SEED, SCALE = 10, 4  # of the released script
@@ -27,14 +28,13 @@ COLOR_FIXES = {"None": "nofix", "AdaIn": "adain", "Wavelet": "wavelet"}
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The released flags."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = upscale.Parser(prog=PROGRAM, description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser = Parser(PROGRAM, __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("-i", "--input_path", type=Path, default=Path("inputs"), help="video, or folder of videos or frames (inputs)")
     add("-o", "--output_path", type=Path, default=Path("results"), help="folder to write to (results)")
-    add("-n", "--noise_level", type=upscale.non_negative_int, default=120, help="0 to 350 (120)")
+    add("-n", "--noise_level", type=non_negative_int, default=120, help="0 to 350 (120)")
     add("-g", "--guidance_scale", type=int, default=6, help="weight of the prompts (6)")
-    add("-s", "--inference_steps", type=upscale.positive_int, default=30, help="sampling steps (30)")
+    add("-s", "--inference_steps", type=positive_int, default=30, help="sampling steps (30)")
     add("-p", "--propagation_steps", default="", help="steps that propagate, such as 24,26,28 (none)")
     add("--a_prompt", default="best quality, extremely detailed", help="words behind the caption, without a space")
     add("--n_prompt", default="blur, worst quality", help="what the result should not look like")
@@ -42,7 +42,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--color_fix", choices=list(COLOR_FIXES), default="None", help="take the colours of the input (None)")
     add("--no_llava", action="store_true", help="without captions, except from text files beside clips")
     add("--perform_tile", action="store_true", help="cut small frames, too (default: from 384x384 pixels)")
-    add("--tile_size", type=upscale.positive_int, default=256, help="side of a crop in pixels of the input (256)")
+    add("--tile_size", type=positive_int, default=256, help="side of a crop in pixels of the input (256)")
     add("--save_image", action="store_true", help="write frames instead of a video (default: no)")
     add("--save_suffix", default="", help="behind the name of the output")
     add("--pretrained_model_path", type=Path, default=Path("pretrained_models/upscale_a_video"), help="weights")
@@ -67,9 +67,7 @@ def translate(args: argparse.Namespace, *, scale: float) -> argparse.Namespace:
         "always_crop": str(args.perform_tile).lower(),
     }
     words += [f"+method.params.{key}={value}" for key, value in settings.items()]
-    same_job = upscale.arguments(words)
-    same_job.program = PROGRAM
-    return same_job
+    return upscale.arguments(words)
 
 
 def named(job: Job, args: argparse.Namespace) -> Job:
@@ -110,7 +108,7 @@ def files_of(args: argparse.Namespace) -> Weights:
 
 
 def main(words: list[str] | None = None) -> int:
-    return upscale.exit_status(lambda: run(arguments(words)), program=PROGRAM)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=upscale.STOPPED, explain=upscale.explain)
 
 
 if __name__ == "__main__":

@@ -40,13 +40,13 @@ from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
 from ldm.weights.files import WeightFile, find_all
-from scripts.command import Parser, add_trust, exit_status, log_to_terminal, non_negative_int, positive_int, with_bar
+from scripts.command import Parser, add_trust, exit_status, non_negative_int, positive_int, with_bar
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "make_latents.py"
 LAST = Path("checkpoints/last.ckpt")  # in the folder of a training
 RELEASED = CONFIGS / "mgldvsr" / CARD  # describes weights that have no card beside them
-LOG = logging.getLogger(PROGRAM)
+LOG = logging.getLogger("scripts.make_latents")
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
 
@@ -359,8 +359,8 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
 
 
 def main(words: list[str] | None = None) -> int:
-    log_to_terminal(PROGRAM)
-    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped="interrupted; the same command resumes")
+    stopped = "interrupted; the same command resumes"
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=stopped, level=logging.INFO)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import numpy as np
 
 from basicsr_deg.clips import RenderedScenes
 from ldm import config
-from scripts.command import Parser, exit_status, positive_int
+from scripts.command import Parser, exit_status, positive_int, tell
 
 PROGRAM = "profile_degradation.py"
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace) -> None:
     for protocol in args.protocols:
         degradation = config.instantiate(config.load(PROTOCOLS / f"{protocol}.yaml").degradation)
         whole, stages = seconds_of(degradation, clip, range(args.clips))
-        print(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at worst")
+        tell(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at worst")
         shares = sorted(stages.items(), key=lambda item: -item[1])
-        print("  " + ", ".join(f"{name} {spent / sum(whole):.0%}" for name, spent in shares))
+        tell("  " + ", ".join(f"{name} {spent / sum(whole):.0%}" for name, spent in shares))
 
 
 def main(words: list[str] | None = None) -> int:

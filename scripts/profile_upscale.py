@@ -10,6 +10,7 @@ The rates of a matrix product and of a 3x3 convolution, measured between the sta
 import argparse
 import contextlib
 import json
+import logging
 import os
 import platform
 import sys
@@ -32,7 +33,7 @@ from ldm.methods.mgld.restoration import FLOW_SCALE
 from ldm.methods.words import PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.flow import estimate_motion
-from scripts.command import Parser, exit_status, explained, first_line, positive_int, size_from
+from scripts.command import Parser, exit_status, explained, first_line, positive_int, size_from, tell
 
 PROGRAM = "profile_upscale.py"
 ROOT = Path(__file__).resolve().parents[1]
@@ -126,7 +127,7 @@ def compiled(net: nn.Module, work: Callable[[], object]) -> bool:
         work()
     except Exception as error:  # whatever the compiler raises
         net._compiled_call_impl = None
-        print(f"{PROGRAM}: not compiled: {first_line(error)}", file=sys.stderr)
+        logging.getLogger("scripts.profile_upscale").warning(f"not compiled: {first_line(error)}")
         return False
     return True
 
@@ -223,7 +224,7 @@ def table(figures: dict) -> str:
 
 def run(args: argparse.Namespace) -> None:
     figures = profile(args)
-    print(table(figures))
+    tell(*table(figures).splitlines())
     if args.output:
         write_whole(args.output, (json.dumps(figures, indent=2) + "\n").encode())
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-from ldm.printable import printable
 from ldm.report.page import MEGABYTES, report_of
-from scripts.command import Parser, exit_status, with_bar
+from scripts.command import Parser, exit_status, tell, with_bar
 
 PROGRAM = "report.py"
 
@@ -36,7 +35,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 def run(args: argparse.Namespace) -> None:
     bar = partial(with_bar, title="report")
-    print(printable(report_of(args.folder, method=args.method, megabytes=args.megabytes, bar=bar)))
+    tell(report_of(args.folder, method=args.method, megabytes=args.megabytes, bar=bar))
 
 
 def main(words: list[str] | None = None) -> int:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from ldm.engine.assemble import Weights, find_weights
 from ldm.engine.jobs import Job
 from scripts import upscale
+from scripts.command import Parser, exit_status, positive_int
 
 PROGRAM = Path(__file__).name
 CONTROL = "controlnet"  # the sub-folder of --controlnet_ckpt
@@ -24,13 +25,12 @@ CONTROL = "controlnet"  # the sub-folder of --controlnet_ckpt
 
 def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The released flags, with the weights and the settings that this command takes beside."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = upscale.Parser(prog=PROGRAM, description=__doc__, formatter_class=form, allow_abbrev=False)
+    parser = Parser(PROGRAM, __doc__, allow_abbrev=False)
     add = parser.add_argument
     add("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
     add("--in_path", type=Path, required=True, help="folder of folders of frames")
     add("--out_path", type=Path, default=Path("StableVSR_results"), help="(default: StableVSR_results)")
-    add("--num_inference_steps", type=upscale.positive_int, default=50, help="sampling steps (default: 50)")
+    add("--num_inference_steps", type=positive_int, default=50, help="sampling steps (default: 50)")
     add("--controlnet_ckpt", type=Path, help="folder that holds controlnet/ (default: that of the weights)")
     add("--weights", type=Path, default=Path("StableVSR"), help="the released pipeline's folder (default: StableVSR)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
@@ -42,9 +42,7 @@ def translate(args: argparse.Namespace) -> argparse.Namespace:
     words = ["--input", str(args.in_path), "--output", str(args.out_path), "--weights", str(args.weights)]
     words += ["--ddpm_steps", str(args.num_inference_steps), "--preset", "released", "--overwrite"]
     words += ["--device", args.device] if args.device else []
-    same_job = upscale.arguments([*args.overrides, *words])
-    same_job.program = PROGRAM
-    return same_job
+    return upscale.arguments([*args.overrides, *words])
 
 
 def find_jobs(args: argparse.Namespace) -> list[Job]:
@@ -77,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return upscale.exit_status(lambda: run(arguments(words)), program=PROGRAM)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=upscale.STOPPED, explain=upscale.explain)
 
 
 if __name__ == "__main__":

@@ -28,15 +28,24 @@ from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.finished import COMPARED_KEYS, OutputDiffers, finished
 from ldm.engine.flags import flag_words, known_flags
-from ldm.engine.jobs import Job, JobOptions, Log, Model, find_jobs, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
 from ldm.video.source import DAMAGED
-from scripts.command import Parser, add_trust, first_line, non_negative_int, positive_int, progress_bar, tell
+from scripts.command import (
+    Parser,
+    add_trust,
+    exit_status,
+    explained,
+    non_negative_int,
+    positive_int,
+    progress_bar,
+    tell,
+)
 
 PROGRAM = "upscale.py"
-log = logging.getLogger(PROGRAM)
+log = logging.getLogger("scripts.upscale")
 STOPPED = "interrupted; the same command resumes"
 COMPARED = 64  # frames in the picture of --compare at most, and bytes of them
 COMPARED_BYTES = 10**9
@@ -68,13 +77,12 @@ def part_of(text: str) -> tuple[int, int]:
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; `flags` holds the flags of the model that were given, by name."""
-    parser = Parser(prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(PROGRAM, __doc__)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
     add_trust(parser)
     add_files(parser.add_argument_group("files"))
     add_flags(parser.add_argument_group("settings of the model (default: its configuration); in brackets: families"))
     add_running(parser.add_argument_group("running"))
-    parser.set_defaults(program=PROGRAM)
     args = parser.parse_intermixed_args(words)
     flags = {name: vars(args).pop(name) for name in known_flags()}
     args.flags = {name: value for name, value in flags.items() if value is not None and value is not False}
@@ -175,7 +183,7 @@ def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
     """Read, restore, write; the output appears when it is complete. Prints the time and memory it took."""
     began = time.perf_counter()
     with progress_bar(job.path.name) as report:
-        done = restore_job(job, model, report=report, warn=warner(args.program), log=tell)
+        done = restore_job(job, model, report=report, warn=log.warning, log=tell)
     if args.compare:
         save_picture(compared(job), compare_path(job.output))
     seconds, frames = time.perf_counter() - began, done["frames"]
@@ -215,11 +223,11 @@ def save_picture(picture, path: Path) -> None:
 
 def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argparse.Namespace) -> int:
     """Restore every job, with weights that are looked for once the inputs are known to be good; the exit status."""
-    warn, options = warner(args.program), options_of(args)
+    options = options_of(args)
     if [job.path for job in jobs] == [args.input]:  # a clip by itself is made again
         options = replace(options, skip_finished=False)
-    attempt = partial(attempt_all, alone=len(jobs) == 1, warn=warn)
-    good = attempt(jobs, partial(prepare, options=options, warn=warn))
+    attempt = partial(attempt_all, alone=len(jobs) == 1)
+    good = attempt(jobs, partial(prepare, options=options, warn=log.warning))
     if good:
         weights, device = find_files(), usable_device(args.device)
         settings = choose_settings(weights, args)
@@ -232,7 +240,7 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argpar
             model.build()  # before any clip, so that weights that do not fit are named once
             good = done + attempt(left, partial(restore_clip, model=model, args=args))
     if failed := len(jobs) - len(good):
-        warn(f"{failed} of {len(jobs)} inputs failed")
+        log.warning(f"{failed} of {len(jobs)} inputs failed")
     return 2 if failed else 0
 
 
@@ -244,8 +252,8 @@ def verify(path: Path) -> int:
     return 0 if all(result == "as recorded" for _, result in results) else 2
 
 
-def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, warn: Log) -> list[Job]:
-    """The jobs that `action` could do; a failure is reported, or raised for the only job."""
+def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) -> list[Job]:
+    """The jobs that `action` could do; a failure is logged, or raised for the only job."""
     done = []
     for job in jobs:
         try:
@@ -253,43 +261,20 @@ def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, w
         except Exception as error:
             if alone or (line := explain(error)) is None:
                 raise
-            warn(line if str(job.path) in line else f"{job.path}: {line}")
+            log.warning(line if str(job.path) in line else f"{job.path}: {line}")
     return done
 
 
-def warner(program: str) -> Log:
-    """warn(line) prints on stderr under the name of the command."""
-    return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
-
-
 def explain(error: Exception) -> str | None:
-    """One line for what a person or a machine can cause; None for a mistake in the code, whose traceback is wanted."""
+    """Return the message of an error that a user can correct; None for a defect of the code."""
     log.debug("where the error arose", exc_info=error)
-    text = first_line(error)
     if is_out_of_memory(error):
         return "out of memory with the smallest tiles; try --n_frames 3, --precision bf16 or a lower --upscale"
-    return text if isinstance(error, (ValueError, OSError, FloatingPointError)) else None
-
-
-def exit_status(work: Callable[[], int], *, program: str = PROGRAM, stopped: str = STOPPED) -> int:
-    """What work() returns; 2 after one line for an error, 130 after Ctrl-C. Bugs keep their traceback."""
-    logging.basicConfig(level=logging.WARNING, format=f"{program}: %(message)s")
-    warn = warner(program)
-    try:
-        return work()
-    except KeyboardInterrupt:
-        warn(stopped)
-        return 130
-    except Exception as error:
-        if (line := explain(error)) is None:
-            raise
-        warn(line)
-        return 2
+    return explained(error)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.verbose:
-        log.setLevel(logging.DEBUG)
+    log.setLevel(logging.DEBUG if args.verbose else logging.NOTSET)
     if args.verify:
         return verify(args.verify)
     if args.input is None or args.output is None:
@@ -299,7 +284,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    return exit_status(lambda: run(arguments(words)))
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=STOPPED, explain=explain)
 
 
 if __name__ == "__main__":

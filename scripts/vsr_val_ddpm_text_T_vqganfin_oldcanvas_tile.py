@@ -18,6 +18,7 @@ from ldm.engine.device import usable_device
 from ldm.engine.jobs import Job
 from ldm.methods.mgld.settings import COLOR_FIXES
 from scripts import upscale
+from scripts.command import Parser, exit_status, non_negative_int, positive_int
 
 PROGRAM = Path(__file__).name
 RELEASED = CONFIGS / "mgldvsr" / "model.yaml"
@@ -28,8 +29,7 @@ def arguments(
     words: list[str] | None = None, *, program: str = PROGRAM, description: str = __doc__, steps: int = 1000
 ) -> argparse.Namespace:
     """The released flags; those that are not known are left in `unknown`."""
-    form = argparse.RawDescriptionHelpFormatter
-    parser = upscale.Parser(prog=program, description=description, formatter_class=form, allow_abbrev=False)
+    parser = Parser(program, description, allow_abbrev=False)
     add = parser.add_argument
     add("--seqs-path", "--seqs_path", type=Path, required=True, help="folder of folders of frames")
     add("--outdir", type=Path, required=True, help="folder to write to")
@@ -37,44 +37,41 @@ def arguments(
     add("--config", default=str(RELEASED), help="model configuration (default: the released model's)")
     add("--ckpt", type=Path, required=True, help="mgldvsr_unet.ckpt: U-Net, condition encoder, autoencoder, text, RAFT")
     add("--vqgan_ckpt", type=Path, required=True, help="video_vae_cfw.ckpt: the sequence decoder")
-    add("--ddpm_steps", type=upscale.positive_int, default=steps, help=f"sampling steps (default: {steps})")
+    add("--ddpm_steps", type=positive_int, default=steps, help=f"sampling steps (default: {steps})")
     add("--dec_w", type=float, default=0.5, help="weight of the input's features in the decoder (default: 0.5)")
     add("--colorfix_type", choices=list(COLOR_FIXES), default="nofix", help="(default: nofix)")
     add("--precision", choices=list(PRECISIONS), default="autocast", help="autocast: fp16 on cuda (default: autocast)")
-    add("--n_frames", type=upscale.positive_int, default=5, help="frames per segment (default: 5)")
-    add("--tile_overlap", type=upscale.non_negative_int, default=32, help="in latent pixels (default: 32)")
-    add("--vqgantile_size", type=upscale.positive_int, default=960, help="patch in pixels (default: 960)")
-    add("--vqgantile_stride", type=upscale.positive_int, default=750, help="in pixels (default: 750)")
+    add("--n_frames", type=positive_int, default=5, help="frames per segment (default: 5)")
+    add("--tile_overlap", type=non_negative_int, default=32, help="in latent pixels (default: 32)")
+    add("--vqgantile_size", type=positive_int, default=960, help="patch in pixels (default: 960)")
+    add("--vqgantile_stride", type=positive_int, default=750, help="in pixels (default: 750)")
     add("--upscale", type=upscale.positive, default=4.0, help="output size over input size (default: 4)")
-    add("--input_size", type=upscale.positive_int, default=512, help="least short side to restore at (default: 512)")
-    add("--seed", type=upscale.non_negative_int, default=42, help="of the noise (default: 42)")
-    add("--n_gpus", type=upscale.positive_int, default=1, help="in how many parts the work is done (default: 1)")
-    add("--select_idx", type=upscale.non_negative_int, default=0, help="which part this is, from 0 (default: 0)")
+    add("--input_size", type=positive_int, default=512, help="least short side to restore at (default: 512)")
+    add("--seed", type=non_negative_int, default=42, help="of the noise (default: 42)")
+    add("--n_gpus", type=positive_int, default=1, help="in how many parts the work is done (default: 1)")
+    add("--select_idx", type=non_negative_int, default=0, help="which part this is, from 0 (default: 0)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     for name in ("--n_samples", "--n_iter", "--C", "--f"):
         add(name, help="accepted, without effect")
-    parser.set_defaults(program=program)
     args, args.unknown = parser.parse_known_args(words)
     return args
 
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:
     """The same job in the words of scripts/upscale.py."""
-    device, warn = usable_device(args.device), upscale.warner(args.program)
+    device = usable_device(args.device)
     precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
     if args.precision == "autocast" and precision == "fp32":
-        warn(f"autocast needs cuda, computing in fp32 on {device}")
+        upscale.log.warning(f"autocast needs cuda, computing in fp32 on {device}")
     ignored = [f"--{name}" for name in ("n_samples", "n_iter", "C", "f") if getattr(args, name) is not None]
     if ignored := [*ignored, *(word for word in args.unknown if word.startswith("-"))]:
-        warn(f"without effect: {' '.join(ignored)}")
+        upscale.log.warning(f"without effect: {' '.join(ignored)}")
     same = ("config", "ddpm_steps", "dec_w", "colorfix_type", "n_frames", "tile_overlap", "vqgantile_size")
     same += ("vqgantile_stride", "upscale", "seed")
     words = [word for name in same for word in (f"--{name}", str(getattr(args, name)))]
     words += ["--input", str(args.seqs_path), "--output", str(args.outdir), "--overwrite"]
     words += ["--preset", "released", "--device", device, "--precision", precision]
-    same_job = upscale.arguments([*words, f"+method.params.min_size={args.input_size}"])
-    same_job.program = args.program
-    return same_job
+    return upscale.arguments([*words, f"+method.params.min_size={args.input_size}"])
 
 
 def find_jobs(args: argparse.Namespace) -> list[Job]:
@@ -98,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main(words: list[str] | None = None) -> int:
-    return upscale.exit_status(lambda: run(arguments(words)), program=PROGRAM, stopped="interrupted")
+    return exit_status(PROGRAM, lambda: run(arguments(words)), explain=upscale.explain)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
 from scripts import upscale
 from scripts import vsr_val_ddpm_text_T_vqganfin_oldcanvas_tile as tiles
-from scripts.command import progress_bar
+from scripts.command import exit_status, progress_bar, tell
 
 PROGRAM = Path(__file__).name
 STEPS, MULTIPLE, GUIDANCE_SCALE = 200, 32, -1.0
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
             for frame in frames:
                 writer.write(rounding(frame))
             save_latents(latents, args.latent_dir / job.output.name, names)
-        upscale.tell(f"{job.output}, {args.latent_dir / job.output.name}: {len(lq)} frames")
+        tell(f"{job.output}, {args.latent_dir / job.output.name}: {len(lq)} frames")
     return 0
 
 
@@ -117,7 +117,7 @@ def main(words: list[str] | None = None) -> int:
     def work() -> int:
         return run(tiles.arguments(words, program=PROGRAM, description=__doc__, steps=STEPS))
 
-    return upscale.exit_status(work, program=PROGRAM, stopped="interrupted")
+    return exit_status(PROGRAM, work, explain=upscale.explain)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from torch import Tensor
@@ -29,7 +30,9 @@ class StepProgress(Callback):
         if not trainer.is_global_zero:
             return
         times = (TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[loss]}"))
-        self._bar = Progress(TextColumn("training"), BarColumn(), MofNCompleteColumn(), *times)
+        console = Console(stderr=True)  # stdout may be a pipe whose reader has exited
+        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), *times)
+        self._bar = Progress(*columns, console=console, disable=not console.is_terminal)
         self._task = self._bar.add_task("", total=trainer.max_steps, completed=trainer.global_step, loss="")
         self._bar.start()
 

@@ -1,4 +1,9 @@
-"""What the commands share: bars, exits."""
+"""What the commands share: progress bars, exit status, and output on the terminal."""
+
+import logging
+import os
+import subprocess
+import sys
 
 import pytest
 import rich.progress
@@ -6,7 +11,7 @@ import rich.progress
 from scripts import command
 
 
-def test_the_bar_goes_on_where_an_earlier_run_stopped(monkeypatch):
+def test_a_bar_starts_at_the_step_of_an_earlier_run(monkeypatch):
     seen = []
     note = lambda self, task, **known: seen.append((task, *known.values()))  # noqa: E731
     monkeypatch.setattr(rich.progress.Progress, "update", note)
@@ -61,3 +66,58 @@ def test_overrides_behind_an_option_are_overrides(words, lists, overrides):
 def test_mistakes_in_the_code_keep_their_traceback():
     with pytest.raises(KeyError):
         command.exit_status("tool.py", lambda: {}["x"])
+
+
+def test_messages_stay_in_their_line(capsys):
+    def work():
+        logging.getLogger("scripts.tool").warning("a\x1b[2J\nb")
+        command.tell("c\rd")
+        raise ValueError("e\x1bf")
+
+    assert command.exit_status("tool.py", work) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("c\\rd\n", "tool.py: a\\x1b[2J\\nb\ntool.py: e\\x1bf\n")
+
+
+def test_each_command_of_a_process_logs_under_its_own_name(capsys):
+    log = logging.getLogger("scripts.tool")
+    for program, level in (("one.py", logging.INFO), ("two.py", logging.WARNING)):
+        command.exit_status(program, lambda: log.warning("careful") or log.info("result"), level=level)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("result\n", "one.py: careful\ntwo.py: careful\n")
+
+
+def test_a_message_of_debug_shows_its_traceback(capsys):
+    def work():
+        log = logging.getLogger("scripts.tool")
+        log.debug("where", exc_info=ValueError("wrong"))
+
+    command.exit_status("tool.py", work, level=logging.DEBUG)
+    assert capsys.readouterr().err.splitlines() == ["tool.py: where", "ValueError: wrong"]
+
+
+def test_an_interruption_with_a_message_shows_it(capsys):
+    def work():
+        raise KeyboardInterrupt("resume by --resume run")
+
+    assert command.exit_status("tool.py", work, stopped="stopped") == 130
+    assert capsys.readouterr().err == "tool.py: resume by --resume run\n"
+
+
+def test_the_work_continues_without_a_reader_of_stdout(tmp_path):
+    done = tmp_path / "done"
+    code = f"""
+import logging, pathlib
+from scripts import command
+def work():
+    for number in range(3):
+        command.tell(number)
+        logging.getLogger("ldm").info("step")
+    pathlib.Path({str(done)!r}).touch()
+raise SystemExit(command.exit_status("tool.py", work, level=logging.INFO))
+"""
+    read, write = os.pipe()
+    os.close(read)
+    run = subprocess.run([sys.executable, "-c", code], stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (run.returncode, run.stderr, done.exists()) == (0, "", True)
