@@ -69,10 +69,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-test", type=_switch, default=True, help="accepted and ignored (no test follows)")
     parser.add_argument("-l", "--logdir", default="logs", help="folder of the runs (default logs)")
     add_trust(parser)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="replace a value of the YAML files")
-    args = parser.parse_intermixed_args(_with_values(sys.argv[1:] if words is None else words))
-    args.overrides += [word for word in args.base if "=" in word]  # --base takes all words up to the next flag
-    args.base = [word for word in args.base if "=" not in word]
+    args = parser.parse_with_overrides(_with_values(sys.argv[1:] if words is None else words), ("base",))
     if not args.base and not args.resume:
         parser.error("nothing to train: pass a configuration with --base or a run with --resume")
     return args

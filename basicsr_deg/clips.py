@@ -1,8 +1,8 @@
-"""Where clips come from: footage on the disk, and scenes rendered from pictures.
+"""Sources of clips: footage on the disk, and scenes rendered from pictures.
 
-A clip source has `len(source)`; `name(number)`; `long_enough(frames)`, the numbers of the clips with that many frames;
-and `clip(number, rng, frames, step=1)`, (T, H, W, 3) uint8 RGB: consecutive frames, or every `step`-th, from a start
-drawn with `rng`, a `numpy.random.Generator`. Sources read at first use. A wrong folder is a ValueError of one line.
+A source has `len(source)`; `name(number)`; `long_enough(frames)`, the numbers of the clips with at least that many
+frames; and `clip(number, rng, frames, step=1)`, which returns every `step`-th frame, (T, H, W, 3) uint8 RGB, from a
+random start. `rng` is a `numpy.random.Generator`. Sources read files at first use; an invalid folder is a ValueError.
 """
 
 import logging
@@ -24,13 +24,13 @@ from ldm.video.source import is_visible
 BUILDABLE = ("RenderedScenes", "StillPhotographs", "folder_clips")  # what a configuration may name as a target
 
 TRUTHS = ("gt", "gts", "hr", "hq", "truth", "gt-video", "train_sharp", "train_sharp_sub")  # folders of sharp frames
-DRAWN = 0.2  # of the scenes of photographs have a procedural picture among them
+DRAWN = 0.2  # fraction of the scenes of photographs that also have a procedural picture
 LOG = logging.getLogger(__name__)
-Found = tuple[str, list]  # what a folder was recognised as, and its sequences
+Found = tuple[str, list]  # recognised layout, and sequences
 
 
 class Footage:
-    """Clips of recorded frames. `find()` gives what was recognised, for the log, and the sequences; called once."""
+    """Clips of recorded frames. `find()` returns a description for the log and the sequences; it is called once."""
 
     def __init__(self, find: Callable[[], Found]):
         self.find = find
@@ -40,11 +40,11 @@ class Footage:
         return len(self._sequences())
 
     def name(self, number: int) -> str:
-        """What to call a clip in a message."""
+        """Return the name of a clip, for messages."""
         return self._sequences()[number].name
 
     def long_enough(self, frames: int) -> list[int]:
-        """Numbers of the clips with so many frames; the others are logged. Raises ValueError where none has."""
+        """Return the numbers of the clips with at least `frames` frames; log the others. Raises ValueError for none."""
         lengths = [len(sequence) for sequence in self._sequences()]
         short = [f"{self.name(k)} ({count})" for k, count in enumerate(lengths) if count < frames]
         if len(short) == len(lengths):
@@ -54,7 +54,7 @@ class Footage:
         return [number for number, count in enumerate(lengths) if count >= frames]
 
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
-        """Frames from a random start. Raises ValueError for a clip that cannot be read or changes its size."""
+        """Return frames from a random start. Raises ValueError for an unreadable clip or frames of different sizes."""
         sequence, span = self._sequences()[number], (frames - 1) * step + 1
         if (count := sequence.exact_length()) < span:
             raise ValueError(f"{sequence.name}: has only {count} frames, expected {span}; leave this clip out")
@@ -73,33 +73,33 @@ class Footage:
 
 
 def folder_clips(root: str, *, only: Sequence[str] | None = (), without: Sequence[str] | None = ()) -> Footage:
-    """Clips of any folder: sub-folders of pictures, video files, both, one clip alone, `GT/` or `hr/` above them.
+    """Return the clips of a folder: subfolders of images, videos, both, or a single clip; also below `GT/` or `hr/`.
 
-    `only` and `without` choose clips by shell patterns of their names, or of the last folders of these (`000` is also
-    `train/000`); None: no pattern.
+    `only` and `without` select clips by shell patterns of their names or of the last parts of their names (`000` also
+    matches `train/000`).
     """
     return Footage(partial(find_clips, root, only=only, without=without))
 
 
 def find_clips(root: str | Path, *, only: Sequence[str] | None = (), without: Sequence[str] | None = ()) -> Found:
-    """What a folder was recognised as, and its sequences. Raises ValueError for one without clips."""
+    """Return a description of a folder and its sequences. Raises ValueError for a folder without clips."""
     root, only, without = existing(root), patterns_of(only, "only"), patterns_of(without, "without")
     what, sequences = recognise_clips(root)
     if not sequences:
         raise ValueError(f"got {root} without clips, expected sub-folders of pictures, video files, or pictures")
     for kind, patterns in (("only", only), ("without", without)):
         for pattern in patterns:
-            if not any(fits_some(sequence.name, [pattern]) for sequence in sequences):
+            if not any(matches_any(sequence.name, [pattern]) for sequence in sequences):
                 LOG.warning("%s: %s=%s fits no clip of %s", root, kind, pattern, some(s.name for s in sequences))
-    chosen = [s for s in sequences if (not only or fits_some(s.name, only)) and not fits_some(s.name, without)]
+    chosen = [s for s in sequences if (not only or matches_any(s.name, only)) and not matches_any(s.name, without)]
     if not chosen:
         names = some(s.name for s in sequences)
-        raise ValueError(f"got only={only} and without={without}, expected some clip left of {names}")
+        raise ValueError(f"got only={only} and without={without}, expected to leave some of {names}")
     return f"{root}: {what}, {len(chosen)} of {len(sequences)} clips taken", chosen
 
 
 def existing(root: str | Path) -> Path:
-    """A path as given, `~` expanded. Raises ValueError, with a hint where a variable was left in it."""
+    """Return a path with `~` expanded. Raises ValueError if it does not exist."""
     path = Path(root).expanduser()
     if not path.exists():
         hint = "; variables such as $HOME are not expanded here" if "$" in str(root) else ""
@@ -108,14 +108,14 @@ def existing(root: str | Path) -> Path:
 
 
 def patterns_of(given: Sequence[str] | None, what: str) -> list[str]:
-    """Patterns of clip names; raises ValueError for a single word in place of a list."""
+    """Return patterns as a list of strings. Raises ValueError for a string in place of a list."""
     if isinstance(given, str):
         raise ValueError(f"got {what}={given!r}, expected a list such as [{given}]")
     return [str(pattern) for pattern in given or ()]
 
 
 def recognise_clips(root: Path, seen: set[Path] | None = None) -> Found:
-    """Try the layouts users have, from what is nearest to the frames; folders that links lead to again count once."""
+    """Recognise the layout of a folder; folders that are reached again through links count once."""
     if root.is_file():
         return "one video", [FilmSequence(root.stem, root)] if is_film(root) else []
     seen = set() if seen is None else seen
@@ -133,7 +133,7 @@ def recognise_clips(root: Path, seen: set[Path] | None = None) -> Found:
         return "one clip of pictures", [PictureSequence(root.resolve().name, [root / n for n in content.pictures])]
     films = [FilmSequence(Path(name).stem, root / name) for name in content.films]
     below = {}
-    for name in sorted(content.folders, key=lambda name: (root / name).is_symlink()):  # what is not a link comes first
+    for name in sorted(content.folders, key=lambda name: (root / name).is_symlink()):  # links come last
         if (root / name).resolve() not in seen:
             below[name] = sequences_of(root / name, seen)
     found = [sequence for name in content.folders for sequence in below.get(name, ())]
@@ -142,7 +142,7 @@ def recognise_clips(root: Path, seen: set[Path] | None = None) -> Found:
 
 
 def sequences_of(folder: Path, seen: set[Path]) -> list:
-    """The clips of one sub-folder: its pictures, or those of its own `truth/` folder, or its video files."""
+    """Return the clips of a subfolder: its images, those of its own folder of ground truth, or its videos."""
     what, sequences = recognise_clips(folder, seen)
     if len(sequences) == 1 and isinstance(sequences[0], PictureSequence) and "folders" not in what:
         return [PictureSequence(folder.name, sequences[0].files)]
@@ -151,20 +151,20 @@ def sequences_of(folder: Path, seen: set[Path]) -> list:
     return sequences
 
 
-def fits_some(name: str, patterns: Iterable[str]) -> bool:
-    """Whether some shell pattern fits a name, or the last parts of it."""
+def matches_any(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a shell pattern matches a name or the last parts of it."""
     parts = name.split("/")
     tails = ["/".join(parts[place:]) for place in range(len(parts))]
     return any(fnmatchcase(tail, str(pattern)) for pattern in patterns for tail in tails)
 
 
 class RenderedScenes:
-    """Endless clips of moving layers: clip after clip from the generator alone, whatever its number.
+    """Random clips of moving layers; a clip depends on the generator alone, not on its number.
 
     Args:
-        length: clips that count as one pass.
+        length: number of clips per pass.
         size: height and width of a frame.
-        pictures: a folder of photographs to move; without one every picture is procedural.
+        pictures: a folder of photographs; None: all pictures are procedural.
     """
 
     def __init__(self, *, length: int, size: int, pictures: str | None = None):
@@ -175,21 +175,21 @@ class RenderedScenes:
         return self.length
 
     def name(self, number: int) -> str:
-        """What to call a clip in a message."""
+        """Return the name of a clip, for messages."""
         return f"scene {number}"
 
     def long_enough(self, frames: int) -> range:
-        """All of them; a wrong folder of photographs shows here. Raises ValueError."""
+        """Return all numbers. Raises ValueError for an invalid folder of photographs."""
         self._photographs()
         return range(self.length)
 
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
-        """A scene of its own."""
+        """Render a new scene."""
         span = (frames - 1) * step + 1
         return moving_layers(rng, self._sources(rng), frames=span, size=(self.size, self.size))[::step]
 
     def _sources(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """A few pictures for one clip: photographs mostly, where there are any."""
+        """Return pictures for one clip: mostly photographs, if there are any."""
         photographs = self._photographs()
         if not photographs:
             return [procedural_picture(rng, (384, 384))]
@@ -203,11 +203,11 @@ class RenderedScenes:
 
 
 class StillPhotographs:
-    """Endless clips that stand still: crops of photographs, shrunk by a random factor. Cheap, for image networks.
+    """Static clips: random crops of photographs, shrunk by a random factor; a cheap source for image networks.
 
     Args:
-        length: clips that count as one pass.
-        size: height and width of a frame; no photograph is enlarged, and those with a smaller side are left out.
+        length: number of clips per pass.
+        size: height and width of a frame; photographs are never enlarged, and smaller ones are left out.
         pictures: a folder of photographs.
     Raises:
         ValueError: no folder; at first use, one without a photograph that is large enough.
@@ -223,16 +223,16 @@ class StillPhotographs:
         return self.length
 
     def name(self, number: int) -> str:
-        """What to call a clip in a message."""
+        """Return the name of a clip, for messages."""
         return f"photograph crop {number}"
 
     def long_enough(self, frames: int) -> range:
-        """All of them; a wrong folder of photographs shows here. Raises ValueError."""
+        """Return all numbers. Raises ValueError for an invalid folder of photographs."""
         self._photographs()
         return range(self.length)
 
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
-        """`frames` times the same crop; larger photographs come up more often."""
+        """Return `frames` copies of a crop; larger photographs are drawn more often."""
         photographs = self._photographs()
         areas = np.sqrt([photograph.shape[0] * photograph.shape[1] for photograph in photographs])
         photograph = photographs[rng.choice(len(photographs), p=areas / areas.sum())]
@@ -255,13 +255,13 @@ class StillPhotographs:
 
 
 def read_pictures(folder: Path) -> list[np.ndarray]:
-    """All pictures below a folder, hidden ones left out; ValueError where there is none."""
+    """Read all images below a folder except hidden ones. Raises ValueError if there are none."""
     folder, files = folder.expanduser(), []
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
         files += [Path(place, n) for n in names if is_visible(Path(n)) and Path(n).suffix.lower() in PICTURES]
         inside, folders[:] = sorted(folders, key=partial(_link_last, place)), []
-        for name in inside:  # what is not a link comes first
+        for name in inside:  # links come last
             real = os.path.realpath(os.path.join(place, name))
             if is_visible(Path(name)) and real not in seen:
                 seen.add(real)

@@ -1,6 +1,6 @@
-"""Sets to train the sequence decoder on: folders of sharp, degraded and restored frames, and of sampled latents.
+"""Training sets of the sequence decoder: folders of sharp, degraded and restored frames, and of sampled latents.
 
-Each folder holds CLIP/NAME.png or CLIP/NAME.npy, a latent being float32 (c, h, w), scaled. `scripts/make_latents.py`
+Each folder contains CLIP/NAME.png or CLIP/NAME.npy; a latent is float32 (c, h, w), scaled. `scripts/make_latents.py`
 writes such sets.
 """
 
@@ -24,7 +24,7 @@ from ldm.video.folders import some
 
 BUILDABLE = ("LatentClips",)  # what a configuration may name as a target
 
-FOLDERS = {  # what is in them: their names in sets of ours, of StableSR and as released
+FOLDERS = {  # kind: its names in our sets, in those of StableSR, and as released
     "gt": ("gt", "gts", "train_sharp_sub"),
     "lq": ("lq", "inputs", "train_degrade_sub"),
     "latent": ("latent", "latents", "train_latent_sub"),
@@ -36,7 +36,7 @@ LOG = logging.getLogger(__name__)
 
 
 class LatentClip(NamedTuple):
-    """The files of a clip: for each kind as many, frame by frame."""
+    """The files of a clip by kind, one per frame."""
 
     name: str
     files: Mapping[str, Sequence[Path]]
@@ -46,18 +46,18 @@ class LatentClip(NamedTuple):
 
 
 class LatentClips(Dataset):
-    """`{"gt", "lq": (T, 3, ., .) in [0, 1], "latent": (T, c, h, w) scaled}` float32, and "sample" where there are any.
+    """`{"gt", "lq": (T, 3, ., .) in [0, 1], "latent": (T, c, h, w) scaled}` float32, and "sample" if it exists.
 
-    Neither cropped nor mirrored; the first frame's number is a multiple of T, as released. Item i is drawn from
-    (seed, i) alone; a pass has one item of each clip of at least T frames.
+    Clips are neither cropped nor mirrored; the number of the first frame is a multiple of T, as released. Item i
+    depends on (seed, i) alone; a pass has one item of each clip of at least T frames.
 
     Args:
         frames: T.
         dataroot_gt, dataroot_lq, dataroot_lt, dataroot_sp: the folders of sharp, degraded, latent and sampled clips.
-        root: a folder with all of them under names that are known; in place of these.
-        meta: a list such as meta_info_REDS_GT_sub.txt; only its clips are taken.
+        root: a folder that contains all of them under known names, in place of the arguments above.
+        meta: a list such as meta_info_REDS_GT_sub.txt; only its clips are used.
 
-    Raises ValueError, when asked for the length or an item, for folders that are missing or do not fit together.
+    The length and the items raise ValueError for folders that are missing or do not match.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class LatentClips(Dataset):
         return item | {"latent": torch.from_numpy(latent)}
 
     def _usable(self) -> list[LatentClip]:
-        """The clips that are long enough; found and compared at first use."""
+        """Return the clips that are long enough; they are found and compared at first use."""
         if self._clips is None:
             what, roots = ("given", self.roots) if self.root is None else recognise_set(Path(self.root).expanduser())
             clips = find_latent_clips(roots, None if self.meta is None else [*read_meta(Path(self.meta))])
@@ -116,21 +116,21 @@ class LatentClips(Dataset):
 
 
 def recognise_set(root: Path) -> tuple[str, dict[str, Path]]:
-    """The names of the folders found in `root`, and which is which. Raises ValueError naming what is missing."""
+    """Return the names of the folders in `root`, and the folders by kind. Raises ValueError for a missing one."""
     if not root.is_dir():
-        raise ValueError(f"got {root}, which is not there; expected a set as scripts/make_latents.py writes it")
+        raise ValueError(f"got {root}, which is not there; expected a set that scripts/make_latents.py wrote")
     roots = {}
     for kind, names in FOLDERS.items():
         if there := [root / name for name in names if (root / name).is_dir()]:
             roots[kind] = there[0]
     if missing := [FOLDERS[kind] for kind in ("gt", "lq", "latent") if kind not in roots]:
         what = " or ".join(missing[0])
-        raise ValueError(f"got {root} without a folder {what}, expected what make_latents.py writes")
+        raise ValueError(f"got {root} without a folder {what}, expected a set that make_latents.py wrote")
     return ", ".join(path.name for path in roots.values()), roots
 
 
 def find_latent_clips(roots: Mapping[str, Path], names: Sequence[str] | None = None) -> list[LatentClip]:
-    """The clips of folders by kind; `names` chooses some. Raises ValueError for what is missing or does not match."""
+    """Return the clips in folders by kind; `names` selects some. Raises ValueError for missing or different files."""
     found = {kind: clips_below(root, kind) for kind, root in roots.items()}
     names = [*found["gt"]] if names is None else names
     if not names:
@@ -152,7 +152,7 @@ def find_latent_clips(roots: Mapping[str, Path], names: Sequence[str] | None = N
 
 
 def clips_below(root: Path, kind: str) -> dict[str, list[Path]]:
-    """{clip: files of a kind in counting order}; files without a folder are clips of one frame (StableSR's sets)."""
+    """Return {clip: files of a kind in natural order}; files without a folder are clips of one frame (StableSR)."""
     if not root.is_dir():
         raise ValueError(f"{KEYS[kind]}: got {root}, which is not there; expected a folder of clips")
     clips = {}
@@ -165,7 +165,7 @@ def clips_below(root: Path, kind: str) -> dict[str, list[Path]]:
 
 
 def read_frames(files: Sequence[Path]) -> np.ndarray:
-    """(T, H, W, 3) uint8 RGB of picture files. Raises ValueError where sizes differ."""
+    """Read image files as (T, H, W, 3) uint8 RGB. Raises ValueError for different sizes."""
     frames = [read_picture(path) for path in files]
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{files[0].parent}: got frames of different size, expected one size for a clip")
@@ -173,7 +173,7 @@ def read_frames(files: Sequence[Path]) -> np.ndarray:
 
 
 def read_latent(path: Path) -> np.ndarray:
-    """(c, h, w) float32; a leading 1, as StableSR writes it, is left out. Raises ValueError naming a bad file."""
+    """Read a latent (c, h, w) float32, or (1, c, h, w) as StableSR writes it. Raises ValueError for an invalid file."""
     try:
         latent = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -185,9 +185,9 @@ def read_latent(path: Path) -> np.ndarray:
 
 
 def write_latent_clip(root: Path, name: str, content: Mapping[str, np.ndarray]) -> None:
-    """Write a clip of a set: for each kind its frames, (T, H, W, 3) uint8, or latents (T, c, h, w).
+    """Write the frames (T, H, W, 3) uint8 and latents (T, c, h, w) of a clip, by kind.
 
-    All folders are whole before the first gets its name (see `is_written`).
+    All folders are complete before the first one is renamed to its final name (see `is_written`).
     """
     made = []
     for kind, frames in content.items():
@@ -205,7 +205,7 @@ def write_latent_clip(root: Path, name: str, content: Mapping[str, np.ndarray]) 
 
 
 def write_frame(stem: Path, frame: np.ndarray, kind: str) -> None:
-    """STEM.npy or STEM.png. Raises OSError."""
+    """Write a frame to STEM.png or a latent to STEM.npy. Raises OSError."""
     if kind == "latent":
         np.save(stem.with_suffix(".npy"), frame.astype(np.float32))
         return
@@ -215,12 +215,12 @@ def write_frame(stem: Path, frame: np.ndarray, kind: str) -> None:
 
 
 def is_written(root: Path, name: str, kinds: Sequence[str]) -> bool:
-    """Whether a clip of a set is there in all of these kinds."""
+    """Whether all given kinds of a clip exist."""
     return all((root / kind / name).is_dir() for kind in kinds)
 
 
 def remove_partial(root: Path) -> None:
-    """Remove what a stopped run has left unfinished."""
+    """Remove unfinished clips of an interrupted run."""
     for kind in FOLDERS:
         for partial in (root / kind).glob(".*.partial-*"):
             shutil.rmtree(partial)

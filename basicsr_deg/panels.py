@@ -58,7 +58,7 @@ class Panels:
 
 
 def describe(notes: Mapping) -> str:
-    """What was drawn, in a line; of values that change from frame to frame (lists) the latest."""
+    """Describe the drawn parameters in a line; of lists (one value per frame), the last value is used."""
     latest = {name: value[-1] if isinstance(value, list) else value for name, value in notes.items()}
     numbers = (float, np.floating)
     words = (f"{k} {v:.3g}" if isinstance(v, numbers) else f"{k} {str(v).lower()}" for k, v in latest.items())

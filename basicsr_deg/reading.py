@@ -1,6 +1,6 @@
-"""What frames are read from: folders of pictures, videos, animations. A frame is (h, w, 3) uint8 RGB.
+"""Sequences of frames in folders of images, videos and animations. A frame is (h, w, 3) uint8 RGB.
 
-Everything is read by `ldm.video`, as in upscaling; what cannot be read is a ValueError of one line.
+Files are read by `ldm.video`, as in upscaling; unreadable files raise ValueError.
 """
 
 from collections.abc import Sequence
@@ -18,17 +18,17 @@ PICTURES = video.IMAGE_SUFFIXES
 
 
 def entries(folder: Path) -> list[Path]:
-    """What lies in a folder, in natural order, without hidden files and what systems leave."""
+    """Return the entries of a folder in natural order, without hidden files and system files."""
     return sorted(filter(is_visible, folder.iterdir()), key=lambda path: natural_order(path.name))
 
 
 def read_picture(path: Path) -> np.ndarray:
-    """A picture file as (h, w, 3) uint8 RGB; ValueError names one that is unreadable or cut short."""
+    """Read an image file as (h, w, 3) uint8 RGB. Raises ValueError for an unreadable or truncated file."""
     return read_image(Path(path))
 
 
 class PictureSequence:
-    """A clip whose frames are picture files, in the order given."""
+    """A clip whose frames are image files, in the given order."""
 
     def __init__(self, name: str, files: Sequence[Path]):
         self.name, self.files = name, list(files)
@@ -37,23 +37,23 @@ class PictureSequence:
         return len(self.files)
 
     def exact_length(self) -> int:
-        """How many frames can be read."""
+        """Return the number of readable frames."""
         return len(self.files)
 
     def frames(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The frames of these numbers."""
+        """Return the frames with these numbers."""
         return [read_picture(self.files[number]) for number in numbers]
 
 
 class FilmSequence:
-    """A clip that is a video or an animation; only what is needed of it is decoded, upright as players show it."""
+    """A clip that is a video or an animation; only the requested frames are decoded, with their rotation applied."""
 
     def __init__(self, name: str, path: Path):
         self.name, self.path = name, Path(path)
         self._source: video.Source | None = None
 
     def __len__(self) -> int:
-        """What the container says, which may be a few too many; counted where it says nothing."""
+        """Return the number of frames in the container's header, which may be too large; otherwise count them."""
         if self._source is None and not is_image(self.path):
             with open_container(self.path) as container:
                 stated = main_stream(container).frames
@@ -62,21 +62,21 @@ class FilmSequence:
         return self.exact_length()
 
     def exact_length(self) -> int:
-        """How many frames can be read."""
-        return self.looked_at().frames
+        """Return the number of readable frames."""
+        return self.probed().frames
 
-    def looked_at(self) -> video.Source:
-        """What the file holds; found once."""
+    def probed(self) -> video.Source:
+        """Return the properties of the file; it is probed once."""
         if self._source is None:
-            source = video.probe(self.path, damaged="repeat")  # of a file that breaks off, the frames before
+            source = video.probe(self.path, damaged="repeat")  # a truncated file counts up to its last frame
             self._source = replace(source, damaged="stop")
         return self._source
 
     def frames(self, numbers: Sequence[int]) -> list[np.ndarray]:
-        """The frames of these numbers; ValueError names a file that has fewer, or breaks off."""
-        source, first, stop = self.looked_at(), min(numbers), max(numbers) + 1
+        """Return the frames with these numbers. Raises ValueError for a file with fewer frames."""
+        source, first, stop = self.probed(), min(numbers), max(numbers) + 1
         wanted, found = set(numbers), {}
-        # one thread, for data loaders have a process for each core already
+        # one thread, since data loaders use a process per core
         for number, frame in enumerate(video.read(source, first, stop, as_rgb8=True, threads=1), first):
             if number in wanted:
                 found[number] = frame
@@ -86,7 +86,7 @@ class FilmSequence:
 
 
 def is_film(path: Path) -> bool:
-    """Whether a file gives several frames: a video, or an image file with more than one."""
+    """Whether a file holds several frames: a video, or an animated image."""
     if path.suffix.lower() in video.VIDEO_SUFFIXES:
         return True
     return is_image(path) and frame_count(path) > 1

@@ -1,4 +1,4 @@
-"""Which frames the released StableVSR trains on: the random choices of its REDSRecurrentDataset, draw by draw."""
+"""Training frames of the released StableVSR: the random choices of its REDSRecurrentDataset, in the same order."""
 
 from collections.abc import Mapping, Sequence
 from random import Random
@@ -8,16 +8,16 @@ from basicsr_deg.reds import PARTITIONS
 
 
 class Key(NamedTuple):
-    """A frame of the list: every frame of every clip is a sample of its own."""
+    """A sample: every frame of every clip is one."""
 
     clip: str
     frame: int
 
 
 def recurrent_keys(counts: Mapping[str, int], *, partition: str = "REDS4", held_out: bool = False) -> list[Key]:
-    """The samples of clips with so many frames each; `partition` is kept for testing (`held_out`: only that).
+    """Return the samples of clips with the given numbers of frames, without the held-out `partition` or only that.
 
-    Raises ValueError for a partition that is not known.
+    Raises ValueError for an unknown partition.
     """
     if partition not in PARTITIONS:
         raise ValueError(f"got partition {partition!r}, expected one of {', '.join(PARTITIONS)}")
@@ -34,10 +34,10 @@ def recurrent_frames(
     random_reverse: bool = False,
     length: int = 100,
 ) -> list[int]:
-    """The frame numbers of a sample: from the key's frame on, or from a random start where they would leave the clip.
+    """Return the frame numbers of a sample, from the key's frame on, or from a random start at the end of a clip.
 
-    Draws as released: one choice of the interval even where there is one, a start only where needed, and one number for
-    the direction only where `random_reverse` is on. `length` is the clip's; the released code takes 100 for all. Raises
+    Draws as released: one choice of the interval even if there is only one, a start only if needed, and a number for
+    the direction only with `random_reverse`. `length` is that of the clip; the released code assumes 100. Raises
     ValueError for a clip that is too short.
     """
     interval = rng.choice(list(interval_list))
@@ -50,5 +50,5 @@ def recurrent_frames(
 
 
 def neighbour_index(draw: float) -> int:
-    """Which neighbour of the middle frame of three guides it: 0 or 2, from a uniform number."""
+    """Return the neighbour (0 or 2) that guides the middle frame of three, from a uniform number in [0, 1)."""
     return 2 * round(draw)

@@ -16,15 +16,15 @@ META_LINE = re.compile(r"(\S+)\s+(\d+)\s+\(\d+,\s*\d+,\s*\d+\)")  # 000 100 (720
 
 
 def reds_clips(root: str, *, train: bool = True, partition: str = "REDS4", meta: str | None = None) -> Footage:
-    """Clips of REDS as a source.
+    """Return the clips of REDS as a source.
 
     Args:
-        root: the folder of the clips, or one with `train_sharp` or `train/train_sharp` in it.
-        train: False: those held out.
-        partition: which are held out, a name of `PARTITIONS`.
-        meta: a list such as meta_info_REDS_GT.txt; only its clips are taken, and must be there whole.
+        root: the folder of the clips, or one that contains `train_sharp` or `train/train_sharp`.
+        train: True for training clips, False for held-out clips.
+        partition: name of the held-out clips in `PARTITIONS`.
+        meta: a list such as meta_info_REDS_GT.txt; only its clips are used, and must be complete.
 
-    Raises ValueError for a partition that is not known, and at first use for clips that are not there.
+    Raises ValueError for an unknown partition, and at first use for missing clips.
     """
     if partition not in PARTITIONS:
         raise ValueError(f"got partition {partition!r}, expected one of {', '.join(PARTITIONS)}")
@@ -32,7 +32,7 @@ def reds_clips(root: str, *, train: bool = True, partition: str = "REDS4", meta:
 
 
 def find_reds(root: str | Path, *, train: bool, partition: str, meta: str | Path | None) -> Found:
-    """What was found and the sequences of one side of a partition. Raises ValueError."""
+    """Return a description and the sequences of one side of a partition. Raises ValueError."""
     root = below_train(existing(root))
     _, sequences = find_clips(root)
     there = {sequence.name: sequence for sequence in sequences}
@@ -52,13 +52,13 @@ def find_reds(root: str | Path, *, train: bool, partition: str, meta: str | Path
 
 
 def below_train(root: Path) -> Path:
-    """The folder `train_sharp` where the official archives lie below `root`; otherwise `root` itself."""
+    """Return the folder `train_sharp` of the official archives below `root`; otherwise `root` itself."""
     places = (root / "train" / "train_sharp", root / "REDS" / "train" / "train_sharp")
     return next((place for place in places if place.is_dir()), root)
 
 
 def read_meta(path: Path) -> dict[str, int]:
-    """{clip: frames} of a list with lines such as `000 100 (720,1280,3)`. Raises ValueError naming a bad line."""
+    """Read {clip: frames} from lines such as `000 100 (720,1280,3)`. Raises ValueError for an invalid line."""
     counts = {}
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""Examples that are made once and read again in later passes, for clips that are slower to make than to train on."""
+"""A cache of training examples on the disk, for clips that take longer to make than to train on."""
 
 import os
 from pathlib import Path
@@ -16,14 +16,14 @@ LEVELS = 255
 class StoredClips(Dataset):
     """The first `count` items of a dataset, kept in a folder as 8-bit pictures.
 
-    Item i of pass p is the item i of the dataset; from the second pass on half of them are mirrored and half run
-    backwards, decided by i and p alone. An item that is missing in the folder is made and kept, so that a stopped run
-    continues. The folder belongs to one configuration of the dataset: remove it after a change.
+    Item i of pass p is item i of the dataset. From the second pass on, items are mirrored and reversed with probability
+    1/2 each, depending on i and p alone. Missing items are made and stored, so that an interrupted run resumes. The
+    folder belongs to one configuration of the dataset: remove it after a change.
 
     Args:
-        clips: items are mappings of name to (T, 3, h, w) in [0, 1]; all are read from it at most once.
-        folder: of the files, `00000000.npz` and so on.
-        count: items of one pass.
+        clips: its items are mappings of names to (T, 3, h, w) in [0, 1]; each is read at most once.
+        folder: folder of the files `00000000.npz` and so on.
+        count: number of items per pass.
     Raises:
         ValueError: a count below 1.
     """

@@ -1,4 +1,4 @@
-"""Pairs to train on: a clip of any source, cropped, flipped and degraded."""
+"""Training pairs: clips of any source, cropped, flipped and degraded."""
 
 from collections.abc import Callable, Sequence
 
@@ -11,15 +11,17 @@ from basicsr_deg.sharpen import unsharp_mask
 
 BUILDABLE = ("TrainingClips",)  # what a configuration may name as a target
 
-SHUFFLE = 1  # sets the numbers that order the clips apart from those that make an example
+SHUFFLE = 1  # separates the random numbers of the order of clips from those of an example
 
 
 class Variation:
-    """What may differ from one time a clip is seen to the next.
+    """Random changes of a clip from one pass to the next.
 
     Args:
-        interval_list: neighbouring frames are one of these distances apart.
-        random_reverse, use_hflip: half of the clips run backwards, half are mirrored.
+        interval_list: possible distances between neighbouring frames.
+        random_reverse, use_hflip: reverse or mirror a clip with probability 1/2.
+
+    Raises ValueError for distances below 1.
     """
 
     def __init__(self, *, interval_list: Sequence[int] = (1,), random_reverse: bool = False, use_hflip: bool = True):
@@ -28,7 +30,7 @@ class Variation:
         self.interval_list, self.random_reverse, self.use_hflip = list(interval_list), random_reverse, use_hflip
 
     def __call__(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The clip (T, H, W, 3), reversed or mirrored where it falls so."""
+        """Return the clip (T, H, W, 3), reversed or mirrored at random."""
         backwards, mirrored = rng.random(2) < 0.5
         clip = clip[::-1] if self.random_reverse and backwards else clip
         return clip[:, :, ::-1] if self.use_hflip and mirrored else clip
@@ -40,19 +42,19 @@ RELEASED = Variation()
 class TrainingClips(Dataset):
     """`{"gt": (T, 3, H, W), "lq": (T, 3, H/scale, W/scale)}` float32 RGB in [0, 1]; `gt` alone without a degradation.
 
-    Item i is made from (seed, i) alone, so that it is the same in any process and order. A pass has `len()` examples,
-    one of each clip that is long enough; i goes on beyond it, each pass in another order.
+    Item i depends on (seed, i) alone, so that it is the same in any process and order. A pass has `len()` items, one of
+    each clip that is long enough; greater indices belong to further passes, each in another order.
 
     Args:
         source: see `basicsr_deg.clips`.
         degradation: (T, H, W, 3) uint8 and a generator -> (T, h, w, 3) float32 in [0, 1]; None: no "lq".
-        gt_size: side of the square crop, at one place in all frames.
-        variation: None: every pass is the same, with crops of the middle; for validation. Rendered scenes come from the
-            seed alone: give those another one than the training's.
-        usm: True: the target is sharpened, after the input was taken from it, as released; or arguments of
-            `basicsr_deg.sharpen.unsharp_mask`, for the same with other constants.
+        gt_size: side of the square crop, which has the same position in all frames.
+        variation: None: every pass is equal, with centre crops, for validation. Rendered scenes depend on the seed
+            alone: use another one than in training.
+        usm: True: sharpen the target after the input was made from it, as released; or arguments of
+            `basicsr_deg.sharpen.unsharp_mask`.
 
-    Raises ValueError, when asked for the length or an item, for a wrong source or clips too small or too short.
+    The length and the items raise ValueError for an invalid source, and for clips that are too small or too short.
     """
 
     def __init__(
@@ -78,11 +80,11 @@ class TrainingClips(Dataset):
         return len(self._usable())
 
     def name(self, index: int) -> str:
-        """What the clip of an item is called."""
+        """Return the name of the clip of an item."""
         return self.source.name(self._number(index))
 
     def _number(self, index: int) -> int:
-        """Number of the clip of an item."""
+        """Return the number of the clip of an item."""
         done, place = divmod(index, len(self))
         return self._usable()[self._order(0 if self.variation is None else done)[place]]
 
@@ -104,13 +106,13 @@ class TrainingClips(Dataset):
         return self.variation.interval_list if self.variation else [1]
 
     def _usable(self) -> Sequence[int]:
-        """Numbers of the clips that are long enough."""
+        """Return the numbers of the clips that are long enough."""
         if self._numbers is None:
             self._numbers = self.source.long_enough((self.frames - 1) * max(self._intervals) + 1)
         return self._numbers
 
     def _order(self, done: int) -> np.ndarray:
-        """The order of the clips in a pass; that of the disk where nothing varies."""
+        """Return the order of the clips in a pass; that of the source without variation."""
         if self.variation is None:
             return np.arange(len(self))
         return shuffled(self.seed, done, len(self))
@@ -137,7 +139,7 @@ class TrainingClips(Dataset):
 
 
 def shuffled(seed: int, done: int, count: int) -> np.ndarray:
-    """The order of `count` clips in the pass after `done` passes."""
+    """Return the order of `count` clips in the pass after `done` passes."""
     return np.random.default_rng([seed, done, SHUFFLE]).permutation(count)
 
 

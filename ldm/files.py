@@ -1,6 +1,7 @@
-"""Files that are there whole or not at all: written under a temporary name beside their own, then renamed."""
+"""Atomic files, written under a temporary name and then renamed; and bounded reading of small files."""
 
 import contextlib
+import json
 import os
 import re
 import secrets
@@ -60,3 +61,14 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
     if len(data) > most:
         raise ValueError(f"{path}: more than {most} bytes")
     return data.decode("utf-8")
+
+
+def read_object(path: Path) -> dict:
+    """The object in a JSON file. Raises OSError, and ValueError for another content or kind of file."""
+    try:
+        content = json.loads(read_text(path))
+    except RecursionError:  # nested too deeply
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: got no JSON object")
+    return content

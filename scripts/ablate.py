@@ -1,11 +1,12 @@
-"""Measure what each part of the method is worth: a benchmark of clips, with one part more in each row.
+"""Ablation study: a benchmark of clips in which each row adds a part of the method.
 
 python scripts/ablate.py -i clips/ -o results/ablation
 python scripts/ablate.py -i a.mkv frames/ -o results/ablation --protocol realbasicvsr --seeds 5 --max_frames 32
 
-The clips are shrunk, cropped and degraded; the rows and the claims about them are those of configs/ablation.yaml. This
-is scripts/benchmark.py with --ablation; it writes the same files, and a document with the table, the findings and a
-picture of one line over time. An interrupted run resumes. Words like method.params.sampling.params.steps=8 change it.
+Clips are shrunk, cropped and degraded; configs/ablation.yaml describes the rows and the claims about them. This is
+scripts/benchmark.py with --ablation; it writes the same files, and a document with the table, the findings and a
+picture of one line over time. An interrupted run resumes. Words like method.params.sampling.params.steps=8 change
+settings of the model.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from ldm import video
 from ldm.benchmark.tables import document
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED
+from ldm.engine.finished import is_finished
 from ldm.files import write_whole
 from ldm.picture import png, strips
 from scripts import benchmark
@@ -41,7 +43,7 @@ from scripts.degrade import find_protocol, names_of
 
 PROGRAM = "ablate.py"
 log = logging.getLogger("scripts.ablate")
-SCALE, SMALLEST = 4, 64  # between truth and input; the shortest side of the truth, in pixels
+SCALE, SMALLEST = 4, 64  # ratio of the truth to the input; shortest side of the truth in pixels
 PICTURE = """
 ## One line over time
 
@@ -78,9 +80,9 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--doc", type=Path, help="the document (default: OUTPUT/ABLATION.md)")
-    add("--about", type=text_of, metavar="FILE", help="text for the document: whose the clips are")
+    add("--about", type=text_of, metavar="FILE", help="text for the document, such as the source of the clips")
     add("--picture", help="name of the clip in the document's picture (default: the first)")
-    add("--dry", action="store_true", help="3 frames of 64x64, one seed, one step: only to see that all runs")
+    add("--dry", action="store_true", help="dry run: 3 frames of 64x64, one seed, one step")
     args = parser.parse_with_overrides(words, ("input", "weights", "config"))
     if args.dry:
         vars(args).update(DRY)
@@ -91,7 +93,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def find_clips(paths: list[str]) -> dict[str, Path]:
-    """Clips by name. Raises ValueError for two of one name, VideoError for what is no clip."""
+    """Return clips by name. Raises ValueError for two clips of the same name, VideoError for other files."""
     found = {}
     for path in (clip for given in paths for clip in video.clips_in(Path(given))):
         name = names_of([path])[path]
@@ -102,17 +104,17 @@ def find_clips(paths: list[str]) -> dict[str, Path]:
 
 
 def make_truth(path: Path, output: Path, *, size: tuple[int, int], count: int) -> None:
-    """The first `count` frames of a clip, shrunk to cover `size` (w, h) and cropped to it, as a folder of PNGs.
+    """Write the first `count` frames of a clip, shrunk and cropped to `size` (w, h), as a folder of PNGs.
 
     Raises ValueError for a clip with fewer than two frames, or frames that are too small.
     """
     source = video.probe(path)
     made_of = {"input": {"sha256": provenance.digest(path, source.names)}, "size": list(size), "frames": count}
-    if provenance.unchanged(output, made_of):
+    if is_finished(output, made_of):
         return
     frames = [fitted(frame, size) for frame in video.read(source, 0, count, as_rgb8=True)]
     if len(frames) < 2:
-        raise ValueError(f"{path}: got {len(frames)} frame, expected at least 2 to measure how steady they are")
+        raise ValueError(f"{path}: got {len(frames)} frame, expected at least 2 for temporal metrics")
     if min(frames[0].shape[:2]) < SMALLEST:
         raise ValueError(f"{path}: got frames with less than {SMALLEST} pixels a side, expected larger ones")
     with video.open_writer(output, size=frames[0].shape[:2], overwrite=True) as writer:
@@ -122,7 +124,7 @@ def make_truth(path: Path, output: Path, *, size: tuple[int, int], count: int) -
 
 
 def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A frame shrunk until it just covers `size` (w, h), its middle cropped to that, with sides in multiples of 4."""
+    """Shrink a frame until it just covers `size` (w, h), and crop its centre to sides that are multiples of 4."""
     height, width = frame.shape[:2]
     factor = max(size[0] / width, size[1] / height)
     if factor < 1:
@@ -135,13 +137,13 @@ def fitted(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def named_in(card: Path, clips: Mapping[str, Path]) -> list[str]:
-    """Clips that a model's card names, as `name` or by folder and name: it may have been trained on them."""
+    """Return the clips that a model card mentions, since the model may have been trained on them."""
     text, forms = card.read_text(encoding="utf-8") if card.is_file() else "", ("`{0.stem}`", "{0.parent.name}/{0.stem}")
     return [name for name, path in clips.items() if any(form.format(path) in text for form in forms)]
 
 
 def picture_of(results: Mapping, folder: Path, name: str) -> bytes:
-    """The picture of a clip as a PNG: each row with its first seed, and the truth."""
+    """Return the picture of a clip as a PNG: each row with its first seed, and the truth."""
     clip, labels = next(clip for clip in results["clips"] if clip["name"] == name), results["labels"]
     places = {labels[row].replace("`", ""): [*clip["results"][row].values()][0] for row in labels}
     places["the truth"] = clip["gt"]
@@ -149,14 +151,14 @@ def picture_of(results: Mapping, folder: Path, name: str) -> bytes:
 
 
 def write_document(args: argparse.Namespace, shown: str) -> None:
-    """The document with its picture beside it."""
+    """Write the document and its picture."""
     results = json.loads((args.output / "results.json").read_text(encoding="utf-8"))
     picture = args.doc.parent / args.doc.stem.lower() / f"{shown}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
     write_whole(picture, picture_of(results, args.output, shown))
     results["command"] = shlex.join(["python", "scripts/ablate.py", *args.words])
     if args.dry:
-        results |= {"findings": [], "notes": [*results["notes"], "A dry run: its figures allow no conclusions."]}
+        results |= {"findings": [], "notes": [*results["notes"], "A dry run: its values allow no conclusions."]}
     link = f"![One line of the clip {shown}, row by row]({picture.parent.name}/{picture.name})"
     about = f"\n{args.about}\n" if args.about else ""
     write_whole(args.doc, (document(results) + PICTURE.format(link=link) + about).encode())
@@ -170,7 +172,7 @@ def run(args: argparse.Namespace) -> int:
     benchmark.try_output(args.output)
     card = Path(args.weights[0] if args.weights else EMBEDDED) / "README.md"
     for name in named_in(card, clips):
-        log.warning("%s: named in %s; figures on clips of the training mean little", name, card)
+        log.warning("%s: named in %s; results on training clips are not meaningful", name, card)
     for name, path in clips.items():
         make_truth(path, args.output / "truth" / name, size=args.gt_size, count=args.max_frames)
     words = ["--dataset", "own", "--root", args.output / "truth", "-o", args.output, "--ablation", args.rows]

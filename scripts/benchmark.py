@@ -1,11 +1,12 @@
-"""Measure a method on a test set and put the figures beside the published ones, the protocol beside every number.
+"""Evaluate methods on a test set, and compare the results with published ones, with the protocol of every number.
 
 python scripts/benchmark.py --dataset reds4 --root REDS/ --weights checkpoints/ --seeds 3
 python scripts/benchmark.py --dataset udm10 --root UDM10/ --results ours=results/a dove=results/b -o results/udm10
 
-Upscales the clips (as scripts/upscale.py does), or scores folders of results: frames in folders, or lossless videos,
-named like the clips. A set is a file of configs/benchmark. Writes results.json, results.csv and results.md into the
-output folder; an interrupted run resumes. Words like method.params.sampling.params.steps=8 change the model.
+Upscales the clips (as scripts/upscale.py does), or scores folders of results: folders of frames, or lossless videos,
+with the names of the clips. A test set is a file of configs/benchmark. Writes results.json, results.csv and results.md
+into the output folder; an interrupted run resumes. Words like method.params.sampling.params.steps=8 change settings of
+the model.
 """
 
 import argparse
@@ -41,7 +42,6 @@ from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
 from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdown
 from ldm.engine.assemble import EMBEDDED, build_method, find_weights
 from ldm.engine.device import usable_device
-from ldm.engine.flags import known_flags
 from ldm.engine.jobs import JobOptions, Model
 from ldm.metrics import protocol
 from ldm.metrics.protocol import measures
@@ -73,16 +73,15 @@ STOPPED = "interrupted; the same command resumes"
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The parsed command line; `model_options` are those given that apply to a model only."""
+    """Parse the command line; `model_options` are the given options that apply to a model only."""
     parser = Parser(PROGRAM, __doc__)
     add_trust(parser)
-    add_files(parser.add_argument_group("what is measured"))
-    add_measures(parser.add_argument_group("how"))
+    add_files(parser.add_argument_group("data"))
+    add_measures(parser.add_argument_group("measures"))
     upscale.add_flags(parser.add_argument_group("settings of the model (default: its own; in brackets: families)"))
     add_running(parser.add_argument_group("running"))
-    args = parser.parse_with_overrides(words, ("weights", "config", "results", "metrics"))
-    flags = {name: vars(args).pop(name) for name in known_flags()}
-    args.flags = {name: value for name, value in flags.items() if value is not None and value is not False}
+    args = parser.parse_with_overrides(words, ("weights", "config"), named=("results", "metrics"))
+    args.flags = upscale.given_flags(args)
     given = [name for name in MODEL if getattr(args, name) != parser.get_default(name)]
     args.model_options = [f"--{name}" for name in (*given, *args.flags)]
     return args
@@ -133,21 +132,21 @@ def add_running(group) -> None:
 
 
 def read_set(name: str, trust: Iterable[str] = ()) -> Dataset:
-    """A test set by its name or the path of its YAML. Raises ValueError naming the known sets."""
+    """Return a test set by its name or the path of its YAML file. Raises ValueError for an unknown name."""
     return read_node(find_named(name, SETS, "dataset"), "benchmark", trust)
 
 
 def read_node(path: Path, key: str, trust: Iterable[str] = ()):
-    """The object that a YAML file describes at a key. Raises ConfigError or FileNotFoundError."""
+    """Build the object that a key of a YAML file describes. Raises ConfigError or FileNotFoundError."""
     settings = config.load(path, trust=trust)
     config.check_target(settings, key)
     return config.instantiate(settings[key])
 
 
 def folders_of(words: list[str], reserved: list[str]) -> dict[str, Path]:
-    """Methods by name from `[name=]DIR` words.
+    """Return folders of results by method, from words such as `[name=]DIR`.
 
-    Raises ValueError for missing folders, repeated names and names of `reserved`, which are made here.
+    Raises ValueError for missing folders, repeated names, and names in `reserved`, which this command uses itself.
     """
     folders = {}
     for word in words:
@@ -164,8 +163,10 @@ def folders_of(words: list[str], reserved: list[str]) -> dict[str, Path]:
 
 
 def choose_lq(dataset: Dataset, found: Found, wanted: str | None, *, needed: bool) -> str | None:
-    """The kind of LQ to use: the one wanted, or the set's first that exists or, where it is needed, can be made; None
-    where it is not known."""
+    """Return the kind of LQ to use: the wanted one, otherwise the first of the set that exists or can be made.
+
+    Returns None if it is unknown. Raises ValueError for an unknown kind.
+    """
     if wanted:
         if wanted == GIVEN and GIVEN not in found.lq:
             raise ValueError(f"got --lq given, but no folder of LQ was found; found {first_few(found.lq) or 'none'}")
@@ -184,14 +185,14 @@ def describe_lq(kind: str | None, found: Found) -> str:
 
 
 def try_output(folder: Path) -> None:
-    """Raise ValueError where a folder cannot be made or written, before any work."""
+    """Raise ValueError if a folder cannot be created or written, before any work."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"{parent}: {'cannot be written' if parent.is_dir() else 'is a file'}; choose another -o")
 
 
 def options_of(args: argparse.Namespace) -> protocol.Options:
-    """What measures need besides frames. Raises ValueError for missing files."""
+    """Return what measures need besides frames. Raises ValueError for missing files."""
     for path in (args.niqe_params, args.raft, args.ffmpeg, args.dover):
         if path is not None and not path.exists():
             raise ValueError(f"{path}: no such file or folder")
@@ -205,7 +206,7 @@ def options_of(args: argparse.Namespace) -> protocol.Options:
 
 @dataclass(frozen=True)
 class Degrader:
-    """Degrades the truth as scripts/degrade.py does, in a folder named by protocol, seed and settings."""
+    """Degrade the ground truth as scripts/degrade.py does, in a folder named after protocol, seed and settings."""
 
     protocol: str
     seed: int
@@ -215,7 +216,7 @@ class Degrader:
     trust: Sequence[str] = ()
 
     def __call__(self, truths: Mapping[str, Path], report: Callable) -> tuple[dict[str, Path], str]:
-        """Folders of LQ frames by clip, and a line on how they were made. Finished clips are used again."""
+        """Return folders of LQ frames by clip, and a line on how they were made. Finished clips are kept."""
         words = ["-i", ".", "-o", str(self.root), "--protocol", self.protocol, "--seed", str(self.seed)]
         words += ["--max_frames", str(self.most)] if self.most else []
         words += ["--scale", str(self.scale)] if self.scale else []
@@ -234,7 +235,7 @@ class Degrader:
 
 
 def restorer_of(args: argparse.Namespace) -> Restorer:
-    """The model that the arguments describe."""
+    """Return the model that the arguments describe."""
     weights = find_weights(*args.weights or (EMBEDDED,), configs=args.config)
     settings = upscale.choose_settings(weights, args)
     model = Model(weights, settings, usable_device(args.device), upscale.rounding_of(settings))
@@ -243,7 +244,7 @@ def restorer_of(args: argparse.Namespace) -> Restorer:
 
 
 def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Restorer]:
-    """The rows of an ablation that are models, over one set of networks."""
+    """Return the rows of an ablation that are models; they share one set of networks."""
     rows, restorers, networks = {name: row for name, row in ablation.rows.items() if name != BICUBIC}, {}, None
     for name, row in rows.items():
         restorer = restorer_of(arguments([*args.words, *map(str, row.get("options", ()))]))
@@ -292,7 +293,7 @@ def run(args: argparse.Namespace) -> int:
         degrade=Degrader(kind, args.lq_seed, folder / "lq", args.max_frames, args.scale, args.trust),
         bar=progress_bar, ablation=ablation,
     )  # fmt: skip
-    restorers = {}  # built before hours of scoring
+    restorers = {}  # built first, so that errors in them are found before hours of scoring
     if upscaling:
         restorers = restorers_of(args, ablation) if ablation else {own_name: restorer_of(args)}
     work.score_folders(folders, results)
@@ -310,7 +311,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def show(results: Mapping) -> None:
-    """Print the tables and notes; the tables as Markdown where stdout is a file."""
+    """Print the tables and notes; tables are printed as Markdown if stdout is not a terminal."""
     console = Console()
     tables = [("", *main_cells(results))]
     tables += [(f"{m['name']}, by clip", *clip_cells(results, m["name"])) for m in results["methods"]]
@@ -330,12 +331,12 @@ def show(results: Mapping) -> None:
 
 
 def shown(cell: str) -> str:
-    """A cell of a table on the terminal, without markup."""
+    """Return the text of a cell on the terminal, without markup."""
     return escape(printable(cell))
 
 
 def make_report(folder: Path) -> None:
-    """Write the HTML page, or say why there is none."""
+    """Write the HTML report, or log the reason why it cannot be made."""
     try:
         log.info("%s", report_of(folder, bar=partial(with_bar, title="report")))
     except ValueError as error:

@@ -1,17 +1,17 @@
-"""Whether a trained model shows the method: the gates of the autoencoder, of the seeds and of the steps.
+"""Check the quality of a trained model: its autoencoder, its seeds, or its steps.
 
 python scripts/check_model.py autoencoder -i clips/ --weights logs/tiny
 python scripts/check_model.py seeds -i clips/ --weights logs/tiny
 python scripts/check_model.py steps -i clips/ --weights logs/tiny --metric stlpips
 
-autoencoder: frames through the image autoencoder, beside the best linear code of as many numbers.
-seeds: latents sampled with two seeds, through the image decoder: sharper than bicubic, and unlike each other.
-steps: the perceptual distance of the samples at the default number of steps and at one step, over several seeds.
+autoencoder: reconstruct frames, and compare with the best linear code of the same size.
+seeds: decode samples of two seeds: they are sharper than bicubic interpolation, and differ from each other.
+steps: compare the perceptual distance of samples with the default number of steps and with one step, over some seeds.
 
-Samples are drawn as in the pictures of a training: whole clips, without guidance and without a sequence decoder.
---weights is the folder of an export or of a run of main.py, or a file. The clips are the truth; they are shrunk,
-cropped and degraded by a protocol of configs/degradations. Exit status: 0 where all holds, 1 where something does not.
-Words like method.params.sampling.params.steps=8 change the model.
+Sampling is that of the pictures of a training: whole clips, without guidance and without a sequence decoder. --weights
+is the folder of an export or of a run of main.py, or a file. The clips are the ground truth; they are shrunk, cropped
+and degraded by a protocol of configs/degradations. The exit status is 1 if a claim does not hold. Words like
+method.params.sampling.params.steps=8 change settings of the model.
 """
 
 import argparse
@@ -43,9 +43,9 @@ from scripts.command import Parser, exit_status, integer_from, non_negative_int,
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "check_model.py"
-LEAST_PSNR, LEAST_SHARPNESS, MOST_LOW_FREQUENCY = 28.0, 0.85, 0.05  # of an autoencoder
-MOST_LOSS, MOST_ALIKE = 0.7, 35.0  # dB: of samples below bicubic; of two seeds to each other
-AUTOENCODER, STAGE_ONE = "autoencoder.safetensors", "mgldvsr_unet.safetensors"  # what configs/tiny write
+LEAST_PSNR, LEAST_SHARPNESS, MOST_LOW_FREQUENCY = 28.0, 0.85, 0.05  # limits for the autoencoder
+MOST_LOSS, MOST_ALIKE = 0.7, 35.0  # dB: loss against bicubic interpolation; PSNR between two seeds
+AUTOENCODER, STAGE_ONE = "autoencoder.safetensors", "mgldvsr_unet.safetensors"  # file names of configs/tiny
 CARDS, LAST = ("model.yaml", "config.yaml"), Path("checkpoints", "last.ckpt")
 PARTS = {  # of a stage-1 file: the network's name in a configuration, and its module in the training
     "unet": "model.diffusion_model",
@@ -64,7 +64,7 @@ class Finding(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip: the truth, (H, W, 3) uint8 each, and what it was degraded to, (T, H / 4, W / 4, 3) uint8."""
+    """A clip: frames of the ground truth, (H, W, 3) uint8, and the degraded ones, (T, H / 4, W / 4, 3) uint8."""
 
     name: str
     truth: list[np.ndarray]
@@ -88,7 +88,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def load_clips(args: argparse.Namespace) -> list[Clip]:
-    """The clips, shrunk, cropped and degraded. Raises ValueError naming a clip that is too short or too small."""
+    """Read, shrink, crop and degrade the clips. Raises ValueError for a clip that is too short or too small."""
     protocol = find_protocol(args.protocol)
     degradation = config.instantiate(config.load(protocol).degradation)
     clips = []
@@ -103,11 +103,11 @@ def load_clips(args: argparse.Namespace) -> list[Clip]:
     return clips
 
 
-# ---- what is checked
+# ---- models
 
 
 def find_file(place: Path, names: tuple[str | Path, ...]) -> Path:
-    """The weight file: `place` itself, or the first of the names that its folder has. Raises FileNotFoundError."""
+    """Return the weight file: `place` itself, or the first of `names` in it. Raises FileNotFoundError."""
     files = [place, *(place / name for name in names)]
     found = next((file for file in files if file.is_file()), None)
     if found is None:
@@ -116,8 +116,10 @@ def find_file(place: Path, names: tuple[str | Path, ...]) -> Path:
 
 
 def read_settings(args: argparse.Namespace, file: Path, *, needed: Iterable[str]):
-    """The configuration: --config, or what lies beside the file or in its run. Raises FileNotFoundError where there is
-    none, ConfigError where it lacks a network that is needed."""
+    """Read the configuration: --config, or the file beside the weights or in their run.
+
+    Raises FileNotFoundError if there is none, and ConfigError if a network of `needed` is missing.
+    """
     folders = [file.parent, file.parent.parent]
     cards = args.config or [folder / name for folder in folders for name in CARDS if (folder / name).is_file()][:1]
     if not cards:
@@ -129,7 +131,7 @@ def read_settings(args: argparse.Namespace, file: Path, *, needed: Iterable[str]
 
 
 def load_autoencoder(args: argparse.Namespace) -> torch.nn.Module:
-    """The image autoencoder, from a file of it alone or from that of stage 1."""
+    """Load the image autoencoder from its own file or that of stage 1."""
     file = find_file(args.weights, (AUTOENCODER, STAGE_ONE, LAST))
     net = config.instantiate(read_settings(args, file, needed=["autoencoder"]).networks.autoencoder)
     holder = torch.nn.ModuleDict({PARTS["autoencoder"]: net})
@@ -138,7 +140,7 @@ def load_autoencoder(args: argparse.Namespace) -> torch.nn.Module:
 
 
 def load_stage_one(args: argparse.Namespace) -> tuple[StageOne, int]:
-    """The networks of stage 1 as they are trained, and the default number of steps."""
+    """Return the stage-1 model, as in training, and the default number of sampling steps."""
     file = find_file(args.weights, (STAGE_ONE, LAST))
     settings = read_settings(args, file, needed=PARTS)
     sampling, factor = config.instantiate(settings.method.params.sampling), settings.method.params.scale_factor
@@ -154,7 +156,7 @@ def load_stage_one(args: argparse.Namespace) -> tuple[StageOne, int]:
 
 
 def coder(net: torch.nn.Module) -> Callable[[np.ndarray], np.ndarray]:
-    """A frame encoded to the posterior's mean and decoded."""
+    """Return a function that encodes a frame to the mean of the posterior and decodes it."""
 
     def code(frame: np.ndarray) -> np.ndarray:
         x = torch.from_numpy(frame).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -202,14 +204,14 @@ def as_batch(frames: np.ndarray) -> torch.Tensor:
 
 
 def sampled(model: StageOne, clip: Clip, seed: int, *, steps: int) -> list[np.ndarray]:
-    """The frames of a degraded clip from sampled latents, through the image decoder."""
+    """Sample latents for a degraded clip and decode them with the image decoder."""
     model.preview_steps = steps
     batch = {"lq": as_batch(clip.lq), "gt": as_batch(np.stack(clip.truth)), "index": torch.tensor([seed])}
     return [rgb8(frame) for frame in model.restore(batch)[0]]
 
 
 def enlarged(clip: Clip) -> list[np.ndarray]:
-    """The frames of a degraded clip, bicubic."""
+    """Enlarge a degraded clip by bicubic interpolation."""
     (lq,) = as_batch(clip.lq)
     return [rgb8(frame) for frame in resize(lq, (lq.shape[-2] * SCALE, lq.shape[-1] * SCALE)).clamp(0, 1)]
 
@@ -258,7 +260,7 @@ def check_steps(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding
 
 
 def distance(model: StageOne, clip: Clip, seed: int, steps: int, metric: str) -> float:
-    """The mean distance of a sampled clip to the truth."""
+    """Return the mean distance of a sampled clip to the ground truth."""
     (measure,) = measures([metric])
     for frame, truth in zip(sampled(model, clip, seed, steps=steps), clip.truth, strict=True):
         measure.push(frame, truth)

@@ -8,6 +8,7 @@ import contextlib
 import difflib
 import logging
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,17 +30,20 @@ class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise ValueError(f"{message} (--help lists the options)")
 
-    def parse_with_overrides(self, words: list[str] | None, lists: Sequence[str] = ()) -> argparse.Namespace:
+    def parse_with_overrides(
+        self, words: list[str] | None, lists: Sequence[str] = (), *, named: Sequence[str] = ()
+    ) -> argparse.Namespace:
         """Parse arguments that end in `key.sub=value` overrides.
 
-        An option of `lists`, which takes several values, also takes the overrides behind it: those are moved to
-        `overrides`. `words` in the result are the arguments as given.
+        An option with several values also takes the overrides after it: for the options of `lists` and `named`, those
+        are moved to `overrides`. Options of `named` have values such as NAME=FOLDER. `words` in the result are the
+        arguments as given.
         """
         self.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
         args = self.parse_intermixed_args(words)
-        for name in lists:
-            values = getattr(args, name)
-            moved = [value for value in values if is_override(str(value))]
+        for name in (*lists, *named):
+            values, is_moved = getattr(args, name), is_dotted_override if name in named else is_override
+            moved = [value for value in values if is_moved(str(value))]
             setattr(args, name, [value for value in values if value not in moved])
             args.overrides += map(str, moved)
         args.words = list(sys.argv[1:] if words is None else words)
@@ -53,11 +57,15 @@ def add_trust(parser: argparse.ArgumentParser) -> None:
 
 
 def is_override(word: str) -> bool:
-    """Whether an argument is `key.sub=value`, and neither NAME=FOLDER nor an existing path."""
-    key, equals, value = word.partition("=")
+    """Whether an argument is `key=value` or `key.sub=value`, and not an existing path."""
+    return re.match(r"[^=/\\]+=", word) is not None and not os.path.exists(word)
+
+
+def is_dotted_override(word: str) -> bool:
+    """Whether an argument is `key.sub=value`, and not NAME=FOLDER or an existing path."""
+    key, _, value = word.partition("=")
     names = key.lstrip("+").split(".")
-    paths = any(map(os.path.exists, (word, value)))
-    return bool(equals) and len(names) > 1 and all(map(str.isidentifier, names)) and not paths
+    return is_override(word) and len(names) > 1 and all(map(str.isidentifier, names)) and not os.path.exists(value)
 
 
 def integer_from(least: int) -> Callable[[str], int]:

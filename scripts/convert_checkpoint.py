@@ -1,4 +1,4 @@
-"""Convert a .ckpt, .pth, .pt or .bin to safetensors: weights only, without running anything the file brings along.
+"""Convert a .ckpt, .pth, .pt or .bin file to safetensors: weights only, without executing code in the file.
 
 python scripts/convert_checkpoint.py mgldvsr_unet.ckpt [mgldvsr_unet.safetensors] [--half]
 """
@@ -31,7 +31,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def to_half(name: str, value: Tensor) -> Tensor:
-    """float16, but for what needs more digits or range than that. Raises ValueError for numbers beyond its range."""
+    """Convert to float16, except values that need more precision. Raises ValueError for values beyond its range."""
     exact = name in checkpoint.SCHEDULE_BUFFERS or name.endswith(("running_mean", "running_var"))
     if exact or not value.is_floating_point():
         return value
@@ -42,7 +42,7 @@ def to_half(name: str, value: Tensor) -> Tensor:
 
 
 def convert(source: Path, target: Path, *, half: bool = False, force: bool = False) -> str:
-    """Write `target` and return one line that says what was done; raises ValueError and OSError."""
+    """Write `target` and return a line that describes it. Raises ValueError or OSError."""
     if target.exists() and not force:
         raise FileExistsError(f"{target} exists; give another name or --force")
     state = checkpoint.read(source)
@@ -56,7 +56,7 @@ def convert(source: Path, target: Path, *, half: bool = False, force: bool = Fal
         "tool": f"mgld-vsr {__version__} convert_checkpoint{' --half' if half else ''}",
     }
     checkpoint.save(target, state, metadata)
-    kind = checkpoint.recognise(state) or "no file known by name"
+    kind = checkpoint.recognise(state) or "unknown kind"
     size = target.stat().st_size / 1e6
     return f"{target}: {len(state)} entries, {sum(v.numel() for v in state.values())} numbers, {size:.1f} MB ({kind})"
 

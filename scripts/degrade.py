@@ -1,10 +1,10 @@
-"""Degrade a test set: a folder of PNGs for every clip, decided by seed, protocol and the clip's name alone.
+"""Degrade a test set: a folder of PNGs per clip, determined by the seed, the protocol and the name of the clip.
 
 python scripts/degrade.py -i clips/ -o results/degraded --protocol realbasicvsr --seed 0
 python scripts/degrade.py -i clip.mp4 -o results/degraded --protocol bicubic_x4 --show
 
 A protocol is a file of configs/degradations or a path; words like degradation.params.stages.codec_2=null change it.
-manifest.json records how they were made; an interrupted run resumes.
+manifest.json records the settings and a hash of each clip; an interrupted run resumes.
 """
 
 import argparse
@@ -28,7 +28,8 @@ from basicsr_deg.panels import Panels
 from basicsr_deg.pipeline import Degradation
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.resume import differences, remove_partials
+from ldm.engine.finished import stored_manifest
+from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
 from ldm.video.sinks import Pictures
 from ldm.video.source import DAMAGED, is_visible
@@ -48,7 +49,7 @@ PROGRAM = "degrade.py"
 log = logging.getLogger("scripts.degrade")
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 SHOWN = 100  # frames of --show at most
-VERSIONS = {  # of what decides the pixels
+VERSIONS = {  # of everything that determines the pixels
     "av": av.__version__,
     "cv2": cv2.__version__,
     "numpy": np.__version__,
@@ -59,7 +60,6 @@ VERSIONS = {  # of what decides the pixels
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
-    add("overrides", nargs="*", metavar="key=value", help="change a setting of the protocol")
     add("-i", "--input", type=Path, required=True, help="video, image, folder of images, or folder of such clips")
     add("-o", "--output", type=Path, required=True, help="folder to write")
     add("--protocol", default="realbasicvsr", help="a name in configs/degradations, or a YAML (default: realbasicvsr)")
@@ -70,16 +70,16 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--damaged", choices=DAMAGED, default="stop", help="at a damaged frame: stop, or repeat the one before (stop)")
     add("--video", action="store_true", help="write lossless videos CLIP.mkv instead of folders (default: no)")
     add("--show", action="store_true", help="also write CLIP.show.mp4, every stage side by side (default: no)")
-    return parser.parse_intermixed_args(words)
+    return parser.parse_with_overrides(words)
 
 
 def find_protocol(name: str) -> Path:
-    """The file of a protocol. Raises ValueError naming the known ones."""
+    """Return the file of a protocol. Raises ValueError for an unknown name."""
     return find_named(name, PROTOCOLS, "protocol")
 
 
 def read_settings(args: argparse.Namespace):
-    """The protocol's configuration with --scale and overrides applied."""
+    """Return the configuration of the protocol with --scale and overrides applied."""
     settings = config.load(find_protocol(args.protocol), overrides=args.overrides, trust=args.trust)
     config.check_target(settings, "degradation")
     if args.scale is not None:
@@ -89,37 +89,35 @@ def read_settings(args: argparse.Namespace):
 
 
 def names_of(clips: list[Path]) -> dict[Path, str]:
-    """The name of each clip in the output: that of its folder or file, without the suffix where that is unique."""
+    """Return the name of each clip in the output: that of its folder or file, without the suffix if it is unique."""
     plain = {clip: clip.resolve().name if clip.is_dir() else clip.stem for clip in clips}
     taken = list(plain.values())
     return {clip: name if taken.count(name) == 1 else clip.name for clip, name in plain.items()}
 
 
 def generator(seed: int, protocol: str, clip: str) -> np.random.Generator:
-    """Random numbers that depend only on these three."""
+    """Return a generator that depends on the seed, the protocol and the clip alone."""
     address = hashlib.sha256(f"{protocol}\n{clip}".encode()).digest()
     return np.random.default_rng([seed, int.from_bytes(address[:16], "big")])
 
 
 class Manifest:
-    """OUT/manifest.json: how all of its clips were made, and a hash of the pixels of each.
+    """OUT/manifest.json: the settings of all clips in a folder, and a hash of the pixels of each.
 
-    A clip is entered before its folder gets its name, so that a folder without an entry was made by something else.
+    A clip is entered before its folder gets its final name, so that a folder without an entry is a foreign one. Raises
+    ValueError for a folder that was started with other settings or contains other files.
     """
 
     def __init__(self, folder: Path, made_by: Mapping):
-        self.path, self.made_by, self.clips = folder / "manifest.json", json.loads(json.dumps(made_by)), {}
-        if not self.path.exists():
-            if folder.exists() and (not folder.is_dir() or any(map(is_visible, folder.iterdir()))):
-                raise ValueError(f"{folder}: holds something else than degraded clips, expected a new or empty folder")
-            return
-        try:
-            recorded = json.loads(self.path.read_text(encoding="utf-8"))
-            self.clips = {name: dict(entry) for name, entry in recorded.pop("clips").items()}
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise ValueError(f"{self.path}: not a manifest of this program; choose another folder") from error
-        if differing := differences(recorded, self.made_by):
-            raise ValueError(f"{self.path}: begun with {differing[0]}; choose another folder")
+        self.path, self.made_by, self.clips = folder / "manifest.json", dict(made_by), {}
+        stored = stored_manifest(self.path, self.made_by, remedy="choose another folder")
+        if stored is not None:
+            self.clips = stored.get("clips")
+            entries = self.clips.values() if isinstance(self.clips, dict) else [None]
+            if not all(isinstance(entry, dict) and {"frames", "sha256"} <= entry.keys() for entry in entries):
+                raise ValueError(f"{self.path}: got no entries of degraded clips; choose another folder")
+        elif folder.exists() and (not folder.is_dir() or any(map(is_visible, folder.iterdir()))):
+            raise ValueError(f"{folder}: contains other files, expected a new or empty folder")
 
     def enter(self, clip: str, entry: Mapping) -> None:
         """Add a clip and write the manifest."""
@@ -130,14 +128,14 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Maker:
-    """Degrades clips one at a time into `folder`."""
+    """Degrade clips one at a time."""
 
     degradation: Degradation
     manifest: Manifest
     args: argparse.Namespace
 
     def make(self, clip: Path, name: str, report: Callable[[int, int], None]) -> str:
-        """Degrade one clip and enter it, unless that is done; returns a line on the result."""
+        """Degrade a clip and enter it in the manifest, unless it is finished; return a line on the result."""
         source = video.probe(clip, damaged=self.args.damaged)
         for line in source.notes:
             log.warning("%s: %s", clip, line)
@@ -173,9 +171,9 @@ class Maker:
         return folder / (f"{name}.mkv" if self.args.video else name), folder / f"{name}.show.mp4"
 
     def _sizes(self, source: video.Source) -> tuple[tuple[int, int], tuple[int, int]]:
-        """The part (h, w) of a frame from its top left that is used, and the size of the degraded one.
+        """Return the size (h, w) to which frames are cropped, from the top left, and the size of degraded ones.
 
-        With an integer scale, rows and columns beyond a multiple of it are left out.
+        With an integer scale, frames are cropped to multiples of it.
         """
         scale, sides = self.degradation.scale, (source.height, source.width)
         if min(sides) < scale:
@@ -196,15 +194,15 @@ class Maker:
         if self.args.video:
             return video.open_writer(output, size=size, rate=source.rate, lossless=True, source=source)
         refuse_input(output, source)
-        return video.Writer(output, size, Pictures(source.names), overwrite=True)  # whatever dots are in its name
+        return video.Writer(output, size, Pictures(source.names), overwrite=True)  # a folder, whatever its suffix
 
 
 def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None:
-    """Raise ValueError unless a degraded clip was made of this clip and has not changed since."""
+    """Raise ValueError unless a degraded clip was made from this clip and has not changed since."""
     if "of" not in entered:
         raise ValueError(f"{output}: was made by an earlier version; remove it, or choose another folder")
     if entered["of"] != made_of:
-        raise ValueError(f"{output}: was made of other frames than {clip} has; remove it, or choose another folder")
+        raise ValueError(f"{output}: was made from other frames than {clip} has; remove it, or choose another folder")
     total = hashlib.sha256()
     for frame in video.read(output, as_rgb8=True):
         total.update(frame.tobytes())
@@ -219,7 +217,7 @@ def traced(frames, panels: Panels, name: str, factor: float = 1) -> Iterator[np.
 
 
 def write_pictures(path: Path, panels: Panels, *, rate) -> None:
-    """The video of --show."""
+    """Write the video of --show."""
     writer = None
     with contextlib.ExitStack() as stack:
         for picture in panels.pictures():
@@ -228,7 +226,7 @@ def write_pictures(path: Path, panels: Panels, *, rate) -> None:
 
 
 def maker_of(args: argparse.Namespace) -> Maker:
-    """The maker of the clips that the arguments ask for. Raises ValueError for a file that is no protocol."""
+    """Return the maker for the arguments. Raises ValueError for a file that is not a protocol."""
     settings = read_settings(args)
     degradation = config.instantiate(settings.degradation)
     if not isinstance(degradation, Degradation):

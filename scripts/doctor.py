@@ -3,7 +3,7 @@
 python scripts/doctor.py
 python scripts/doctor.py --weights weights/ --data datasets/REDS4 -o results/
 
-One line each, OK, WARN or FAIL, with what to do. Exit status 1 when something fails. Needs no network.
+Prints a line per check: OK, WARN or FAIL, with a remedy. The exit status is 1 if a check fails. Needs no network.
 """
 
 import argparse
@@ -92,7 +92,7 @@ def check_python(args) -> Iterator[Finding]:
 
 
 def import_errors(modules: Iterable[str]) -> dict[str, str]:
-    """{module: '' or why it cannot be imported}, from a process of its own, which a broken library may end."""
+    """Return {module: error or ""}; modules are imported in another process, which a broken library may end."""
     left, found = list(modules), {}
     while left:
         command = [sys.executable, "-c", TRIAL, *left]
@@ -107,7 +107,7 @@ def import_errors(modules: Iterable[str]) -> dict[str, str]:
 
 
 def version_of(name: str) -> str | None:
-    """The version of a distribution; OpenCV under any of its names."""
+    """Return the version of a distribution (OpenCV: under any of its names), or None."""
     for candidate in [name] + ["opencv-python", "opencv-contrib-python"] * (name == "opencv-python-headless"):
         try:
             return importlib.metadata.version(candidate)
@@ -117,7 +117,7 @@ def version_of(name: str) -> str | None:
 
 
 def check_packages(args) -> Iterator[Finding]:
-    """Required packages are installed and can be imported."""
+    """Check that required packages are installed and can be imported."""
     why = import_errors(MODULES.get(name, name) for name in REQUIRED)
     for name in REQUIRED:
         version, reason = version_of(name), why[MODULES.get(name, name)]
@@ -130,7 +130,7 @@ def check_packages(args) -> Iterator[Finding]:
 
 
 def check_versions(args) -> Iterator[Finding]:
-    """Installed packages have the versions that this release was tested with."""
+    """Compare installed versions with those that this release was tested with."""
     tested = tested_versions((ROOT / "constraints.txt").read_text(encoding="utf-8"), sys.version_info[:2])
     same = 0
     for name, version in ((name, version_of(name)) for name in tested):
@@ -143,7 +143,7 @@ def check_versions(args) -> Iterator[Finding]:
 
 
 def tested_versions(text: str, python: tuple[int, int]) -> dict[str, str]:
-    """{distribution: version} of a constraints file, for a version of Python."""
+    """Return {distribution: version} of a constraints file, for a version of Python."""
     form = r"([\w.-]+)==([^;\s]+)\s*(?:;\s*python_version\s*(<|>=)\s*[\"'](\d+)\.(\d+)[\"'])?\s*$"
     lines = [match.groups() for line in text.splitlines() if (match := re.match(form, line))]
     return {
@@ -154,7 +154,7 @@ def tested_versions(text: str, python: tuple[int, int]) -> dict[str, str]:
 
 
 def check_optional(args) -> Iterator[Finding]:
-    """Packages that some metrics and pages need; torchvision must fit torch or be absent."""
+    """Check optional packages; an installed torchvision must match torch."""
     installed = {name: module for name, (module, *_) in OPTIONAL.items() if version_of(name)}
     vision = ["torchvision"] if version_of("torchvision") else []
     why = import_errors([*installed.values(), *vision])
@@ -192,7 +192,7 @@ def check_device(args) -> Iterator[Finding]:
     for place in dict.fromkeys(["cpu", device]):
         free = free_memory(place)
         if free is None:
-            text = "the system does not tell how much is free"
+            text = "the system does not report free memory"
             yield Finding(WARN, f"memory of {place}", text, "name a limit with --memory 8G")
         else:
             fix = "close other programs, or use smaller pieces: upscale.py --preview 2s says what a clip takes"
@@ -205,7 +205,7 @@ def amount(what: str, free: int, least: int, little: int, fix: str) -> Finding:
 
 
 def check_disk(args) -> Iterator[Finding]:
-    """Space and permission where results, caches and temporary files go."""
+    """Check space and permissions for results, caches and temporary files."""
     from ldm.engine.plan import cache_folder
 
     where = {"results": args.output, "cache": cache_folder(), "temporary files": Path(tempfile.gettempdir())}
@@ -221,7 +221,7 @@ def check_disk(args) -> Iterator[Finding]:
 
 
 def check_codecs(args) -> Iterator[Finding]:
-    """Encoders, by encoding a frame, and decoders, by name."""
+    """Check encoders by encoding a frame, and decoders by name."""
     import av
 
     fix = f"{INSTALL} --force-reinstall --only-binary av av: the wheel carries it, a build of one's own may not"
@@ -241,7 +241,7 @@ def codec(av, name: str, mode: str):
 
 
 def encoder_error(name: str) -> str:
-    """'' where an encoder makes packets of a frame, else what went wrong."""
+    """Return the error of an encoder for one frame; "" if it works."""
     import av
     import numpy as np
 
@@ -274,7 +274,7 @@ CHECKS = {
 
 
 def findings(args: argparse.Namespace) -> Iterator[Finding]:
-    """The findings of every check; a check that fails to run is a finding, too."""
+    """Generate the findings of all checks; a check that fails to run is also a finding."""
     for name, check in CHECKS.items():
         try:
             yield from check(args)

@@ -49,12 +49,12 @@ def check_weights(args) -> Iterator[Finding]:
             if bad.isdisjoint(find_weights(folder).files.values()):
                 yield Finding(OK, "weights", f"{folder}: all files of the model are present")
         except (ValueError, OSError) as error:
-            fix = "put mgldvsr_unet.ckpt and video_vae_cfw.ckpt there (README, The released weights)"
+            fix = "put the missing file there (README, The released weights)"
             yield Finding(FAIL, "weights", str(error), fix)
 
 
 def noted_hashes(folder: Path) -> dict[str, str]:
-    """{file: SHA-256} of the lines of a folder's README.md that name both."""
+    """Return {file: SHA-256} from lines of a folder's README.md that contain both."""
     readme = folder / "README.md"
     text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
     lines = (re.search(r"`([\w.-]+)`.*`([0-9a-f]{64})`", line) for line in text.splitlines())
@@ -62,7 +62,7 @@ def noted_hashes(folder: Path) -> dict[str, str]:
 
 
 def weight_finding(path: Path, noted: str | None) -> Finding:
-    """A weight file: readable, what it looks like, and its SHA-256 where one is known."""
+    """Check that a weight file is readable, and compare its kind and SHA-256 with its name."""
     from ldm.weights import checkpoint
 
     what, size = f"weights {path}", f"{path.stat().st_size / 1e6:.1f} MB"
@@ -109,7 +109,7 @@ def check_data(args) -> Iterator[Finding]:
 
 
 def faults(sequence) -> Iterator[str]:
-    """What is wrong with a clip: a gap in the numbers of its images, or a first or last frame that cannot be read."""
+    """Generate errors of a clip: a gap in the numbers of its images, or an unreadable first or last frame."""
     from ldm.benchmark.numbering import gap_in
 
     if gap := gap_in([file.name for file in getattr(sequence, "files", [])]):

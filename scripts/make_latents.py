@@ -1,13 +1,13 @@
-"""Make the clips that stage 2 trains on, with latents sampled by a stage-1 model.
+"""Make the training set of stage 2: clips with latents that are sampled by a stage-1 model.
 
 python scripts/make_latents.py -i CLIPS --protocol realbasicvsr --weights PLACE -o OUT        degrades the clips itself
 python scripts/make_latents.py --gt CLIPS --lq CLIPS --weights PLACE -o OUT                   existing pairs
 python scripts/make_latents.py --data YAML [key=value ...] --weights PLACE -o OUT             examples of a training set
 
 Writes OUT/gt, OUT/lq and, with --samples, OUT/sample: CLIP/00000000.png; OUT/latent: CLIP/00000000.npy, float32
-(c, h, w), scaled. Resizing, padding, windows, flow and guidance are those of the model's card, as for upscaling. With
---crop, CLIP becomes CLIP_s001, CLIP_s002 ...; a long clip becomes CLIP_p001, CLIP_p002 ...; no frame is dropped. A
-interrupted run resumes; OUT/manifest.json records its settings.
+(c, h, w), scaled. Resizing, padding, windows, flow and guidance are those of the model's configuration, as in
+upscaling. With --crop, CLIP becomes CLIP_s001, CLIP_s002 ...; a long clip becomes CLIP_p001, CLIP_p002 ...; no frame is
+dropped. An interrupted run resumes; OUT/manifest.json records its settings.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from basicsr_deg.clips import find_clips, some
 from ldm import config
 from ldm.engine.assemble import CARD, CONFIGS, EMBEDDED, Weights, build_method, read_settings, weight_files
 from ldm.engine.device import usable_device
+from ldm.engine.finished import stored_manifest
 from ldm.engine.provenance import versions
-from ldm.engine.resume import differences
 from ldm.files import write_whole
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import stack
@@ -44,21 +44,21 @@ from scripts.command import Parser, add_trust, exit_status, non_negative_int, po
 from scripts.degrade import find_protocol, generator
 
 PROGRAM = "make_latents.py"
-LAST = Path("checkpoints/last.ckpt")  # in the folder of a training
-RELEASED = CONFIGS / "mgldvsr" / CARD  # describes weights that have no card beside them
+LAST = Path("checkpoints/last.ckpt")  # in the folder of a run
+RELEASED = CONFIGS / "mgldvsr" / CARD  # for weights without a model.yaml beside them
 LOG = logging.getLogger("scripts.make_latents")
 Pair = tuple[np.ndarray, np.ndarray]  # sharp and degraded frames, (T, H, W, 3) and (T, h, w, 3) uint8 RGB
 
 
 class Job(NamedTuple):
-    """A clip to make: its name, and where its frames come from."""
+    """A clip to make: its name, and a function that reads its frames."""
 
     name: str
     read: Callable[[], Pair]
 
 
 def jobs_of_dataset(dataset, count: int | None) -> list[Job]:
-    """The first examples of a training set."""
+    """Return jobs for the first examples of a training set."""
 
     def read(number: int) -> Pair:
         item = dataset[number]
@@ -73,18 +73,18 @@ def frames_of(clip: torch.Tensor) -> np.ndarray:
 
 
 class Cutter:
-    """Clips on the disk, cut into parts and crops.
+    """Divide clips on the disk into parts and crops.
 
-    `pair(gt, lq, name)` makes the degraded frames from the sharp ones and the given degraded ones, if any. Sides are
-    cut to multiples of `unit`, at the right and at the bottom.
+    `pair(gt, lq, name)` returns sharp and degraded frames, made from the sharp ones and the given degraded ones, if
+    any. Frames are cropped to multiples of `unit`, at the right and at the bottom.
     """
 
     def __init__(self, gt: list, lq: list | None, pair: Callable[..., Pair], *, unit: int):
         self.gt, self.lq, self.pair, self.unit = gt, lq, pair, unit
-        self._frames = lru_cache(maxsize=2)(self._read)  # the crops of a clip come one after the other
+        self._frames = lru_cache(maxsize=2)(self._read)  # the crops of a clip are made in sequence
 
     def jobs(self, *, part: int, crop: int | None, step: int) -> Iterator[Job]:
-        """All clips, part by part and crop by crop."""
+        """Generate the jobs of all parts and crops of all clips."""
         for number, sequence in enumerate(self.gt):
             spans = parts_of(sequence.exact_length(), part)
             height, width = sequence.frames([0])[0].shape[:2]
@@ -99,7 +99,7 @@ class Cutter:
                     yield Job(full, partial(self.read, number, span, box, full))
 
     def read(self, number: int, span: tuple[int, int], box: tuple[int, int, int, int], name: str) -> Pair:
-        """The frames of one job."""
+        """Return the frames of a job."""
         gt, lq = self._frames(number, span)
         if lq is not None:
             scale = ratio(gt.shape[1:3], lq.shape[1:3], name)
@@ -114,7 +114,7 @@ class Cutter:
 
 
 def stacked(sequence, span: tuple[int, int]) -> np.ndarray:
-    """Frames start to stop of a sequence. Raises ValueError where they differ in size."""
+    """Read frames start to stop of a sequence. Raises ValueError for different sizes."""
     frames = sequence.frames(range(*span))
     if len({frame.shape for frame in frames}) > 1:
         raise ValueError(f"{sequence.name}: got frames of different size, expected one size for a clip")
@@ -122,13 +122,13 @@ def stacked(sequence, span: tuple[int, int]) -> np.ndarray:
 
 
 def parts_of(count: int, part: int) -> list[tuple[int, int]]:
-    """`count` frames in as few parts as it takes, of nearly equal length."""
+    """Divide `count` frames into the fewest parts of nearly equal length: [(start, stop), ...]."""
     edges = np.linspace(0, count, math.ceil(count / part) + 1).round().astype(int).tolist()
     return list(pairwise(edges))
 
 
 def boxes_of(height: int, width: int, *, crop: int | None, step: int, unit: int, name: str) -> list[tuple]:
-    """(top, left, height, width) of all crops, row by row; the last ones end at the border."""
+    """Return (top, left, height, width) of all crops, row by row; the last ones end at the border."""
     if crop is None:
         size = (height // unit * unit, width // unit * unit)
         if 0 in size:
@@ -141,13 +141,13 @@ def boxes_of(height: int, width: int, *, crop: int | None, step: int, unit: int,
 
 
 def cut(clip: np.ndarray, box: tuple[int, int, int, int]) -> np.ndarray:
-    """The frames within (top, left, height, width)."""
+    """Crop frames to (top, left, height, width)."""
     top, left, height, width = box
     return np.ascontiguousarray(clip[:, top : top + height, left : left + width])
 
 
 def ratio(gt: tuple[int, int], lq: tuple[int, int], name: str) -> int:
-    """The integer scale between sharp and degraded frames. Raises ValueError where there is none."""
+    """Return the integer scale between sharp and degraded frames. Raises ValueError if there is none."""
     (height, width), (h, w) = gt, lq
     if height % h or height // h * w != width:
         raise ValueError(f"{name}: got {w}x{h} beside sharp {width}x{height}, expected a whole fraction of both sides")
@@ -155,17 +155,17 @@ def ratio(gt: tuple[int, int], lq: tuple[int, int], name: str) -> int:
 
 
 def degraded(gt: np.ndarray, _lq: None, name: str, *, degradation, draw: Callable) -> Pair:
-    """The pair that a degradation makes with the random numbers `draw(name)`."""
+    """Degrade sharp frames with the random numbers of `draw(name)`."""
     return gt, (degradation(gt, draw(name)) * 255).round().astype(np.uint8)
 
 
 def address(seed: int, name: str) -> int:
-    """The seed of one clip's noise, independent of the other clips of the set."""
+    """Return the seed of the noise of a clip, which does not depend on other clips."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:6], "big")
 
 
 def pairs_of(gt: list, lq: list) -> list:
-    """The degraded sequences in the order of the sharp ones. Raises ValueError for those that do not match."""
+    """Return the degraded sequences in the order of the sharp ones. Raises ValueError for missing or shorter ones."""
     there = {sequence.name: sequence for sequence in lq}
     lengths = {name: sequence.exact_length() for name, sequence in there.items()}
     if missing := [sequence.name for sequence in gt if lengths.get(sequence.name) != sequence.exact_length()]:
@@ -174,13 +174,13 @@ def pairs_of(gt: list, lq: list) -> list:
 
 
 def load_stage_one(settings, found: Weights, device: str) -> MGLD:
-    """The method with the networks of stage 1; its sequence decoder keeps random weights, unused. Raises ValueError."""
+    """Build the method with the networks of stage 1; the sequence decoder is not used. Raises ValueError."""
     return build_method(settings, found, device=device, unfilled=["sequence_decoder"])
 
 
 @torch.inference_mode()
 def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: int) -> torch.Tensor:
-    """Scaled latents (T, c, h, w) sampled for frames (T, h, w, 3) uint8, to be restored at `size`."""
+    """Sample scaled latents (T, c, h, w) for frames (T, h, w, 3) uint8 that are restored at `size`."""
     geometry = method.geometry(lq.shape[1:3], upscale=size[0] / lq.shape[1])
     work = geometry.enlarge(torch.from_numpy(lq).permute(0, 3, 1, 2))
     if tuple(work.shape[-2:]) != tuple(size):
@@ -191,7 +191,7 @@ def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: i
 
 @torch.inference_mode()
 def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 that the image autoencoder decodes from scaled latents."""
+    """Decode scaled latents by the image autoencoder to frames (T, H, W, 3) uint8."""
     frames, codec = [], method.codec(method.levers()[0])
     for latent in latents:
         with codec.autocast():
@@ -201,7 +201,7 @@ def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
 
 
 def make_clip(method: MGLD, job: Job, *, seed: int, samples: bool) -> dict[str, np.ndarray]:
-    """Read and restore one clip: its frames by kind. Raises ValueError or FloatingPointError that names it."""
+    """Read and restore a clip; return its frames by kind. Raises ValueError or FloatingPointError."""
     try:
         gt, lq = job.read()
         latents = sampled_latents(method, lq, gt.shape[1:3], address(seed, job.name) % 2**31)
@@ -215,23 +215,18 @@ def make_clip(method: MGLD, job: Job, *, seed: int, samples: bool) -> dict[str, 
 
 
 def compare_manifest(path: Path, manifest: Mapping) -> None:
-    """Raise ValueError where the folder was begun with other settings, or by something else."""
+    """Raise ValueError for a folder that was started with other settings, or has no manifest."""
     if not path.exists():
         if there := [name for name in latent_clips.FOLDERS if (path.parent / name).exists()]:
             raise ValueError(f"{path.parent}: holds {there[0]} without a manifest.json; name another folder")
         return
-    try:
-        begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path}: not readable; remove {path.parent} to restart") from None
-    if differing := differences(begun, json.loads(json.dumps(manifest["settings"]))):
-        what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
-        raise ValueError(f"{path.parent}: begun with {what}; repeat that, or name another folder")
+    stored_manifest(path, {"settings": manifest["settings"]}, remedy="repeat that, or name another folder")
 
 
 def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[Mapping, Weights]:
-    """The configuration, and the stage-1 file that the arguments or else the training set `data` name, with the files
-    of flow networks beside it. Raises FileNotFoundError, ConfigError or ValueError.
+    """Return the configuration, and the stage-1 file of the arguments or of the training configuration `data`.
+
+    Files of flow networks beside it are included. Raises FileNotFoundError, ConfigError or ValueError.
     """
     place = args.weights or Path(str(data.get("weights") or EMBEDDED))
     place = place / LAST if (place / LAST).is_file() else place
@@ -250,7 +245,7 @@ def find_weights(args: argparse.Namespace, data: Mapping) -> tuple[Mapping, Weig
 
 
 def stage_one_of(entries: Iterable[WeightFile]) -> WeightFile:
-    """The weight file that holds the U-Net. Raises ValueError where there is none."""
+    """Return the weight file of the U-Net. Raises ValueError if there is none."""
     for entry in entries:
         if "unet" in entry.fills:
             return entry
@@ -258,7 +253,7 @@ def stage_one_of(entries: Iterable[WeightFile]) -> WeightFile:
 
 
 def read_data(words: list[str] | None, trust: Iterable[str] = ()) -> Mapping:
-    """The configuration of a training set that --data names; nothing without it."""
+    """Return the training configuration of --data; empty without it."""
     if words is None:
         return {}
     files = [word for word in words if "=" not in word]
@@ -268,7 +263,7 @@ def read_data(words: list[str] | None, trust: Iterable[str] = ()) -> Mapping:
 
 
 def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[list[Job], dict]:
-    """The jobs, and a description of their source for the manifest."""
+    """Return the jobs, and a description of their source for the manifest."""
     ways = [args.input is not None, args.gt is not None and args.lq is not None, args.data is not None]
     if sum(ways) != 1 or (args.gt is None) != (args.lq is None):
         raise ValueError("expected either -i CLIPS, or --gt CLIPS --lq CLIPS, or --data YAML")
@@ -290,14 +285,14 @@ def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[l
 
 
 def sequences_in(root: Path) -> list:
-    """The clips of a folder, whose recognised layout is logged. Raises ValueError."""
+    """Return the clips of a folder, and log its layout. Raises ValueError."""
     what, sequences = find_clips(root)
     LOG.info("%s", what)
     return sequences
 
 
 def load_protocol(word: str, scale: int, trust: Iterable[str] = ()):
-    """The degradation of a file, or by its name in configs/degradations. Raises ValueError or OSError."""
+    """Return the configured degradation of a file or a name in configs/degradations. Raises ValueError or OSError."""
     place = "+degradation.params"
     loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"], trust=trust)
     config.check_target(loaded, "degradation")
@@ -325,7 +320,7 @@ def run(args: argparse.Namespace) -> None:
     left = [job for job in jobs if not latent_clips.is_written(args.output, job.name, kinds)]
     for job in with_bar(left, f"{len(jobs)} clips"):
         content = make_clip(method, job, seed=args.seed, samples=args.samples)
-        if not record.exists():  # before there is a clip that it must speak for, and only once something works
+        if not record.exists():  # before the first clip is written, but after one was made
             args.output.mkdir(parents=True, exist_ok=True)
             write_whole(record, (json.dumps(manifest, indent=1) + "\n").encode())
         latent_clips.write_latent_clip(args.output, job.name, content)
@@ -354,8 +349,7 @@ def arguments(words: list[str] | None) -> argparse.Namespace:
     add("--count", type=positive_int, help="clips to make (default: all)")
     add("--samples", action="store_true", help="also write the frames that the image autoencoder decodes")
     add("--device", help="cpu, cuda ... (default: the graphics card where there is one)")
-    add("overrides", nargs="*", metavar="key=value", help="changes the card")
-    return parser.parse_intermixed_args(words)
+    return parser.parse_with_overrides(words)
 
 
 def main(words: list[str] | None = None) -> int:

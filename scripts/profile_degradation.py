@@ -1,4 +1,4 @@
-"""What degrading a clip costs on one core: python scripts/profile_degradation.py [--frames 5 --size 512 --clips 20]"""
+"""Measure the time to degrade a clip on one core: python scripts/profile_degradation.py [--frames 5 --size 512]"""
 
 import argparse
 import sys
@@ -19,7 +19,7 @@ PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 
 
 def seconds_of(degradation, clip: np.ndarray, seeds: range) -> tuple[list[float], dict[str, float]]:
-    """Processor seconds of each degradation, and of each stage in all of them."""
+    """Return CPU seconds of each degraded clip, and the total of each stage."""
     whole, stages = [], {}
     for seed in seeds:
         begun = last = time.process_time()
@@ -27,7 +27,7 @@ def seconds_of(degradation, clip: np.ndarray, seeds: range) -> tuple[list[float]
         def count(name: str, _notes: dict, _frame: np.ndarray) -> None:
             nonlocal last
             now = time.process_time()
-            stages[name] = stages.get(name, 0.0) + now - last  # frames stream: what passed since the stage before
+            stages[name] = stages.get(name, 0.0) + now - last  # frames are streamed: time since the previous stage
             last = now
 
         degradation(clip, np.random.default_rng(seed), trace=count)
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> None:
     for protocol in args.protocols:
         degradation = config.instantiate(config.load(PROTOCOLS / f"{protocol}.yaml").degradation)
         whole, stages = seconds_of(degradation, clip, range(args.clips))
-        tell(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at worst")
+        tell(f"{protocol}: {np.mean(whole):.2f} s a clip, {max(whole):.2f} s at most")
         shares = sorted(stages.items(), key=lambda item: -item[1])
         tell("  " + ", ".join(f"{name} {spent / sum(whole):.0%}" for name, spent in shares))
 

@@ -1,8 +1,8 @@
-"""Make the page of a benchmark run again: one HTML file that needs no network.
+"""Make the HTML report of a benchmark again: one file that needs no network.
 
 python scripts/report.py results/reds4
 
-Reads results.json of the folder and the frames that it names, and writes report.html into the folder.
+Reads results.json in the folder and the frames that it refers to, and writes report.html beside it.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(PROGRAM, __doc__)
     add = parser.add_argument
     add("folder", type=Path, help="folder that benchmark.py wrote")
-    add("--method", help="whose worst frames are shown (default: the first that was upscaled, else the first)")
+    add("--method", help="method whose worst frames are shown (default: the first that was upscaled)")
     add("--megabytes", type=megabytes, default=MEGABYTES, help=f"size of the page at most (default: {MEGABYTES:g})")
     return parser.parse_args(words)
 

@@ -27,14 +27,13 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The released flags, with the weights and the settings that this command takes beside."""
     parser = Parser(PROGRAM, __doc__, allow_abbrev=False)
     add = parser.add_argument
-    add("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
     add("--in_path", type=Path, required=True, help="folder of folders of frames")
     add("--out_path", type=Path, default=Path("StableVSR_results"), help="(default: StableVSR_results)")
     add("--num_inference_steps", type=positive_int, default=50, help="sampling steps (default: 50)")
     add("--controlnet_ckpt", type=Path, help="folder that holds controlnet/ (default: that of the weights)")
     add("--weights", type=Path, default=Path("StableVSR"), help="the released pipeline's folder (default: StableVSR)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    return parser.parse_intermixed_args(words)
+    return parser.parse_with_overrides(words)
 
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:

@@ -26,9 +26,9 @@ from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
 from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, usable_device
-from ldm.engine.finished import COMPARED_KEYS, OutputDiffers, finished
+from ldm.engine.finished import is_finished
 from ldm.engine.flags import flag_words, known_flags
-from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, made_of, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
@@ -38,6 +38,7 @@ from scripts.command import (
     add_trust,
     exit_status,
     explained,
+    log_to_terminal,
     non_negative_int,
     positive_int,
     progress_bar,
@@ -78,19 +79,12 @@ def part_of(text: str) -> tuple[int, int]:
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The command line; `flags` holds the flags of the model that were given, by name."""
     parser = Parser(PROGRAM, __doc__)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="change a setting of the configuration")
     add_trust(parser)
     add_files(parser.add_argument_group("files"))
     add_flags(parser.add_argument_group("settings of the model (default: its configuration); in brackets: families"))
     add_running(parser.add_argument_group("running"))
-    args = parser.parse_intermixed_args(words)
-    flags = {name: vars(args).pop(name) for name in known_flags()}
-    args.flags = {name: value for name, value in flags.items() if value is not None and value is not False}
-    for name in ("weights", "config"):  # flags that take several words also catch overrides that follow them
-        given = getattr(args, name)
-        caught = [word for word in given if "=" in word and not Path(word).exists()]
-        setattr(args, name, [word for word in given if word not in caught])
-        args.overrides += caught
+    args = parser.parse_with_overrides(words, ("weights", "config"))
+    args.flags = given_flags(args)
     return args
 
 
@@ -121,6 +115,12 @@ def add_flags(group) -> None:
             group.add_argument(f"--{name}", action="store_true", help=families)
         else:
             group.add_argument(f"--{name}", type=FLAG_TYPES[flag.kind], choices=flag.choices or None, help=families)
+
+
+def given_flags(args: argparse.Namespace) -> dict:
+    """Remove the flags of the model from parsed arguments, and return those that were given."""
+    flags = {name: vars(args).pop(name) for name in known_flags()}
+    return {name: value for name, value in flags.items() if value is not None and value is not False}
 
 
 def add_running(group) -> None:
@@ -161,15 +161,9 @@ def options_of(args: argparse.Namespace) -> JobOptions:
     )
 
 
-def is_finished(job: Job, model: Model) -> bool:
-    """Whether the output of one clip of several exists as this command makes it."""
-    if folder_beside(job.output).exists():  # it was interrupted, and is resumed
-        return False
-    try:
-        return finished(job, model, keys=(*COMPARED_KEYS, "format")) is not None
-    except OutputDiffers as error:
-        log.debug("made again: %s", error)
-        return False
+def is_up_to_date(job: Job, model: Model) -> bool:
+    """Whether the output of one clip of several exists as this command makes it, and was not interrupted."""
+    return not folder_beside(job.output).exists() and is_finished(job.output, made_of(job, model, "format"))
 
 
 def skip_clip(job: Job, args: argparse.Namespace) -> None:
@@ -233,7 +227,7 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argpar
         settings = choose_settings(weights, args)
         model = Model(weights, settings, device, rounding_of(settings))
         good = attempt(good, partial(captioned, model=model))
-        done = [job for job in good if job.options.skip_finished and is_finished(job, model)]
+        done = [job for job in good if job.options.skip_finished and is_up_to_date(job, model)]
         for job in done:
             skip_clip(job, args)
         if left := [job for job in good if job not in done]:
@@ -274,7 +268,8 @@ def explain(error: Exception) -> str | None:
 
 
 def run(args: argparse.Namespace) -> int:
-    log.setLevel(logging.DEBUG if args.verbose else logging.NOTSET)
+    if args.verbose:
+        log_to_terminal(PROGRAM, logging.DEBUG)
     if args.verify:
         return verify(args.verify)
     if args.input is None or args.output is None:

@@ -1,4 +1,4 @@
-"""Test sets and their tables: layouts, clips, restored frames, scores beside published ones.
+"""Benchmarks: test sets, restoration, scores, and tables that compare scores with published ones.
 
-Uses the metrics (`ldm.metrics`) and the engine (`ldm.engine`); the degradation is an argument.
+Built on `ldm.metrics` and `ldm.engine`; the degradation is an argument.
 """

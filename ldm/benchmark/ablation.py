@@ -1,4 +1,4 @@
-"""An ablation: rows of a benchmark, each a method with other settings, and claims that compare two of them."""
+"""Ablations: rows of a benchmark, each a method with different settings, and claims that compare two rows."""
 
 import math
 import statistics
@@ -8,16 +8,21 @@ from dataclasses import dataclass
 from ldm.benchmark.tables import label
 
 BUILDABLE = ("Ablation",)
-BICUBIC = "bicubic"  # the row that is no model
+BICUBIC = "bicubic"  # a row without a model
 
 
 @dataclass(frozen=True)
 class Ablation:
-    """What an ablation measures; a file such as configs/ablation.yaml.
+    """An ablation study, described by a file such as configs/ablation.yaml.
 
-    `rows` by name: `label`, `options` (arguments of scripts/benchmark.py) and `networks` (network: the network to use
-    in its place). `claims`: `text`, `metric`, and `row`, which is better `than` another row by more than `least`, as
-    a fraction of the other's figure, or in dB for PSNR.
+    Args:
+        metrics: names of metrics.
+        rows: name -> {label, options, networks}: arguments of scripts/benchmark.py, and a map from a network to the
+            network that replaces it.
+        claims: {text, metric, row, than, least}: `row` is better than the row `than` by more than `least`, a fraction
+            of the other's value, or dB for PSNR.
+
+    Raises ValueError for a claim about an unknown metric or row.
     """
 
     metrics: Sequence[str]
@@ -33,11 +38,11 @@ class Ablation:
 
     @property
     def labels(self) -> dict[str, str]:
-        """What each row is, by its name."""
+        """Labels of the rows by name."""
         return {name: row["label"] for name, row in self.rows.items()}
 
     def findings(self, results: Mapping) -> list[dict]:
-        """`{claim, measured, holds}` of each claim."""
+        """Return `{claim, measured, holds}` for each claim."""
         better = {metric["name"]: metric["better"] for metric in results["metrics"]}
         return [self._finding(claim, results["rows"], better) for claim in self.claims]
 
@@ -47,7 +52,7 @@ class Ablation:
         changes = [] if not one or not other else relative_changes(one, other, absolute=metric == "psnr")
         sign = 1 if better.get(metric) == "higher" else -1
         factor, unit, digits = (1, " dB", 2) if metric == "psnr" else (100, " %", 1)
-        measured = "no figures"
+        measured = "no values"
         if changes:
             spread = f" ± {factor * statistics.stdev(changes):.{digits}f}" if len(changes) > 1 else ""
             change = f"{factor * statistics.fmean(changes):+.{digits}f}"
@@ -56,7 +61,7 @@ class Ablation:
 
 
 def seed_means(rows: Sequence[Mapping], method: str, metric: str) -> list[float]:
-    """The mean over clips of each seed; empty where a figure is missing."""
+    """Return the mean over clips for each seed; an empty list if a value is missing."""
     seeds: dict = {}
     for row in rows:
         if (row["method"], row["metric"]) == (method, metric):
@@ -66,16 +71,16 @@ def seed_means(rows: Sequence[Mapping], method: str, metric: str) -> list[float]
 
 
 def relative_changes(one: Sequence[float], other: Sequence[float], *, absolute: bool = False) -> list[float]:
-    """`(a - b) / b` seed by seed, or `a - b`; a row without seeds is compared with each. NaN where b is 0."""
+    """Return `(a - b) / b` per seed, or `a - b`; a single value is compared with each. NaN if b is 0."""
     count = max(len(one), len(other))
     pairs = zip(*(list(values) * (count if len(values) == 1 else 1) for values in (one, other)), strict=True)
     return [(a - b) / (1 if absolute else b or math.nan) for a, b in pairs]
 
 
 def verdict(gains: Sequence[float], least: float = 0.0) -> str:
-    """yes or no, or why the claim cannot be decided."""
+    """Return "yes", "no", or the reason why the claim is undecided."""
     if not gains or any(map(math.isnan, gains)):
-        return "undecided: no figures to compare"
+        return "undecided: no values to compare"
     margin = statistics.fmean(gains) - least
     if len(gains) > 1 and abs(margin) < statistics.stdev(gains):
         return "undecided: within the spread over seeds"

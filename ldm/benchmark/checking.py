@@ -1,4 +1,4 @@
-"""Checks of the settings of a test set, which a user may write."""
+"""Validation of the YAML settings of a test set."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -8,7 +8,7 @@ TABLE = ("source", "protocol", "lq", "methods")  # of a published table
 
 
 def check_dataset(dataset) -> None:
-    """Raise ValueError naming the first setting of a `Dataset` that cannot be used."""
+    """Raise ValueError for the first invalid setting of a `Dataset`."""
     for name, layout in _mapping("layouts", dataset.layouts).items():
         _check_layout(name, layout)
     for key, required in (("lq", True), ("metrics", True), ("folders", True), ("clips", False), ("renamed", False)):
@@ -36,7 +36,7 @@ def _check_layout(name: str, layout) -> None:
 
 
 def _check_table(name: str, table) -> None:
-    """Raise ValueError for a published table that lacks an entry, or has text in place of a figure."""
+    """Raise ValueError for a published table with a missing entry or a value that is not a number."""
     if lacking := [key for key in TABLE if key not in _mapping(name, table)]:
         raise ValueError(f"published {name}: got no {lacking[0]}, expected it")
     if not all(isinstance(table[key], str) for key in ("source", "protocol", "lq")):

@@ -1,4 +1,4 @@
-"""RAFT, the flow estimator of published warping errors."""
+"""RAFT (Teed and Deng, ECCV 2020), the optical flow of published warping errors."""
 
 import functools
 from collections.abc import Callable
@@ -14,7 +14,7 @@ ITERATIONS = 20  # in QuantVSR's and EvalCrafter's scripts
 
 
 def paper_flow(file: Path, device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
-    """A description for the protocol, and RAFT on frames (1, 3, H, W) in [0, 1], its weights loaded at first use."""
+    """Return a description and RAFT for frames (1, 3, H, W) in [0, 1]; weights are loaded at the first call."""
 
     @functools.cache
     def network() -> RAFT:

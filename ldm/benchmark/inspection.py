@@ -1,4 +1,4 @@
-"""Checks of every clip before any work: whether truth, input and results are complete and belong to each other.
+"""Check before any work that ground truth, input and results of every clip are complete and match.
 
 All sizes are (height, width) in pixels.
 """
@@ -17,16 +17,16 @@ Bar = Callable[..., AbstractContextManager[Callable[..., None]]]  # (title, tota
 
 
 def inspect(dataset: Dataset, found: Found, kind: str | None, *, scale: int, limits: tuple, bar: Bar) -> list[Clip]:
-    """The clips with the input of a kind, if it exists, each checked against its truth and the other clips.
+    """Return the clips with their input of the given kind (if any), after checking each against its ground truth.
 
-    `limits` are the largest numbers of clips and of frames, or None. Raises ValueError for incomplete clips, after
-    a warning for each.
+    `limits` are the maximum numbers of clips and frames, or None. Raises ValueError for incomplete clips; logs a
+    warning for each of them.
     """
     max_clips, max_frames = limits
     names = found.names[:max_clips]
     paths = {"gt": found.gt, "lq": found.lq.get(kind, {})}
     if absent := [name for name in names if paths["lq"] and name not in paths["lq"]]:
-        raise ValueError(f"{found.base}: {first_few(absent)} is in the truth, not in the LQ ({kind}); expected both")
+        raise ValueError(f"{found.base}: {first_few(absent)} is in the truth but not in the LQ ({kind}), expected both")
     sources, lines = {}, []
     with bar("inspecting clips", 2 * len(names)) as report:
         for part, clips in paths.items():
@@ -47,9 +47,9 @@ def inspect(dataset: Dataset, found: Found, kind: str | None, *, scale: int, lim
 
 
 def inspect_results(folders: Mapping[str, Path], clips: Sequence[Clip]) -> dict[str, dict[str, video.Source | str]]:
-    """Restored clips by method and clip; a line of text instead says why a result cannot be scored.
+    """Return restored clips by method and clip; a string is the reason why a result cannot be scored.
 
-    Raises ValueError for a folder without a single result that can be scored.
+    Raises ValueError for a folder in which no result can be scored.
     """
     found = {}
     for method, folder in folders.items():
@@ -77,7 +77,7 @@ def _result_of(clip: Clip, path: Path | None, folder: Path) -> video.Source | st
 
 
 def _raise_last(lines: Sequence[str]) -> None:
-    """Warn of every line but the last, and raise that as ValueError."""
+    """Log every line but the last as a warning, and raise ValueError with the last one."""
     for line in lines[:-1]:
         log.warning("%s", line)
     if lines:
@@ -85,7 +85,7 @@ def _raise_last(lines: Sequence[str]) -> None:
 
 
 def problems(clips: Mapping[str, video.Source], *, fixed: bool) -> list[str]:
-    """A line for each source that is not a complete clip; with `fixed` all must have one length."""
+    """Return a line for each incomplete clip; with `fixed`, all clips must have the same length."""
     gaps = {source.path: gap for source in clips.values() if (gap := gap_in(source.names))}
     lines = [f"{path}: {gap}" for path, gap in gaps.items()]
     usual = max((source.frames for source in clips.values()), default=0)
@@ -96,9 +96,9 @@ def problems(clips: Mapping[str, video.Source], *, fixed: bool) -> list[str]:
 
 
 def paired(name: str, gt: video.Source | None, lq: video.Source | None, scale: int, most: int | None) -> Clip:
-    """A clip of truth and input that match. Raises ValueError naming the one that does not.
+    """Return a clip of matching ground truth and input. Raises ValueError if they do not match.
 
-    Rows and columns of the truth beyond a multiple of the scale are ignored, as in degradation.
+    The ground truth is cropped to a multiple of the scale, as in degradation.
     """
     sides = [(source.height, source.width) if source else None for source in (gt, lq)]
     size, frames = sides[0], (gt or lq).frames
@@ -107,7 +107,7 @@ def paired(name: str, gt: video.Source | None, lq: video.Source | None, scale: i
     if gt is not None and lq is not None:
         if gt.frames != lq.frames:
             got = f"{lq.path}: has {lq.frames} frames and the truth {gt.path} {gt.frames}"
-            raise ValueError(f"{got}; expected as many")
+            raise ValueError(f"{got}; expected equal numbers")
         if odd := other_frames(lq.names, gt.names):
             raise ValueError(f"{lq.path}: {odd}")
         if not all(0 <= large - small < scale for large, small in zip(sides[0], size, strict=True)):
@@ -119,7 +119,7 @@ def paired(name: str, gt: video.Source | None, lq: video.Source | None, scale: i
 
 
 def check_result(clip: Clip, source: video.Source) -> None:
-    """Raise ValueError, naming the difference, unless restored frames belong to a clip."""
+    """Raise ValueError if restored frames differ from a clip in number, numbering or size."""
     if lost := gap_in(source.names):
         raise ValueError(f"{source.path}: {lost}")
     full = (clip.gt or clip.lq).frames

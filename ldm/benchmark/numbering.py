@@ -1,4 +1,4 @@
-"""Frame numbers in file names: which one is missing, and whether two folders hold the same frames."""
+"""Frame numbers in file names: find missing frames, and compare the frames of two folders."""
 
 import re
 from collections import Counter
@@ -10,9 +10,9 @@ DIGITS = re.compile("([0-9]+)")
 
 
 def numbers_of(names: Sequence[str]) -> list[int] | None:
-    """The number of every frame: the digits that differ in names of one pattern; None where names have no order.
+    """Return the number of every frame, from the digits in which names of one pattern differ; None without an order.
 
-    Raises ValueError for a file that is not named like the others, and for a repeated number.
+    Raises ValueError for a name of another pattern and for a repeated number.
     """
     patterns = [_pattern(name) for name in names]
     usual, count = Counter(patterns).most_common(1)[0] if names else ("", 0)
@@ -26,7 +26,7 @@ def numbers_of(names: Sequence[str]) -> list[int] | None:
     rising = [group for group in differing if all(after > before for before, after in pairwise(group))]
     if not rising and len(differing) == 1 and (twice := [n for n, k in Counter(differing[0]).items() if k > 1]):
         both = [name for name, number in zip(names, differing[0], strict=True) if number == twice[0]]
-        raise ValueError(f"{both[0]} and {both[1]} have one number")
+        raise ValueError(f"{both[0]} and {both[1]} have the same number")
     steady = [group for group in rising if len({after - before for before, after in pairwise(group)}) < 2]
     return list((steady or rising)[0]) if rising else None
 
@@ -40,7 +40,7 @@ def _numbers(name: str) -> list[int]:
 
 
 def _refuse_disorder(names: Sequence[str]) -> None:
-    """Raise ValueError for names of several patterns, of which some have no number or numbers do not rise."""
+    """Raise ValueError for names of several patterns if only some have numbers, or the numbers do not increase."""
     last = [numbers[-1] if (numbers := _numbers(name)) else None for name in names]
     if all(number is None for number in last):
         return
@@ -52,7 +52,7 @@ def _refuse_disorder(names: Sequence[str]) -> None:
 
 
 def gap_in(names: Sequence[str]) -> str | None:
-    """A line on the first frame that is missing or does not belong to a folder of frames; None where it is complete."""
+    """Return a line about the first missing or foreign frame of a folder; None if it is complete."""
     try:
         numbers = numbers_of(names)
     except ValueError as error:
@@ -62,11 +62,11 @@ def gap_in(names: Sequence[str]) -> str | None:
         return None
     lost = next(number + step for number, after in pairwise(numbers) if after - number != step)
     before = names[numbers.index(lost - step)]
-    return f"frame {_renumbered(before, lost - step, lost)} is missing ({len(names)} are there)"
+    return f"frame {_renumbered(before, lost - step, lost)} is missing ({len(names)} exist)"
 
 
 def step_of(numbers: Sequence[int]) -> int | None:
-    """The difference between neighbouring numbers if none were missing; 0 where none is missing, None if unknown."""
+    """Return the step of the numbers if some are missing; 0 if none is missing, None if it is unknown."""
     steps = [after - before for before, after in pairwise(numbers)]
     if (
         not steps
@@ -79,7 +79,7 @@ def step_of(numbers: Sequence[int]) -> int | None:
 
 
 def _renumbered(name: str, old: int, new: int) -> str:
-    """A name with another number of as many digits."""
+    """Return a name with a number replaced by another, padded to the same number of digits."""
     path = Path(name)
     words = DIGITS.split(path.stem)
     place = next(k for k in range(1, len(words), 2) if int(words[k]) == old)
@@ -87,9 +87,10 @@ def _renumbered(name: str, old: int, new: int) -> str:
 
 
 def other_frames(names: Sequence[str], reference: Sequence[str]) -> str | None:
-    """A line on how frames differ from those of a reference, or from its first ones; None where they match.
+    """Return a line on how frames differ from the (first) frames of a reference; None if they match.
 
-    Numbers must be the same, or restart at 0 or 1; where frames are left out, only under another pattern of names.
+    Numbers must be equal, or start at 0 or 1. If there are fewer frames than in the reference, numbers that start again
+    also need another pattern of names.
     """
     stems = [[Path(name).stem.casefold() for name in each] for each in (names, reference)]
     if len(reference) < 2 or stems[0] == stems[1][: len(names)]:

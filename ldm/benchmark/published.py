@@ -1,13 +1,13 @@
-"""Measured figures beside published ones: means over clips and seeds, differences, tolerances."""
+"""Compare measured values with published ones: means over clips and seeds, differences, tolerances."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 
 
 def mean_of(rows: Sequence[Mapping]) -> tuple[float | None, float | None, str | None]:
-    """The mean over clips of each seed, then over seeds; the standard deviation over seeds; why there is no mean.
+    """Return the mean over clips and then over seeds, the standard deviation over seeds, and the reason for no mean.
 
-    A clip without a value leaves no mean: one over the other clips would not be comparable.
+    If a clip has no value, there is no mean, since that of the other clips would not be comparable.
     """
     if missing := next((row for row in rows if row["value"] is None), None):
         every = all(row["reason"] == missing["reason"] for row in rows)
@@ -18,9 +18,9 @@ def mean_of(rows: Sequence[Mapping]) -> tuple[float | None, float | None, str | 
 
 
 def compared_with(results: Mapping, table: Mapping | None, same: bool) -> list[dict]:
-    """One line for each method and metric: the measured figure beside that of the method in `table`.
+    """Return one line per method and metric: the measured value and the published one of the method in `table`.
 
-    `same`: whether clips and input are those of the table; only then is a difference held against its tolerance.
+    `same`: whether clips and input are those of the table; otherwise differences are not compared with tolerances.
     """
     lines, table = [], table or {}
     for method in results["methods"]:
@@ -46,14 +46,14 @@ def compared_with(results: Mapping, table: Mapping | None, same: bool) -> list[d
 
 
 def _of_method(table: Mapping, method: Mapping) -> Mapping:
-    """The figures of a method in a table, by its name; a method restored here is MGLD-VSR."""
+    """Return the published values of a method, by name; a method that was restored here counts as MGLD-VSR."""
     names = {name.casefold(): name for name in table.get("methods") or {}}
     wanted = "mgld-vsr" if method["kind"] == "upscaled" else method["name"].casefold()
     return table["methods"][names[wanted]] if wanted in names else {}
 
 
 def published_entries(tables: Mapping) -> list[dict]:
-    """All published figures of a set, in one list."""
+    """Return all published values of a test set as a list."""
     entries = []
     for table in tables.values():
         about = {"source": table["source"], "protocol": table["protocol"]}
@@ -63,7 +63,7 @@ def published_entries(tables: Mapping) -> list[dict]:
 
 
 def published_clips(tables: Mapping) -> list[dict]:
-    """The figures of MGLD-VSR that are published clip by clip, in one list."""
+    """Return the per-clip values of MGLD-VSR that are published, as a list."""
     entries = []
     for table in tables.values():
         for clip, figures in (table.get("clips") or {}).items():

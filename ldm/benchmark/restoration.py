@@ -1,4 +1,4 @@
-"""Clips made before scoring: enlarged and restored ones. An unchanged output of the same input is used again."""
+"""Enlarge and restore clips before scoring. Outputs that are up to date are kept."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -10,8 +10,8 @@ from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
 from ldm.engine.captions import captioned
-from ldm.engine.finished import finished
-from ldm.engine.jobs import Job, JobOptions, Log, Model, prepare, restore_job
+from ldm.engine.finished import finished, is_finished
+from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
 from ldm.engine.resume import remove_partials
 from ldm.methods.contract import Progress
 from ldm.ops.resize import resize
@@ -19,11 +19,11 @@ from ldm.video.sinks import Pictures
 
 
 def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -> Path:
-    """Enlarge the input by bicubic interpolation, the usual baseline; returns the folder of frames."""
+    """Enlarge the input by bicubic interpolation, the usual baseline, and return the folder of frames."""
     names = clip.lq.names[: clip.frames]
-    about = {"sha256": provenance.digest(clip.lq.path, names), "frames": clip.frames, "size": list(clip.size)}
-    made_of = {"input": about, "weights": {}, "versions": provenance.versions()}
-    if provenance.unchanged(output, made_of) is not None:
+    given = {"sha256": provenance.digest(clip.lq.path, names), "frames": clip.frames, "size": list(clip.size)}
+    about = {"input": given, "weights": {}, "versions": provenance.versions()}
+    if is_finished(output, about):
         return output
     remove_partials(output)
     with video.Writer(output, clip.size, Pictures(names), overwrite=True) as writer:
@@ -31,15 +31,18 @@ def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -
             small = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
             writer.write(resize(small, clip.size).clamp(0, 1))
             report(number, clip.frames)
-    provenance.write_record(output, made_of)
+    provenance.write_record(output, about)
     return output
 
 
 @dataclass(frozen=True)
 class Restorer:
-    """Restores clips with a model, as scripts/upscale.py does.
+    """Restore clips with a model, as scripts/upscale.py does.
 
-    `options` but for seed, scale and frames; `warn(line)` and `inform(line)` report.
+    Args:
+        model: the model.
+        options: options of all clips; seed, scale and number of frames are arguments of `restored`.
+        warn, inform: called with a line for each warning and each plan.
     """
 
     model: Model
@@ -48,7 +51,7 @@ class Restorer:
     inform: Log
 
     def restored(self, clip: Clip, output: Path, *, seed: int, scale: int, report: Progress) -> dict:
-        """Write the frames of a clip and return their record; an interrupted clip resumes.
+        """Write the restored frames of a clip and return their record; an interrupted clip resumes.
 
         Raises ValueError for an output that was made with other settings.
         """
@@ -56,13 +59,13 @@ class Restorer:
         if clip.frames < clip.lq.frames:
             options = replace(options, max_frames=clip.frames)
         job = captioned(prepare(Job(clip.lq.path, output), options, warn=self.warn), self.model)
-        if (record := finished(job, self.model)) is not None:
+        if (record := finished(output, made_of(job, self.model))) is not None:
             return record
         return restore_job(job, self.model, report=report, warn=self.warn, log=self.inform)
 
 
 def rates(records: Iterable[Mapping]) -> tuple[float | None, int | None]:
-    """Seconds per frame over all records, interruptions included, and the largest peak memory in bytes."""
+    """Return seconds per frame over all records (interrupted runs included) and the largest peak memory in bytes."""
     records = list(records)
     frames = sum(record["frames"] for record in records)
     seconds = sum(record["seconds"]["all"] for record in records)

@@ -1,4 +1,4 @@
-"""A benchmark: clips are degraded, restored and scored in order, then written as results.json, .csv and .md."""
+"""Run a benchmark: degrade, restore and score clips, and write results.json, results.csv and results.md."""
 
 import json
 import logging
@@ -28,8 +28,17 @@ Degrade = Callable[[Mapping[str, Path], Callable], tuple[dict[str, Path], str]]
 
 @dataclass(frozen=True)
 class RunOptions:
-    """What a benchmark measures and where: `name` of the set, its folder `root`, the output `folder`, the `published`
-    table to compare with, and the `command` that repeats the run."""
+    """Options of a benchmark.
+
+    Args:
+        name, root: name and folder of the test set.
+        folder: output folder.
+        scale: ratio of restored sides to input sides.
+        max_clips, max_frames: limits, or None.
+        published: table to compare with; None: the first that fits.
+        device: device of networks and metrics.
+        command: the command line that repeats the run.
+    """
 
     name: str
     root: Path
@@ -43,10 +52,10 @@ class RunOptions:
 
 
 class Run:
-    """Scores methods on the clips of a set, in a folder that keeps finished work.
+    """Score methods on the clips of a test set; finished work is kept in the output folder.
 
-    `degrade(truths by clip, report)` makes the input: it returns paths by clip and a description. `ablation` labels
-    the rows and judges its claims. Raises ValueError for a published table that the set lacks.
+    `degrade(truths by clip, report)` makes the input and returns its paths by clip and a description. `ablation` has
+    the labels and claims of the rows. Raises ValueError for an unknown published table.
     """
 
     def __init__(
@@ -81,7 +90,7 @@ class Run:
         self.notes += [f"At most {most} {what}{'s' * (most != 1)}{each}." for most, what, each in limits if most]
 
     def score_folders(self, folders: Mapping[str, Path], results: Mapping[str, Mapping]) -> None:
-        """Score results in folders; text in place of a clip's result is the reason why it has no figures."""
+        """Score results in folders; a string in place of a result is the reason why it cannot be scored."""
         for name, path in folders.items():
             self._add_method(name, "folder", [None], path)
             for clip in self.clips:
@@ -93,7 +102,7 @@ class Run:
             self._note_lossy(f"Results of {name}", [r for r in results[name].values() if not isinstance(r, str)])
 
     def score_bicubic(self) -> None:
-        """Score the input enlarged by bicubic interpolation."""
+        """Score bicubic interpolation of the input."""
         self._make_input()
         folder = self.folder / "sr" / "bicubic"
         self._add_method("bicubic", "folder", [None], folder)
@@ -103,11 +112,11 @@ class Run:
             self._score("bicubic", None, clip, video.probe(output))
 
     def score_upscaled(self, restorer: Restorer, name: str, seeds: Sequence[int]) -> None:
-        """Restore and score every clip with each seed, in OUT/sr/NAME/LQ/seedN/CLIP."""
+        """Restore and score every clip with each seed; results are in OUT/sr/NAME/LQ/seedN/CLIP."""
         self._make_input()
         folder, records = self.folder / "sr" / name, []
         entry = self._add_method(name, "upscaled", list(seeds), folder)
-        entry |= {"settings": restorer.model.plain_settings, "weights": dict(restorer.model.hashes)}
+        entry |= {"settings": restorer.model.used_settings, "weights": dict(restorer.model.hashes)}
         for seed in seeds:
             for number, clip in enumerate(self.clips, 1):
                 output = folder / self._input_name() / f"seed{seed}" / clip.file_name
@@ -136,7 +145,7 @@ class Run:
         return results
 
     def _make_input(self) -> None:
-        """Degrade the truth where clips have no input."""
+        """Degrade the ground truth of clips without input."""
         if all(clip.lq for clip in self.clips):
             return
         with self.bar("degrading") as report:
@@ -266,7 +275,7 @@ class Run:
 
 
 def is_lossy(source: video.Source) -> bool:
-    """Whether a video stores colour at half the resolution."""
+    """Whether a video has subsampled chroma."""
     if source.kind != "video":
         return False
     with open_media(source.path) as container:

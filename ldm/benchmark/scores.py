@@ -1,4 +1,4 @@
-"""Scores of one clip of one method, computed frame by frame and cached measure by measure."""
+"""Scores of one clip of one method, computed frame by frame and cached per measure."""
 
 import hashlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
-from ldm.files import write_whole
+from ldm.files import read_object, write_whole
 from ldm.metrics.measure import Measure
 from ldm.metrics.protocol import Options, measures
 
@@ -19,16 +19,16 @@ PARTS = ("figures", "curves", "reasons", "protocols", "better", "of")  # of scor
 
 @dataclass(frozen=True)
 class Scores:
-    """Measures of clips, cached in a folder by method, seed and clip under a hash of all that decides them."""
+    """Measure clips; results are cached by method, seed and clip, with a hash of everything that determines them."""
 
     folder: Path
     names: Sequence[str]
     options: Options
 
     def of(self, clip: Clip, result: video.Source, *, place: str, report: Callable[[int, int], None]) -> dict:
-        """`{figures, curves, reasons, protocols, better, of, hashes}` of a clip's result, each by metric.
+        """Return `{figures, curves, reasons, protocols, better, of, hashes}` of a clip's result, each by metric.
 
-        A missing figure is None and has a reason. Raises ValueError naming the clip for frames that cannot be scored.
+        A missing value is None and has a reason. Raises ValueError for frames that cannot be scored.
         """
         hashes = {"result": provenance.digest(result.path, result.names)}
         hashes["truth"] = provenance.digest(clip.gt.path, clip.gt.names) if clip.gt else None
@@ -45,7 +45,7 @@ class Scores:
         except ValueError as error:
             line = str(error)
             raise ValueError(line if str(result.path) in line else f"{result.path}: {line}") from None
-        # A measure that failed on the way, perhaps for want of weights, is not cached and tried again.
+        # A measure that failed, such as for missing weights, is not cached and is tried again.
         lasting = {m.name: new[m.name] for m in wanted if keys[m.name] == key_of(clip, hashes, m) or _needs(m, clip)}
         if lasting:
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ class Scores:
         return {"hashes": hashes, **_merged(entries)}
 
     def without(self, clip: Clip, reason: str) -> dict:
-        """As `of`, for a result that cannot be scored, with the reason for every figure."""
+        """Return the same as `of` for a result that cannot be scored, with the reason for every value."""
         fresh = measures(self.names, options=self.options, count=clip.frames)
         for measure in fresh:
             measure.missing = measure.missing or reason
@@ -62,7 +62,7 @@ class Scores:
 
 
 def key_of(clip: Clip, hashes: Mapping, measure: Measure) -> str:
-    """A hash of all that decides a measure's figures."""
+    """Return a hash of everything that determines the values of a measure."""
     what = {
         **hashes,
         "frames": clip.frames,
@@ -74,27 +74,26 @@ def key_of(clip: Clip, hashes: Mapping, measure: Measure) -> str:
 
 
 def _needs(measure: Measure, clip: Clip) -> bool:
-    """Whether a measure needs a truth and the clip has none, which does not change."""
+    """Whether a measure needs a ground truth that the clip does not have."""
     return measure.reference and clip.gt is None
 
 
 def _read_cache(file: Path) -> dict[str, dict]:
-    """The entries of a cache file by measure; none where it cannot be read."""
+    """Return the entries of a cache file by measure; an empty dict if it cannot be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        return {name: entry for name, entry in content.items() if {"key", *PARTS} <= entry.keys()}
+        return {name: entry for name, entry in read_object(file).items() if {"key", *PARTS} <= entry.keys()}
     except (OSError, ValueError, AttributeError):
         return {}
 
 
 def _merged(entries: Iterable[Mapping]) -> dict:
-    """The parts of all entries, each by metric."""
+    """Merge the parts of all entries, each by metric."""
     entries = list(entries)
     return {part: {name: value for entry in entries for name, value in entry[part].items()} for part in PARTS}
 
 
 def _push_all(clip: Clip, result: video.Source, fresh: Sequence[Measure], report: Callable[[int, int], None]) -> None:
-    """Pass all frames of a result and its truth to the measures, one at a time."""
+    """Pass all frames of a result and its ground truth to the measures, one at a time."""
     truths, number = video.read(clip.gt, 0, clip.frames, as_rgb8=True) if clip.gt else None, 0
     for number, frame in enumerate(video.read(result, 0, clip.frames, as_rgb8=True), 1):
         truth = next(truths) if truths else None
@@ -109,7 +108,7 @@ def _push_all(clip: Clip, result: video.Source, fresh: Sequence[Measure], report
 
 
 def summary(measure: Measure) -> dict:
-    """The results of a measure at the end of a clip; a figure that JSON cannot hold is None and has a reason."""
+    """Return the results of a measure at the end of a clip; values that are not finite are None and have a reason."""
     parts = {part: {} for part in PARTS}
     curve = [value if math.isfinite(value) else None for value in measure.per_frame()]
     if any(value is not None for value in curve):

@@ -1,6 +1,6 @@
-"""Test sets: what a set holds, which layout a folder has, and how its clips differ from the published ones.
+"""Test sets: find the clips in a folder of known layout, and compare them with the published set.
 
-Every set is a file of configs/benchmark. All sizes are (height, width) in pixels.
+Every test set is described by a file of configs/benchmark. All sizes are (height, width) in pixels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,12 +14,12 @@ from ldm.video.source import files_in, is_visible, natural_order
 BUILDABLE = ("Dataset",)  # what a configuration may name as a target
 
 SHOWN = 5  # names in a message
-GIVEN = "given"  # LQ of unknown making, as it was found
+GIVEN = "given"  # LQ that was found, of unknown degradation
 
 
 @dataclass(frozen=True)
 class Found:
-    """A folder of known layout: clips of the truth by name, those of each kind of LQ, and lines that describe it."""
+    """Clips in a folder of known layout: ground truth and each kind of LQ by name, and lines that describe them."""
 
     base: Path
     gt: dict[str, Path]
@@ -36,7 +36,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Clip:
-    """An inspected clip of a test set: `frames` of `size`, that of restored ones (None without LQ and truth)."""
+    """An inspected clip of a test set. `size` is that of restored frames; None without both LQ and ground truth."""
 
     name: str
     gt: video.Source | None
@@ -46,24 +46,33 @@ class Clip:
 
     @property
     def file_name(self) -> str:
-        """The name for a folder of its frames: without dots, so that it is not taken for that of a video."""
+        """Name of a folder for its frames, without dots, so that it cannot be confused with a video."""
         return self.name.replace("%", "%25").replace(".", "%2E")
 
     def found_in(self, paths: Mapping[str, Path]) -> Path | None:
-        """The path of this clip, by its name in any case or by its file name; None where it is not among them."""
+        """Return the path of this clip, by its name (in any case) or file name; None if there is none."""
         folded = {name.casefold(): path for name, path in paths.items()}
         return paths.get(self.name) or paths.get(self.file_name) or folded.get(self.name.casefold())
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A test set as published, and how it is measured.
+    """A published test set and its measurement.
 
-    `layouts`: by name, where the truth (`gt`) and the input (`lq`) of clips lie below the root, "." the root itself,
-    with {clip} where every clip has a folder of its own; `kind` is what the LQ is: the name of a degradation, or
-    "given". `lq` are the kinds to use, best first; a degradation that is not found is made from the truth.
-    `frames` of every clip, or by its name. `renamed`: names of the clips in layouts with `renamed: true`.
-    `published`: tables by name, each with source, lq, and methods' figures.
+    Args:
+        title, about: name and description of the set.
+        scale: ratio of restored sides to input sides.
+        layouts: name -> {gt, lq, kind, renamed}: folders of ground truth and input below the root ("." is the root),
+            with {clip} if each clip has a folder of its own. `kind` of the LQ is the name of a degradation, or "given".
+        lq: kinds of LQ to use, in order of preference; a degradation that is not found is made from the truth.
+        metrics: names of metrics.
+        published: name -> table with source, protocol, lq, and values of methods.
+        folders: other names of the folder of the set.
+        clips, renamed: names of the clips, and those in layouts with `renamed: true`.
+        count, frames, size, truth: number of clips, frames per clip (or by name), size of frames, and whether the set
+            has a ground truth.
+
+    Raises ValueError for invalid settings.
     """
 
     title: str
@@ -85,11 +94,11 @@ class Dataset:
         check_dataset(self)
 
     def expected_frames(self, name: str) -> int | None:
-        """The published length of a clip; None where it is not known."""
+        """Return the published number of frames of a clip; None if unknown."""
         return self.frames.get(name) if isinstance(self.frames, Mapping) else self.frames
 
     def find(self, root: Path) -> Found:
-        """The layout of a folder. Raises ValueError where no layout fits, naming the folders it looked for."""
+        """Find the clips in a folder. Raises ValueError, with the expected folders, if no layout fits."""
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; expected {self.title}: {self.about}")
         candidates = [found for base in self._bases(root) for found in self._readings(base)]
@@ -104,13 +113,13 @@ class Dataset:
         return replace(best, lines=lines, left_out=(*_without_truth(best), *_without_frames(best)))
 
     def _bases(self, root: Path) -> list[Path]:
-        """The root, and its folders that are named like the set."""
+        """Return the root and its folders that have a name of the set."""
         named = {word.casefold() for word in (self.title, *self.folders)}
         inside = sorted(path for path in root.iterdir() if path.is_dir() and path.name.casefold() in named)
         return [root, *inside]
 
     def _readings(self, base: Path) -> list[Found]:
-        """The layouts that fit a folder; those with the same place of the truth are merged."""
+        """Return the layouts that fit a folder; those with the same folder of ground truth are merged."""
         readings: dict[str | None, list[tuple[str, dict, Path | None]]] = {}
         for name, layout in self.layouts.items():
             readings.setdefault(layout.get("gt"), []).append((name, layout))
@@ -133,9 +142,9 @@ class Dataset:
         return found
 
     def _chosen(self, clips: Mapping[str, Path], layout: Mapping) -> dict[str, Path]:
-        """The clips of the set under its names; all clips where none has an expected name.
+        """Return the clips of the set by name; all clips if none has an expected name.
 
-        Where clips are renamed, a folder with more clips than the set is another part of the same data.
+        If clips are renamed, a folder with more clips than the set is another part of the same data.
         """
         if self.renamed:
             moved = {self.clips[k]: clips[old] for k, old in enumerate(self.renamed) if old in clips}
@@ -151,12 +160,12 @@ class Dataset:
         return (f"{self.title}: {base}, layout {' + '.join(names)}: {'; '.join(holds)}",)
 
     def _fitness(self, found: Found) -> tuple[int, int, int]:
-        """How well a layout fits: by expected clips, then by the presence of a truth, then by wanted kinds of LQ."""
+        """Rank a layout: by expected clips, then by the presence of a ground truth, then by wanted kinds of LQ."""
         known = len(set(found.names) & set(self.clips or ())) if self.clips else min(len(found.names), 1)
         return known, bool(found.gt) == self.truth, sum(kind in self.lq for kind in found.lq)
 
     def differences(self, clips: Sequence[Clip]) -> list[str]:
-        """Lines on how the clips differ from the published ones; such clips give other figures."""
+        """Return lines on how the clips differ from the published set, so that values are not comparable."""
         lines, names = [], [clip.name for clip in clips]
         if self.clips and set(names) != set(self.clips):
             absent = [name for name in self.clips if name not in names]
@@ -181,7 +190,7 @@ def _places(layout: Mapping) -> list[str]:
 
 
 def clips_at(base: Path, place: str) -> dict[str, Path]:
-    """Clips by name at a place below a folder, in any case of letters; empty where the place does not exist."""
+    """Return clips by name in a subfolder, whose name may differ in case; empty if it does not exist."""
     head, per_clip, tail = place.partition("{clip}")
     folder = below(base, head)
     if folder is None:
@@ -203,7 +212,7 @@ def _name_of(path: Path) -> str:
 
 
 def refuse_doubt(base: Path, place: str) -> None:
-    """Raise ValueError for a place with two clips of one name, or with images beside folders of images."""
+    """Raise ValueError for an ambiguous folder: two clips of one name, or images beside folders of images."""
     head, per_clip, _ = place.partition("{clip}")
     folder = below(base, head)
     if per_clip or folder is None:
@@ -225,13 +234,13 @@ def refuse_doubt(base: Path, place: str) -> None:
 
 
 def _without_truth(found: Found) -> list[str]:
-    """Lines on clips with LQ and without a truth, where others have one."""
+    """Return lines on clips that have LQ but no ground truth, if other clips have one."""
     extra = {kind: [name for name in clips if name not in found.gt] for kind, clips in found.lq.items() if found.gt}
     return [f"LQ ({kind}) without a truth, left out: {first_few(names)}" for kind, names in extra.items() if names]
 
 
 def _without_frames(found: Found) -> list[str]:
-    """Lines on entries among the clips without readable frames."""
+    """Return lines on clips without readable frames."""
     places = [place for place in found.folders.values() if "{clip}" not in place and place != "."]
     folders = [folder for place in places if (folder := below(found.base, place))]
     empty = [child for folder in folders for child in _visible(folder) if not child.exists() or _holds_nothing(child)]
@@ -243,13 +252,13 @@ def _holds_nothing(path: Path) -> bool:
 
 
 def _other_folders(found: Found) -> list[str]:
-    """A line on folders of clips that are not used."""
+    """Return a line on folders of clips that are not used."""
     used = {place.partition("{clip}")[0].strip("/").partition("/")[0].casefold() for place in found.folders.values()}
     if used & {"", "."}:
         return []
     others = [child for child in _visible(found.base) if child.is_dir() and child.name.casefold() not in used]
     names = [child.name for child in others if clips_at(found.base, child.name)]
-    return [f"left aside: {first_few(names)}"] if names else []
+    return [f"not used: {first_few(names)}"] if names else []
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -257,7 +266,7 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def below(base: Path, place: str) -> Path | None:
-    """A folder below another, in any case of letters; None where there is none."""
+    """Return a subfolder, whose name may differ in case; None if there is none."""
     for part in (part for part in place.split("/") if part and part != "."):
         fitting = [child for child in base.iterdir() if child.name.casefold() == part.casefold() and child.is_dir()]
         if not fitting:
@@ -267,6 +276,6 @@ def below(base: Path, place: str) -> Path | None:
 
 
 def first_few(names) -> str:
-    """The first few names, for a message."""
+    """Return the first names, for a message."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")

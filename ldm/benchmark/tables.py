@@ -21,14 +21,14 @@ CSV_FIELDS = ("method", "seed", "clip", "metric", "value", "reason")
 
 
 def label(metric: str) -> str:
-    """The heading of a metric: `psnr:channels=y` as "PSNR, dB (channels=y)"."""
+    """Return the heading of a metric, such as "PSNR, dB (channels=y)" for `psnr:channels=y`."""
     name, _, settings = metric.removesuffix("_truth").partition(":")
     words = LABELS.get(name, (name, 4))[0] + (f" ({settings})" if settings else "")
     return f"{words}, the truth's own" if metric.endswith("_truth") else words
 
 
 def shown(value: float | None, metric: str, *, sign: bool = False) -> str:
-    """A figure with the decimals of its metric."""
+    """Format a value with the decimals of its metric."""
     if value is None:
         return "-"
     digits = LABELS.get(metric.removesuffix("_truth").partition(":")[0], ("", 4))[1]
@@ -36,15 +36,18 @@ def shown(value: float | None, metric: str, *, sign: bool = False) -> str:
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; cells may hold any text."""
+    """Return a Markdown table; cells are escaped."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in (head, *lines)]
     body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([body[0], f"|{'---|' * len(head)}", *body[1:]]) + "\n"
 
 
 def main_cells(results: Mapping) -> tuple[list[str], list[list[str]]]:
-    """Head and lines, metric by metric: protocol, method if there are several, published figure, measured one,
-    difference and whether that is within tolerance; only the measured one where nothing is published."""
+    """Return the head and lines of the main table, by metric.
+
+    Columns are the protocol, the method if there are several, the published value, the measured one, their difference
+    and whether it is within tolerance; only the measured value if nothing is published.
+    """
     several, published = len(results["methods"]) > 1, any(line["published"] is not None for line in results["table"])
     lines = []
     for metric in results["metrics"]:
@@ -59,7 +62,7 @@ def main_cells(results: Mapping) -> tuple[list[str], list[list[str]]]:
 
 
 def _figures(line: Mapping) -> list[str]:
-    """Published figure, measured figure, difference, verdict."""
+    """Return the published value, the measured value, their difference, and whether it is within tolerance."""
     metric = line["metric"]
     within = {True: "yes", False: "no", None: "-"}[line["within"]]
     if line["within"] is not None:
@@ -69,13 +72,15 @@ def _figures(line: Mapping) -> list[str]:
 
 
 def with_deviation(value: float | None, deviation: float | None, metric: str) -> str:
-    """A mean, and its standard deviation over seeds where there are several."""
+    """Format a mean and its standard deviation over seeds, if there are several."""
     return shown(value, metric) + (f" ± {shown(deviation, metric)}" if deviation is not None else "")
 
 
 def clip_cells(results: Mapping, method: str) -> tuple[list[str], list[list[str]]]:
-    """Head and lines: one for each clip of a method, means over seeds, and the mean of all; metrics without any figure
-    are left out."""
+    """Return the head and one line per clip of a method (means over seeds), and the mean of all clips.
+
+    Metrics without values are left out.
+    """
     cells = {}
     for row in results["rows"]:
         if row["method"] == method:
@@ -91,7 +96,7 @@ def clip_cells(results: Mapping, method: str) -> tuple[list[str], list[list[str]
 
 
 def is_missing(row: Mapping) -> bool:
-    """Whether a figure is missing, other than because it is infinite."""
+    """Whether a value is missing for another reason than being infinite."""
     return row["value"] is None and not str(row["reason"]).startswith("inf")
 
 
@@ -101,7 +106,7 @@ def _cell(rows: Sequence[Mapping], metric: str) -> str:
 
 
 def paper_table(results: Mapping) -> str:
-    """Methods side by side, the best figure of each metric in bold."""
+    """Return the methods side by side, with the best value of each metric in bold."""
     metrics = [metric for metric in results["metrics"] if not metric["of"]]
     table = {(line["method"], line["metric"]): line for line in results["table"]}
     names, labels, lines = [method["name"] for method in results["methods"]], results.get("labels") or {}, []
@@ -120,17 +125,17 @@ def paper_table(results: Mapping) -> str:
 
 
 def findings_table(results: Mapping) -> str:
-    """The claims of an ablation: what was measured, and whether each holds."""
+    """Return the claims of an ablation with what was measured and whether they hold."""
     return markdown(["claim", "measured", "holds"], [list(finding.values()) for finding in results["findings"]])
 
 
 def printed_by(results: Mapping, source: str) -> str:
-    """The figures that one source publishes for this set, of all methods."""
+    """Return the values of all methods that a source publishes for this test set."""
     return _by([entry for entry in results["published"] if entry["source"] == source], "method")
 
 
 def _by(entries: Sequence[Mapping], what: str) -> str:
-    """Published figures with a line for each method, or each clip."""
+    """Return published values with one line per method, or per clip."""
     metrics = list(dict.fromkeys(entry["metric"] for entry in entries))
     methods = list(dict.fromkeys(entry[what] for entry in entries))
     cells = {(entry[what], entry["metric"]): entry["value"] for entry in entries}
@@ -143,7 +148,7 @@ def _printed(value: float | None, metric: str) -> str:
 
 
 def document(results: Mapping) -> str:
-    """results.md: every table, with all that decides its numbers."""
+    """Return results.md: all tables, and everything that determines their values."""
     data = results["dataset"]
     parts = [f"# {data['title']}\n", f"`{results['command']}`\n", markdown(*main_cells(results))]
     parts += [f"- {note}" for note in results["notes"]]
@@ -164,7 +169,7 @@ def document(results: Mapping) -> str:
 
 
 def csv_text(rows: Iterable[Mapping]) -> str:
-    """All figures, one per line."""
+    """Return all values, one per line."""
     out = io.StringIO()
     writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
     writer.writeheader()

@@ -1,45 +1,100 @@
-"""Decide whether an existing output is up to date."""
+"""Decide whether an output exists, was made of the same things, and has not changed since.
+
+Every command that skips or resumes work asks here. An output has a record beside it (`ldm.engine.provenance`); a folder
+of several outputs has a manifest with the settings that it was started with.
+"""
 
 import json
+import logging
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from ldm.engine import provenance
-from ldm.engine.jobs import Job, Model, manifest_of
-from ldm.engine.resume import differences
-from ldm.files import read_text
+from ldm.files import read_object
+from ldm.printable import printable
 
-COMPARED_KEYS = ("input", "weights", "settings", "arguments", "versions")  # of the manifest: they determine the frames
+log = logging.getLogger(__name__)
 
 
 class OutputDiffers(ValueError):
     """An existing output that differs from what the command would write; the message is one line with the reason."""
 
 
-def finished(job: Job, model: Model, *, keys: tuple[str, ...] = COMPARED_KEYS) -> dict | None:
-    """Return the record of an output that exists and is up to date; None if there is no output.
+def finished(output: Path, made_of: Mapping) -> dict | None:
+    """Return the record of an output that is up to date; None if there is no output or no record.
 
-    `keys` are the compared keys of the manifest; the plan is not compared. Raises OutputDiffers.
+    `made_of` holds the entries of the record that determine the output, among them "input". Paths of the input and of
+    weights are not compared. Raises OutputDiffers, and OSError for an output that cannot be read.
     """
-    beside = provenance.record_path(job.output)
-    if not (job.output.exists() and beside.is_file()):
+    beside = provenance.record_path(output)
+    if not (output.exists() and beside.is_file()):
         return None
     try:
-        record = json.loads(read_text(beside))
-        was = _without_paths({key: record[key] for key in keys})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise OutputDiffers(f"{beside}: not a record of an output; remove it and {job.output}") from None
-    now = json.loads(json.dumps(manifest_of(job, model)))
-    if found := differences(was, _without_paths({key: now[key] for key in was})):
-        what = "; ".join(found[:2])
-        raise OutputDiffers(f"{job.output}: made with {what}; choose another -o, or remove it")
-    if not provenance.has_recorded_hash(job.output, record):
-        changed = "its frames have changed since they were written"
-        raise OutputDiffers(f"{job.output}: {changed}; remove it")
+        record = read_object(beside)
+        was = _without_paths({key: record[key] for key in made_of})
+        recorded = record["output"]["sha256"]
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise OutputDiffers(f"{beside}: not a record of an output; remove it and {output}") from None
+    if found := changes(was, _without_paths(made_of)):
+        raise OutputDiffers(f"{output}: made with {found}; choose another -o, or remove it")
+    if recorded != provenance.digest(output):
+        raise OutputDiffers(f"{output}: its frames have changed since they were written; remove it")
     return record
 
 
-def _without_paths(manifest: Mapping) -> dict:
-    """Remove paths of this machine from a manifest."""
-    inside = manifest["input"] | {"path": ""}
-    weights = {slot: {"sha256": entry["sha256"]} for slot, entry in manifest["weights"].items()}
-    return {**manifest, "input": inside, "weights": weights}
+def is_finished(output: Path, made_of: Mapping) -> bool:
+    """Whether an output is up to date; see `finished`. The reason why one differs is logged for debugging."""
+    try:
+        return finished(output, made_of) is not None
+    except (OutputDiffers, OSError) as error:
+        log.debug("%s", error)
+        return False
+
+
+def stored_manifest(path: Path, now: Mapping, *, remedy: str) -> dict | None:
+    """Return the manifest of a folder that was started with the values of `now`; None if there is none.
+
+    Raises OutputDiffers, whose message ends in `remedy`, for other values; OutputDiffers or OSError for a file that
+    cannot be read.
+    """
+    if not path.exists():
+        return None
+    try:
+        stored = read_object(path)
+    except ValueError:
+        raise OutputDiffers(f"{path}: not readable as a manifest; remove it, or choose another folder") from None
+    if found := changes({key: stored.get(key) for key in now}, now):
+        raise OutputDiffers(f"{path.parent}: started with {found}; {remedy}")
+    return stored
+
+
+def changes(stored: Mapping, now: Mapping, most: int = 3) -> str:
+    """Return `key=old, now new; ...` for the first `most` values that differ from a stored JSON object; "" if none."""
+    found = _differences(stored, json.loads(json.dumps(now)))
+    return "; ".join(found[:most]) + (" ..." if len(found) > most else "")
+
+
+def _differences(stored: Mapping, now: Mapping, place: str = "") -> list[str]:
+    found = []
+    for key in sorted({*stored, *now}):
+        old, new, name = stored.get(key), now.get(key), f"{place}{printable(key, 60)}"
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += _differences(old, new, f"{name}.")
+        elif old != new:
+            found.append(f"{name}={_short(old)}, now {_short(new)}")
+    return found
+
+
+def _short(value: Any) -> str:
+    try:
+        text = printable(value)
+    except (RecursionError, ValueError):  # nested too deeply, or more digits than Python prints
+        return f"a {type(value).__name__}"
+    return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
+
+
+def _without_paths(made_of: Mapping) -> dict:
+    """Remove paths of this machine."""
+    weights = {name: {**entry, "path": ""} for name, entry in made_of.get("weights", {}).items()}
+    return {**made_of, "input": {**made_of["input"], "path": ""}, "weights": weights}

@@ -25,6 +25,7 @@ from ldm.video.writing import refuse_input
 from ldm.weights import checkpoint
 
 Log = Callable[[str], None]
+MADE_OF = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: they determine the frames
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,11 @@ class Model:
         return {name: checkpoint.sha256(path) for name, path in self.weights.files.items() if name in used}
 
     @cached_property
-    def plain_settings(self) -> dict:
-        """The configuration as plain values, for manifests."""
-        return config.plain(self.settings)
+    def used_settings(self) -> dict:
+        """The part of the configuration that the model uses, as plain values, for manifests and records."""
+        plain = config.plain(self.settings)
+        rounding = (plain.get("output") or {}).get("rounding")
+        return {"networks": plain["networks"], "method": plain["method"], "output": {"rounding": rounding}}
 
 
 def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> list[Job]:
@@ -273,8 +276,14 @@ def plan_for(job: Job, model: Model, log: Log) -> tuple[Plan, int | None]:
 
 def _signature(model: Model) -> str:
     """Return a text that identifies everything on which the measured costs of a model depend."""
-    settings = {key: value for key, value in model.plain_settings.items() if key in ("networks", "method")}
+    settings = {key: model.used_settings[key] for key in ("networks", "method")}
     return repr((sorted(model.hashes.items()), settings))
+
+
+def made_of(job: Job, model: Model, *more: str) -> dict:
+    """Return the entries of the manifest that determine the frames of an output, and those named by `more`."""
+    manifest = manifest_of(job, model)
+    return {key: manifest[key] for key in (*MADE_OF, *more)}
 
 
 def manifest_of(job: Job, model: Model, plan: Plan | None = None) -> dict:
@@ -286,7 +295,7 @@ def manifest_of(job: Job, model: Model, plan: Plan | None = None) -> dict:
         "weights": {
             name: {"path": str(model.weights.files[name]), "sha256": value} for name, value in model.hashes.items()
         },
-        "settings": model.plain_settings,
+        "settings": model.used_settings,
         "arguments": {name: getattr(task, name) for name in ("upscale", "seed", "start", "stop", "prompt")},
         "format": {name: str(value) for name, value in vars(task.format).items()},
         "plan": None if plan is None else plan.plain(),

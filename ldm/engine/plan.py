@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ldm.engine.device import Peak, hardware
-from ldm.files import write_whole
+from ldm.files import read_object, write_whole
 from ldm.methods.contract import Costs, Levers, Method, Request
 
 PROBE_SIDES = (16, 32)  # sides of the measured latents; a cost is the line a + b * pixels through both
@@ -73,7 +73,7 @@ def measured_costs(method: Method, *, signature: str, cache: Path | None = None)
     path = cache and cache / f"costs-{_key(signature, device)}.json"
     if path and path.exists():
         with contextlib.suppress(OSError, ValueError):
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_object(path)
     before = Peak(device).reset()
     costs = {name: _line(run, device) for name, run in method.probes(method.levers()[0]).items()}
     costs["once"] = [float(max(Peak(device).reset() - before, 0)), 0.0]

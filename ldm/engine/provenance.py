@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ldm.files import read_text, write_whole
+from ldm.files import read_object, write_whole
 from ldm.printable import printable
 from ldm.video.source import is_visible
 from ldm.weights import checkpoint
@@ -71,25 +71,6 @@ def write_record(output: Path, manifest: Mapping, **more) -> Path:
     return path
 
 
-def has_recorded_hash(output: Path, record: Mapping) -> bool:
-    """Whether an output has the hash in its record."""
-    written = record.get("output")
-    return isinstance(written, dict) and written.get("sha256") == digest(output)
-
-
-def unchanged(output: Path, made_of: Mapping) -> dict | None:
-    """The record of an output that was made of `made_of` and has not changed since; None where there is none.
-
-    `made_of` are the entries of the record, as JSON holds them, that decide the output.
-    """
-    try:
-        content = dict(json.loads(record_path(output).read_text(encoding="utf-8")))
-        same = made_of.items() <= content.items() and has_recorded_hash(output, content)
-    except (OSError, ValueError, TypeError):
-        return None
-    return content if same else None
-
-
 def verify(path: Path) -> list[tuple[str, str]]:
     """Compare the output, the input and the weights of a record with the files that now exist.
 
@@ -97,12 +78,12 @@ def verify(path: Path) -> list[tuple[str, str]]:
     "as recorded" | "differs" | "not found"). Raises ValueError for a file that is not a record.
     """
     try:
-        content = json.loads(read_text(path))
+        content = read_object(path)
         entries = {"output": content["output"], "input": content["input"], **content["weights"]}
         checked = {what: _entry(what, entry) for what, entry in entries.items()}
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: not a record of an output; expected the JSON that lies beside one") from None
     results = []
     for what, (name, expected, names) in checked.items():

@@ -10,11 +10,11 @@ import stat
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_text, sync, write_whole
+from ldm.engine.finished import OutputDiffers, stored_manifest
+from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, sync, write_whole
 from ldm.printable import printable
 from ldm.weights.safe import check_nested, refuse_compressed
 
@@ -82,12 +82,13 @@ class WorkFolder:
         """Write the manifest, or compare it with an existing one."""
         for left in [child for child in self.path.iterdir() if is_partial(child.name)]:
             remove(left)
-        stored = self._stored_manifest()
+        path = self.path / "manifest.json"
+        try:
+            stored = stored_manifest(path, self.manifest, remedy="repeat that, or remove the folder to start again")
+        except OutputDiffers as error:
+            raise WorkError(str(error)) from None
         if stored is None:
-            write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
-        elif differing := differences(stored, json.loads(json.dumps(self.manifest))):
-            what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
-            raise WorkError(f"{self.path}: started with {what}; repeat that, or remove the folder to start again")
+            write_whole(path, json.dumps(self.manifest, indent=1).encode())
 
     def __exit__(self, kind, error, trace) -> None:
         self._release()
@@ -172,18 +173,6 @@ class WorkFolder:
             with contextlib.suppress(OSError):
                 parent.rmdir()
 
-    def _stored_manifest(self) -> dict | None:
-        path = self.path / "manifest.json"
-        if not path.exists():
-            return None
-        try:
-            stored = json.loads(read_text(path))
-        except (ValueError, RecursionError):
-            stored = None
-        if not isinstance(stored, dict):
-            raise WorkError(f"{path}: not readable; remove {self.path} to start again")
-        return stored
-
     def _lock_folder(self) -> None:
         """Lock the folder for this process. Opening the lock file follows no link and truncates nothing."""
         flags = os.O_RDWR | os.O_CREAT | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)
@@ -210,30 +199,10 @@ def folder_beside(output: Path) -> Path:
 
 def recorded_plan(output: Path) -> dict | None:
     """Return the plan in the manifest of an output's work folder, or None; a resumed run keeps its plan."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        plan = json.loads(read_text(folder_beside(output) / "manifest.json"))["plan"]
+    with contextlib.suppress(OSError, ValueError):
+        plan = read_object(folder_beside(output) / "manifest.json").get("plan")
         return plan if isinstance(plan, dict) else None
     return None
-
-
-def differences(stored: Mapping, now: Mapping, place: str = "") -> list[str]:
-    """Return `key=old, now new` for each value in which two nested dictionaries differ."""
-    found = []
-    for key in sorted({*stored, *now}):
-        old, new, name = stored.get(key), now.get(key), f"{place}{printable(key, 60)}"
-        if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{name}.")
-        elif old != new:
-            found.append(f"{name}={_short(old)}, now {_short(new)}")
-    return found
-
-
-def _short(value: Any) -> str:
-    try:
-        text = printable(value)
-    except (RecursionError, ValueError):  # nested too deeply, or more digits than Python prints
-        return f"a {type(value).__name__}"
-    return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
 
 
 def remove(path: Path) -> None:

@@ -1,1 +1,1 @@
-"""The HTML page of a benchmark run, made of its results.json and the frames that it names."""
+"""The HTML report of a benchmark, made from results.json and the frames that it refers to."""

@@ -1,19 +1,26 @@
-"""The curves of a clip, frame by frame, as the lines and ticks of an SVG, which page.html draws."""
+"""Per-frame curves of a clip, as lines and ticks of an SVG that page.html draws."""
 
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 COLOURS = 6  # series colours of the page's style; --series-0 ... in page.css
-WIDTH, HEIGHT = 520, 220  # of one chart, in units of the SVG
-LEFT, RIGHT, TOP, BOTTOM = 62, 510, 34, 192  # of its axes
+LEFT, RIGHT, TOP, BOTTOM = 62, 510, 34, 192  # of the axes of a chart, in units of its SVG (520 x 220)
 DASHES = ("", "6 4", "2 3", "8 3 2 3")
-TICKS = 4  # about so many on an axis
+TICKS = 4  # approximate number per axis
 
 
 class Curve(NamedTuple):
-    """Values of consecutive frames from `first` on, None where a frame has none. `series` selects the colour; a faint
-    curve is another seed of the same method, a dashed one the truth's own value."""
+    """Values of consecutive frames, None for frames without a value.
+
+    Args:
+        label: name in the legend.
+        first: number of the first frame.
+        values: one value per frame.
+        series: index of the colour.
+        faint: another seed of the same method.
+        dashed: the value of the ground truth itself.
+    """
 
     label: str
     first: int
@@ -24,17 +31,17 @@ class Curve(NamedTuple):
 
     @property
     def colour(self) -> str:
-        """The page's name for the colour."""
+        """Name of the colour in page.css."""
         return "var(--faint)" if self.dashed else f"var(--series-{self.series % COLOURS})"
 
     @property
     def dash(self) -> str:
-        """The pattern of dashes; methods beyond the colours differ by it."""
+        """Dash pattern; it distinguishes methods if there are more than colours."""
         return DASHES[1] if self.dashed else DASHES[self.series // COLOURS % len(DASHES)]
 
 
 def curves_of(run: Mapping, clip: str) -> dict | None:
-    """`{charts, legend}` of a clip's curves; None where it has none."""
+    """Return `{charts, legend}` of the curves of a clip; None without curves."""
     places = {method["name"]: place for place, method in enumerate(run["methods"])}
     seeds = {method["name"]: method["seeds"][:1] for method in run["methods"]}
     owner = {metric["name"]: metric["of"] or metric["name"] for metric in run["metrics"]}
@@ -54,7 +61,7 @@ def curves_of(run: Mapping, clip: str) -> dict | None:
 
 
 def chart_of(title: str, curves: Sequence[Curve]) -> dict:
-    """`{title, lines, rows, columns}`: paths, and ticks as (position, text), in units of the SVG."""
+    """Return `{title, lines, rows, columns}`: paths, and ticks as (position, text), in units of the SVG."""
     known = [value for curve in curves for value in curve.values if value is not None] or [0.0]
     low, high = min(known), max(known)
     if low == high:
@@ -80,7 +87,7 @@ def chart_of(title: str, curves: Sequence[Curve]) -> dict:
 
 
 def axis_ticks(low: float, high: float, *, least: float = 0.0) -> list[tuple[float, str]]:
-    """Round values from `low` to `high`, about four, at least `least` apart, and their texts."""
+    """Return about four round values from `low` to `high`, at least `least` apart, and their texts."""
     rough = max((high - low) / TICKS, least)
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))

@@ -1,4 +1,4 @@
-"""The figures of a page: which are shown, in which order, with how many decimals."""
+"""The values of the report: selection, order and decimals."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -9,12 +9,12 @@ WORST = 10  # frames
 
 
 def number(value: float | None, digits: int, signed: bool = False) -> str:
-    """A figure with so many decimals and a typographic minus; a dash for None."""
+    """Format a value with a typographic minus; a dash for None."""
     return NONE if value is None else f"{value:{'+' if signed else ''}.{digits}f}".replace("-", "\u2212")
 
 
 def digits_for(values: Iterable[float | None]) -> int:
-    """Decimals for all values of a metric: four significant digits of the greatest, from two decimals to six."""
+    """Return the decimals for the values of a metric: four significant digits of the largest, 2 to 6 decimals."""
     largest = max((abs(value) for value in values if value is not None), default=0.0)
     if not largest:
         return 4
@@ -22,12 +22,12 @@ def digits_for(values: Iterable[float | None]) -> int:
 
 
 def seeds_of(run: Mapping) -> list[int]:
-    """All seeds of the run's methods."""
+    """Return all seeds of the methods."""
     return sorted({seed for method in run["methods"] for seed in method["seeds"] if seed is not None})
 
 
 def set_differences(run: Mapping) -> list[str]:
-    """How the clips differ from the published set."""
+    """Return lines on how the clips differ from the published set."""
     limits = (("max_clips", "clip", ""), ("max_frames", "frame", " a clip"))
     cut = [(run["dataset"]["cut"][key], what, each) for key, what, each in limits]
     words = [f"{most} {what}{'s' * (most != 1)}{each}" for most, what, each in cut if most]
@@ -36,7 +36,7 @@ def set_differences(run: Mapping) -> list[str]:
 
 
 def metric_groups(run: Mapping) -> list[dict]:
-    """`{metric, lines, digits, best, arrow}` of each metric; lines with equal content for all methods are merged."""
+    """Return `{metric, lines, digits, best, arrow}` of each metric; lines that are equal for all methods are merged."""
     lines, groups = {(line["metric"], line["method"]): line for line in run["table"]}, []
     for metric in run["metrics"]:
         group = [lines[metric["name"], m["name"]] for m in run["methods"] if (metric["name"], m["name"]) in lines]
@@ -54,7 +54,7 @@ def metric_groups(run: Mapping) -> list[dict]:
 
 
 def clip_table(run: Mapping, anchors: Mapping[str, str]) -> dict:
-    """`{metrics, clips: [{name, anchor, rows: [{method, cells}]}]}`: means over seeds of the metrics with figures."""
+    """Return `{metrics, clips: [{name, anchor, rows: [{method, cells}]}]}`: means over seeds, without empty metrics."""
     groups: dict = {}
     for row in run["rows"]:
         groups.setdefault((row["clip"], row["method"], row["metric"]), []).append(row)
@@ -72,7 +72,7 @@ def clip_table(run: Mapping, anchors: Mapping[str, str]) -> dict:
 
 
 def cell(rows: list[Mapping], digits: int) -> dict:
-    """The mean over seeds, or a mark and the reason why there is none."""
+    """Return the mean over seeds, or a mark and the reason for a missing mean."""
     values = [row["value"] for row in rows if row["value"] is not None]
     if values and len(values) == len(rows):
         return {"text": number(sum(values) / len(values), digits), "reason": None}
@@ -82,25 +82,25 @@ def cell(rows: list[Mapping], digits: int) -> dict:
 
 
 def is_infinite(row: Mapping) -> bool:
-    """Whether a figure is missing because it is infinite: a PSNR of equal pictures."""
+    """Whether a value is infinite, such as the PSNR of equal frames."""
     return row["value"] is None and str(row["reason"]).startswith("inf")
 
 
 def curve_of(run: Mapping, clip: str, metric: str, method: str) -> Mapping | None:
-    """The curve of the first seed; None where there is none."""
+    """Return the curve of the first seed, or None."""
     wanted = {"clip": clip, "metric": metric, "method": method}
     return next((curve for curve in run["curves"] if wanted.items() <= curve.items()), None)
 
 
 def ranking(run: Mapping) -> Mapping | None:
-    """The metric that ranks frames: the first with values frame by frame."""
+    """Return the metric that ranks frames: the first with a value per frame, or None."""
     known = {curve["metric"] for curve in run["curves"]}
     metrics = [metric for metric in run["metrics"] if metric["name"] in known and not metric["of"]]
     return min(metrics, key=lambda metric: metric["per"] != "frame", default=None)
 
 
 def worst_frames(run: Mapping, method: str) -> list[dict]:
-    """`{value, clip, number}` of the worst frames, the worst first."""
+    """Return `{value, clip, number}` of the worst frames, the worst first."""
     metric, found = ranking(run), []
     for clip in run["clips"] if metric else ():
         if curve := curve_of(run, clip["name"], metric["name"], method):
@@ -110,7 +110,7 @@ def worst_frames(run: Mapping, method: str) -> list[dict]:
 
 
 def worst_section(run: Mapping, worst: list[dict], method: str, anchors: Mapping[str, str]) -> dict | None:
-    """What the page says of the worst frames."""
+    """Return the data of the section on the worst frames; None without such frames."""
     if not worst:
         return None
     frames = [{"pictures": None, **frame, "anchor": anchors[frame["clip"]]} for frame in worst]

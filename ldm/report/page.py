@@ -1,4 +1,4 @@
-"""The page of a benchmark run: one HTML file that needs no network, rendered from page.html by jinja2."""
+"""Render the report of a benchmark from page.html with jinja2: one HTML file that needs no network."""
 
 import json
 from collections.abc import Callable, Iterable, Mapping
@@ -16,16 +16,16 @@ FORMAT = "mgld-vsr benchmark 1"
 TEMPLATES = Path(__file__).parent  # page.html, page.css, page.js
 MEGABYTES = 6.0  # of the page
 KEYS = "dataset methods metrics clips rows curves table published versions command notes".split()
-WRONG = (KeyError, TypeError, AttributeError, IndexError, TemplateError)  # what unexpected content leads to
+WRONG = (KeyError, TypeError, AttributeError, IndexError, TemplateError)  # raised for unexpected content
 
 Bar = Callable[[Iterable], Iterable]  # yields its items, and shows the progress
 
 
 def report_of(folder: Path, *, method: str | None = None, megabytes: float = MEGABYTES, bar: Bar = iter) -> Path:
-    """Write report.html beside the results.json of a folder, and return its path.
+    """Write report.html beside results.json in a folder, and return its path.
 
-    `method`: whose worst frames are shown; by default the first that was upscaled, else the first. Clips whose frames
-    cannot be shown are named on the page. Raises ValueError for a folder without valid results, or an unknown method.
+    `method`: the method whose worst frames are shown; default: the first that was upscaled, otherwise the first. Clips
+    whose frames cannot be shown are listed on the page. Raises ValueError for invalid results or an unknown method.
     """
     folder = Path(folder)
     run = read_results(folder / "results.json")
@@ -39,7 +39,7 @@ def report_of(folder: Path, *, method: str | None = None, megabytes: float = MEG
 
 
 def read_results(path: Path) -> dict:
-    """The content of a results.json. Raises ValueError."""
+    """Return the content of a results.json. Raises ValueError."""
     try:
         run = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -57,7 +57,7 @@ def read_results(path: Path) -> dict:
 
 
 def chosen_method(run: Mapping, name: str | None) -> str:
-    """A method of the run by its name, or the default one. Raises ValueError."""
+    """Return the given method, or the default one. Raises ValueError for an unknown name."""
     names = [method["name"] for method in run["methods"]]
     if name is not None and name not in names:
         raise ValueError(f"got method {name!r}, expected one of {', '.join(names)}")
@@ -65,7 +65,7 @@ def chosen_method(run: Mapping, name: str | None) -> str:
 
 
 def render(run: Mapping, folder: Path, method: str, most: float, bar: Bar) -> str:
-    """The page as text of at most about `most` characters."""
+    """Return the page as text of at most about `most` characters."""
     anchors = {clip["name"]: f"clip-{place}" for place, clip in enumerate(run["clips"])}
     curves = {clip["name"]: curves_of(run, clip["name"]) for clip in run["clips"]}
     worst = figures.worst_frames(run, method)

@@ -1,4 +1,4 @@
-"""The pictures of a report: what of a clip is shown, and how it is kept small. Frames are (H, W, 3) uint8 RGB."""
+"""The pictures of a report: which parts of a clip are shown, and at what size. Frames are (H, W, 3) uint8 RGB."""
 
 import base64
 import math
@@ -30,10 +30,14 @@ FULL = 0.1  # of the difference maps' scale at least: a difference of 25 in 255
 
 @dataclass(frozen=True)
 class Rendition:
-    """One video of a clip: the input, the truth, or a result.
+    """One version of a clip: the input, the ground truth, or a result.
 
-    `size` (width, height) is that of the output, `sha256` the hash of the frames that were scored, `folders` the
-    places where frames may lie: results.json may come from anyone.
+    Args:
+        key: "input", "truth", or "result-N".
+        path: path of the frames.
+        size: (width, height) of the output.
+        sha256: hash of the frames that were scored.
+        folders: folders from which frames may be read, since results.json is not trusted.
     """
 
     key: str
@@ -43,7 +47,7 @@ class Rendition:
     folders: Sequence[Path]
 
     def open(self, frames: int) -> video.Source:
-        """Raises ValueError for a path outside the folders, another hash, or too few frames."""
+        """Open the frames. Raises ValueError for a path outside the folders, another hash, or too few frames."""
         path = self.path.resolve()
         if not any(path.is_relative_to(folder.resolve()) for folder in self.folders):
             raise ValueError(f"{self.path}: outside the folders of the run, not shown")
@@ -57,7 +61,7 @@ class Rendition:
         return source
 
     def frames(self, source: video.Source, first: int, stop: int) -> Iterator[np.ndarray]:
-        """Frames in the size of the output: the input enlarged bicubically, others cropped as in scoring."""
+        """Generate frames of the output size: the input enlarged (bicubic), others cropped as in scoring."""
         width, height = self.size
         for frame in video.read(source, first, stop, as_rgb8=True):
             if self.key == INPUT and frame.shape[1::-1] != self.size:
@@ -69,7 +73,7 @@ class Rendition:
 
 
 def renditions_of(run: Mapping, clip: Mapping, folder: Path) -> list[Rendition]:
-    """Input, results and truth of a clip, in the order of the page. Raises ValueError where there is none."""
+    """Return input, results and ground truth of a clip, in the order of the page. Raises ValueError for none."""
     size, renditions, hashes = (clip["width"], clip["height"]), [], clip.get("sha256") or {}
     own = [run["dataset"]["root"], *(method["path"] for method in run["methods"])]
     folders = [folder, *(folder / place for place in own if place)]
@@ -87,12 +91,12 @@ def renditions_of(run: Mapping, clip: Mapping, folder: Path) -> list[Rendition]:
 
 
 def name_of(key: str, run: Mapping) -> str:
-    """The name of a rendition on the page."""
+    """Return the name of a rendition on the page."""
     return key if key in (INPUT, TRUTH) else run["methods"][int(key.removeprefix("result-"))]["name"]
 
 
 class Selection(NamedTuple):
-    """What is shown of a clip of `frames`: the frame of the slider, the second of a pair, the worst frames."""
+    """Frames of a clip that are shown: that of the slider, the second one of a pair, and the worst ones."""
 
     frames: int
     middle: int
@@ -100,19 +104,19 @@ class Selection(NamedTuple):
     worst: Sequence[int] = ()
 
     def numbers(self) -> set[int]:
-        """All frames that are kept."""
+        """Return the numbers of all frames that are kept."""
         pair = {self.pair - 1, self.pair} if self.frames > 1 else set()
         return {self.middle, *pair, *self.worst}
 
     def span(self) -> range:
-        """The frames of the temporal profile: all, or as many around the middle of a long clip."""
+        """Return the frames of the temporal profile: all, or those around the middle of a long clip."""
         count = min(self.frames, LONGEST)
         first = (self.frames - count) // 2
         return range(first, first + count)
 
 
 def selection_of(run: Mapping, clip: Mapping, method: str, worst: Sequence[int]) -> Selection:
-    """The middle frame, and the pair with the method's greatest warping error."""
+    """Select the middle frame, and the pair with the largest warping error of the method."""
     frames = clip["frames"]
     pair = min(frames // 2 + 1, frames - 1)
     names = [metric["name"] for metric in run["metrics"] if metric["per"] == "pair" and not metric["of"]]
@@ -138,9 +142,9 @@ class Views(NamedTuple):
 
 
 def views_of(renditions: Sequence[Rendition], selection: Selection) -> Views:
-    """Read each rendition once, from its first needed frame to its last, and cut out what is shown.
+    """Read each rendition once and crop the parts that are shown.
 
-    Raises ValueError or OSError for what cannot be read or must not be shown.
+    Raises ValueError or OSError for frames that cannot be read or must not be shown.
     """
     sources = {rendition.key: rendition.open(selection.frames) for rendition in renditions}
     guide = next((rendition for rendition in renditions if rendition.key == TRUTH), renditions[-1])
@@ -161,7 +165,7 @@ def views_of(renditions: Sequence[Rendition], selection: Selection) -> Views:
 
 
 def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float, method: str) -> dict:
-    """What the page shows of a clip, in at most about `most` characters: at first the input beside a method."""
+    """Return the pictures of a clip, at most about `most` characters; the slider starts with the input and `method`."""
     names = {key: name_of(key, run) for key in views.middle}
     shown = {}
     for part, share in SHARES.items():
@@ -185,7 +189,7 @@ def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float, method: 
 
 
 def thumbnails_of(views: Views, number: int, run: Mapping, method: str, most: float) -> list[dict]:
-    """A worst frame: the result beside the truth, or beside the input where there is no truth."""
+    """Return pictures of one of the worst frames: the result, and the ground truth or otherwise the input."""
     frames = views.worst[number]
     place = next(place for place, other in enumerate(run["methods"]) if other["name"] == method)
     keys = [key for key in (f"result-{place}", TRUTH if TRUTH in frames else INPUT) if key in frames]
@@ -194,9 +198,9 @@ def thumbnails_of(views: Views, number: int, run: Mapping, method: str, most: fl
 
 
 def gather(rendition: Rendition, source: video.Source, selection: Selection, *, row: int) -> tuple[np.ndarray, dict]:
-    """(one row of every frame of the span, time downward; the selected frames by number) in one pass.
+    """Return one row of every frame of the span (time downwards) and the selected frames by number, in one pass.
 
-    Rows of a short span are repeated, so that a lossy picture does not mix one frame with the next.
+    Rows of a short span are repeated, so that lossy compression does not mix neighbouring frames.
     """
     span, numbers = selection.span(), selection.numbers()
     first, last = min(span.start, *numbers), max(span.stop - 1, *numbers)
@@ -210,10 +214,10 @@ def gather(rendition: Rendition, source: video.Source, selection: Selection, *, 
 
 
 def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: str) -> tuple[dict, dict, float]:
-    """How each rendition's second frame differs from its first, warped along the guide's motion (DIS).
+    """Compare the second frame of each rendition with its first, warped by the DIS flow of `guide`.
 
-    Returns pictures on one scale, black where nothing differs, grey where the motion cannot be followed; E_warp of each
-    rendition; and the difference, of 1, that is drawn brightest.
+    Returns pictures on one scale (black: no difference; grey: occluded), E_warp of each rendition, and the difference
+    in [0, 1] that has the brightest colour.
     """
     motion = motion_back(*pairs[guide], DISFlow())
     hidden = ~motion.visible.numpy()
@@ -230,13 +234,13 @@ def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: s
 
 
 def warped_difference(before: np.ndarray, frame: np.ndarray, flow) -> np.ndarray:
-    """The mean absolute difference over channels, (H, W) in [0, 1], of a frame and the one before it, warped."""
+    """Return the mean absolute difference over channels, (H, W) in [0, 1], of a frame and the warped previous one."""
     old, new = (video.frame_tensor(picture)[None] for picture in (before, frame))
     return (new - flow_warp(old, flow))[0].abs().mean(dim=0).numpy()
 
 
 def inlined(pictures: Mapping[str, np.ndarray], most: float) -> dict[str, str]:
-    """Pictures as data URIs of at most `most` characters together: all shrunk by one factor."""
+    """Return pictures as data URIs of at most `most` characters in total; all are shrunk by the same factor."""
     widest = max(picture.shape[1] for picture in pictures.values())
     factor = min(1.0, WIDEST / widest)
     while True:
@@ -255,6 +259,6 @@ def shrunk(picture: np.ndarray, factor: float) -> np.ndarray:
 
 
 def data_uri(picture: np.ndarray) -> str:
-    """A picture as a WebP in a data URI."""
+    """Return a picture as a data URI in WebP."""
     data = encoded(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, QUALITY)
     return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")

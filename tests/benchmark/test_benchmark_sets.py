@@ -1,4 +1,4 @@
-"""Test sets: every YAML builds, every layout is recognised, what is not whole is named."""
+"""Test sets: every YAML file builds, every layout is recognised, and incomplete clips are reported."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from tests.scripts import sets
 
 NAMES = sorted(path.stem for path in benchmark.SETS.glob("*.yaml"))
 REDS4 = ("000", "011", "015", "020")
-LAYOUTS = [  # set, places of truth and LQ, clips, suffix, kind of LQ that is found
+LAYOUTS = [  # set, folders of truth and LQ, clips, suffix, kind of LQ
     ("udm10", "GT", "LQ", ("000", "001"), "", "given"),
     ("udm10", "GT-Video", "LQ-Video", ("000", "001"), ".mkv", "given"),
     ("udm10", "gt", "lq", ("a", "b"), "", "given"),
@@ -33,7 +33,7 @@ LAYOUTS = [  # set, places of truth and LQ, clips, suffix, kind of LQ that is fo
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_set_builds_and_says_where_its_figures_are_from(name):
+def test_every_set_builds_and_names_the_source_of_its_values(name):
     dataset = benchmark.read_set(name)
     assert dataset.layouts and dataset.metrics and dataset.lq
     for table in dataset.published.values():
@@ -65,23 +65,23 @@ def test_renamed_clips_are_the_validation_part(tmp_path):
         benchmark.read_set("reds30").find(training)
 
 
-def test_a_kind_of_lq_is_chosen(tmp_path):
+def test_the_kind_of_lq_is_chosen(tmp_path):
     root = sets.make_set(tmp_path, gt="GT", lq="BIx4")
     sets.make_set(root, gt=None, lq="BDx4")
     dataset = benchmark.read_set("udm10")
     found = dataset.find(root)
     assert set(found.lq) == {"bicubic_x4", "blur_down_x4"}
-    assert benchmark.choose_lq(dataset, found, None, needed=True) == "realbasicvsr"  # which is made
-    assert benchmark.choose_lq(dataset, found, None, needed=False) == "bicubic_x4"  # which is there
+    assert benchmark.choose_lq(dataset, found, None, needed=True) == "realbasicvsr"  # it can be made
+    assert benchmark.choose_lq(dataset, found, None, needed=False) == "bicubic_x4"  # it exists
     assert benchmark.choose_lq(dataset, found, "blur_down_x4", needed=True) == "blur_down_x4"
     assert benchmark.choose_lq(benchmark.read_set("vid4"), found, None, needed=True) == "bicubic_x4"
     alone = dataset.find(sets.make_set(tmp_path / "alone", lq=None))
-    assert benchmark.choose_lq(dataset, alone, None, needed=False) is None  # nobody knows of what results were made
+    assert benchmark.choose_lq(dataset, alone, None, needed=False) is None  # unknown: the input of results in folders
     with pytest.raises(ValueError, match="no folder of LQ was found"):
         benchmark.choose_lq(dataset, found, "given", needed=True)
 
 
-def test_a_folder_without_a_layout_names_those_there_are(tmp_path):
+def test_a_folder_of_unknown_layout_is_refused_with_the_known_ones(tmp_path):
     (tmp_path / "things").mkdir()
     with pytest.raises(ValueError, match=r"no layout of Vid4 fits; expected one of GT/, LQ/") as error:
         benchmark.read_set("vid4").find(tmp_path)
@@ -90,7 +90,7 @@ def test_a_folder_without_a_layout_names_those_there_are(tmp_path):
         benchmark.read_set("vid4").find(tmp_path / "no")
 
 
-def test_truth_and_lq_fit_each_other(tmp_path):
+def test_truth_and_lq_match(tmp_path):
     sources = {
         name: sets.make_clip(tmp_path / name, shrink=shrink, frames=frames)
         for name, shrink, frames in (("gt", 1, 3), ("lq", 4, 3), ("half", 2, 3), ("short", 4, 2))
@@ -106,7 +106,7 @@ def test_truth_and_lq_fit_each_other(tmp_path):
             paired("c", gt, other, scale, None)
 
 
-def test_what_differs_from_the_published_set_is_said(tmp_path):
+def test_differences_from_the_published_set_are_reported(tmp_path):
     root = sets.make_set(tmp_path, gt="GT", lq=None, clips=("000", "011"))
     dataset = benchmark.read_set("reds4")
     found = dataset.find(root)

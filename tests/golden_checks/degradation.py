@@ -20,12 +20,12 @@ from ldm import config
 from tests.golden_checks.case import Case, assert_near
 
 CONFIG = Path(__file__).parents[2] / "configs" / "degradations" / "realbasicvsr_released.yaml"
-DRAWN = 1e-8  # of draws, which are recorded with nine digits
-GREY_LEVEL = 1.0  # for uint8
+DRAWN = 1e-8  # tolerance of draws, which are recorded with nine digits
+GREY_LEVEL = 1.0  # tolerance of uint8 pixels
 
 
 class LegacyStreams:
-    """The draws of `numpy.random.seed(s); random.seed(s)`; `drawn` lists the uniform numbers in their order."""
+    """Draws after `numpy.random.seed(s); random.seed(s)`; `drawn` lists the uniform numbers in order."""
 
     def __init__(self, seed: int):
         self.numpy, self.python, self.drawn = np.random.RandomState(seed), random.Random(seed), []
@@ -96,7 +96,7 @@ def filtered(image: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 def clip_rescaled(image: np.ndarray) -> np.ndarray:
-    """1.3 image - 30 (float) through a degradation that does nothing but clip and divide."""
+    """Pass 1.3 image - 30 (float) through a degradation that only clips and divides."""
     degradation = config.instantiate(config.load(CONFIG).degradation)
     degradation.stages = {}
     frames = [1.3 * image.astype(np.float32) - 30]
@@ -104,14 +104,14 @@ def clip_rescaled(image: np.ndarray) -> np.ndarray:
 
 
 def assert_alike(actual: np.ndarray, case: Case, name: str) -> None:
-    """Loosely: what one build of a library loses another may keep."""
+    """Compare with a wide tolerance, since builds of the codec library differ."""
     difference = np.abs(actual.astype(float) - case.tensors[name].numpy())
     assert difference.mean() < 1, f"{case.name} {name}: mean difference {difference.mean():.2f} grey levels"
 
 
 def video_codec(case: Case, row: dict) -> None:
     clip = case.tensors["mpeg_in"].numpy()[: row["frames"]]
-    codec = VideoCodec({row["codec"]: 1.0}, [row["bit_rate"]] * 2, channels="rgb")  # what is BGR is said to be RGB
+    codec = VideoCodec({row["codec"]: 1.0}, [row["bit_rate"]] * 2, channels="rgb")  # recorded as BGR
     out = np.stack(list(codec.coded(clip, row["codec"], row["bit_rate"])))
     change = np.abs(out - clip).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(change, row["mean_abs_change"], rtol=0.05, err_msg=f"{case.name} {row}")
@@ -139,7 +139,7 @@ def walks(case: Case) -> None:
 
 
 def kernel_walk(case: Case, row: dict, blur, clip: np.ndarray, rng: LegacyStreams) -> None:
-    """Family, size and the kernel of every frame."""
+    """Compare the family, the size and the kernel of every frame."""
     notes, recorded = {}, case[f"out.{row['key']}.kernels"]
     made = list(islice(blur.kernels(rng, notes=notes), len(recorded)))
     assert notes["size"] == row["kernel_size"], f"{case.name} {row['key']}"
@@ -176,7 +176,7 @@ def assert_draws(row: dict, rng: LegacyStreams) -> None:
 
 
 def sharpening(case: Case) -> None:
-    """Both recorded forms with one function: grey levels 0..255, and 0..1 (n, 3, h, w)."""
+    """Compare both recorded forms: grey levels 0..255, and 0..1 (n, 3, h, w)."""
     for k, row in enumerate(case.meta["rows"]):
         image = case.tensors[f"img.{k}"].numpy()
         sharp = unsharp_mask(image, **row["args"])

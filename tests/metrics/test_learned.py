@@ -1,4 +1,4 @@
-"""Measures of other packages: what they are given, and what is said where they fail.
+"""Measures of other packages: their inputs, and the reasons that are given when they fail.
 
 The packages are stand-ins, and the real ones with random weights where they are installed.
 """
@@ -29,7 +29,7 @@ def grey(value):
 
 
 class Net:
-    """The mean difference of what it is given, or the mean; notes how it was made and called."""
+    """Returns the mean difference of two inputs, or the mean of one; records its arguments."""
 
     def __init__(self, **made):
         self.made, self.settings = made, []
@@ -49,7 +49,7 @@ class Net:
 
 @pytest.fixture
 def packages(monkeypatch):
-    """Stand-ins for all packages, and the networks they make."""
+    """Fakes of all packages, and the networks they create."""
     made = []
 
     def maker(*names, **words):
@@ -66,7 +66,7 @@ def packages(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch):
-    """Nothing is loaded before or kept after, and the network is not used."""
+    """No model is loaded before or kept after, and the network is not used."""
     learned.forget()
     with monkeypatch.context() as patched:
         patched.setattr(learned, "hub_answers", lambda: True)
@@ -75,9 +75,9 @@ def afresh(monkeypatch):
     learned.forget()
 
 
-def test_lpips_is_asked_for_by_net_and_told_the_range(packages):
+def test_lpips_receives_its_network_and_range(packages):
     score = learned.lpips_score("vgg", "cpu")
-    assert not packages, "nothing loads before the first frame"
+    assert not packages, "no model is loaded before the first frame"
     assert score(grey(51), grey(0)) == pytest.approx(0.2)
     assert score(grey(102), grey(0)) == pytest.approx(0.4)
     assert [net.made for net in packages] == [{"net": "vgg", "verbose": False, "device": "cpu"}]
@@ -112,14 +112,14 @@ def test_tlpips_is_a_thousand_times_the_difference_of_changes(packages):
     assert "alex" in measure.protocol and packages[0].made["net"] == "alex"
 
 
-def test_a_model_is_kept_for_the_clips_that_follow(packages):
+def test_a_model_is_kept_for_later_clips(packages):
     for _ in range(2):
         (measure,) = measures(["musiq"])
         measure.push(grey(10))
     assert len(packages) == 1
 
 
-def test_what_is_not_installed_is_said():
+def test_a_missing_package_is_the_reason():
     name = "no-such-package-of-metrics"
     with pytest.raises(Unavailable, match=f"^{name} is not installed: pip install {name}$"):
         learned.version_of(name)
@@ -129,7 +129,7 @@ def pyiqa_that(monkeypatch, make):
     monkeypatch.setitem(sys.modules, "pyiqa", SimpleNamespace(create_metric=make))
 
 
-def test_weights_that_cannot_be_had_are_the_reason_and_asked_for_once(packages, monkeypatch):
+def test_unavailable_weights_are_the_reason_and_requested_once(packages, monkeypatch):
     asked = []
 
     def offline(*names, **words):
@@ -144,9 +144,9 @@ def test_weights_that_cannot_be_had_are_the_reason_and_asked_for_once(packages, 
     assert asked == [("musiq",), ("clipiqa",)]
 
 
-def test_a_silent_network_is_not_waited_for(packages, monkeypatch):
+def test_a_network_without_an_answer_times_out(packages, monkeypatch):
     monkeypatch.setattr(learned, "PATIENCE", 0.2)
-    with socket.create_server(("127.0.0.1", 0)) as server:  # takes the call, says nothing
+    with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
         address = f"http://127.0.0.1:{server.getsockname()[1]}/net.pth"
         monkeypatch.setenv("no_proxy", "127.0.0.1")
         pyiqa_that(monkeypatch, lambda name, device: urllib.request.urlopen(address))
@@ -156,7 +156,7 @@ def test_a_silent_network_is_not_waited_for(packages, monkeypatch):
 
 
 @pytest.mark.parametrize("answers", [True, False])
-def test_without_the_hub_its_client_is_told_to_be_offline(packages, monkeypatch, answers):
+def test_the_client_of_an_unreachable_hub_is_set_offline(packages, monkeypatch, answers):
     monkeypatch.setattr(learned, "hub_answers", lambda: answers)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     learned.pyiqa_score("musiq", "cpu")(grey(10))
@@ -176,7 +176,7 @@ def test_a_torchvision_of_another_torch_is_the_reason(packages, monkeypatch):
         assert measure.missing.startswith("torchvision does not import, take the torchvision build of your torch")
 
 
-def test_what_a_package_prints_is_not_output_and_its_warnings_are_its_own(packages, monkeypatch, capsys):
+def test_output_of_packages_goes_to_stderr(packages, monkeypatch, capsys):
     def load(name, device):
         print("loading")
         warnings.warn("deprecated", UserWarning, stacklevel=1)
@@ -197,7 +197,7 @@ def test_a_frame_without_a_value_is_not_left_out_of_the_mean(packages, monkeypat
     assert np.isnan(measure.figures()["nrqm"])
 
 
-def test_frames_that_a_model_cannot_take_are_the_reason(packages, monkeypatch):
+def test_frames_that_a_model_rejects_are_the_reason(packages, monkeypatch):
     def small(*frames):
         raise RuntimeError("kernel size can't be greater than actual input size")
 
@@ -215,7 +215,7 @@ def test_recorded_values_of_brisque():
         assert score(original(name)) == pytest.approx(values["brisque"], abs=1), name
 
 
-# ---- the real packages, where they are installed: their weights are random
+# ---- the real packages with random weights, if they are installed
 
 
 def real(name):
@@ -297,4 +297,4 @@ def test_weights_that_lpips_lacks_are_named(monkeypatch, tmp_path):
     (measure,) = measures(["lpips"])
     measure.push(noise(1), noise(2))
     assert measure.missing.startswith("lpips failed: URLError: <urlopen error no network>; it looks for its weights")
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "nothing half-written"
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()], "no partial file is left"

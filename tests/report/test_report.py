@@ -1,4 +1,4 @@
-"""The page of a benchmark: what it says, how it behaves in a browser, and what becomes of bad results."""
+"""The HTML report of a benchmark: its content, its links, and invalid results."""
 
 import base64
 import json
@@ -21,7 +21,7 @@ TINT = {"lq": (230, 40, 40), "ours": (40, 60, 230), "other": (40, 200, 60), "gt"
 
 
 class Reader(HTMLParser):
-    """Elements with their attributes, and the text of a page; complains of elements that are not closed."""
+    """Elements with their attributes, and the text of a page; fails for elements that are not closed."""
 
     VOID = {"meta", "img", "input"}
 
@@ -68,7 +68,7 @@ def made(tmp_path_factory):
     return folder, run, read(folder)
 
 
-def test_the_page_needs_nothing_else(made):
+def test_the_page_loads_no_other_file(made):
     folder, _, page = made
     text = (folder / "report.html").read_text(encoding="utf-8")
     assert not re.search(r"https?:|//[a-z]|@import|url\((?!#)", re.sub(r'"data:[^"]*"', '""', text))
@@ -78,7 +78,7 @@ def test_the_page_needs_nothing_else(made):
     assert not page.all("link") and not [script for script in page.all("script") if "src" in script]
 
 
-def test_names_on_the_page_are_unique_and_links_lead_somewhere(made):
+def test_ids_are_unique_and_links_have_targets(made):
     page = made[2]
     names = [attributes["id"] for _, attributes in page.elements if "id" in attributes]
     assert len(names) == len(set(names))
@@ -87,7 +87,7 @@ def test_names_on_the_page_are_unique_and_links_lead_somewhere(made):
     assert all(image["alt"] for image in page.all("img"))
 
 
-def test_the_table_says_what_was_measured_and_published(made):
+def test_the_table_shows_measured_and_published_values(made):
     text = " ".join(made[2].text)
     for shown in (
         "27.50 ± 0.02",
@@ -105,7 +105,7 @@ def test_the_table_says_what_was_measured_and_published(made):
 
 
 def write(folder, run):
-    """The page of a changed results.json."""
+    """Write the page of a modified results.json."""
     (folder / "results.json").write_text(json.dumps(run))
     report_of(folder)
     return read(folder)
@@ -122,7 +122,7 @@ def test_a_cut_set_is_named(tmp_path):
     assert "Not the published set" not in own  # a user's own clips
 
 
-def test_without_published_figures_there_are_no_columns_for_them(tmp_path):
+def test_columns_of_published_values_need_published_values(tmp_path):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
     assert {"Published", "Within"} <= set(write(tmp_path / "run", run).text)
     bare = [line | {"published": None, "difference": None, "within": None} for line in run["table"]]
@@ -136,7 +136,7 @@ def test_findings_of_an_ablation_are_shown(tmp_path):
     assert {"x: better", "+1 %", "Holds"} <= set(write(tmp_path / "run", run).text)
 
 
-def test_worst_frames_are_those_of_the_values(made):
+def test_worst_frames_follow_the_values(made):
     run = made[1]
     worst = figures.worst_frames(run, "ours")
     expected = [(30.0 - k / 2 - t, name) for k, name in enumerate(("000", "011")) for t in range(5)]
@@ -177,7 +177,7 @@ def test_a_profile_is_one_row_of_every_frame(made):
     assert np.array_equal(shown.detail["truth"], frames[3][top : top + height, left : left + width])
 
 
-def test_what_is_too_much_for_the_scale_is_left_out_as_in_scoring(tmp_path):
+def test_frames_are_cropped_to_the_scale_as_in_scoring(tmp_path):
     frames = results.toy.make_frames(1, 66, 98)
     path = results.write_clip(tmp_path / "gt", frames)
     known = {"sha256": provenance.digest(path), "folders": [tmp_path]}
@@ -188,7 +188,7 @@ def test_what_is_too_much_for_the_scale_is_left_out_as_in_scoring(tmp_path):
         next(views.Rendition("truth", path, (100, 64), **known).frames(rendition.open(1), 0, 1))
 
 
-def test_no_picture_is_shown_without_its_hash_and_from_outside_the_folders(tmp_path):
+def test_pictures_need_a_hash_and_a_path_inside_the_folders(tmp_path):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
     clip = run["clips"][0]
     outside = results.write_clip(tmp_path / "outside", results.toy.make_frames(2, *results.SIZE))
@@ -210,14 +210,14 @@ def test_difference_maps_follow_the_motion():
     assert np.median(maps["truth"][8:-8, 8:-8].sum(axis=2)) < np.median(maps["twice"][8:-8, 8:-8].sum(axis=2))
 
 
-def test_a_region_of_detail_is_where_the_texture_is():
+def test_the_detail_is_the_region_with_the_most_texture():
     frame = np.full((60, 90, 3), 90, np.uint8)
     frame[30:50, 60:80] = np.random.default_rng(0).integers(0, 255, (20, 20, 3))
     assert busiest_box(frame, (30, 30))[:2] == pytest.approx((55, 25), abs=6)
     assert busiest_box(frame, (500, 300)) == (0, 0, 90, 60)
 
 
-def test_pictures_shrink_together_to_their_share():
+def test_pictures_are_shrunk_by_one_factor():
     noise = np.random.default_rng(0).integers(0, 255, (300, 400, 3), dtype=np.uint8)
     whole = views.inlined({"a": noise, "b": noise // 2}, 1e6)
     small = views.inlined({"a": noise, "b": noise // 2}, 60_000)
@@ -226,7 +226,7 @@ def test_pictures_shrink_together_to_their_share():
     assert pixels(small["a"]).shape == pixels(small["b"]).shape < noise.shape
 
 
-def test_a_page_keeps_to_its_size(tmp_path):
+def test_the_size_of_a_page_is_limited(tmp_path):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=2)
     noise = np.random.default_rng(0)
     for key, scale in (("lq", 4), ("gt", 1)):
@@ -259,7 +259,7 @@ def test_no_name_becomes_markup(tmp_path):
     assert len(page.all("script")) == 1 and odd in page.text
 
 
-def test_a_clip_that_cannot_be_read_is_named_and_the_rest_is_there(tmp_path):
+def test_an_unreadable_clip_is_named_and_the_others_are_shown(tmp_path):
     results.make_results(tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "lq" / "1")
     max((tmp_path / "run" / "sr" / "ours" / "42" / "0").iterdir()).unlink()
@@ -297,12 +297,12 @@ def test_ticks_are_round_numbers(low, high, texts):
     assert [text for _, text in curves.axis_ticks(low, high)] == texts
 
 
-def test_equal_values_and_a_single_frame_can_be_drawn():
+def test_curves_of_equal_values_and_of_one_frame():
     assert curves.chart_of("x", [curves.Curve("a", 3, [2.0])])["lines"][0]["path"] == "M62.0 113.0h0"
     assert curves.chart_of("x", [curves.Curve("a", 0, [0.0, 0.0])])["rows"]
 
 
-def test_clips_have_columns_for_what_was_measured(made):
+def test_clips_have_columns_of_measured_metrics(made):
     assert {"PSNR (dB)", "E_warp", "28.00", "0.001200"} <= set(made[2].text) and made[2].all("a", href="#clip-1")
     run, anchors = made[1], {"000": "a", "011": "b"}
     table = figures.clip_table(run, anchors)
@@ -314,7 +314,7 @@ def test_clips_have_columns_for_what_was_measured(made):
 
 
 @pytest.mark.parametrize(("value", "digits"), [(27.123, 2), (0.7, 4), (0.0012, 6), (1234.0, 2), (0.0, 4), (7.7, 3)])
-def test_decimals_suit_the_size_of_the_values(value, digits):
+def test_decimals_depend_on_the_size_of_the_values(value, digits):
     assert figures.digits_for([None, value, -value / 2]) == digits
 
 
@@ -339,7 +339,7 @@ def test_bad_results_are_one_line(tmp_path, case, capsys):
 
 
 def test_the_script_takes_a_method_and_a_size(made, capsys):
-    assert report.main([str(made[0]), "--method", "nobody"]) == 2
+    assert report.main([str(made[0]), "--method", "unknown"]) == 2
     assert "expected one of ours, other" in capsys.readouterr().err
     assert report.main([str(made[0]), "--megabytes", "900"]) == 2
     assert "expected 0.5 to 100" in capsys.readouterr().err
@@ -347,7 +347,7 @@ def test_the_script_takes_a_method_and_a_size(made, capsys):
     assert capsys.readouterr().out.strip().endswith("report.html")
 
 
-def test_results_with_parts_of_another_kind_are_refused(tmp_path, capsys):
+def test_results_with_values_of_another_type_are_refused(tmp_path, capsys):
     run = results.make_results(tmp_path / "run", clips=("a",), frames=1)
     for key, value in (("clips", [3]), ("methods", [{}]), ("table", [{}]), ("dataset", None), ("clips", [])):
         (tmp_path / "run" / "results.json").write_text(json.dumps(run | {key: value}))

@@ -1,4 +1,4 @@
-"""benchmark.py from end to end on miniature sets: layouts, tables, resumption, and what is refused before any work."""
+"""benchmark.py on miniature test sets: layouts, tables, resumption, and errors before any work."""
 
 import csv
 import re
@@ -26,7 +26,7 @@ def mini(tmp_path):
 
 @pytest.fixture
 def scored(mini):
-    """Words that score it."""
+    """Arguments that score it."""
     return ["--dataset", "udm10", "--root", mini / "UDM10", "--results", mini / "ours", "-o", mini / "out", *FAST]
 
 
@@ -61,21 +61,21 @@ def _psnr(one, other):
     return [float(-10 * (a.double() - b.double()).square().mean().log10()) for a, b in pairs]
 
 
-def test_names_are_compared_with_their_published_figures(mini, scored):
+def test_methods_are_compared_with_their_published_values(mini, scored):
     words = [word if word != mini / "ours" else f"DOVE={mini / 'ours'}" for word in scored]
     assert run(*words) == 0
     line = next(line for line in read(mini / "out")["table"] if line["metric"] == "psnr")
     assert line["published"] == 26.48 and line["difference"] == pytest.approx(line["measured"] - 26.48)
-    assert line["within"] is None and line["source"].startswith("DOVE")  # these are not the published clips
+    assert line["within"] is None and line["source"].startswith("DOVE")  # the clips are not the published ones
     assert run(*words, "--published", "infvsr") == 0
-    assert read(mini / "out")["table"][0]["published"] is None  # no DOVE in that table
-    assert run(*words, "--published", "nobody") == 2
+    assert read(mini / "out")["table"][0]["published"] is None  # the table has no DOVE
+    assert run(*words, "--published", "unknown") == 2
 
 
 def test_results_of_unknown_lq_are_not_judged(mini):
     shutil.rmtree(mini / "UDM10/LQ")
     words = ["--dataset", "udm10", "--root", mini / "UDM10", "-o", mini / "out", *FAST]
-    assert run(*words, "--results", f"MGLD-VSR={mini / 'ours'}") == 0  # a name of one's own where nothing is upscaled
+    assert run(*words, "--results", f"MGLD-VSR={mini / 'ours'}") == 0  # allowed, since nothing is upscaled
     found = read(mini / "out")
     assert found["dataset"]["lq"] is None and found["methods"][0]["name"] == "MGLD-VSR"
     assert all(line["within"] is None for line in found["table"]) and found["table"][0]["published"] is not None
@@ -104,7 +104,7 @@ def test_lossless_videos_score_like_frames(mini, scored):
         ("own", {"gt": "hr", "lq": "lr"}, "given"),
     ],
 )
-def test_every_layout_goes_through(tmp_path, dataset, make, lq):
+def test_every_layout_is_scored(tmp_path, dataset, make, lq):
     sets.make_set(tmp_path / "root", **make)
     sets.make_results(tmp_path / "ours", clips=make.get("clips", ("000", "001")))
     words = [
@@ -132,7 +132,7 @@ def test_every_layout_goes_through(tmp_path, dataset, make, lq):
         assert all(row["value"] > 15 for row in found["rows"] if row["metric"] == "psnr" and row["reason"] is None)
 
 
-def test_what_cannot_be_had_is_said_and_the_run_goes_on(mini, scored):
+def test_an_unavailable_metric_is_reported_and_the_run_continues(mini, scored):
     words = [word for word in scored if word not in FAST]
     assert run(*words, "--metrics", "psnr", "e_warp_quantvsr", "--no_report") == 0
     line = next(line for line in read(mini / "out")["table"] if line["metric"] == "e_warp_quantvsr")
@@ -140,7 +140,7 @@ def test_what_cannot_be_had_is_said_and_the_run_goes_on(mini, scored):
     assert "n/a (needs raft-things.pth: --raft FILE" in (mini / "out" / "results.md").read_text()
 
 
-def test_a_result_equal_to_the_truth_is_no_number(mini):
+def test_a_result_equal_to_the_truth_has_a_reason(mini):
     words = ["--dataset", "udm10", "--root", mini / "UDM10", "--results", mini / "UDM10/GT", "-o", mini / "out", *FAST]
     assert run(*words) == 0
     assert read(mini / "out")["rows"][0] | {"seed": None} == {
@@ -149,7 +149,7 @@ def test_a_result_equal_to_the_truth_is_no_number(mini):
     }  # fmt: skip
 
 
-# ---- what is not whole
+# ---- incomplete clips
 
 
 def _lose(path):
@@ -166,7 +166,7 @@ def _shrink(path):
 
 
 HARM = [
-    (_lose, "frame 00000001.png is missing (3 are there)"),
+    (_lose, "frame 00000001.png is missing (3 exist)"),
     (_shorten, "has 3 frames"),
     (_shrink, "001: got frames of "),
     (shutil.rmtree, "001"),
@@ -179,7 +179,7 @@ def test_an_incomplete_clip_of_the_set_is_named_before_any_work(mini, scored, ca
     harm(mini / part)
     status, said = run(*scored), capfd.readouterr().err
     if harm is shutil.rmtree and part == "UDM10/GT/001":
-        assert status == 0  # a smaller set, as its table says
+        assert status == 0  # a smaller set, which its table reports
         return
     lines = said.splitlines()
     assert status == 2 and 1 <= len(lines) <= 2 and all(line.startswith("benchmark.py: ") for line in lines)
@@ -189,7 +189,7 @@ def test_an_incomplete_clip_of_the_set_is_named_before_any_work(mini, scored, ca
 
 
 @pytest.mark.parametrize(("harm", "says"), HARM)
-def test_a_result_that_does_not_fit_has_no_figures_and_the_others_have(mini, scored, capfd, harm, says):
+def test_a_result_that_does_not_match_has_no_values(mini, scored, capfd, harm, says):
     harm(mini / "ours" / "001")
     assert run(*scored) == 0
     line = capfd.readouterr().err
@@ -200,7 +200,7 @@ def test_a_result_that_does_not_fit_has_no_figures_and_the_others_have(mini, sco
     assert list(found["clips"][1]["results"]) == [] and found["clips"][1]["sha256"]["gt"]
 
 
-def test_a_folder_without_any_fitting_result_is_refused(mini, scored, capfd):
+def test_a_folder_without_a_matching_result_is_refused(mini, scored, capfd):
     for clip in ("000", "001"):
         _shorten(mini / "ours" / clip)
     assert run(*scored) == 2
@@ -218,12 +218,12 @@ def test_a_folder_without_any_fitting_result_is_refused(mini, scored, capfd):
         (["--lq", "sharpened"], "got protocol 'sharpened'"),
         (["--niqe_params", "no.npz"], "no.npz: no such file"),
         (["--seeds", "0"], "expected a whole number from 1"),
-        (["--published", "nobody"], "got --published 'nobody'"),
+        (["--published", "unknown"], "got --published 'unknown'"),
         (["--weights", "no_folder"], "no_folder"),
         (["method.params.nothing=3"], "nothing"),
     ],
 )
-def test_bad_words_are_one_line(mini, scored, capfd, words, says):
+def test_invalid_arguments_are_one_line(mini, scored, capfd, words, says):
     if words[0] in ("--lq", "method.params.nothing=3"):
         scored = [word for word in scored if word not in ("--results", mini / "ours")]
         shutil.rmtree(mini / "UDM10" / "LQ")
@@ -232,7 +232,7 @@ def test_bad_words_are_one_line(mini, scored, capfd, words, says):
     assert says in said and said.count("\n") == 1 and "Traceback" not in said
 
 
-# ---- what is made here
+# ---- degrading and restoring
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +242,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def upscaled(tmp_path, model):
-    """Words that degrade, restore and score with the smallest model."""
+    """Arguments that degrade, restore and score with the smallest model."""
     root = sets.make_set(tmp_path / "root", lq=None)
     words = ["--dataset", "own", "--root", root, "--weights", model, "--ddpm_steps", "1", "-o", tmp_path / "out"]
     return [*words, "--lq", "bicubic_x4", *FAST]
@@ -262,7 +262,7 @@ def test_clips_are_degraded_restored_and_scored(tmp_path, upscaled, capfd):
     assert first != second and line["sd"] > 0
     assert value(tmp_path / "out", "psnr", "bicubic") > first  # of random weights
     before = _stamps(tmp_path / "out")
-    assert run(*upscaled, "--seeds", "2", "--seed", "7", "--bicubic") == 0  # all of it is there
+    assert run(*upscaled, "--seeds", "2", "--seed", "7", "--bicubic") == 0  # all outputs exist
     assert {k: v for k, v in _stamps(tmp_path / "out").items() if not k.startswith("results")} == before
     assert read(tmp_path / "out")["rows"] == found["rows"]
 
@@ -272,7 +272,7 @@ def _stamps(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 
 
-def test_a_stopped_run_goes_on(tmp_path, upscaled, monkeypatch, capfd):
+def test_an_interrupted_benchmark_resumes(tmp_path, upscaled, monkeypatch, capfd):
     assert run(*upscaled) == 0
     whole = read(tmp_path / "out")["rows"]
     shutil.rmtree(tmp_path / "out")
@@ -295,14 +295,14 @@ def test_a_stopped_run_goes_on(tmp_path, upscaled, monkeypatch, capfd):
     assert before.items() <= after.items() and read(tmp_path / "out")["rows"] == whole
 
 
-def test_frames_made_otherwise_are_not_taken(tmp_path, upscaled, capfd):
+def test_frames_of_other_settings_are_refused(tmp_path, upscaled, capfd):
     assert run(*upscaled) == 0
     capfd.readouterr()
     assert run(*upscaled, "--dec_w", "0.25") == 2
     line = capfd.readouterr().err
     assert "made with settings.method.params.decoding.params.dec_w=0.5, now 0.25" in line and line.count("\n") == 1
     (tmp_path / "root/GT/000/00000001.png").write_bytes((tmp_path / "root/GT/000/00000002.png").read_bytes())
-    shutil.rmtree(tmp_path / "out/lq")  # whose clips would be others
+    shutil.rmtree(tmp_path / "out/lq")  # its clips would differ
     assert run(*upscaled) == 2 and "made with input" in capfd.readouterr().err
 
 
@@ -316,7 +316,7 @@ def test_scores_follow_their_frames(mini, scored, monkeypatch):
     assert first is not None and value(mini / "out", "psnr") is None
 
 
-def test_a_measure_more_does_not_take_the_others_anew(mini, scored, monkeypatch):
+def test_a_new_measure_keeps_the_cached_ones(mini, scored, monkeypatch):
     assert run(*scored) == 0
     before, asked, push = read(mini / "out")["rows"], [], scoring._push_all
     monkeypatch.setattr(
@@ -360,12 +360,12 @@ def test_memory_of_scoring_does_not_grow_with_the_clip(tmp_path):
         tracemalloc.stop()
         return most
 
-    peak(4)  # what is loaded once
+    peak(4)  # one-time allocations
     frame = sets.SIZE[0] * sets.SIZE[1] * 3
     assert peak(40) < peak(8) + 8 * frame
 
 
-def test_cuts_are_said(mini, scored):
+def test_limits_are_reported(mini, scored):
     assert run(*scored, "--max_clips", "1", "--max_frames", "2") == 0
     found = read(mini / "out")
     assert [clip["frames"] for clip in found["clips"]] == [2] and found["dataset"]["cut"] == {

@@ -1,4 +1,4 @@
-"""Figures of benchmark.py are of the right frames, or there are none: what is refused, made anew, or said."""
+"""benchmark.py scores the right frames or none: ambiguous inputs are refused, repaired or reported."""
 
 import shutil
 
@@ -20,11 +20,11 @@ def mini(tmp_path):
 
 @pytest.fixture
 def own(mini):
-    """Words that take it as clips of one's own."""
+    """Arguments that use it as a set of own clips."""
     return ["--dataset", "own", "--root", mini / "set", "-o", mini / "out", *FAST]
 
 
-def test_lq_is_made_of_the_truth_that_is_there(mini, own, capfd):
+def test_lq_is_made_from_the_present_truth(mini, own, capfd):
     shutil.rmtree(mini / "set/LQ")
     own += ["--results", mini / "ours", "--bicubic", "--lq", "bicubic_x4"]
     assert run(*own) == 0
@@ -32,7 +32,7 @@ def test_lq_is_made_of_the_truth_that_is_there(mini, own, capfd):
     shutil.copytree(mini / "set/GT/001", mini / "set/GT/000", dirs_exist_ok=True)
     frame = mini / "set/GT/000/00000001.png"
     frame.write_bytes((mini / "set/GT/000/00000003.png").read_bytes())
-    assert run(*own) == 2 and "000: was made of other frames than" in capfd.readouterr().err
+    assert run(*own) == 2 and "000: was made from other frames than" in capfd.readouterr().err
     shutil.rmtree(mini / "out/lq")
     assert run(*own) == 0 and value(mini / "out", "psnr", "bicubic") != first
 
@@ -40,13 +40,13 @@ def test_lq_is_made_of_the_truth_that_is_there(mini, own, capfd):
 @pytest.mark.parametrize(
     "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.with_name("00000003.png").read_bytes())]
 )
-def test_frames_made_here_are_as_they_were_written(mini, own, capfd, harm, tmp_path_factory):
+def test_changed_frames_are_made_again(mini, own, capfd, harm, tmp_path_factory):
     model = toy.make_model(tmp_path_factory.mktemp("model") / "weights")
     own += ["--weights", model, "--ddpm_steps", "1", "--bicubic"]
     assert run(*own) == 0
     first = read(mini / "out")["rows"]
     harm(mini / "out/sr/bicubic/given-x4/000/00000001.png")
-    assert run(*own) == 0 and read(mini / "out")["rows"] == first  # made anew
+    assert run(*own) == 0 and read(mini / "out")["rows"] == first  # made again
     harm(mini / "out/sr/mgld-vsr/given-x4/seed42/000/00000001.png")
     assert run(*own) == 2 and "000: its frames have changed since they were written" in capfd.readouterr().err
 
@@ -67,7 +67,7 @@ def test_few_results_are_the_first_frames(mini, own, capfd, numbers, says):
         for path in (mini / "ours" / clip).iterdir():
             if int(path.stem) not in numbers:
                 path.unlink()
-    if numbers == (1, 2):  # of a clip that counts from 1
+    if numbers == (1, 2):  # of a clip numbered from 1
         for path in [*(mini / "set").rglob("*.png")][::-1]:
             path.rename(path.with_name(f"f{int(path.stem) + 1:03d}.png"))
         for path in (mini / "ours").rglob("*.png"):
@@ -89,12 +89,12 @@ def test_flags_add_up_and_names_may_have_dots(mini, own):
 @pytest.mark.parametrize(
     "words", [["method.params.seed=3"], ["--config", "nope.yaml"], ["--memory", "1G"], ["--ddpm_steps", "2"]]
 )
-def test_settings_of_no_model_are_refused(mini, own, capfd, words):
+def test_settings_without_a_model_are_refused(mini, own, capfd, words):
     assert run(*own, "--results", mini / "ours", *words) == 2
     assert "nothing is upscaled" in capfd.readouterr().err
 
 
-def test_what_is_left_out_is_said(mini, own, capfd):
+def test_omitted_clips_are_reported(mini, own, capfd):
     shutil.rmtree(mini / "set/GT/001")
     (mini / "set/GT/002").mkdir()
     (mini / "set/GT/002/frame.tga").write_bytes(b"x")
@@ -104,10 +104,10 @@ def test_what_is_left_out_is_said(mini, own, capfd):
     notes = " ".join(read(mini / "out")["notes"])
     assert "LQ (given) without a truth, left out: 001." in notes
     assert "GT/002 holds no frames that can be read" in notes and "GT/003 holds no" in notes
-    assert "left aside: low" in capfd.readouterr().out
+    assert "not used: low" in capfd.readouterr().out
 
 
-def test_clips_are_found_in_whatever_case_and_under_the_names_we_give_them(mini, own):
+def test_clips_are_found_in_any_case_and_under_our_file_names(mini, own):
     for place, name in (("set/GT", "Car.1"), ("set/LQ", "car.1"), ("ours", "CAR.1")):
         (mini / place / "000").rename(mini / place / name)
     assert run(*own, "--results", mini / "ours", "--bicubic") == 0
@@ -117,7 +117,7 @@ def test_clips_are_found_in_whatever_case_and_under_the_names_we_give_them(mini,
     assert value(mini / "out", "psnr", "again", clip="Car.1") == first
 
 
-def test_hidden_files_change_nothing(mini, own):
+def test_hidden_files_are_ignored(mini, own):
     assert run(*own, "--results", mini / "ours", "--bicubic") == 0
     first = read(mini / "out")["rows"]
     for folder in ("out/sr/bicubic/given-x4/000", "ours/000", "set/GT/000"):
@@ -145,11 +145,11 @@ def test_pictures_beside_folders_and_clips_of_one_name_are_refused(mini, own, ca
     sets.make_clip(mini / "ours/000.mkv")
     assert run(*own) == 2 and "expected one clip of the name 000" in capfd.readouterr().err
     (mini / "ours/000.mkv").rename(mini / "set/demo.mkv")
-    shutil.copy(mini / "set/demo.mkv", mini / "set/demo.mp4")  # of no layout that is taken
+    shutil.copy(mini / "set/demo.mkv", mini / "set/demo.mp4")  # not part of a used layout
     assert run(*own) == 0
 
 
-def test_videos_of_whole_colour_are_not_noted(mini, own):
+def test_videos_of_full_chroma_are_not_noted(mini, own):
     for name in ("000.mp4", "001.mov"):
         path = sets.make_clip(mini / "ours" / name)
         shutil.rmtree(path.with_suffix(""))
@@ -166,7 +166,7 @@ def test_videos_of_whole_colour_are_not_noted(mini, own):
     assert not any("halved colour" in note for note in read(mini / "out")["notes"])
 
 
-def test_a_truth_with_halved_colour_is_noted(mini, own):
+def test_a_truth_with_subsampled_chroma_is_noted(mini, own):
     frames = toy.make_frames(sets.FRAMES, *sets.SIZE)
     shutil.rmtree(mini / "set/GT")
     for clip in ("000", "001"):
@@ -186,7 +186,7 @@ def test_a_frame_equal_to_the_truth_is_named(mini, own):
     assert read(mini / "out")["rows"][0]["reason"] == "inf (equal to the truth in frame 2)"
 
 
-def test_an_output_that_cannot_be_is_refused_before_any_work(mini, own, capfd):
+def test_an_output_that_cannot_be_written_is_refused_before_any_work(mini, own, capfd):
     (mini / "file").write_text("x")
     own[own.index("-o") + 1] = mini / "file" / "out"
     assert run(*own, "--results", mini / "ours") == 2 and "file: is a file; choose another -o" in capfd.readouterr().err
@@ -211,7 +211,7 @@ def test_an_output_that_cannot_be_is_refused_before_any_work(mini, own, capfd):
         ("published: {x: {source: a, protocol: b, lq: given, methods: {m: {psnr: high}}}}", "got psnr: high"),
     ],
 )
-def test_a_set_of_ones_own_is_checked(mini, own, capfd, change, says):
+def test_the_file_of_an_own_set_is_checked(mini, own, capfd, change, says):
     (mini / "mine.yaml").write_text(f"include: [{benchmark.SETS / 'own.yaml'}]\nbenchmark:\n  params:\n    {change}\n")
     own[1] = mini / "mine.yaml"
     assert run(*own, "--results", mini / "ours") == 2
@@ -219,7 +219,7 @@ def test_a_set_of_ones_own_is_checked(mini, own, capfd, change, says):
     assert says in said and said.count("\n") == 1
 
 
-def test_the_page_shows_no_frames_but_those_that_were_scored(mini, own):
+def test_the_report_shows_scored_frames_only(mini, own):
     assert run(*[word for word in own if word != "--no_report"], "--results", mini / "ours") == 0
     text = (mini / "out/report.html").read_text()
     assert text.count('class="stage"') == 2 and "No pictures" not in text

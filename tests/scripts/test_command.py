@@ -54,13 +54,23 @@ def test_an_error_is_one_line_and_a_status(capsys, work, status, said):
         (["--a", "x", "m.p=1"], ["x"], ["m.p=1"]),
         (["--a", "ours=x", "m.p=1", "+m.q=2"], ["ours=x"], ["m.p=1", "+m.q=2"]),
         (["m.p=1", "--a", "x"], ["x"], ["m.p=1"]),
+        (["--a", "x", "ours=y"], ["x", "ours=y"], []),
     ],
 )
-def test_overrides_behind_an_option_are_overrides(words, lists, overrides):
+def test_overrides_after_an_option_are_overrides(words, lists, overrides):
     parser = command.Parser("tool.py", "text")
     parser.add_argument("--a", nargs="+", default=[])
-    args = parser.parse_with_overrides(words, ("a",))
+    args = parser.parse_with_overrides(words, named=("a",))
     assert (args.a, args.overrides, args.words) == (lists, overrides, words)
+
+
+def test_options_of_paths_leave_every_override(tmp_path):
+    parser, odd = command.Parser("tool.py", "text"), tmp_path / "a=b"
+    odd.touch()
+    parser.add_argument("--a", nargs="+", default=[])
+    words = ["--a", "x.yaml", str(odd), "seed=1", "+init.0.file=" + str(tmp_path)]
+    args = parser.parse_with_overrides(words, ("a",))
+    assert (args.a, args.overrides) == (words[1:3], words[3:])
 
 
 def test_mistakes_in_the_code_keep_their_traceback():

@@ -1,4 +1,4 @@
-"""Degraded test sets: the same bits from seed, protocol and name; gone on with, refused, reported."""
+"""Degraded test sets: reproducible from seed, protocol and name; resumed, refused, reported."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ def test_a_folder_of_clips_becomes_folders_of_pngs(clips, tmp_path, capfd):
         + [f"pictures/{k}.png" for k in (3, 4, 5)]
     )
     film = video.read_clip(out / "film")
-    assert film.shape == (5, 3, 8, 11)  # of 33x46, 32x44 is what 4 divides
+    assert film.shape == (5, 3, 8, 11)  # 33x46 is cropped to 32x44, a multiple of 4
     said = manifest(out)
     assert (
         said["protocol"] == "realbasicvsr"
@@ -52,10 +52,10 @@ def test_a_folder_of_clips_becomes_folders_of_pngs(clips, tmp_path, capfd):
     )
     assert said["clips"]["film"].items() >= {"frames": 5, "height": 8, "width": 11}.items()
     assert said["settings"]["params"]["stages"]["blur_1"]["params"]["beta"] == "walk"
-    assert "/" not in json.dumps(said)  # nothing of this machine
+    assert "/" not in json.dumps(said)  # no paths of this machine
 
 
-def test_bits_follow_from_seed_protocol_and_name_alone(clips, tmp_path):
+def test_pixels_depend_on_seed_protocol_and_name_alone(clips, tmp_path):
     assert run("-i", clips, "-o", tmp_path / "a") == run("-i", clips / "film.mp4", "-o", tmp_path / "b") == 0
     whole, alone = manifest(tmp_path / "a"), manifest(tmp_path / "b")
     assert pixels(tmp_path / "a" / "film") == pixels(tmp_path / "b" / "film")
@@ -68,19 +68,19 @@ def test_bits_follow_from_seed_protocol_and_name_alone(clips, tmp_path):
     assert len(hashes) == 4
 
 
-def test_a_film_holds_the_same_pixels(clips, tmp_path):
+def test_a_video_holds_the_same_pixels(clips, tmp_path):
     for name, words in {"a": [], "b": ["--video"]}.items():
         assert run("-i", clips / "film.mp4", "-o", tmp_path / name, *words) == 0
     np.testing.assert_array_equal(video.read_clip(tmp_path / "a/film"), video.read_clip(tmp_path / "b/film.mkv"))
     assert manifest(tmp_path / "a")["clips"] == manifest(tmp_path / "b")["clips"]
 
 
-def test_a_stopped_run_goes_on(clips, tmp_path, capfd):
+def test_an_interrupted_set_resumes(clips, tmp_path, capfd):
     out = tmp_path / "out"
     assert run("-i", clips, "-o", out) == 0
     before = pixels(out)
     shutil.rmtree(out / "film")
-    (out / ".film.partial-999999999").mkdir()  # of a process that was killed
+    (out / ".film.partial-999999999").mkdir()  # left by a killed process
     stamp = (out / "pictures" / "3.png").stat().st_mtime_ns
     capfd.readouterr()
     assert run("-i", clips, "-o", out) == 0
@@ -89,7 +89,7 @@ def test_a_stopped_run_goes_on(clips, tmp_path, capfd):
     assert toy.left_behind(out) == sorted({*before, "film", "pictures"})
 
 
-def test_nothing_half_done_stays(clips, tmp_path, monkeypatch, capfd):
+def test_an_interruption_leaves_no_partial_output(clips, tmp_path, monkeypatch, capfd):
     def stop(self, *args):
         raise KeyboardInterrupt
 
@@ -130,7 +130,7 @@ def test_a_bad_clip_does_not_stop_the_others(clips, tmp_path, capfd):
     assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["film", "manifest.json", "pictures"]
 
 
-def test_scale_max_frames_overrides_and_a_protocol_of_ones_own(clips, tmp_path):
+def test_scale_max_frames_overrides_and_an_own_protocol(clips, tmp_path):
     own = tmp_path / "mine.yaml"
     own.write_text(f"include: [{degrade.PROTOCOLS / 'bicubic_x4.yaml'}]\n")
     words = ["--protocol", own, "--scale", "2", "--max_frames", "2"]
@@ -145,7 +145,7 @@ def test_show_writes_every_stage(clips, tmp_path):
     words = ["-i", clips / "film.mp4", "-o", tmp_path / "out", "--protocol", "blur_down_x4"]
     assert run(*words) == 0
     before = manifest(tmp_path / "out")
-    assert run(*words, "--show") == 0  # of a clip that is there too
+    assert run(*words, "--show") == 0  # also for a finished clip
     shown = video.read_clip(tmp_path / "out" / "film.show.mp4")
     assert len(shown) == 5 and shown.shape[-1] == 640  # input, blur, every fourth, output: two rows of two
     assert manifest(tmp_path / "out") == before
@@ -162,11 +162,11 @@ def test_show_writes_every_stage(clips, tmp_path):
         (["--seed", "-1"], "--seed"),
         (["degradation.params.stages.blur_9=null"], "no such key"),
         (["-i", "nowhere"], "nowhere: no such file or folder"),
-        (["-o", "{clips}"], "holds something else than degraded clips"),
+        (["-o", "{clips}"], "contains other files"),
         (["-o", "{clips}/film.mp4"], "expected a new or empty folder"),
     ],
 )
-def test_bad_input_is_one_line_and_leaves_nothing(clips, tmp_path, capfd, words, why):
+def test_invalid_input_is_one_line_and_leaves_no_output(clips, tmp_path, capfd, words, why):
     places = {"clips": clips, "configs": degrade.PROTOCOLS.parent}
     before = toy.left_behind(tmp_path)
     assert run("-i", clips, "-o", tmp_path / "out", *[word.format(**places) for word in words]) == 2
@@ -175,7 +175,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(clips, tmp_path, capfd, words,
     assert toy.left_behind(tmp_path) == before
 
 
-def test_what_is_not_ours_is_not_touched(clips, tmp_path, capfd):
+def test_foreign_files_are_not_touched(clips, tmp_path, capfd):
     out = tmp_path / "out"
     assert run("-i", clips / "pictures", "-o", out) == 0
     (out / "film").mkdir()
@@ -184,10 +184,10 @@ def test_what_is_not_ours_is_not_touched(clips, tmp_path, capfd):
     assert "exists but is not in the manifest" in capfd.readouterr().err
     assert [p.name for p in (out / "film").iterdir()] == ["mine.png"]
     (out / "manifest.json").write_text("[1]")
-    assert run("-i", clips, "-o", out) == 2 and "not a manifest of this program" in capfd.readouterr().err
+    assert run("-i", clips, "-o", out) == 2 and "not readable as a manifest" in capfd.readouterr().err
 
 
-def test_other_frames_are_not_taken_for_those_that_are_there(clips, tmp_path, capfd):
+def test_changed_frames_are_refused(clips, tmp_path, capfd):
     out = tmp_path / "out"
     assert run("-i", clips, "-o", out) == 0
     frame = out / "pictures" / "3.png"
@@ -199,10 +199,10 @@ def test_other_frames_are_not_taken_for_those_that_are_there(clips, tmp_path, ca
     assert run("-i", clips, "-o", out) == 0
     (clips / "pictures" / "3.png").write_bytes((clips / "pictures" / "4.png").read_bytes())
     assert run("-i", clips, "-o", out) == 2
-    assert "pictures: was made of other frames than" in capfd.readouterr().err
+    assert "pictures: was made from other frames than" in capfd.readouterr().err
 
 
-def test_what_a_killed_first_clip_left_is_no_stranger(clips, tmp_path, capfd):
+def test_the_rest_of_a_killed_clip_is_not_foreign(clips, tmp_path, capfd):
     left = tmp_path / "out" / ".film.partial-999999"
     left.mkdir(parents=True)
     (left / "00000000.png").write_bytes(b"half")
@@ -210,7 +210,7 @@ def test_what_a_killed_first_clip_left_is_no_stranger(clips, tmp_path, capfd):
     assert run("-i", clips, "-o", tmp_path / "out") == 0 and not left.exists()
 
 
-def test_a_folder_of_an_earlier_version_is_said_to_be_one(clips, tmp_path, capfd):
+def test_a_folder_of_an_earlier_version_is_recognised(clips, tmp_path, capfd):
     out = tmp_path / "out"
     assert run("-i", clips, "-o", out) == 0
     said = manifest(out)
@@ -218,4 +218,4 @@ def test_a_folder_of_an_earlier_version_is_said_to_be_one(clips, tmp_path, capfd
     (out / "manifest.json").write_text(json.dumps(said))
     assert run("-i", clips, "-o", out) == 2 and "film: was made by an earlier version" in capfd.readouterr().err
     (out / "manifest.json").write_text(json.dumps(said | {"clips": {"film": [1]}}))
-    assert run("-i", clips, "-o", out) == 2 and "not a manifest of this program" in capfd.readouterr().err
+    assert run("-i", clips, "-o", out) == 2 and "got no entries of degraded clips" in capfd.readouterr().err

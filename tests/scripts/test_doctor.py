@@ -1,4 +1,4 @@
-"""The findings of the doctor: on this machine, in bad weights, in bad data sets, and where packages are missing."""
+"""Findings of doctor.py: on this machine, for invalid weights and data sets, and for missing packages."""
 
 import hashlib
 import json
@@ -31,12 +31,12 @@ def found(check, **given):
 
 
 @pytest.fixture
-def packages_as_they_are(monkeypatch):
-    """Imports in a process of their own take seconds: here they all succeed."""
+def importable_packages(monkeypatch):
+    """Replace the slow imports in another process by success."""
     monkeypatch.setattr(doctor, "import_errors", lambda modules: dict.fromkeys(modules, ""))
 
 
-def test_this_machine_passes(packages_as_they_are, tmp_path, capsys):
+def test_this_machine_passes(importable_packages, tmp_path, capsys):
     clip = toy.make_clip(tmp_path / "set" / "000", 3)
     assert doctor.main(["--data", str(clip.parent), "--device", "cpu", "-o", str(tmp_path / "new" / "results")]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -56,7 +56,7 @@ def test_this_machine_passes(packages_as_they_are, tmp_path, capsys):
     assert "folders, 1 of 1 clips taken, 3 frames each" in whole and "all files of the model are present" in whole
 
 
-def test_every_warning_and_failure_says_what_to_do(packages_as_they_are, tmp_path, capsys):
+def test_every_warning_and_failure_has_a_remedy(importable_packages, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     bad = ["--weights", str(tmp_path / "empty"), str(tmp_path / "none"), "--data", str(tmp_path / "empty"), "--json"]
     assert doctor.main(bad) == 1
@@ -104,7 +104,7 @@ def test_a_torchvision_that_does_not_import_fails(monkeypatch):
     assert last.status == FAIL and last.fix.endswith("pip uninstall torchvision")
 
 
-def test_what_a_measure_needs_is_installed_as_its_page_says(monkeypatch):
+def test_packages_of_measures_are_those_of_the_document(monkeypatch):
     monkeypatch.setattr(doctor, "version_of", lambda name: None)
     page = (ROOT / "docs" / "METRICS.md").read_text(encoding="utf-8")
     fixes = {finding.what: finding.fix for finding in doctor.check_optional(args())}
@@ -128,7 +128,7 @@ def test_other_versions_are_named(monkeypatch):
     assert lines[0].what == "version of torch" and lines[0].fix.endswith("torch==9.9")
 
 
-def test_little_memory_and_disk_are_told(monkeypatch):
+def test_low_memory_and_disk_space_are_reported(monkeypatch):
     for free, status in ((0.5e9, FAIL), (2e9, WARN), (8e9, OK)):
         monkeypatch.setattr("ldm.engine.device.free_memory", lambda place, free=free: int(free))
         assert [s for s, what, _ in found(doctor.check_device) if what == "memory of cpu"] == [status]
@@ -136,7 +136,7 @@ def test_little_memory_and_disk_are_told(monkeypatch):
     assert {status for status, *_ in found(doctor.check_disk)} == {WARN}
 
 
-def test_a_device_that_is_not_there_fails():
+def test_a_missing_device_fails():
     assert [status for status, what, _ in found(doctor.check_device, device="cuda:77") if what == "device"] == [FAIL]
 
 
@@ -178,8 +178,8 @@ def test_bad_weights_are_named(tmp_path):
         and "belongs into mgldvsr_unet" in lines["raft-things.safetensors"][1]
     )
     assert lines["v2-1_512-ema-pruned.ckpt"][0] == FAIL and "LFS" in lines["v2-1_512-ema-pruned.ckpt"][1]
-    assert len(lines) == 4, "both stages are there, but not in use"
-    assert not any(str(tmp_path) in text for _, text in lines.values()), "a path is said once"
+    assert len(lines) == 4, "both stages exist, but are not used"
+    assert not any(str(tmp_path) in text for _, text in lines.values()), "a path is printed once"
 
 
 def test_a_missing_stage_fails(tmp_path):
@@ -228,7 +228,7 @@ def test_faulty_clips_are_named(tmp_path):
     assert lines[2][2] == "003: frames of 12x8 and 10x8, expected one size"
 
 
-def test_frames_taken_at_a_distance_are_no_gap(tmp_path):
+def test_frames_at_a_constant_distance_are_complete(tmp_path):
     root = make_set(tmp_path / "set", ("000",), 9)
     for number in (1, 2, 4, 5, 7):
         (root / "000" / f"{number:08d}.png").unlink()
@@ -239,7 +239,7 @@ def test_a_folder_without_clips_fails(tmp_path):
     assert found(doctor.check_data, data=[tmp_path / "none"])[0][0] == FAIL
 
 
-def test_a_check_that_breaks_is_a_finding(monkeypatch):
+def test_a_failing_check_is_a_finding(monkeypatch):
     def broken(args):
         raise KeyError("x")
         yield
@@ -254,13 +254,13 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch):
     assert "KeyError" in lines[0].text
 
 
-def test_it_starts_without_any_package(tmp_path):
-    """The first thing of a broken installation must run: no import at the top that is not Python's own."""
+def test_it_starts_without_packages(tmp_path):
+    """It must run in a broken installation: imports at the top are of the standard library alone."""
     code = "import sys; sys.path.insert(0, '.'); import scripts.doctor; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert not {"torch", "numpy", "av", "rich", "omegaconf"} & set(run.stdout.split())
 
 
-def test_unknown_words_are_one_line(capsys):
+def test_unknown_arguments_are_one_line(capsys):
     assert doctor.main(["--nonsense"]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -1,4 +1,4 @@
-"""Runs that are killed at any moment and started again end in the bytes of one that was not.
+"""Runs that are killed and resumed give the same bytes as uninterrupted ones.
 
 KILLS says how often (default 4; the figure in docs/PERFORMANCE.md is for 30).
 """
@@ -26,7 +26,7 @@ FRAMES, WORDS = 8, ["--upscale", "2", "--device", "cpu", "--save_every", "2"]
 
 
 def run(words, seconds: float | None = None) -> bool:
-    """Whether the command came to its end; after so many seconds it is killed."""
+    """Run a command, kill it after some seconds, and return whether it finished."""
     script = Path(upscale.__file__).resolve()
     try:
         subprocess.run([sys.executable, str(script), *words], check=True, capture_output=True, timeout=seconds)
@@ -36,9 +36,9 @@ def run(words, seconds: float | None = None) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The words of a command without its output, what it makes when nobody disturbs it, and how long that takes."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory):
+    """A command without its output, its uninterrupted result, and how long it takes."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     toy.make_clip(folder / "clip.mp4", FRAMES)
     words = ["-i", str(folder / "clip.mp4"), "--weights", str(toy.make_model(folder / "model")), *WORDS]
     began = time.perf_counter()
@@ -49,8 +49,8 @@ def undisturbed(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL on this system")
 @pytest.mark.parametrize("number", range(KILLS))
-def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(undisturbed, tmp_path, number):
-    words, expected, seconds = undisturbed
+def test_a_killed_run_resumes_to_the_same_bytes(uninterrupted, tmp_path, number):
+    words, expected, seconds = uninterrupted
     output = tmp_path / "out.mp4"
     moments, kills = random.Random(number), 0
     while not run([*words, "-o", str(output)], moments.uniform(0.3, 1.1) * seconds if kills < 5 else None):
@@ -61,7 +61,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bytes(undisturbed, tmp_path
 
 
 def stop_after(monkeypatch, parts: int) -> None:
-    """Have the run end, as by Ctrl-C, when so many parts are written."""
+    """Interrupt the run, as by Ctrl-C, when this many parts are written."""
     written, write_part = [], video.write_part
 
     def write(path, *args, **options):
@@ -74,41 +74,41 @@ def stop_after(monkeypatch, parts: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def interrupted(undisturbed, tmp_path_factory):
+def interrupted(uninterrupted, tmp_path_factory):
     """The work folder of a run that was interrupted after two parts."""
     output = tmp_path_factory.mktemp("interrupted") / "out.mp4"
     with pytest.MonkeyPatch.context() as patch:
         stop_after(patch, 2)
-        assert upscale.main([*undisturbed[0], "-o", str(output)]) == 130
+        assert upscale.main([*uninterrupted[0], "-o", str(output)]) == 130
     return folder_beside(output)
 
 
 @pytest.fixture
-def stopped(undisturbed, interrupted, tmp_path):
-    """(words, output) of such a run."""
+def stopped(uninterrupted, interrupted, tmp_path):
+    """A copy of an interrupted run: (words, output)."""
     shutil.copytree(interrupted, tmp_path / interrupted.name)
-    return [*undisturbed[0], "-o", str(tmp_path / "out.mp4")], tmp_path / "out.mp4"
+    return [*uninterrupted[0], "-o", str(tmp_path / "out.mp4")], tmp_path / "out.mp4"
 
 
-def test_an_interrupted_run_says_what_is_kept(undisturbed, tmp_path, monkeypatch, capfd):
+def test_an_interrupted_run_reports_what_is_kept(uninterrupted, tmp_path, monkeypatch, capfd):
     output = tmp_path / "out.mp4"
     with monkeypatch.context() as patch:
         stop_after(patch, 1)
-        assert upscale.main([*undisturbed[0], "-o", str(output)]) == 130
+        assert upscale.main([*uninterrupted[0], "-o", str(output)]) == 130
     assert f"finished parts are kept in {folder_beside(output)}" in capfd.readouterr().err
 
 
-def test_nothing_is_left_of_a_preview_that_was_interrupted(undisturbed, tmp_path, monkeypatch, capfd):
+def test_an_interrupted_preview_leaves_no_files(uninterrupted, tmp_path, monkeypatch, capfd):
     stop_after(monkeypatch, 1)
-    assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), "--preview", "10s"]) == 130
+    assert upscale.main([*uninterrupted[0], "-o", str(tmp_path / "out.mp4"), "--preview", "10s"]) == 130
     assert not toy.left_behind(tmp_path)
     assert capfd.readouterr().err == "upscale.py: interrupted; the same command resumes\n"
 
 
-def test_an_interrupted_run_is_gone_on_with(undisturbed, stopped):
+def test_an_interrupted_run_resumes(uninterrupted, stopped):
     words, output = stopped
     assert upscale.main(words) == 0
-    assert output.read_bytes() == undisturbed[1] and not folder_beside(output).exists()
+    assert output.read_bytes() == uninterrupted[1] and not folder_beside(output).exists()
 
 
 @pytest.mark.parametrize(
@@ -119,7 +119,7 @@ def test_an_interrupted_run_is_gone_on_with(undisturbed, stopped):
         (["--crf", "20"], "format.crf=18, now 20"),
     ],
 )
-def test_other_settings_do_not_mix(stopped, change, says, capfd):
+def test_other_settings_are_refused_on_resume(stopped, change, says, capfd):
     words, output = stopped
     capfd.readouterr()
     assert upscale.main([*words, *change]) == 2
@@ -128,7 +128,7 @@ def test_other_settings_do_not_mix(stopped, change, says, capfd):
     assert folder_beside(output).exists() and not output.exists()
 
 
-def test_another_input_under_the_same_name_does_not_mix(stopped, undisturbed, capfd, tmp_path):
+def test_another_input_of_the_same_name_is_refused(stopped, uninterrupted, capfd, tmp_path):
     words, output = stopped
     other = toy.make_clip(tmp_path / "other.mp4", FRAMES, rate=24)
     capfd.readouterr()
@@ -169,7 +169,7 @@ def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
     ]
 
 
-def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeypatch, capfd):
+def test_out_of_memory_continues_with_smaller_tiles(uninterrupted, tmp_path, monkeypatch, capfd):
     decode, calls = Codec.decode, []
 
     def scarce(self, x, work, **options):
@@ -184,7 +184,7 @@ def test_out_of_memory_goes_on_with_smaller_tiles(undisturbed, tmp_path, monkeyp
     )
     monkeypatch.setattr(Codec, "decode", scarce)
     tiles = ["method.params.decoding.params.windows.params.tile=64"]
-    assert upscale.main([*undisturbed[0], "-o", str(tmp_path / "out.mp4"), *tiles]) == 0
+    assert upscale.main([*uninterrupted[0], "-o", str(tmp_path / "out.mp4"), *tiles]) == 0
     said = capfd.readouterr().err
     assert said.count("out of memory; continuing from the last saved frame: sampled in") == 2
     assert calls[:2] == [64, 32] and set(calls[2:]) == {16}

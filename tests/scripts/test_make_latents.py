@@ -160,7 +160,7 @@ def test_other_settings_are_refused(made, model, clips, changes, message, capfd)
     words = ["-i", clips, "--protocol", "realbasicvsr_mild", "--weights", model, "-o", made, "--samples"]
     assert make(*words, *changes) == 2
     said = capfd.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"make_latents.py: {made}: begun with") and message in said
+    assert said.startswith(f"make_latents.py: {made}: started with") and message in said
     assert tree(made) == before
 
 

@@ -1,4 +1,4 @@
-"""What is said of broken, missing and foreign files: one line, and nothing on the terminal."""
+"""Broken, missing and foreign files are refused in one line, and libraries print nothing."""
 
 import av
 import numpy as np
@@ -9,7 +9,7 @@ from tests.video.clips import save, write
 
 
 def assert_refused(path, message, capfd):
-    """Refused with one line that names the file, when looked at and when read, and nothing on the terminal."""
+    """Check that probing and reading raise one line with the file name, and that nothing is printed."""
     for attempt in (lambda: probe(path), lambda: read_clip(path), lambda: sequences(path)):
         with pytest.raises(VideoError, match=message) as caught:
             attempt()
@@ -31,7 +31,7 @@ def test_missing_empty_and_foreign_files(tmp_path, capfd):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.8])
-def test_a_video_cut_short_is_refused(tmp_path, suffix, share, capfd):
+def test_a_truncated_video_is_refused(tmp_path, suffix, share, capfd):
     noise = list(np.random.default_rng(3).integers(0, 256, (30, 48, 64, 3), dtype=np.uint8))
     data = write(tmp_path / f"whole{suffix}", noise, crf=30).read_bytes()
     path = tmp_path / f"cut{suffix}"
@@ -43,7 +43,7 @@ def test_a_video_cut_short_is_refused(tmp_path, suffix, share, capfd):
 
 
 def with_index_first(path):
-    """Rewrite an MP4 with its index in front, so that a cut file can still be opened."""
+    """Rewrite an MP4 with its index first, so that a truncated file can still be opened."""
     front = path.with_name("front.mp4")
     with av.open(str(path)) as old, av.open(str(front), "w", options={"movflags": "faststart"}) as new:
         stream = new.add_stream_from_template(old.streams.video[0])
@@ -63,7 +63,7 @@ def test_missing_frames_are_counted(tmp_path, capfd):
     assert_refused(front, r"\d+ of 20 frames", capfd)
 
 
-def test_damage_inside_is_noticed(tmp_path, capfd):
+def test_damaged_packets_are_detected(tmp_path, capfd):
     noise = list(np.random.default_rng(5).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8))
     path = write(tmp_path / "clip.mp4", noise)
     data = bytearray(path.read_bytes())
@@ -85,12 +85,12 @@ def test_a_video_without_frames_or_without_pictures(tmp_path, capfd):
         sound.sample_rate = 16000
         for packet in [*stream.encode(sound), *stream.encode()]:
             container.mux(packet)
-    capfd.readouterr()  # the encoders' own words
+    capfd.readouterr()  # messages of the encoders
     assert_refused(tmp_path / "none.mp4", "no frames|no video stream|not a readable", capfd)
     assert_refused(tmp_path / "sound.mp4", "no video stream", capfd)
 
 
-def test_folders_that_are_no_sequence(tmp_path, capfd):
+def test_folders_without_a_sequence(tmp_path, capfd):
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.txt").touch()
     assert_refused(tmp_path / "none", "no images", capfd)
@@ -101,7 +101,7 @@ def test_folders_that_are_no_sequence(tmp_path, capfd):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif", ".webp"])
-def test_an_image_cut_short_is_refused(tmp_path, suffix, capfd):
+def test_a_truncated_image_is_refused(tmp_path, suffix, capfd):
     image = np.random.default_rng(6).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     path = save(tmp_path / f"a{suffix}", image)
     data = path.read_bytes()
@@ -110,7 +110,7 @@ def test_an_image_cut_short_is_refused(tmp_path, suffix, capfd):
         read_clip(path)
 
 
-def test_images_that_change_size_between_looking_and_reading(tmp_path):
+def test_images_that_change_size_between_probing_and_reading(tmp_path):
     for number in (1, 2):
         save(tmp_path / f"{number}.png", np.zeros((4, 6, 3), np.uint8))
     source = probe(tmp_path)

@@ -1,4 +1,4 @@
-"""Which format an output gets, which are refused, and what is said to be lost."""
+"""The format of an output, refused formats, and reported losses."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -58,13 +58,13 @@ def test_the_best_format(tmp_path, depth, alpha, output, options, expected):
     ("o", {"codec": "h264"}, "codec h264 for images"), ("o", {"depth": 10}, "expected 8 or 16"),
     ("o.avi", {}, r"cannot write \.avi"), ("o.mp4", {"crf": 52}, "crf 52"), ("o.mp4", {"size": (0, 4)}, "0x4"),
 ])  # fmt: skip
-def test_what_does_not_go_together_is_refused(tmp_path, output, options, message):
+def test_incompatible_options_are_refused(tmp_path, output, options, message):
     with pytest.raises(VideoError, match=message) as caught:
         choose_format(source_of(), tmp_path / output, **{"size": (48, 64), **options})
     assert "\n" not in str(caught.value)
 
 
-def test_colours_of_the_source_are_kept_and_assumptions_written_down():
+def test_colour_tags_are_kept_and_assumptions_are_written():
     for color in (Color(1, 9, 9, 16), Color(2, 9, 9, 18), Color(2, 5, 5, 6)):
         assert choose_format(source_of(color=color), "o.mp4", size=(48, 64)).color == color
     assert choose_format(source_of(), "o.mp4", size=(2160, 3840)).color == LIMITED_601  # as it was read
@@ -74,7 +74,7 @@ def test_colours_of_the_source_are_kept_and_assumptions_written_down():
     assert choose_format(pictures, "o.mp4", size=(2160, 3840)).color == Color(1, 1, 1, 1)
 
 
-def test_rounded_times_of_a_steady_rate_become_exact():
+def test_rounded_times_of_a_constant_rate_become_exact():
     rate = Fraction(24000, 1001)
     rounded = tuple(round(number / rate * 1000) for number in range(10))
     options = {"times": rounded, "end": 417, "time_base": Fraction(1, 1000)}
@@ -89,7 +89,7 @@ def said(source, output, **options):
     return losses(source, choose_format(source, output, size=(48, 64), **options))
 
 
-def test_nothing_is_said_where_nothing_is_lost(tmp_path):
+def test_lossless_outputs_report_no_loss(tmp_path):
     source = probe(film(tmp_path / "a.mp4", sound="aac", words="mov_text", times=UNEVEN, chapters=[(0, 0.3, "x")]))
     assert said(source, tmp_path / "o.mp4") == said(source, tmp_path / "o.mov") == []
     source = probe(film(tmp_path / "a.mkv", sound="libopus", words="ass", times=UNEVEN, attachment=b"letters"))

@@ -1,4 +1,4 @@
-"""Parts and what becomes of them: the same frames as in one piece, at the times of the source, in the same bytes."""
+"""Joined parts have the frames of a single piece and the times of the source, and are reproducible."""
 
 from fractions import Fraction
 
@@ -12,7 +12,7 @@ from tests.video.clips import frames_of, leftovers, save
 from tests.video.films import UNEVEN, film, packets_of, through
 
 X265 = {"x265-params": "log-level=none"}
-KINDS = {  # name of the output: how the source is made, how the output is asked for
+KINDS = {  # name of the output: arguments of the source, options of the output
     "h264.mp4": ({}, {}),
     "h264.mkv": ({}, {}),
     "h264.mov": ({}, {}),
@@ -30,7 +30,7 @@ def frames_as_int(source, *span):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_parts_give_the_frames_of_one_piece_and_the_same_bytes_again(tmp_path, name):
+def test_parts_give_the_frames_of_one_piece_reproducibly(tmp_path, name):
     made, options = KINDS[name]
     source = probe(film(tmp_path / "in.mkv", 40, **made))
     outputs = [tmp_path / folder / name for folder in ("whole", "cut", "again")]
@@ -41,7 +41,7 @@ def test_parts_give_the_frames_of_one_piece_and_the_same_bytes_again(tmp_path, n
     assert [file.read_bytes() for file in files[1]] == [file.read_bytes() for file in files[2]]
     whole, cut = (frames_as_int(output) for output in outputs[:2])
     assert cut.shape == whole.shape == (40, 48, 64, probe(outputs[0]).alpha + 3)
-    lossy = name.startswith(("h264", "hevc"))  # by prediction: differs a little where a part begins anew
+    lossy = name.startswith(("h264", "hevc"))  # each part starts a new prediction, which differs slightly
     assert np.abs(cut - whole).mean() < (0.02 * whole.max() if lossy else 1e-9)
     full = 1 if whole.max() < 256 else 257
     wanted = frames_as_int(source) * (257 if full > 1 and source.depth == 8 else 1)
@@ -50,7 +50,7 @@ def test_parts_give_the_frames_of_one_piece_and_the_same_bytes_again(tmp_path, n
 
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
-def test_a_part_has_the_same_bytes_however_often_it_is_made(tmp_path, codec, count):
+def test_a_part_is_reproducible(tmp_path, codec, count):
     source = Source("video", tmp_path / "in", count, 64, 48, Fraction(25))
     chosen = choose_format(source, "o.mp4", size=(48, 64), codec=codec, depth=10 if codec == "hevc" else 8)
     made = set()
@@ -60,7 +60,7 @@ def test_a_part_has_the_same_bytes_however_often_it_is_made(tmp_path, codec, cou
     assert len(made) == 1
 
 
-def test_the_encoder_does_not_ask_the_machine_for_its_threads(tmp_path):
+def test_the_number_of_threads_does_not_depend_on_the_machine(tmp_path):
     chosen = choose_format(Source("video", tmp_path / "in", 1, 64, 640, Fraction(25)), "o.mp4", size=(640, 64))
     write_part(tmp_path / "part", frames_of(1, 640, 64), chosen)
     assert b" threads=4 " in (tmp_path / "part").read_bytes()
@@ -69,7 +69,7 @@ def test_the_encoder_does_not_ask_the_machine_for_its_threads(tmp_path):
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize("late", [0, 9000])
 @pytest.mark.parametrize("cuts", [(), (1, 5), (4,)])
-def test_frames_are_shown_when_those_of_the_source_were(tmp_path, suffix, late, cuts):
+def test_frames_keep_the_times_of_the_source(tmp_path, suffix, late, cuts):
     source = probe(film(tmp_path / "in.mp4", times=[time + late for time in UNEVEN], encoder={"bf": "3"}))
     assert source.times == tuple(time + late for time in UNEVEN)
     through(source, tmp_path / f"out.{suffix}", cuts=cuts)
@@ -82,7 +82,7 @@ def test_frames_are_shown_when_those_of_the_source_were(tmp_path, suffix, late, 
         assert int(np.argmin(distances)) == number
 
 
-def test_packets_are_decoded_in_order_and_before_they_are_shown(tmp_path):
+def test_decoding_times_increase_and_precede_presentation(tmp_path):
     source = probe(film(tmp_path / "in.mp4", 60, times=[number * 3003 + number % 3 * 700 for number in range(60)]))
     through(source, tmp_path / "out.mp4", cuts=(1, 2, 31))
     with av.open(str(tmp_path / "out.mp4")) as container:
@@ -96,7 +96,7 @@ def test_packets_are_decoded_in_order_and_before_they_are_shown(tmp_path):
 
 @pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), 25, Fraction(25, 2)])
 @pytest.mark.parametrize("way", [("mkv", "mp4"), ("mkv", "mkv"), ("mp4", "mkv"), ("mp4", "mov")])
-def test_steady_rates_stay_exact(tmp_path, rate, way):
+def test_constant_rates_stay_exact(tmp_path, rate, way):
     through(film(tmp_path / f"in.{way[0]}", 31, rate=rate), tmp_path / f"out.{way[1]}", cuts=(7,))
     assert probe(tmp_path / f"out.{way[1]}").rate == rate
     lossless = tmp_path / "lossless.mkv"
@@ -105,7 +105,7 @@ def test_steady_rates_stay_exact(tmp_path, rate, way):
 
 
 @pytest.mark.parametrize("span", [(0, 5), (3, 9), (7, None), (11, None)])
-def test_a_span_begins_when_the_source_began(tmp_path, span):
+def test_a_span_starts_at_the_time_of_the_source(tmp_path, span):
     source = probe(film(tmp_path / "in.mp4", times=[time + 9000 for time in UNEVEN]))
     through(source, tmp_path / "out.mp4", span=span)
     made, wanted = probe(tmp_path / "out.mp4"), source.times[slice(*span)]
@@ -147,7 +147,7 @@ def parts_of(tmp_path, source, chosen, edges):
     return parts
 
 
-def test_parts_that_do_not_make_the_whole_are_refused(tmp_path):
+def test_incomplete_parts_are_refused(tmp_path):
     source, output = probe(film(tmp_path / "in.mp4")), tmp_path / "out" / "o.mp4"
     chosen = choose_format(source, output, size=(48, 64))
     parts = parts_of(tmp_path, source, chosen, (0, 4, 12))
@@ -172,7 +172,7 @@ def test_parts_that_do_not_make_the_whole_are_refused(tmp_path):
     assert probe(output).frames == 12 and leftovers(tmp_path) == []
 
 
-def test_a_part_is_whole_or_not_there(tmp_path):
+def test_a_part_is_written_atomically(tmp_path):
     source = probe(film(tmp_path / "in.mp4"))
     for name in ("o.mp4", "folder"):
         chosen = choose_format(source, tmp_path / name, size=(48, 64))
@@ -188,7 +188,7 @@ def test_a_part_is_whole_or_not_there(tmp_path):
             write_part(tmp_path / "parts" / "0", [], chosen)
 
 
-def test_a_failed_join_leaves_what_was_there(tmp_path, monkeypatch):
+def test_a_failed_join_keeps_the_existing_file(tmp_path, monkeypatch):
     source = probe(film(tmp_path / "in.mp4", sound="aac"))
     through(source, tmp_path / "o.mp4")
     before = (tmp_path / "o.mp4").read_bytes()
@@ -198,7 +198,7 @@ def test_a_failed_join_leaves_what_was_there(tmp_path, monkeypatch):
     assert (tmp_path / "o.mp4").read_bytes() == before and leftovers(tmp_path) == []
 
 
-def test_apple_players_are_told_of_hevc_as_they_ask(tmp_path):
+def test_hevc_has_the_tag_of_apple_players(tmp_path):
     source = film(tmp_path / "in.mp4", 3)
     for name in ("o.mp4", "o.mov"):
         through(source, tmp_path / name, codec="hevc", cuts=(1,))
