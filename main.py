@@ -15,6 +15,8 @@ import time
 import warnings
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))  # so that an installed main.py finds the scripts beside it
+
 from pytorch_lightning import LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import EMAWeightAveraging, LambdaCallback
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger

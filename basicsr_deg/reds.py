@@ -8,6 +8,8 @@ from pathlib import Path
 from basicsr_deg.clips import Footage, Found, existing, find_clips
 from ldm.video.folders import some
 
+BUILDABLE = ("reds_clips",)  # what a configuration may name as a target
+
 PARTITIONS: Mapping[str, tuple[str, ...]] = {  # clips held out from training
     "REDS4": ("000", "011", "015", "020"),
     "official": tuple(f"{number:03d}" for number in range(240, 270)),

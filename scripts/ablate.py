@@ -71,9 +71,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--rows", type=Path, default=benchmark.SETS.parent / "ablation.yaml", help="default: configs/ablation.yaml")
     add("--protocol", default="realbasicvsr_mild", help="degradation: a file of configs/degradations, or a path")
     add("--seeds", type=positive_int, default=3, help="noise seeds per row (default: 3)")
-    add(
-        "--seed", type=non_negative_int, default=42, help="the first of them, and that of the degradation (default: 42)"
-    )
+    add("--seed", type=non_negative_int, default=42, help="the first one, and that of the degradation (default: 42)")
     add("--max_frames", type=integer_from(2), default=16, help="of each clip (default: 16)")
     add("--gt_size", type=size, default=(320, 180), metavar="WxH", help="the truth (default: 320x180)")
     add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")

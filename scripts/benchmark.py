@@ -24,7 +24,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while waiting are slow on a busy machine
 
 from rich import box
 from rich.console import Console
@@ -95,12 +95,7 @@ def add_files(group) -> None:
     add("--results", metavar="[NAME=]DIR", help="score these folders (upscale: with --weights)", **several)
     add("--weights", metavar="PATH", help="folder or weight files (default: the embedded model)", **several)
     add("--bicubic", action="store_true", help="also score bicubic interpolation (default: no)")
-    add(
-        "--ablation",
-        type=Path,
-        metavar="YAML",
-        help="upscale with each row of an ablation, such as configs/ablation.yaml",
-    )
+    add("--ablation", type=Path, metavar="YAML", help="upscale with each row, such as of configs/ablation.yaml")
     add("--lq", metavar="KIND", help="given, or a degradation: the folder found, or made (default: the set's)")
     add("--scale", type=positive_int, help="sides of the restored frames over those of the LQ (default: the set's)")
     add("--max_clips", type=positive_int, help="clips to use at most (default: all)")

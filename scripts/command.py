@@ -1,6 +1,6 @@
-"""Shared by the commands: arguments, logging to the terminal, progress bars, and errors as one line with status 2.
+"""Shared by all commands: arguments, logging, progress bars, and errors as one line with exit status 2.
 
-Imports nothing outside Python's standard library until a bar is shown, so that `scripts/doctor.py` always starts.
+Imports only the standard library until a bar is shown, so that `scripts/doctor.py` always starts.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from typing import TextIO
 
 from ldm.printable import printable
 
-REPORTED = (ValueError, OSError, FloatingPointError, MemoryError)  # what a user can cause or mend
+REPORTED = (ValueError, OSError, FloatingPointError, MemoryError)  # errors that a user can correct
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that shows its description as written and raises ValueError for bad arguments."""
+    """An argument parser that prints its description unchanged and raises ValueError for invalid arguments."""
 
     def __init__(self, prog: str, description: str, **options):
         options = {"formatter_class": argparse.RawDescriptionHelpFormatter, **options}
@@ -51,7 +51,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_trust(parser: argparse.ArgumentParser) -> None:
-    """Add the flag by which configurations may name code of the user."""
+    """Add the flag that allows configurations to use code of the user."""
     what = "let configurations name the classes of a module of yours as targets: its code runs (default: none)"
     parser.add_argument("--trust", action="append", default=[], metavar="MODULE", help=what)
 
@@ -69,7 +69,7 @@ def is_dotted_override(word: str) -> bool:
 
 
 def integer_from(least: int) -> Callable[[str], int]:
-    """A type of an argument: a whole number of at least `least`."""
+    """Return an argument type: an integer of at least `least`."""
 
     def parse(text: str) -> int:
         if not (text.isascii() and text.isdecimal()) or int(text) < least:
@@ -83,7 +83,7 @@ non_negative_int, positive_int = integer_from(0), integer_from(1)
 
 
 def size_from(least: int, form: str) -> Callable[[str], tuple[int, int]]:
-    """A type of an argument: two sides as in 64x48, each at least `least`; `form` names them in the message."""
+    """Return an argument type: two sides such as 64x48, each at least `least`; `form` describes them in messages."""
 
     def parse(text: str) -> tuple[int, int]:
         sides = text.lower().split("x")
@@ -95,7 +95,7 @@ def size_from(least: int, form: str) -> Callable[[str], tuple[int, int]]:
 
 
 def find_named(name: str, folder: Path, what: str) -> Path:
-    """A YAML file by its path, or by its name in a folder. Raises ValueError naming the known ones."""
+    """Return a YAML file by its path, or by its name in a folder. Raises ValueError with the known names."""
     if name.endswith((".yaml", ".yml")):
         return Path(name)
     known = sorted(path.stem for path in folder.glob("*.yaml"))
@@ -118,7 +118,7 @@ def tell(*lines: object, to: TextIO | None = None) -> None:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message without control characters, or the name of its type."""
+    """Return the first line of an error message without control characters, or the name of its type."""
     return printable(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
@@ -148,7 +148,7 @@ def log_to_terminal(program: str, level: int) -> None:
 
 
 def with_bar(items: Iterable, title: str) -> Iterable:
-    """The items, with a progress bar on a terminal."""
+    """Iterate over items with a progress bar, on a terminal only."""
     from rich.console import Console
     from rich.progress import track
 
@@ -160,7 +160,7 @@ def with_bar(items: Iterable, title: str) -> Iterable:
 def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[..., None]]:
     """Progress bars with the remaining time, on a terminal only; yields `report(what, done, total)`.
 
-    Each `what` has a line of its own; a finished line is used again. Without `done` one more of `total` is counted.
+    Each `what` has its own line; finished lines are reused. Without `done`, the overall count increases by one.
     """
     from rich.console import Console
     from rich.markup import escape
@@ -189,7 +189,7 @@ def progress_bar(title: str, total: int | None = None) -> Iterator[Callable[...,
 
 
 def explained(error: Exception) -> str | None:
-    """One line for an error that a user can cause or mend; None for a mistake in the code."""
+    """Return the message of an error that a user can correct; None for a defect of the code."""
     return first_line(error) if isinstance(error, REPORTED) else None
 
 

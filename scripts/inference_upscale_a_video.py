@@ -1,4 +1,4 @@
-"""The released command of Upscale-A-Video with its flags and defaults, done by scripts/upscale.py (preset `released`).
+"""The released command of Upscale-A-Video with its flags and defaults; it runs scripts/upscale.py, preset `released`.
 
 A video, a folder of videos or a folder of frames becomes OUTPUT/video/NAME.mp4, NAME ending in the settings; with
 --save_image its frames become OUTPUT/frame/NAME instead. Captions are not made: clip.txt beside clip.mp4 holds one, or
@@ -52,7 +52,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def translate(args: argparse.Namespace, *, scale: float) -> argparse.Namespace:
-    """The same job in the words of scripts/upscale.py."""
+    """Return the arguments of scripts/upscale.py for the same job."""
     same = ("noise_level", "guidance_scale", "inference_steps")
     words = [word for name in same for word in (f"--{name}", str(getattr(args, name)))]
     words += ["--input", str(args.input_path), "--output", str(args.output_path), "--preset", "released"]
@@ -71,7 +71,7 @@ def translate(args: argparse.Namespace, *, scale: float) -> argparse.Namespace:
 
 
 def named(job: Job, args: argparse.Namespace) -> Job:
-    """The job with its released name."""
+    """Return the job with the released name of its output."""
     words = [f"n{args.noise_level}", f"g{args.guidance_scale}", f"s{args.inference_steps}"]
     words += [f"p{args.propagation_steps.replace(',', '_')}"] if args.propagation_steps else []
     stem = job.path.stem if job.path.is_file() else job.path.resolve().name
@@ -81,7 +81,7 @@ def named(job: Job, args: argparse.Namespace) -> Job:
 
 
 def scale_of(job: Job) -> float:
-    """Output size over input size: large frames are shrunk by 4 first."""
+    """Return the ratio of output to input size; large frames are first shrunk by 4."""
     source = video.probe(job.path)
     return 1 if min(source.width, source.height) >= LARGE else SCALE
 
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def files_of(args: argparse.Namespace) -> Weights:
-    """The weights that the flags name."""
+    """Return the weights of the flags."""
     return find_weights(args.pretrained_model_path)
 
 

@@ -1,4 +1,4 @@
-"""The test command of the released StableVSR with its flags and defaults, done by scripts/upscale.py.
+"""The test command of the released StableVSR with its flags and defaults; it runs scripts/upscale.py.
 
 Every folder of frames in --in_path becomes OUT_PATH/FOLDER/NAME.png with preset `released`, every sequence with noise
 of its own: the released command seeds once for the whole run. --weights is the folder of the released model, which
@@ -37,7 +37,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:
-    """The same job in the words of scripts/upscale.py."""
+    """Return the arguments of scripts/upscale.py for the same job."""
     words = ["--input", str(args.in_path), "--output", str(args.out_path), "--weights", str(args.weights)]
     words += ["--ddpm_steps", str(args.num_inference_steps), "--preset", "released", "--overwrite"]
     words += ["--device", args.device] if args.device else []
@@ -45,7 +45,7 @@ def translate(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def find_jobs(args: argparse.Namespace) -> list[Job]:
-    """Every sequence with its folder in OUT_PATH. Raises ValueError."""
+    """Return a job per sequence, with its folder in OUT_PATH. Raises ValueError."""
     jobs = upscale.find_jobs(args.in_path, args.out_path)
     if jobs[0].path == args.in_path:  # one sequence itself
         jobs = [Job(args.in_path, args.out_path / args.in_path.resolve().name)]
@@ -53,7 +53,7 @@ def find_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def find_files(args: argparse.Namespace) -> Weights:
-    """The released folder, with the control network of --controlnet_ckpt. Raises FileNotFoundError."""
+    """Return the released weights, with the control network of --controlnet_ckpt. Raises FileNotFoundError."""
     found = find_weights(args.weights)
     if args.controlnet_ckpt is None:
         return found

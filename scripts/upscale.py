@@ -3,7 +3,7 @@
 python scripts/upscale.py -i clip.mp4 -o results/clip.mp4 --compare
 python scripts/upscale.py -i frames/ -o results/frames --weights checkpoints/ --ddpm_steps 50
 
-Words like method.params.windows.params.batch=2 change any setting of the model's configuration.
+Words like method.params.windows.params.batch=2 change settings of the model.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while waiting are slow on a busy machine
 
 import torch
 
@@ -48,11 +48,11 @@ from scripts.command import (
 PROGRAM = "upscale.py"
 log = logging.getLogger("scripts.upscale")
 STOPPED = "interrupted; the same command resumes"
-COMPARED = 64  # frames in the picture of --compare at most, and bytes of them
+COMPARED = 64  # maximum number of frames, and of bytes, in the picture of --compare
 COMPARED_BYTES = 10**9
 ROUNDING = {
-    "nearest": lambda frame: frame,  # the writer's own way
-    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # cut off, as released
+    "nearest": lambda frame: frame,  # rounded by the writer
+    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # truncated, as released
 }
 
 
@@ -77,7 +77,7 @@ def part_of(text: str) -> tuple[int, int]:
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
-    """The command line; `flags` holds the flags of the model that were given, by name."""
+    """Parse the command line; `flags` are the given flags of the model by name."""
     parser = Parser(PROGRAM, __doc__)
     add_trust(parser)
     add_files(parser.add_argument_group("files"))
@@ -103,12 +103,12 @@ def add_files(group) -> None:
     add("--max_frames", type=positive_int, help="frames to restore at most (default: all)")
     add("--damaged", choices=DAMAGED, default="stop", help="at a damaged frame: stop, or repeat the one before (stop)")
     add("--compare", action="store_true", help="also draw input and output into OUTPUT.compare.png (default: no)")
-    add("--verify", type=Path, metavar="JSON", help="check the hashes in the JSON beside an output, do nothing else")
+    add("--verify", type=Path, metavar="JSON", help="only check the hashes in the JSON file beside an output")
     add("--overwrite", action="store_true", help="replace a folder that holds PNGs; files always are (default: no)")
 
 
 def add_flags(group) -> None:
-    """The flags that the families declare in their YAML."""
+    """Add the flags that the families declare in their YAML files."""
     for name, flag in known_flags().items():
         families = f"{flag.help} [{', '.join(flag.families)}]"
         if flag.kind == "switch":
@@ -129,21 +129,21 @@ def add_running(group) -> None:
     add("--seed", type=non_negative_int, default=42, help="of the noise (default: 42)")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
-    add("--preview", type=seconds, metavar="2s", help="do only so much, to OUTPUT.preview, and estimate the rest")
+    add("--preview", type=seconds, metavar="2s", help="restore only this much, to OUTPUT.preview, estimate the rest")
     add("--shard", type=part_of, default=(1, 1), metavar="i/n", help="of several clips, do every n-th from the i-th")
     add("--save_every", type=positive_int, default=16, metavar="N", help="frames between savings (default: 16)")
     add("--keep-work", action="store_true", help="keep the work folder OUTPUT.work when all is done (default: no)")
-    add("--verbose", action="store_true", help="say more, and where in the code an error arose (default: no)")
+    add("--verbose", action="store_true", help="print more messages, and tracebacks of errors (default: no)")
 
 
 def choose_settings(weights: Weights, args: argparse.Namespace):
-    """The configuration with preset, flags and overrides applied, in this order."""
+    """Return the configuration with preset, flags and overrides applied, in this order."""
     settings = read_settings(weights, configs=args.config, preset=args.preset, trust=args.trust)
     return check_settings(config.override(settings, [*flag_words(settings, args.flags), *args.overrides]))
 
 
 def rounding_of(settings) -> Callable:
-    """How frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
+    """Return the conversion of frames (3, h, w) in [0, 1] for the writer. Raises ValueError for an unknown word."""
     word = str((settings.get("output") or {}).get("rounding", "nearest"))
     if word not in ROUNDING:
         raise ValueError(f"got output.rounding {word!r}, expected one of {', '.join(ROUNDING)}")
@@ -151,7 +151,7 @@ def rounding_of(settings) -> Callable:
 
 
 def options_of(args: argparse.Namespace) -> JobOptions:
-    """What the command line asks for every clip."""
+    """Return the options of all clips."""
     names = ("upscale", "seed", "start", "max_frames", "crf", "lossless", "codec", "depth", "overwrite", "keep_work")
     return JobOptions(
         **{name: getattr(args, name) for name in (*names, "damaged", "save_every")},
@@ -162,19 +162,19 @@ def options_of(args: argparse.Namespace) -> JobOptions:
 
 
 def is_up_to_date(job: Job, model: Model) -> bool:
-    """Whether the output of one clip of several exists as this command makes it, and was not interrupted."""
+    """Whether the output of a clip is the one that this command writes, and was not interrupted."""
     return not folder_beside(job.output).exists() and is_finished(job.output, made_of(job, model, "format"))
 
 
 def skip_clip(job: Job, args: argparse.Namespace) -> None:
-    """Say that a clip is finished, and draw its --compare picture where it is missing."""
+    """Report that a clip is finished, and draw its picture of --compare if it is missing."""
     tell(f"{job.output}: finished before, from the same input, weights and settings (--overwrite makes it again)")
     if args.compare and not compare_path(job.output).exists():
         save_picture(compared(job), compare_path(job.output))
 
 
 def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
-    """Read, restore, write; the output appears when it is complete. Prints the time and memory it took."""
+    """Restore a clip, and print the time and memory that it took. The output is written atomically."""
     began = time.perf_counter()
     with progress_bar(job.path.name) as report:
         done = restore_job(job, model, report=report, warn=log.warning, log=tell)
@@ -190,7 +190,7 @@ def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
 
 
 def estimate(job: Job, each: float) -> str:
-    """What the whole clip would take, going by its preview. Memory does not depend on the number of frames."""
+    """Estimate the time of a whole clip from its preview. Memory does not depend on the number of frames."""
     whole = max(job.whole_clip * each, 1)
     time_taken = f"{whole / 60:.0f} min" if whole >= 120 else f"{whole:.0f} s"
     frames = f"all {job.whole_clip} frames" if job.whole_clip > 1 else "its one frame"
@@ -198,7 +198,7 @@ def estimate(job: Job, each: float) -> str:
 
 
 def compared(job: Job):
-    """The picture of --compare, from the finished files: a stretch in the middle where the clip is long."""
+    """Return the picture of --compare from the finished files; of a long clip, the middle part is shown."""
     task, (height, width) = job.task, job.task.format.size
     count = max(min(task.frames, COMPARED, COMPARED_BYTES // (height * width * 12)), 1)
     first = (task.frames - count) // 2
@@ -216,9 +216,9 @@ def save_picture(picture, path: Path) -> None:
 
 
 def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argparse.Namespace) -> int:
-    """Restore every job, with weights that are looked for once the inputs are known to be good; the exit status."""
+    """Restore all jobs and return the exit status; weights are only searched for after the inputs are checked."""
     options = options_of(args)
-    if [job.path for job in jobs] == [args.input]:  # a clip by itself is made again
+    if [job.path for job in jobs] == [args.input]:  # a single clip is always made again
         options = replace(options, skip_finished=False)
     attempt = partial(attempt_all, alone=len(jobs) == 1)
     good = attempt(jobs, partial(prepare, options=options, warn=log.warning))
@@ -231,7 +231,7 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argpar
         for job in done:
             skip_clip(job, args)
         if left := [job for job in good if job not in done]:
-            model.build()  # before any clip, so that weights that do not fit are named once
+            model.build()  # before any clip, so that invalid weights are reported once
             good = done + attempt(left, partial(restore_clip, model=model, args=args))
     if failed := len(jobs) - len(good):
         log.warning(f"{failed} of {len(jobs)} inputs failed")
@@ -239,7 +239,7 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argpar
 
 
 def verify(path: Path) -> int:
-    """Print for every file that a record names whether it agrees with it; the exit status."""
+    """Compare the files of a record with it, print the results, and return the exit status."""
     results = provenance.verify(path)
     for what, result in results:
         tell(f"{what}: {result}")
@@ -247,7 +247,7 @@ def verify(path: Path) -> int:
 
 
 def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) -> list[Job]:
-    """The jobs that `action` could do; a failure is logged, or raised for the only job."""
+    """Return the jobs for which `action` succeeds; a failure is logged, or raised if there is only one job."""
     done = []
     for job in jobs:
         try:

@@ -1,9 +1,9 @@
-"""The released project's test command with its flags and defaults, done by scripts/upscale.py with preset `released`.
+"""The test command of the released MGLD-VSR with its flags and defaults; it runs scripts/upscale.py, preset `released`.
 
-Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png; sequence k is done where k % n_gpus == select_idx.
-Differences: --precision autocast means fp16 on cuda and fp32 on the CPU; any number of frames and any size works, where
-the released command stops with an error or leaves its padding in the result. The steps of sampling default to 1000 as
-there. Flags that did nothing there still do nothing.
+Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png; only sequences k with k % n_gpus == select_idx are
+restored. Differences: --precision autocast means fp16 on cuda and fp32 on the CPU; any number of frames and any size
+are accepted, where the released command fails or leaves its padding in the result. The default number of sampling steps
+is 1000, as released. Flags that have no effect in the released command have none here.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PRECISIONS = {"full": {}, "autocast": {"cuda": "fp16"}}
 def arguments(
     words: list[str] | None = None, *, program: str = PROGRAM, description: str = __doc__, steps: int = 1000
 ) -> argparse.Namespace:
-    """The released flags; those that are not known are left in `unknown`."""
+    """Parse the released flags; unknown ones are stored in `unknown`."""
     parser = Parser(program, description, allow_abbrev=False)
     add = parser.add_argument
     add("--seqs-path", "--seqs_path", type=Path, required=True, help="folder of folders of frames")
@@ -58,7 +58,7 @@ def arguments(
 
 
 def translate(args: argparse.Namespace) -> argparse.Namespace:
-    """The same job in the words of scripts/upscale.py."""
+    """Return the arguments of scripts/upscale.py for the same job."""
     device = usable_device(args.device)
     precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
     if args.precision == "autocast" and precision == "fp32":
@@ -75,7 +75,7 @@ def translate(args: argparse.Namespace) -> argparse.Namespace:
 
 
 def find_jobs(args: argparse.Namespace) -> list[Job]:
-    """This part's sequences, each with its folder in OUTDIR. Raises ValueError."""
+    """Return a job per sequence of this part, with its folder in OUTDIR. Raises ValueError."""
     if args.select_idx >= args.n_gpus:
         raise ValueError(f"got --select_idx {args.select_idx}, expected less than --n_gpus {args.n_gpus}")
     jobs = upscale.find_jobs(args.seqs_path, args.outdir)
@@ -86,7 +86,7 @@ def find_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def find_files(args: argparse.Namespace) -> Weights:
-    """The weight files that the flags name."""
+    """Return the weight files of the flags."""
     return Weights({"mgldvsr_unet": args.ckpt, "video_vae_cfw": args.vqgan_ckpt}, card=Path(args.config))
 
 

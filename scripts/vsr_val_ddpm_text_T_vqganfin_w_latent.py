@@ -1,10 +1,10 @@
-"""The released project's command that makes training data of the sequence decoder: restored frames and latents.
+"""The released command that makes training data for the sequence decoder: restored frames and latents.
 
 Every folder of frames in --seqs-path becomes OUTDIR/FOLDER/NAME.png and LATENT_DIR/FOLDER/NAME.npy: float32 (4, h, w),
 scaled, of the centre square of --input_size (512) pixels. The released form of the guidance with scale -1, no tiles.
-Differences: a last chunk that is not full is filled up with its last frame instead of dropped; noise is drawn per
-sequence from --seed plus its number, since the released numbers also depend on how the networks were built; sides
-that are no multiple of 32 are resized by OpenCV's Lanczos kernel, not Pillow's.
+Differences: an incomplete last chunk is padded with its last frame instead of dropped; the noise of a sequence is drawn
+from --seed plus its number, since the released random numbers also depend on the construction of the networks; sides
+that are not multiples of 32 are resized by the Lanczos kernel of OpenCV instead of Pillow.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def save_latents(latents: torch.Tensor, folder: Path, names: list[str]) -> None:
 
 
 def settings_of(files: Weights, words: argparse.Namespace):
-    """The released settings without any cut inside a chunk."""
+    """Return the released settings, without tiles inside a chunk."""
     words.overrides += [
         f"method.params.sampling.params.guidance_scale={GUIDANCE_SCALE}",
         "method.params.windows.params.tile=100000",

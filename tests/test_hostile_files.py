@@ -218,10 +218,12 @@ def test_only_files_of_a_work_folder_are_removed(tmp_path):
 
 
 def test_only_unfinished_files_of_our_form_are_removed(tmp_path):
-    for name in (".out.mp4.partial-backup", ".out.mp4.partial-99999999", ".out.mp4.partial-99999999-0123abcd"):
+    own = [".a[1].mp4.partial-99999999", f".a[1].mp4.partial-{os.getpid()}-0123abcd", ".a[1].mp4.old-99999999"]
+    others = [".a1.mp4.partial-99999999", ".a[1].mp4.partial-1", ".a[1].mp4.partial-backup"]
+    for name in own + others:
         (tmp_path / name).write_text("x")
-    remove_partials(tmp_path / "out.mp4")
-    assert [path.name for path in tmp_path.iterdir()] == [".out.mp4.partial-backup"]
+    remove_partials(tmp_path / "a[1].mp4")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(others)
 
 
 def test_a_state_that_does_not_fit_is_one_line(tmp_path):

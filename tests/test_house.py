@@ -43,8 +43,6 @@ PRIVATE_STILL = {  # tests that still use private names; the list only shrinks
     "tests/metrics/test_niqe.py",
     "tests/metrics/test_video_quality.py",
     "tests/scripts/test_benchmark.py",
-    "tests/scripts/test_profile.py",
-    "tests/scripts/test_upscale.py",
     "tests/training/test_callbacks.py",
     "tests/training/test_stage_one.py",
     "tests/video/test_companions.py",

@@ -1,4 +1,4 @@
-"""Captions of clips, from the text files beside them, for models that take a prompt."""
+"""Captions of clips, read from text files beside them, for models with text conditioning."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ LONGEST = 1 << 16  # bytes of a caption file
 
 
 def captioned(job: Job, model: Model) -> Job:
-    """The job with the caption beside its clip as prompt, where the model takes one and neither job nor model has one.
+    """Return the job with the caption beside its clip as prompt, unless the job or the model has a prompt.
 
     Raises ValueError for a file that is too long or no text.
     """
@@ -25,7 +25,7 @@ def captioned(job: Job, model: Model) -> Job:
 
 
 def caption_beside(clip: Path) -> str | None:
-    """What is written in clip.txt or clip.mp4.txt beside clip.mp4, in NAME.txt beside a folder NAME; None: nothing.
+    """Return the caption in clip.txt or clip.mp4.txt beside clip.mp4, or in NAME.txt beside a folder NAME; or None.
 
     A line for each scene. Raises ValueError for a file that is too long or not UTF-8.
     """

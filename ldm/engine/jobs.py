@@ -1,6 +1,5 @@
 """Restore clips to files, one job per clip. Outputs are atomic; interrupted jobs resume."""
 
-import glob
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,7 +15,7 @@ from ldm.engine.assemble import Weights, build_method, weight_files
 from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_reserve
-from ldm.engine.resume import WorkFolder, recorded_plan, remove
+from ldm.engine.resume import WorkFolder, recorded_plan, remove_partials
 from ldm.methods.contract import Method, Progress
 from ldm.methods.geometry import MIN_SIDE, floor_pixels
 from ldm.video.formats import CONTAINERS
@@ -207,7 +206,7 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
             parts = [work.parts / name for name in state["parts"]]
             metadata = {"encoder_settings": f"mgld-vsr {manifest['versions'][provenance.NAME]} seed {task.seed}"}
             metadata["weights"] = " ".join(f"{slot}:{value[:16]}" for slot, value in model.hashes.items())
-            _clear_stale(job.output)
+            remove_partials(job.output)
             span, overwrite = (task.start, task.stop), job.options.overwrite
             video.join(
                 parts,
@@ -241,14 +240,6 @@ def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -
         work.remove()
     else:
         warn(f"finished parts are kept in {work.path}; the same command resumes from there")
-
-
-def _clear_stale(output: Path) -> None:
-    """Remove temporary files that a killed run left beside the output. The caller holds the lock."""
-    name = glob.escape(output.name)
-    for pattern in (f".{name}.partial-*", f".{name}.old-*"):
-        for left in output.parent.glob(pattern):
-            remove(left)
 
 
 def plan_for(job: Job, model: Model, log: Log) -> tuple[Plan, int | None]:

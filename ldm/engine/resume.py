@@ -214,14 +214,17 @@ def remove(path: Path) -> None:
 
 
 def remove_partials(output: Path) -> None:
-    """Remove temporary files of this output that killed runs left behind."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+    """Remove temporary files of this output that killed runs left behind; this process must not be writing it."""
+    for path in output.parent.glob(f".{glob.escape(output.name)}.*-*"):
         match = PARTIAL.fullmatch(path.name)
         if match and not _is_running(int(match[1])):
             remove(path)
 
 
 def _is_running(pid: int) -> bool:
+    """Whether another process runs under this number; in a container, a killed run may have had that of this one."""
+    if pid == os.getpid():
+        return False
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

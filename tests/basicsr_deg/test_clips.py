@@ -10,6 +10,7 @@ import pytest
 
 from basicsr_deg.clips import RenderedScenes, folder_clips
 from basicsr_deg.reds import reds_clips
+from ldm import config
 from ldm.video import reading
 
 HEIGHT, WIDTH = 24, 32
@@ -234,7 +235,8 @@ def test_the_list_of_reds_is_checked(tmp_path):
     make_reds(tmp_path / "reds")
     meta = tmp_path / "meta.txt"
     meta.write_text("000 2 (24,32,3)\n001 2 (24,32,3)\n")
-    source = reds_clips(str(tmp_path / "reds"), meta=str(meta))
+    node = {"target": "basicsr_deg.reds.reds_clips", "params": {"root": str(tmp_path / "reds"), "meta": str(meta)}}
+    source = config.instantiate(node)
     assert [source.name(k) for k in range(len(source))] == ["001"]
     for text, message in [
         ("001 3 (24,32,3)\n", r"other length than .*001 \(3\)"),

@@ -3,6 +3,7 @@
 import json
 import re
 from fractions import Fraction
+from pathlib import Path
 
 import av
 import numpy as np
@@ -38,6 +39,17 @@ def test_the_record_holds_what_made_the_output(made):
     with av.open(str(made[1])) as container:
         tags = " ".join(container.metadata.values())
     assert record["weights"]["mgldvsr_unet"]["sha256"][:16] in tags and "seed 7" in tags
+
+
+def test_the_record_holds_no_unused_value_of_a_card(tmp_path, model):
+    card = tmp_path / "model.yaml"
+    card.write_text((Path(model) / "model.yaml").read_text() + "folder: unused-value\nmeta: {note: [unused-value]}\n")
+    clip, output = toy.make_clip(tmp_path / "clip.mp4", 1), tmp_path / "out.mkv"
+    words = ["-i", str(clip), "-o", str(output), "--weights", model, "--config", str(card), *FAST, "--keep-work"]
+    assert upscale.main(words) == 0
+    record = output.with_name("out.mkv.json").read_text()
+    assert set(json.loads(record)["settings"]) == {"networks", "method", "output"}
+    assert "unused-value" not in record + (folder_beside(output) / "manifest.json").read_text()
 
 
 def test_verify_names_what_is_no_longer_as_recorded(made, capfd):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from ldm import video
-from ldm.engine import jobs
 from ldm.engine.assemble import EMBEDDED, find_weights
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Each, Pipeline
@@ -85,14 +84,6 @@ def test_outputs_of_a_folder_do_not_collide(tmp_path):
     (tmp_path / "a.avi.webm").touch()
     with pytest.raises(ValueError, match="several clips that would become a.avi.mp4, expected one; rename"):
         upscale.find_jobs(tmp_path, Path("out"))
-
-
-def test_what_another_run_writes_is_left_alone(tmp_path):
-    own, other = tmp_path / ".a[1].mp4.partial-7", tmp_path / ".a1.mp4.partial-8"
-    own.touch()
-    other.touch()
-    jobs._clear_stale(tmp_path / "a[1].mp4")
-    assert other.exists() and not own.exists()
 
 
 def settings_after(model, *words):
