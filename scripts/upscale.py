@@ -19,8 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while they wait lose most on a busy machine
 
-import torch
-
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
@@ -30,6 +28,7 @@ from ldm.engine.finished import COMPARED_KEYS, OutputDiffers, finished
 from ldm.engine.flags import flag_words, known_flags
 from ldm.engine.jobs import Job, JobOptions, Log, Model, find_jobs, prepare, restore_job
 from ldm.engine.plan import parse_bytes
+from ldm.engine.restoring import rounding_of
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
 from ldm.video.source import DAMAGED
@@ -40,10 +39,6 @@ log = logging.getLogger(PROGRAM)
 STOPPED = "interrupted; the same command resumes"
 COMPARED = 64  # frames in the picture of --compare at most, and bytes of them
 COMPARED_BYTES = 10**9
-ROUNDING = {
-    "nearest": lambda frame: frame,  # the writer's own way
-    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # cut off, as released
-}
 
 
 def positive(text: str) -> float:
@@ -132,14 +127,6 @@ def choose_settings(weights: Weights, args: argparse.Namespace):
     """The configuration with preset, flags and overrides applied, in this order."""
     settings = read_settings(weights, configs=args.config, preset=args.preset, trust=args.trust)
     return check_settings(config.override(settings, [*flag_words(settings, args.flags), *args.overrides]))
-
-
-def rounding_of(settings) -> Callable:
-    """How frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
-    word = str((settings.get("output") or {}).get("rounding", "nearest"))
-    if word not in ROUNDING:
-        raise ValueError(f"got output.rounding {word!r}, expected one of {', '.join(ROUNDING)}")
-    return ROUNDING[word]
 
 
 def options_of(args: argparse.Namespace) -> JobOptions:
