@@ -57,7 +57,9 @@ def test_a_later_command_resumes(hub, tmp_path):
     assert ("/cdn/unet.ckpt", "bytes=1000-") in hub.asked and files_in(tmp_path) == ["unet.ckpt"]
 
 
-def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(hub, tmp_path):
+@pytest.mark.parametrize("careless", [False, True])
+def test_a_file_that_changed_meanwhile_is_fetched_from_its_beginning(hub, tmp_path, careless):
+    hub.careless, hub.linked = careless, False
     hub.cuts = [1000, *[0] * 9]
     with pytest.raises(DownloadError):
         get(hub, tmp_path)
