@@ -2,13 +2,15 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ldm import video
 from ldm.engine.assemble import EMBEDDED
-from ldm.engine.jobs import JobOptions
+from ldm.engine.jobs import Job, JobOptions
+from ldm.engine.parts import Task
 from ldm.engine.restoring import Cancelled
 from scripts import demo, demo_jobs
 from scripts.demo_jobs import Limits, Progressing, Restorer, Wanted
@@ -114,6 +116,22 @@ def test_a_clip_is_previewed_cancelled_resumed_and_shown(restorer, tmp_path):
     assert demo_jobs.profile_html(result.job).count("<figure>") == 2
     again = restorer.run(kept, wanted, Progressing(), lambda: True)
     assert again.output == result.output  # made before, so nothing runs that could be stopped
+
+
+def test_a_preview_has_an_estimate_for_the_whole_clip(restorer, tmp_path):
+    job = Job(tmp_path / "clip.mp4", tmp_path / "out.mp4", options=JobOptions(preview=2.0), whole_clip=500)
+    clip = video.probe(write_clip(tmp_path / "clip.mp4"))
+    chosen = video.choose_format(clip, tmp_path / "out.mp4", size=(64, 96))
+    job = replace(job, task=Task(clip, chosen))
+    record = {"seconds": {"this run": 100.0}, "frames": 50, "memory": {"peak": 2e9}}
+    text = demo_jobs.summary(job, record)
+    assert text.startswith("50 frames of 96x64 in 100.0 s (2.00 s a frame), peak memory 2.00 GB")
+    assert text.endswith("all 500 frames would take about 1000 s and the same memory")
+
+
+def test_what_a_visitor_sees_of_a_record_names_no_path():
+    record = {"input": {"path": "/x/y"}, "weights": {"unet": {"path": "/x/w", "sha256": "00"}}, "frames": 3}
+    assert demo_jobs.shown_record(record) == {"frames": 3, "weights": {"unet": "00"}}
 
 
 def test_an_unknown_model_is_named(restorer):
