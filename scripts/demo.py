@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 import threading
@@ -293,6 +294,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed then, too
     with tempfile.TemporaryDirectory(prefix="mgld-vsr-demo-") as folder:
         serve(args, Path(folder))
 

@@ -5,6 +5,8 @@ import json
 import os
 import subprocess
 import sys
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -107,3 +109,39 @@ def test_a_broken_file_is_refused_in_words(window, tmp_path):
     window.wait(HAS, "#status", "Refused")
     said = window.run(TEXT, "#status")
     assert "not a readable video" in said and "/" not in said.replace("I/O", "")
+
+
+def ask(address, path, content=None):
+    """(status, text) of an answer of the server, without a browser."""
+    data = None if content is None else json.dumps(content).encode()
+    request = urllib.request.Request(address + path, data, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read().decode()
+
+
+def test_files_of_the_machine_are_out_of_reach(address, tmp_path):
+    secret = write_clip(tmp_path / "secret.mp4")
+    for path in (secret, ROOT / "README.md"):
+        assert ask(address, f"gradio_api/file={path}")[0] in (403, 404)
+    for number in range(5):  # the handlers of the page, asked to read a file that was not uploaded
+        data = [{"path": str(secret), "meta": {"_type": "gradio.FileData"}}, "embedded", "none", 1, 1, ""]
+        words = {"data": data[: 1 if number < 3 else 6], "fn_index": number, "session_hash": f"s{number}"}
+        assert ask(address, "gradio_api/queue/join", words)[0] == 200
+        told = ask(address, f"gradio_api/queue/data?session_hash=s{number}")[1]
+        assert '"success":false' in told and "48x32" not in told and "Working" not in told
+
+
+def test_the_folder_of_uploads_is_removed_at_the_end(tmp_path):
+    if importlib.util.find_spec("gradio") is None:
+        pytest.skip("no gradio here; pip install -c constraints.txt -e '.[demo]'")
+    command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--port", "0"]
+    variables = os.environ | {"TMPDIR": str(tmp_path)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=variables) as server:
+        assert server.stdout.readline().startswith("http://127.0.0.1:")
+        assert list(tmp_path.glob("mgld-vsr-demo-*"))
+        server.terminate()
+        assert server.wait(60) == 143
+    assert not list(tmp_path.glob("mgld-vsr-demo-*"))
