@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 CORES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint clean
+.PHONY: help demo test test-all lint docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -23,6 +23,10 @@ test-all: $(READY)  ## run every test, the slow ones included
 
 lint: $(READY)  ## check style and imports
 	$(PY) -m ruff check .
+
+docs: $(READY)  ## build the documentation into build/site, with warnings as errors
+	$(PY) -m pip install -q -c constraints.txt -e '.[docs]'
+	$(PY) -m mkdocs build --strict --quiet
 
 clean:  ## remove .venv, results/ and caches
 	rm -rf $(VENV) build results .pytest_cache .ruff_cache *.egg-info

@@ -19,8 +19,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while waiting are slow on a busy machine
 
-import torch
-
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
@@ -30,6 +28,7 @@ from ldm.engine.finished import is_finished
 from ldm.engine.flags import flag_words, known_flags
 from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, made_of, prepare, restore_job
 from ldm.engine.plan import parse_bytes
+from ldm.engine.restoring import rounding_of
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
 from ldm.video.source import DAMAGED
@@ -50,10 +49,6 @@ log = logging.getLogger("scripts.upscale")
 STOPPED = "interrupted; the same command resumes"
 COMPARED = 64  # maximum number of frames, and of bytes, in the picture of --compare
 COMPARED_BYTES = 10**9
-ROUNDING = {
-    "nearest": lambda frame: frame,  # rounded by the writer
-    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # truncated, as released
-}
 
 
 def positive(text: str) -> float:
@@ -140,14 +135,6 @@ def choose_settings(weights: Weights, args: argparse.Namespace):
     """Return the configuration with preset, flags and overrides applied, in this order."""
     settings = read_settings(weights, configs=args.config, preset=args.preset, trust=args.trust)
     return check_settings(config.override(settings, [*flag_words(settings, args.flags), *args.overrides]))
-
-
-def rounding_of(settings) -> Callable:
-    """Return the conversion of frames (3, h, w) in [0, 1] for the writer. Raises ValueError for an unknown word."""
-    word = str((settings.get("output") or {}).get("rounding", "nearest"))
-    if word not in ROUNDING:
-        raise ValueError(f"got output.rounding {word!r}, expected one of {', '.join(ROUNDING)}")
-    return ROUNDING[word]
 
 
 def options_of(args: argparse.Namespace) -> JobOptions:

@@ -49,3 +49,11 @@ def benchmark() -> int:
 
 def doctor() -> int:
     return run("scripts/doctor.py")
+
+
+def weights() -> int:
+    return run("scripts/weights.py")
+
+
+def demo() -> int:
+    return run("scripts/demo.py")

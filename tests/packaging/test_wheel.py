@@ -71,7 +71,7 @@ def test_the_embedded_model_loads_from_any_folder(installed, tmp_path):
     assert Path(found.strip()) == installed / "ldm" / "__init__.py"
 
 
-@pytest.mark.parametrize("command", ["upscale", "train", "benchmark", "doctor"])
+@pytest.mark.parametrize("command", ["upscale", "train", "benchmark", "doctor", "weights", "demo"])
 def test_commands_start(installed, tmp_path, command):
     words = [sys.executable, str(installed / "bin" / f"vsr-{command}"), "--help"]
     assert "usage:" in run(words, tmp_path, PYTHONPATH=str(installed))

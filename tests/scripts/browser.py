@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 import subprocess
+import time
 import urllib.error
 import urllib.request
 
@@ -23,7 +24,7 @@ def installed():
 
 
 class Browser:
-    """One window without a network. Use it in a `with` block."""
+    """One window without a network but this machine. Use it in a `with` block."""
 
     def __init__(self, size=(1000, 800), dark=False):
         program, driver = installed()
@@ -37,7 +38,7 @@ class Browser:
             flags = [
                 "headless", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars",
                 f"window-size={size[0]},{size[1]}", "force-device-scale-factor=1",
-                "host-resolver-rules=MAP * ~NOTFOUND",
+                "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
                 *(["blink-settings=preferredColorScheme=0"] if dark else []),
             ]  # fmt: skip
             options = {"binary": program, "args": flags}
@@ -74,6 +75,31 @@ class Browser:
 
     def open(self, file):
         self._ask("POST", "/url", {"url": file.resolve().as_uri()})
+
+    def visit(self, address):
+        self._ask("POST", "/url", {"url": address})
+
+    def resize(self, width, height):
+        self._ask("POST", "/window/rect", {"width": width, "height": height})
+
+    def type(self, selector, text):
+        """Type a text into an element; into one for files, their paths."""
+        self._ask("POST", f"/element/{self.find(selector)[ELEMENT]}/value", {"text": text})
+
+    def click(self, selector):
+        self._ask("POST", f"/element/{self.find(selector)[ELEMENT]}/click", {})
+
+    def wait(self, script, *arguments, seconds=60):
+        """Wait until a piece of JavaScript returns something true; returns it."""
+        end = time.monotonic() + seconds
+        while not (found := self.run(script, *arguments)):
+            assert time.monotonic() < end, f"{script} {arguments}: not true after {seconds} s"
+            time.sleep(0.1)
+        return found
+
+    def page(self):
+        """What the window looks like, as a PNG file."""
+        return base64.b64decode(self._ask("GET", "/screenshot"))
 
     def run(self, script, *arguments):
         """What a piece of JavaScript returns; `arguments[0]` ... are its arguments."""

@@ -10,6 +10,7 @@ import torch
 
 from ldm import video
 from ldm.engine.assemble import EMBEDDED, find_weights
+from ldm.engine.restoring import ROUNDING
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Each, Pipeline
 from scripts import upscale
@@ -131,7 +132,7 @@ def test_overrides_after_weights_are_no_weights():
 
 def test_released_rounding_cuts_grey_levels_off():
     frame = torch.tensor([0.0, 0.9 / 255, 1.5 / 255, 1.0]).view(1, 1, 4).expand(3, 2, 4)
-    assert upscale.ROUNDING["truncate"](frame)[0, :, 0].tolist() == [0, 0, 1, 255]
+    assert ROUNDING["truncate"](frame)[0, :, 0].tolist() == [0, 0, 1, 255]
 
 
 def test_a_clip_that_does_not_fit_is_refused(tmp_path, model, capfd):

@@ -1,0 +1,123 @@
+"""Restore one file from Python: what the page and the ComfyUI node share."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldm.engine.assemble import EMBEDDED, find_weights, read_settings
+from ldm.engine.captions import captioned
+from ldm.engine.device import is_out_of_memory, return_memory, usable_device
+from ldm.engine.finished import OutputDiffers, finished
+from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
+from ldm.methods.contract import Levers, Method, Progress, Request
+from ldm.methods.geometry import check_frames
+from ldm.streaming.pipeline import Frame, stack
+
+ROUNDING = {
+    "nearest": lambda frame: frame,  # the writer's own way
+    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # cut off, as released
+}
+
+
+class Cancelled(Exception):
+    """A restoration was stopped on request. Its finished parts are kept, unless it was a preview."""
+
+
+def rounding_of(settings) -> Callable:
+    """Return how frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
+    word = str((settings.get("output") or {}).get("rounding", "nearest"))
+    if word not in ROUNDING:
+        raise ValueError(f"got output.rounding {word!r}, expected one of {', '.join(ROUNDING)}")
+    return ROUNDING[word]
+
+
+def model_of(
+    *weights: str | Path, preset: str | None = None, overrides: Iterable[str] = (), device: str | None = None
+) -> Model:
+    """Find a model and read its settings; its networks are built at first use.
+
+    Args: as those of `ldm.engine.assemble.load_method`; `device` None: CUDA where there is one.
+
+    Raises FileNotFoundError, CheckpointError, ConfigError or ValueError. Each message is one line with a remedy.
+    """
+    found = find_weights(*weights or (EMBEDDED,))
+    settings = read_settings(found, preset=preset, overrides=overrides)
+    return Model(found, settings, usable_device(device), rounding_of(settings))
+
+
+def restore_file(
+    path: Path,
+    output: Path,
+    model: Model,
+    options: JobOptions,
+    *,
+    report: Progress,
+    warn: Log,
+    log: Log,
+    stop: Callable[[], bool] = lambda: False,
+) -> tuple[Job, dict]:
+    """Restore one clip into a file, which appears with its record when it is complete. Returns the job and the record.
+
+    An output that the same input, weights and settings made is kept, and an interrupted one is resumed. `stop()` is
+    asked after each network call. Raises Cancelled, VideoError, ValueError, OSError or FloatingPointError.
+    """
+
+    def watched(stage: str, done: int, total: int | None) -> None:
+        if stop():
+            raise Cancelled(f"{path.name}: cancelled")
+        report(stage, done, total)
+
+    job = captioned(prepare(Job(path, output), options, warn=warn), model)
+    if options.preview is None and (record := _finished(job, model)):
+        return job, record
+    return job, restore_job(job, model, report=watched, warn=warn, log=log)
+
+
+def _finished(job: Job, model: Model) -> dict | None:
+    try:
+        return finished(job.output, made_of(job, model))
+    except OutputDiffers:
+        return None
+
+
+def with_prompt(options: JobOptions, prompt: str | None) -> JobOptions:
+    """Return the options with a prompt; without one if it is empty."""
+    return replace(options, prompt=prompt.strip() if prompt and prompt.strip() else None)
+
+
+def restore_frames(
+    method: Method, lq: Tensor, request: Request, *, report: Progress, stop: Callable[[], bool] = lambda: False
+) -> Tensor:
+    """Restore a clip (T, 3, h, w) in [0, 1] that is in memory -> (T, 3, H, W) in [0, 1], on the CPU.
+
+    Starts with the best levers of the method and continues with smaller ones if memory runs out. Raises Cancelled, and
+    the errors of `ldm.methods.contract.restore_clip`.
+    """
+    check_frames(lq, request.upscale)
+
+    def watched(stage: str, done: int, total: int | None) -> None:
+        if stop():
+            raise Cancelled("cancelled")
+        report(stage, done, total)
+
+    *better, least = method.levers()
+    for levers in better:
+        try:
+            return _streamed(method, lq, request, levers, watched)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        return_memory()
+    return _streamed(method, lq, request, least, watched)
+
+
+def _streamed(method: Method, lq: Tensor, request: Request, levers: Levers, progress: Progress) -> Tensor:
+    run, restored = method.stream(request, levers, progress), []
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None].float()}))
+        restored += [frame.to("cpu") for frame in run.pull()]
+    restored += [frame.to("cpu") for frame in run.pull(finish=True)]
+    return stack(restored, "sr")[0]

@@ -1,0 +1,307 @@
+"""A page to try the models on: drop a video or a picture, see a preview, compare, take the file.
+
+python scripts/demo.py --port 7860
+python scripts/demo.py --weights weights/mgldvsr --memory 12G
+
+Needs the extra `demo`. It listens on 127.0.0.1 unless --host names another address, and loads nothing from elsewhere.
+"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from ldm.engine.jobs import JobOptions
+from ldm.engine.plan import parse_bytes
+from ldm.engine.restoring import Cancelled, with_prompt
+from ldm.paths import product_folder
+from scripts.command import Parser, exit_status, non_negative_int, positive_int, tell
+from scripts.demo_jobs import (
+    PREVIEW,
+    SUFFIXES,
+    Limits,
+    Progressing,
+    Restorer,
+    Wanted,
+    comparison_html,
+    model_names,
+    plain_errors,
+    presets_of,
+    profile_html,
+    takes_prompt,
+)
+
+PROGRAM = "demo.py"
+EXAMPLE = product_folder() / "assets" / "demo" / "clip.mp4"
+WAITING = 36  # jobs that may run and wait; the restorer runs one at a time
+EVERY = 0.4  # seconds between two reports of progress
+HOURS = 3600  # seconds after which files of Gradio's own are removed
+CSS = """
+.compare { position: relative; max-width: 1280px; }
+.compare img { display: block; width: 100%; margin: 0; }
+.compare .before { position: absolute; inset: 0; height: 100%; clip-path: inset(0 calc(100% - var(--at)) 0 0); }
+.compare i { position: absolute; top: 0; bottom: 0; left: var(--at); width: 2px; background: #fff; }
+.compare input { position: absolute; inset: 0; width: 100%; height: 100%; margin: 0; opacity: 0; cursor: ew-resize; }
+.compare:focus-within { outline: 3px solid #2563eb; outline-offset: 2px; }
+.profile { display: flex; flex-wrap: wrap; gap: 8px; }
+.profile figure { flex: 1 1 300px; margin: 0; }
+.profile img { width: 100%; image-rendering: pixelated; }
+"""
+log = logging.getLogger(PROGRAM)
+
+
+def arguments(words: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser(prog=PROGRAM, description=__doc__)
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
+    add("--port", type=non_negative_int, default=7860, help="port to listen on (default: 7860)")
+    add("--weights", nargs="+", type=Path, default=[], metavar="FOLDER", help="folders of weights to offer")
+    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
+    limits = Limits()
+    add("--most_megabytes", type=positive_int, default=limits.megabytes, help="of an upload (default: 500)")
+    add("--most_seconds", type=positive_int, default=int(limits.seconds), help="of a video (default: 60)")
+    add("--most_pixels", type=positive_int, default=limits.pixels, help="of a frame (default: 2100000)")
+    return parser.parse_args(words)
+
+
+class Page:
+    """The page's handlers: they turn choices into jobs, and jobs into updates of the page."""
+
+    def __init__(self, gradio: Any, restorer: Restorer) -> None:
+        self.gradio, self.restorer = gradio, restorer
+        self.stops: dict[str, threading.Event] = {}  # by session
+        self.jobs: dict[str, Any] = {}  # the last finished job of a session
+
+    def choose(self, name: str):
+        """The presets of a model, and whether it takes a prompt."""
+        model = self.restorer.model(name, "none")
+        presets = self.gradio.Dropdown(choices=presets_of(model), value="none")
+        return presets, self.gradio.Textbox(visible=takes_prompt(model))
+
+    def describe(self, upload: str | None) -> str:
+        """What an upload is, or why it is refused."""
+        if upload is None:
+            return ""
+        path = Path(upload)
+        try:
+            with plain_errors(path):
+                path = self.restorer.receive(upload)
+                source = self.restorer.check(path)
+        except ValueError as error:
+            return f"**Refused:** {error}"
+        size, count = f"{source.width}x{source.height}", source.frames or 1
+        return f"{size}, {count} frames, {float(source.rate):.4g} a second" if count > 1 else f"{size}, one picture"
+
+    def preview(self, upload, name, preset, upscale, seed, prompt, request) -> Iterator[tuple]:
+        yield from self.work(upload, Wanted(name, preset, self.options(upscale, seed, prompt, PREVIEW)), request)
+
+    def restore(self, upload, name, preset, upscale, seed, prompt, request) -> Iterator[tuple]:
+        yield from self.work(upload, Wanted(name, preset, self.options(upscale, seed, prompt, None)), request)
+
+    def options(self, upscale: float, seed: float, prompt: str, preview: float | None) -> JobOptions:
+        memory = self.restorer.memory
+        options = JobOptions(upscale=float(upscale), seed=int(seed), memory=memory, preview=preview, overwrite=True)
+        return with_prompt(options, prompt)
+
+    def work(self, upload, wanted: Wanted, request) -> Iterator[tuple]:
+        """Restore in another thread; yields updates of (status, plan, comparison, frame, profile, files, settings)."""
+        gradio, progress, outcome = self.gradio, Progressing(), []
+        same = (gradio.skip(),) * 5
+        stop = self.stops[request.session_hash] = threading.Event()
+
+        def run() -> None:
+            try:
+                with plain_errors(path):
+                    outcome.append(self.restorer.run(path, wanted, progress, stop.is_set))
+            except Exception as error:
+                outcome.append(error)
+
+        path = Path(upload or "nothing")
+        try:
+            with plain_errors(path):
+                path = self.restorer.receive(upload)
+                self.restorer.check(path)
+        except ValueError as error:
+            yield (f"**Refused:** {error}", "", *same)
+            return
+        thread = threading.Thread(target=run, daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(EVERY)
+            plan = "\n\n".join(progress.lines)
+            yield (f"Working: {progress.text()}", plan, *same)
+        (result,) = outcome
+        if isinstance(result, Exception):
+            yield (self.failure(result), plan, *same)
+            return
+        self.jobs[request.session_hash] = result.job
+        yield (f"**Done:** {result.text}", plan, *self.shown(result))
+
+    def failure(self, error: Exception) -> str:
+        """What to say about an error; one in the code is logged with its traceback."""
+        if isinstance(error, Cancelled):
+            return "**Cancelled.** Finished parts are kept: Restore continues from there."
+        if isinstance(error, ValueError):
+            return f"**Failed:** {error}"
+        log.error("a job failed", exc_info=error)
+        return "**Failed** by a mistake in the program; its terminal has the details."
+
+    def shown(self, result) -> tuple:
+        """The comparison, the choice of its frame, the profile, the files and the settings of a result."""
+        last = max((result.job.task.frames or 1) - 1, 0)
+        settings = result.output.with_name(f"{result.output.stem}.settings.json")
+        settings.write_text(json.dumps(result.record, indent=2), encoding="utf-8")
+        frame = self.gradio.Slider(minimum=0, maximum=max(last, 1), value=last // 2, visible=last > 0)
+        files = [str(result.output), str(settings)]
+        return comparison_html(result.job, last // 2), frame, profile_html(result.job), files, result.record
+
+    def show_frame(self, number: float, request):
+        """The slider over another frame of the last result of a visitor."""
+        job = self.jobs.get(request.session_hash)
+        return self.gradio.skip() if job is None else comparison_html(job, int(number))
+
+    def cancel(self, request) -> str:
+        """Stop the job of a visitor at the next call of a network."""
+        stop = self.stops.get(request.session_hash)
+        if stop is None:
+            return "Nothing to cancel."
+        stop.set()
+        return "Cancelling, at the next step of the model ..."
+
+    def leave(self, request) -> None:
+        """A visitor closed the page."""
+        self.jobs.pop(request.session_hash, None)
+        if stop := self.stops.pop(request.session_hash, None):
+            stop.set()
+
+
+def build(gradio: Any, restorer: Restorer):
+    """Return the page as Gradio's Blocks."""
+    page = Page(gradio, restorer)
+    bound = with_request(gradio, page)
+    with gradio.Blocks(title="MGLD-VSR", analytics_enabled=False, delete_cache=(HOURS, HOURS)) as blocks:
+        gradio.Markdown("# Video super-resolution\nDrop a video or a picture, look at a preview, restore it.")
+        with gradio.Row():
+            with gradio.Column(scale=1, min_width=320):
+                upload = gradio.File(label="Video or picture", file_types=list(SUFFIXES), elem_id="upload")
+                about = gradio.Markdown(elem_id="about")
+                gradio.Examples([[str(EXAMPLE)]], [upload], label="Example")
+                names = list(restorer.models)
+                model = gradio.Dropdown(names, value=names[0], label="Model", elem_id="model")
+                preset = gradio.Dropdown(presets_of(restorer.model(names[0], "none")), value="none", label="Preset")
+                upscale = gradio.Slider(1, 4, value=4, step=0.5, label="Enlarge by")
+                seed = gradio.Number(42, label="Seed", precision=0, minimum=0)
+                prompt = gradio.Textbox(label="What the clip shows", visible=False, max_length=2000)
+                with gradio.Row():
+                    preview = gradio.Button(f"Preview {PREVIEW:g} s", elem_id="preview")
+                    restore = gradio.Button("Restore", variant="primary", elem_id="restore")
+                    cancel = gradio.Button("Cancel", variant="stop", elem_id="cancel")
+            with gradio.Column(scale=2, min_width=320):
+                status = gradio.Markdown("Ready.", elem_id="status")
+                plan = gradio.Markdown(elem_id="plan")
+                compared = gradio.HTML(elem_id="compared")
+                frame = gradio.Slider(0, 1, step=1, label="Frame", visible=False, elem_id="frame")
+                profile = gradio.HTML(elem_id="profile")
+                files = gradio.File(label="Result and settings", interactive=False, elem_id="files")
+                with gradio.Accordion("Settings of the result", open=False):
+                    settings = gradio.JSON(elem_id="settings")
+        chosen = [upload, model, preset, upscale, seed, prompt]
+        results = [status, plan, compared, frame, profile, files, settings]
+        hidden = {"api_visibility": "private"}
+        upload.change(page.describe, upload, about, **hidden)
+        model.change(page.choose, model, [preset, prompt], **hidden)
+        own = {"concurrency_limit": WAITING, "concurrency_id": "jobs", "show_progress": "hidden", **hidden}
+        preview.click(bound["preview"], chosen, results, **own)
+        restore.click(bound["restore"], chosen, results, **own)
+        cancel.click(bound["cancel"], None, status, queue=False, **hidden)
+        frame.release(bound["show_frame"], frame, compared, **hidden)
+        blocks.unload(bound["leave"])
+    return blocks
+
+
+def with_request(gradio: Any, page: Page) -> dict[str, Any]:
+    """The page's handlers that need to know whose request it is: Gradio finds that parameter by its type."""
+
+    def preview(upload, name, preset, upscale, seed, prompt, request: gradio.Request):
+        yield from page.preview(upload, name, preset, upscale, seed, prompt, request)
+
+    def restore(upload, name, preset, upscale, seed, prompt, request: gradio.Request):
+        yield from page.restore(upload, name, preset, upscale, seed, prompt, request)
+
+    def cancel(request: gradio.Request):
+        return page.cancel(request)
+
+    def show_frame(number, request: gradio.Request):
+        return page.show_frame(number, request)
+
+    def leave(request: gradio.Request):
+        page.leave(request)
+
+    return {"preview": preview, "restore": restore, "cancel": cancel, "show_frame": show_frame, "leave": leave}
+
+
+def import_gradio(folder: Path):
+    """Import Gradio with its files in `folder`, without statistics and a server of pages. Raises ValueError."""
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "gradio")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_SSR_MODE"] = "False"
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        import gradio
+    except ImportError as error:
+        install = "pip install -c constraints.txt 'mgld-vsr[demo]'"
+        raise ValueError(f"got no package {error.name}, expected the extra demo; {install}") from None
+    return gradio
+
+
+def serve(args: argparse.Namespace, folder: Path) -> None:
+    """Build the page and answer until Ctrl-C."""
+    gradio = import_gradio(folder)
+    limits = Limits(args.most_megabytes, args.most_seconds, args.most_pixels)
+    memory = parse_bytes(args.memory) if args.memory else None
+    (folder / "work").mkdir()
+    restorer = Restorer(folder / "work", model_names(args.weights), args.device, memory, limits)
+    for name in restorer.models:
+        restorer.model(name, "none")  # so that missing weights are named now
+    blocks = build(gradio, restorer).queue(max_size=WAITING)
+    theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    _, address, _ = blocks.launch(
+        server_name=args.host,
+        server_port=args.port or None,
+        max_file_size=f"{args.most_megabytes}mb",
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        footer_links=[],
+        theme=theme,
+        css=CSS,
+    )
+    tell(f"{address} (Ctrl-C stops it)")
+    while True:
+        time.sleep(HOURS)
+
+
+def run(args: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed then, too
+    with tempfile.TemporaryDirectory(prefix="mgld-vsr-demo-") as folder:
+        serve(args, Path(folder))
+
+
+def main(words: list[str] | None = None) -> int:
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped="stopped")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

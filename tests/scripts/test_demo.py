@@ -1,0 +1,145 @@
+"""The work behind the page: what an upload may be, whose turn it is, and what a visitor is shown."""
+
+import json
+import threading
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ldm import video
+from ldm.engine.assemble import EMBEDDED
+from ldm.engine.jobs import Job, JobOptions
+from ldm.engine.parts import Task
+from ldm.engine.restoring import Cancelled
+from scripts import demo, demo_jobs
+from scripts.demo_jobs import Limits, Progressing, Restorer, Wanted
+
+LIMITS = Limits(megabytes=1, seconds=2, pixels=64 * 48)
+
+
+def write_clip(path, frames=4, size=(32, 48)):
+    picture = torch.rand(3, size[0], size[1] + 2 * frames, generator=torch.Generator().manual_seed(0))
+    with video.open_writer(path, size=size) as writer:
+        for number in range(frames):
+            writer.write(picture[:, :, 2 * number : 2 * number + size[1]])
+    return path
+
+
+@pytest.fixture()
+def restorer(tmp_path):
+    (tmp_path / "work").mkdir()
+    return Restorer(tmp_path / "work", {"embedded": EMBEDDED}, "cpu", None, LIMITS)
+
+
+def refused(restorer, upload):
+    with pytest.raises(ValueError) as caught, demo_jobs.plain_errors(upload):
+        restorer.check(restorer.receive(upload))
+    return str(caught.value)
+
+
+def test_uploads_are_limited_and_take_names_of_our_own(restorer, tmp_path):
+    clip = write_clip(tmp_path / "-rf $(x) ;.mp4")
+    kept = restorer.receive(clip)
+    assert kept.parent == restorer.folder and kept.name.removesuffix(".mp4").isalnum()
+    assert restorer.check(kept).frames == 4 and restorer.receive(clip) == kept
+    assert "expected a video or a picture; drop one" in refused_none(restorer)
+    (tmp_path / "x.sh").write_text("echo")
+    assert "'.sh'" in refused(restorer, tmp_path / "x.sh")
+    (tmp_path / "big.mp4").write_bytes(b"\0" * 1_000_001)
+    assert "more than 1 MB" in refused(restorer, tmp_path / "big.mp4")
+    (tmp_path / "broken.mp4").write_bytes(b"no video")
+    said = refused(restorer, tmp_path / "broken.mp4")
+    assert "not a readable video" in said and str(tmp_path) not in said and "\n" not in said
+    assert "pixels" in refused(restorer, write_clip(tmp_path / "wide.mp4", frames=1, size=(64, 64)))
+    assert "more than 2 s" in refused(restorer, write_clip(tmp_path / "long.mp4", frames=60))
+
+
+def refused_none(restorer):
+    with pytest.raises(ValueError) as caught:
+        restorer.receive(None)
+    return str(caught.value)
+
+
+def test_one_job_at_a_time_and_others_know_their_place(restorer):
+    inside, places, order = threading.Event(), [Progressing() for _ in range(3)], []
+
+    def work(number):
+        with restorer.waiting(places[number], lambda: False):
+            order.append(number)
+            inside.wait(10)
+
+    threads = []
+    for number in range(3):
+        threads.append(threading.Thread(target=work, args=(number,)))
+        threads[-1].start()
+        while len(restorer.line) <= number:
+            pass
+    while places[2].place != 2:
+        pass
+    assert "2 jobs before this one" in places[2].text() and order == [0]
+    with pytest.raises(Cancelled), restorer.waiting(Progressing(), lambda: True):
+        pass
+    inside.set()
+    for thread in threads:
+        thread.join(10)
+    assert order == [0, 1, 2] and not restorer.line
+
+
+def test_too_many_waiting_jobs_are_refused(restorer):
+    restorer.line += [object()] * 31
+    with pytest.raises(ValueError, match="try again later"), restorer.waiting(Progressing(), lambda: False):
+        pass
+
+
+def test_progress_is_told_with_the_time_that_is_left():
+    progress = Progressing(began=Progressing().began - 10)
+    assert progress.text() == "starting, 10 s"
+    progress.report("sampling", 2, 4)
+    assert progress.text() == "50 %, 10 s, about 10 s left: sampling 2/4"
+
+
+@pytest.mark.slow  # runs the model twice
+def test_a_clip_is_previewed_cancelled_resumed_and_shown(restorer, tmp_path):
+    kept = restorer.receive(write_clip(tmp_path / "clip.mp4", frames=4))
+    wanted = Wanted("embedded", "none", JobOptions(upscale=2.0, overwrite=True, save_every=2))
+    seen = []
+    progress = Progressing()
+    progress.report = lambda *call: seen.append(call)
+    with pytest.raises(Cancelled):
+        restorer.run(kept, wanted, progress, lambda: ("decoding", 1) in [call[:2] for call in seen])
+    result = restorer.run(kept, wanted, Progressing(), lambda: False)
+    assert result.output.is_file() and result.record["frames"] == 4 and "peak memory" in result.text
+    assert str(tmp_path) not in json.dumps(result.record)
+    markup = demo_jobs.comparison_html(result.job, 99)
+    assert 'alt="result, frame 3"' in markup and markup.count("data:image/webp") == 2
+    assert demo_jobs.profile_html(result.job).count("<figure>") == 2
+    again = restorer.run(kept, wanted, Progressing(), lambda: True)
+    assert again.output == result.output  # made before, so nothing runs that could be stopped
+
+
+def test_a_preview_has_an_estimate_for_the_whole_clip(restorer, tmp_path):
+    job = Job(tmp_path / "clip.mp4", tmp_path / "out.mp4", options=JobOptions(preview=2.0), whole_clip=500)
+    clip = video.probe(write_clip(tmp_path / "clip.mp4"))
+    chosen = video.choose_format(clip, tmp_path / "out.mp4", size=(64, 96))
+    job = replace(job, task=Task(clip, chosen))
+    record = {"seconds": {"this run": 100.0}, "frames": 50, "memory": {"peak": 2e9}}
+    text = demo_jobs.summary(job, record)
+    assert text.startswith("50 frames of 96x64 in 100.0 s (2.00 s a frame), peak memory 2.00 GB")
+    assert text.endswith("all 500 frames would take about 1000 s and the same memory")
+
+
+def test_what_a_visitor_sees_of_a_record_names_no_path():
+    record = {"input": {"path": "/x/y"}, "weights": {"unet": {"path": "/x/w", "sha256": "00"}}, "frames": 3}
+    assert demo_jobs.shown_record(record) == {"frames": 3, "weights": {"unet": "00"}}
+
+
+def test_an_unknown_model_is_named(restorer):
+    with pytest.raises(ValueError, match="expected one of embedded"):
+        restorer.model("../../etc", "none")
+
+
+def test_it_listens_on_this_machine_alone_unless_told_otherwise():
+    args = demo.arguments([])
+    assert (args.host, args.port) == ("127.0.0.1", 7860)
+    assert demo.arguments(["--host", "0.0.0.0", "--most_seconds", "5"]).most_seconds == 5
