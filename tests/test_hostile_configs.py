@@ -86,8 +86,7 @@ def test_a_target_that_may_not_be_built(name, tmp_path, monkeypatch):
 
 
 def test_networks_that_do_not_fit_are_refused_while_they_grow(tmp_path, monkeypatch):
-    (tmp_path / "meminfo").write_text("MemTotal: 90 kB\nMemAvailable: 80 kB\n")
-    monkeypatch.setattr("ldm.config.bounds.MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("ldm.config.bounds.free_host_memory", lambda: 80 * 1024)
     large = {"target": "torch.nn.Linear", "params": {"in_features": 300, "out_features": 100}}
     with pytest.raises(config.ConfigError, match="do not fit into memory"):
         config.instantiate([large])
