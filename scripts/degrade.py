@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,7 +30,8 @@ from basicsr_deg.pipeline import Degradation
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.resume import differences, remove_partials
-from ldm.files import write_whole
+from ldm.files import read_json, write_whole
+from ldm.printable import printable
 from ldm.video.sinks import Pictures
 from ldm.video.source import DAMAGED, is_visible
 from ldm.video.writing import refuse_input
@@ -97,7 +99,7 @@ def names_of(clips: list[Path]) -> dict[Path, str]:
 
 def generator(seed: int, protocol: str, clip: str) -> np.random.Generator:
     """Random numbers that depend only on these three."""
-    address = hashlib.sha256(f"{protocol}\n{clip}".encode()).digest()
+    address = hashlib.sha256(os.fsencode(f"{protocol}\n{clip}")).digest()
     return np.random.default_rng([seed, int.from_bytes(address[:16], "big")])
 
 
@@ -114,7 +116,7 @@ class Manifest:
                 raise ValueError(f"{folder}: holds something else than degraded clips, expected a new or empty folder")
             return
         try:
-            recorded = json.loads(self.path.read_text(encoding="utf-8"))
+            recorded = read_json(self.path)
             self.clips = {name: dict(entry) for name, entry in recorded.pop("clips").items()}
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise ValueError(f"{self.path}: not a manifest of this program; choose another folder") from error
@@ -256,7 +258,7 @@ def run(args: argparse.Namespace) -> int:
             except (ValueError, OSError, FloatingPointError) as error:
                 failed += 1
                 line = first_line(error)
-                log.error("%s", line if str(clip) in line else f"{clip}: {line}")
+                log.error("%s", line if printable(clip) in line else f"{clip}: {line}")
     if failed and len(clips) > 1:
         log.error("%d of %d clips failed", failed, len(clips))
     return 2 if failed else 0

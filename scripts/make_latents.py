@@ -35,7 +35,7 @@ from ldm.engine.assemble import CARD, CONFIGS, EMBEDDED, Weights, build_method, 
 from ldm.engine.device import usable_device
 from ldm.engine.provenance import versions
 from ldm.engine.resume import differences
-from ldm.files import write_whole
+from ldm.files import read_json, write_whole
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
@@ -221,7 +221,7 @@ def compare_manifest(path: Path, manifest: Mapping) -> None:
             raise ValueError(f"{path.parent}: holds {there[0]} without a manifest.json; name another folder")
         return
     try:
-        begun = json.loads(path.read_text(encoding="utf-8"))["settings"]
+        begun = dict(read_json(path)["settings"])
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{path}: not readable; remove {path.parent} to restart") from None
     if differing := differences(begun, json.loads(json.dumps(manifest["settings"]))):

@@ -32,6 +32,7 @@ from ldm.engine.jobs import Job, JobOptions, Log, Model, find_jobs, prepare, res
 from ldm.engine.plan import parse_bytes
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
+from ldm.printable import printable
 from ldm.video.source import DAMAGED
 from scripts.command import Parser, add_trust, first_line, non_negative_int, positive_int, progress_bar, tell
 
@@ -253,13 +254,13 @@ def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool, w
         except Exception as error:
             if alone or (line := explain(error)) is None:
                 raise
-            warn(line if str(job.path) in line else f"{job.path}: {line}")
+            warn(line if printable(job.path) in line else f"{job.path}: {line}")
     return done
 
 
 def warner(program: str) -> Log:
     """warn(line) prints on stderr under the name of the command."""
-    return lambda line: print(f"{program}: {line}", file=sys.stderr, flush=True)
+    return lambda line: print(f"{program}: {printable(line)}", file=sys.stderr, flush=True)
 
 
 def explain(error: Exception) -> str | None:

@@ -2,6 +2,9 @@
 
 import json
 import os
+import socket
+import struct
+import tarfile
 import zipfile
 
 import numpy as np
@@ -13,11 +16,14 @@ from ldm.engine import provenance
 from ldm.engine.resume import WorkError, WorkFolder, recorded_plan, remove_partials
 from ldm.files import partial
 from ldm.printable import printable
+from ldm.report import page as report_page
 from ldm.training.callbacks import StepCheckpoint
 from ldm.training.preflight import check_export, check_run
 from ldm.video.replacing import Replacement
 from ldm.video.source import VideoError
 from ldm.weights import checkpoint
+from scripts import make_latents
+from scripts.degrade import Manifest
 
 
 def one_line(error) -> str:
@@ -57,7 +63,49 @@ def torn_archive(path):
     path.write_bytes(data[:place] + b"PK\x06\x07" + b"\xff" * 16 + data[place:])
 
 
+def unicode(text: str) -> bytes:
+    return b"X" + struct.pack("<I", len(text)) + text.encode()
+
+
+def calling(path, call: bytes):
+    """An archive whose pickle is a dictionary of one entry: what a call gives."""
+    torch.save({"a": torch.zeros(2)}, path)
+    with zipfile.ZipFile(path) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in members.items():
+            own = b"\x80\x02}" + unicode("a") + call + b"s."
+            archive.writestr(name, own if name.endswith("data.pkl") else data)
+
+
+def doubling(path):
+    call = b"c_codecs\nencode\n" + unicode("x" * 64) + unicode("latin1") + b"\x86R"
+    for _ in range(40):
+        call = b"c_codecs\nencode\n" + call + unicode("hex-codec") + b"\x86R"
+    calling(path, call)
+
+
+def legacy(path, change=lambda data: data):
+    torch.save({"a": torch.zeros(4)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(change(path.read_bytes()))
+
+
+def old_bytearray(path):
+    head = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.\x80\x02}q\x00."
+    path.write_bytes(head + b"\x80\x02}" + unicode("a") + FILL + b"s.\x80\x02].")
+
+
+FILL = b"c__builtin__\nbytearray\n\x8a\x05" + (1 << 38).to_bytes(5, "little") + b"\x85R"
 WEIGHTS = {
+    "memory by a number": (lambda path: calling(path, FILL.replace(b"__builtin__", b"builtins")), "holds a bytearray"),
+    "memory by a number, old name": (lambda path: calling(path, FILL), "holds a bytearray"),
+    "memory by a number, old file": (old_bytearray, "holds a bytearray"),
+    "text that doubles": (doubling, "text that grows"),
+    "old file of terabytes": (
+        lambda path: legacy(path, lambda data: data.replace(b"K\x04Nt", b"\x8a\x06" + bytes(5) + b"\x10Nt")),
+        "damaged",
+    ),
+    "tape archive": (lambda path: tarfile.open(path, "w").close(), "damaged"),
     "torn archive": (torn_archive, "damaged"),
     "stride of zero": (lambda path: torch.save({"a": torch.zeros(1).expand(1 << 36)}, path), "the file holds 4 for it"),
     "overlapping": (lambda path: torch.save({"a": torch.zeros(64).as_strided((1 << 20, 8), (0, 8))}, path), "holds"),
@@ -84,6 +132,58 @@ def test_a_weight_file_that_asks_for_more_than_it_holds(name, tmp_path):
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.read(tmp_path / "a.ckpt")
     assert says in one_line(error)
+
+
+def test_bytes_and_numbers_of_honest_checkpoints_are_read(tmp_path):
+    content = {"state_dict": {"a": torch.ones(2)}, "note": b"hex", "mode": "hex", "seed": np.float64(3)}
+    torch.save(content, tmp_path / "a.ckpt", pickle_protocol=2)
+    with zipfile.ZipFile(tmp_path / "a.ckpt") as archive:
+        data = archive.read("a/data.pkl")
+    assert b"_codecs" in data and b"scalar" in data
+    with pytest.raises(checkpoint.CheckpointError, match="text that grows"):
+        checkpoint.read(tmp_path / "a.ckpt")  # refused because of its words, which no released checkpoint holds
+    torch.save(content | {"mode": "l1", "note": "hexagon"}, tmp_path / "a.ckpt")
+    assert checkpoint.read(tmp_path / "a.ckpt")["a"].all()
+    legacy(tmp_path / "b.ckpt")
+    assert checkpoint.read(tmp_path / "b.ckpt")["a"].shape == (4,)
+
+
+def safetensors(path, header, data=bytes(24), length=None):
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + data)
+
+
+def entry(begin, end, shape=(2,), dtype="F32"):
+    return {"dtype": dtype, "shape": list(shape), "data_offsets": [begin, end]}
+
+
+HEADERS = {
+    "overlapping": lambda path: safetensors(path, {"a": entry(0, 8), "b": entry(4, 12)}),
+    "twice the same values": lambda path: safetensors(path, {"a": entry(0, 8), "b": entry(0, 8)}),
+    "huge offsets": lambda path: safetensors(path, {"a": entry(0, 1 << 62, (1 << 60,))}),
+    "offsets that overflow": lambda path: safetensors(path, {"a": entry((1 << 64) - 8, 0)}),
+    "backwards": lambda path: safetensors(path, {"a": entry(8, 0)}),
+    "huge shape": lambda path: safetensors(path, {"a": entry(0, 8, (1 << 40, 1 << 40))}),
+    "huge shape of nothing": lambda path: safetensors(path, {"a": entry(0, 0, (1 << 63, 0))}),
+    "behind the end": lambda path: safetensors(path, {"a": entry(0, 80, (20,))}),
+    "a gap": lambda path: safetensors(path, {"a": entry(0, 8), "b": entry(16, 24)}),
+    "header of an exabyte": lambda path: safetensors(path, {"a": entry(0, 8)}, length=1 << 60),
+    "header behind the end": lambda path: safetensors(path, {"a": entry(0, 8)}, length=1 << 20),
+    "deep header": lambda path: safetensors(path, b'{"a": ' + b"[" * 100_000),
+    "words behind the header": lambda path: safetensors(path, b'{"a": 3} {"a": 4}'),
+    "unknown kind": lambda path: safetensors(path, {"a": entry(0, 8, dtype="F4096")}),
+    "control characters": lambda path: safetensors(path, {"\x1b[2J\n": entry(0, 9)}),
+    "list": lambda path: safetensors(path, [1]),
+    "empty": lambda path: safetensors(path, {}, b""),
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_header_of_another_form(name, tmp_path):
+    HEADERS[name](tmp_path / "a.safetensors")
+    with pytest.raises(checkpoint.CheckpointError) as error:
+        checkpoint.read(tmp_path / "a.safetensors")
+    one_line(error)
 
 
 @pytest.mark.parametrize("name", ["model-00001-of-00002.safetensors", "model.safetensors.index.json"])
@@ -151,6 +251,11 @@ def link(work, name, target):
     (work / name).symlink_to(target)
 
 
+def bound(path):
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.bind(os.path.relpath(path))  # the length of such names is limited
+
+
 def saved(work, content):
     (work / "parts").mkdir()
     torch.save(content, work / "state.pt")
@@ -166,6 +271,32 @@ WORK = {
     "foreign file": (lambda work, out: (work / "thesis.tex").write_text("x"), "not of a work folder"),
     "foreign folder": (lambda work, out: (work / "parts/sub").mkdir(parents=True), "not of a work folder"),
     "pipe as a lock": (lambda work, out: os.mkfifo(work / "lock"), "not a regular file"),
+    "pipe as a manifest": (lambda work, out: os.mkfifo(work / "manifest.json"), "not a regular file"),
+    "pipe as a state": (lambda work, out: os.mkfifo(work / "state.pt"), "not a regular file"),
+    "pipe as a part": (lambda work, out: ((work / "parts").mkdir(), os.mkfifo(work / "parts/000000")), "not a regular"),
+    "pipe as the parts": (lambda work, out: os.mkfifo(work / "parts"), "not a regular file"),
+    "pipe of a part": (
+        lambda work, out: ((work / "parts/000000").mkdir(parents=True), os.mkfifo(work / "parts/000000/a.png")),
+        "not a regular file",
+    ),
+    "link of a part": (
+        lambda work, out: ((work / "parts/000000").mkdir(parents=True), link(work, "parts/000000/a.png", out / "a")),
+        "is a link",
+    ),
+    "socket as a lock": (lambda work, out: bound(work / "lock"), "not a regular file"),
+    "file as the parts": (lambda work, out: (work / "parts").write_text("x"), "cannot be used"),
+    "folder as a lock": (lambda work, out: (work / "lock").mkdir(), "cannot be used"),
+    "folder as a manifest": (lambda work, out: (work / "manifest.json").mkdir(), "not readable"),
+    "folder as a state": (lambda work, out: (work / "state.pt").mkdir(), "state.pt: not readable"),
+    "state of a bomb": (lambda work, out: calling(work / "state.pt", FILL), "state.pt: not readable"),
+    "many keys": (
+        lambda work, out: (work / "manifest.json").write_text(json.dumps(dict.fromkeys(map(str, range(10**5)), 1))),
+        "started with",
+    ),
+    "huge counts": (
+        lambda work, out: (work / "manifest.json").write_text('{"plan": {"tile": 1%s}}' % ("0" * 4000)),
+        "started with",
+    ),
     "list as a manifest": (lambda work, out: (work / "manifest.json").write_text("[1]"), "not readable"),
     "deep manifest": (lambda work, out: (work / "manifest.json").write_text("[" * 100_000), "not readable"),
     "manifest of words": (lambda work, out: (work / "manifest.json").write_text('{"plan": "\\u001b"}'), "started with"),
@@ -261,9 +392,48 @@ def test_a_record_is_of_the_output_beside_it(tmp_path):
     good = {"path": str(tmp_path / "good"), "sha256": checkpoint.sha256(tmp_path / "good")}
     weights = {"zero": {"path": "/dev/zero", "sha256": "0"}, "pipe": {"path": str(tmp_path / "fifo"), "sha256": "0"}}
     weights |= {"null": {"path": "a\0b", "sha256": "0"}}
+    weights |= {"kernel": {"path": "/proc/kmsg", "sha256": "0"}, "core": {"path": "/proc/kcore", "sha256": "0"}}
     (tmp_path / "out.mp4.json").write_text(json.dumps({"output": good, "input": good, "weights": weights}))
     results = [result for _, result in provenance.verify(tmp_path / "out.mp4.json")]
-    assert results == ["differs", "as recorded", "not found", "not found", "not found"]
+    assert results == ["differs", "as recorded", "not found", "not found", "not found", *results[5:]]
+    assert {*results[5:]} <= {"differs", "not found"} and len(results) == 7
+
+
+def made_by(path):
+    Manifest(path.parent, {})
+
+
+JSON = {  # files that commands read beside clips and results: their readers
+    "results.json": report_page.read_results,
+    "manifest.json": made_by,
+    "latents.json": lambda path: make_latents.compare_manifest(path, {"settings": {}}),
+    "out.mp4.json": provenance.verify,
+}
+CONTENTS = {
+    "deep": "[" * 100_000,
+    "deep mappings": '{"a":' * 100_000,
+    "digits": "1" * 5000,
+    "nothing": "",
+    "number": "3",
+    "null": "null",
+    "list": "[1]",
+    "words": '{"clips": "x", "settings": 3, "format": [], "output": "x", "input": [], "weights": 3}',
+    "bytes": "\udcff\udcfe",
+    "pipe": None,
+}
+
+
+@pytest.mark.parametrize("name", JSON)
+@pytest.mark.parametrize("content", CONTENTS)
+def test_json_of_any_form_is_one_line(name, content, tmp_path):
+    path = tmp_path / name
+    if CONTENTS[content] is None:
+        os.mkfifo(path)
+    else:
+        path.write_bytes(CONTENTS[content].encode(errors="surrogateescape"))
+    with pytest.raises(ValueError) as error:
+        JSON[name](path)
+    one_line(error)
 
 
 # ---- runs

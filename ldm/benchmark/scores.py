@@ -10,7 +10,7 @@ from pathlib import Path
 from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
-from ldm.files import write_whole
+from ldm.files import read_json, write_whole
 from ldm.metrics.measure import Measure
 from ldm.metrics.protocol import Options, measures
 
@@ -81,7 +81,7 @@ def _needs(measure: Measure, clip: Clip) -> bool:
 def _read_cache(file: Path) -> dict[str, dict]:
     """The entries of a cache file by measure; none where it cannot be read."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         return {name: entry for name, entry in content.items() if {"key", *PARTS} <= entry.keys()}
     except (OSError, ValueError, AttributeError):
         return {}

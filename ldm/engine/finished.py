@@ -5,8 +5,8 @@ from collections.abc import Mapping
 
 from ldm.engine import provenance
 from ldm.engine.jobs import Job, Model, manifest_of
-from ldm.engine.resume import differences
-from ldm.files import read_text
+from ldm.engine.resume import continued, differences
+from ldm.files import read_json
 
 COMPARED_KEYS = ("input", "weights", "settings", "arguments", "versions")  # of the manifest: they determine the frames
 
@@ -24,12 +24,13 @@ def finished(job: Job, model: Model, *, keys: tuple[str, ...] = COMPARED_KEYS) -
     if not (job.output.exists() and beside.is_file()):
         return None
     try:
-        record = json.loads(read_text(beside))
+        record = read_json(beside)
         was = _without_paths({key: record[key] for key in keys})
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputDiffers(f"{beside}: not a record of an output; remove it and {job.output}") from None
     now = json.loads(json.dumps(manifest_of(job, model)))
-    if found := differences(was, _without_paths({key: now[key] for key in was})):
+    wanted = _without_paths({key: now[key] for key in was})
+    if found := differences(continued(was, wanted), wanted):
         what = "; ".join(found[:2])
         raise OutputDiffers(f"{job.output}: made with {what}; choose another -o, or remove it")
     if not provenance.has_recorded_hash(job.output, record):

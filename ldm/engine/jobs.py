@@ -17,6 +17,7 @@ from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_reserve
 from ldm.engine.resume import WorkFolder, recorded_plan, remove
+from ldm.files import shortened
 from ldm.methods.contract import Method, Progress
 from ldm.methods.geometry import MIN_SIDE, floor_pixels
 from ldm.video.formats import CONTAINERS
@@ -206,15 +207,16 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
             metadata["weights"] = " ".join(f"{slot}:{value[:16]}" for slot, value in model.hashes.items())
             _clear_stale(job.output)
             span, overwrite = (task.start, task.stop), job.options.overwrite
-            video.join(
-                parts,
-                job.output,
-                source=task.source,
-                format=task.format,
-                span=span,
-                metadata=metadata,
-                overwrite=overwrite,
-            )
+            with work.computing():
+                video.join(
+                    parts,
+                    job.output,
+                    source=task.source,
+                    format=task.format,
+                    span=span,
+                    metadata=metadata,
+                    overwrite=overwrite,
+                )
         except BaseException as error:
             _give_up(work, error, warn, keep=job.options.preview is None)
             raise
@@ -242,7 +244,7 @@ def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -
 
 def _clear_stale(output: Path) -> None:
     """Remove temporary files that a killed run left beside the output. The caller holds the lock."""
-    name = glob.escape(output.name)
+    name = glob.escape(shortened(output.name))
     for pattern in (f".{name}.partial-*", f".{name}.old-*"):
         for left in output.parent.glob(pattern):
             remove(left)
@@ -280,14 +282,20 @@ def _signature(model: Model) -> str:
 def manifest_of(job: Job, model: Model, plan: Plan | None = None) -> dict:
     """Return everything that determines the bytes of an output, as plain values."""
     task = job.task
+    arguments = {name: getattr(task, name) for name in ("upscale", "seed", "start", "stop", "prompt")}
     names = [str(name) for name in task.source.names]
     return {
-        "input": {"path": str(job.path), "names": names, "sha256": provenance.digest(job.path, names)},
+        "input": {
+            "path": str(job.path),
+            "names": names,
+            "frames": task.source.frames,
+            "sha256": provenance.digest(job.path, names),
+        },
         "weights": {
             name: {"path": str(model.weights.files[name]), "sha256": value} for name, value in model.hashes.items()
         },
         "settings": model.plain_settings,
-        "arguments": {name: getattr(task, name) for name in ("upscale", "seed", "start", "stop", "prompt")},
+        "arguments": arguments | {"damaged": task.source.damaged},
         "format": {name: str(value) for name, value in vars(task.format).items()},
         "plan": None if plan is None else plan.plain(),
         "hardware": hardware(model.device),

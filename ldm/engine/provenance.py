@@ -4,12 +4,13 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ldm.files import read_text, write_whole
+from ldm.files import read_json, write_whole
 from ldm.printable import printable
 from ldm.video.source import is_visible
 from ldm.weights import checkpoint
@@ -18,6 +19,7 @@ PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safe
 NAME = "mgld-vsr"
 SLOT = re.compile(r"[a-z][a-z0-9_]{0,40}")  # valid names of weights in a record
 MAX_NAMES = 1_000_000
+LARGEST_FILE = 1 << 45  # bytes; /proc/kcore says that it is larger
 
 
 def versions() -> dict[str, str]:
@@ -48,12 +50,12 @@ def digest(path: Path, names: Iterable[str] = ()) -> str:
         return _digest_of_file(path)
     total = hashlib.sha256()
     for name in names or sorted(child.name for child in path.iterdir() if child.is_file() and is_visible(child)):
-        total.update(f"{name}\n{_digest_of_file(path / name)}\n".encode())
+        total.update(os.fsencode(f"{name}\n{_digest_of_file(path / name)}\n"))
     return total.hexdigest()
 
 
 def _digest_of_file(path: Path) -> str:
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
         raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     return checkpoint.sha256(path)
 
@@ -83,7 +85,7 @@ def unchanged(output: Path, made_of: Mapping) -> dict | None:
     `made_of` are the entries of the record, as JSON holds them, that decide the output.
     """
     try:
-        content = dict(json.loads(record_path(output).read_text(encoding="utf-8")))
+        content = dict(read_json(record_path(output)))
         same = made_of.items() <= content.items() and has_recorded_hash(output, content)
     except (OSError, ValueError, TypeError):
         return None
@@ -97,12 +99,12 @@ def verify(path: Path) -> list[tuple[str, str]]:
     "as recorded" | "differs" | "not found"). Raises ValueError for a file that is not a record.
     """
     try:
-        content = json.loads(read_text(path))
+        content = read_json(path)
         entries = {"output": content["output"], "input": content["input"], **content["weights"]}
         checked = {what: _entry(what, entry) for what, entry in entries.items()}
     except OSError as error:
         raise ValueError(f"{path}: cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{path}: not a record of an output; expected the JSON that lies beside one") from None
     results = []
     for what, (name, expected, names) in checked.items():

@@ -7,16 +7,16 @@ import os
 import re
 import shutil
 import stat
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_text, sync, write_whole
+from ldm.engine.device import is_out_of_memory
+from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_json, shortened, sync, write_whole
 from ldm.printable import printable
-from ldm.weights.safe import check_nested, refuse_compressed
+from ldm.weights.safe import check_nested, refuse_bombs
 
 try:
     import fcntl
@@ -50,7 +50,7 @@ class WorkFolder:
     def __init__(self, output: Path, manifest: Mapping) -> None:
         self.path = folder_beside(output)
         self.manifest = manifest
-        self._lock, self._made = None, []
+        self._lock, self._made, self._loaded = None, [], False
 
     def __enter__(self) -> "WorkFolder":
         try:
@@ -73,10 +73,13 @@ class WorkFolder:
             if folder.is_symlink():
                 raise WorkError(f"{folder}: is a link; remove it, the work folder must lie beside its output")
             for child in folder.iterdir() if folder.exists() else ():
-                if child.is_symlink():
-                    raise WorkError(f"{printable(child)}: is a link; remove it")
+                _refuse_special(child)
                 if not (is_own(child.name) or is_partial(child.name)):
                     raise WorkError(f"{printable(child)}: not of a work folder; move it away, or remove {self.path}")
+
+        for part in self.parts.iterdir() if self.parts.exists() else ():
+            for picture in part.iterdir() if part.is_dir() else ():
+                _refuse_special(picture)
 
     def _check_manifest(self) -> None:
         """Write the manifest, or compare it with an existing one."""
@@ -85,9 +88,13 @@ class WorkFolder:
         stored = self._stored_manifest()
         if stored is None:
             write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
-        elif differing := differences(stored, json.loads(json.dumps(self.manifest))):
+            return
+        now = json.loads(json.dumps(self.manifest))
+        if differing := differences(continued(stored, now), now):
             what = "; ".join(differing[:3]) + (" ..." if len(differing) > 3 else "")
             raise WorkError(f"{self.path}: started with {what}; repeat that, or remove the folder to start again")
+        if stored != now:
+            write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def __exit__(self, kind, error, trace) -> None:
         self._release()
@@ -112,7 +119,7 @@ class WorkFolder:
         """
         path, state = self.path / "state.pt", None
         if path.exists():
-            state = self._read_state(path)
+            state, self._loaded = self._read_state(path), True
         kept = set(state["parts"] if state else ())
         for part in self.parts.iterdir():
             if part.name not in kept:
@@ -125,8 +132,7 @@ class WorkFolder:
         try:
             if not path.is_file():
                 raise ValueError("not a regular file")
-            if zipfile.is_zipfile(path):
-                refuse_compressed(path)
+            refuse_bombs(path)
             state = torch.load(path, weights_only=True)
             check_nested(state)
             parts = state["parts"]
@@ -142,8 +148,24 @@ class WorkFolder:
         try:
             yield
         except STATE_ERRORS as error:
-            where = self.path / "state.pt"
-            raise WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}") from error
+            raise self._misfit(error) from error
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Turn errors of code that computes with a loaded state, or joins loaded parts, into WorkError.
+
+        Errors that are one line already pass, and memory that ran out; so do all errors where no state was loaded.
+        """
+        try:
+            yield
+        except (*STATE_ERRORS, AssertionError) as error:
+            if not self._loaded or isinstance(error, ValueError) or is_out_of_memory(error):
+                raise
+            raise self._misfit(error) from error
+
+    def _misfit(self, error: Exception) -> WorkError:
+        where = self.path / "state.pt"
+        return WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}")
 
     def save(self, state: dict) -> None:
         """Replace the saved state. `state["parts"]` lists the names of the finished parts."""
@@ -177,8 +199,8 @@ class WorkFolder:
         if not path.exists():
             return None
         try:
-            stored = json.loads(read_text(path))
-        except (ValueError, RecursionError):
+            stored = read_json(path)
+        except ValueError:
             stored = None
         if not isinstance(stored, dict):
             raise WorkError(f"{path}: not readable; remove {self.path} to start again")
@@ -203,6 +225,13 @@ class WorkFolder:
             self._lock = None
 
 
+def _refuse_special(path: Path) -> None:
+    """Raise WorkError for a link, a pipe or a device: a link leads elsewhere, and the others may be read for ever."""
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise WorkError(f"{printable(path)}: is {'a link' if stat.S_ISLNK(mode) else 'not a regular file'}; remove it")
+
+
 def folder_beside(output: Path) -> Path:
     """Return the path of the work folder of an output."""
     return output.with_name(f"{output.name}.work")
@@ -210,10 +239,22 @@ def folder_beside(output: Path) -> Path:
 
 def recorded_plan(output: Path) -> dict | None:
     """Return the plan in the manifest of an output's work folder, or None; a resumed run keeps its plan."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
-        plan = json.loads(read_text(folder_beside(output) / "manifest.json"))["plan"]
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        plan = read_json(folder_beside(output) / "manifest.json")["plan"]
         return plan if isinstance(plan, dict) else None
     return None
+
+
+def continued(stored: Mapping, now: Mapping) -> dict:
+    """Return a stored manifest with `damaged: stop` changed to `repeat` if that is wanted now.
+
+    Frames before a damaged one are the same under both, so that `--damaged repeat` continues a run that stopped at it.
+    """
+    before, after = stored.get("arguments"), now.get("arguments")
+    if isinstance(before, dict) and isinstance(after, dict):
+        if (before.get("damaged"), after.get("damaged")) == ("stop", "repeat"):
+            return {**stored, "arguments": {**before, "damaged": "repeat"}}
+    return dict(stored)
 
 
 def differences(stored: Mapping, now: Mapping, place: str = "") -> list[str]:
@@ -246,7 +287,7 @@ def remove(path: Path) -> None:
 
 def remove_partials(output: Path) -> None:
     """Remove temporary files of this output that killed runs left behind."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.partial-*"):
+    for path in output.parent.glob(f".{glob.escape(shortened(output.name))}.partial-*"):
         match = PARTIAL.fullmatch(path.name)
         if match and not _is_running(int(match[1])):
             remove(path)
