@@ -6,6 +6,7 @@ of the file, what its surroundings hold afterwards, and how much memory it takes
 
 import contextlib
 import copy
+import functools
 import json
 import os
 import random
@@ -48,9 +49,9 @@ def places(node, path=()):
 
 
 def changed(content, draw: random.Random, values: list):
-    """A copy with up to three values replaced, removed, renamed or moved."""
+    """A copy with up to three values replaced, removed, renamed or moved; without `values`, as it is given."""
     content = copy.deepcopy(content)
-    for _ in range(draw.randint(0, 3)):
+    for _ in range(draw.randint(0, 3) if values else 0):
         found = list(places(content))
         if not found:
             break
@@ -120,9 +121,14 @@ def use_text(path: Path) -> None:
     use_card(path)
 
 
+@functools.cache
+def good_card():
+    return config.load(EMBEDDED / "model.yaml")
+
+
 def use_words(path: Path) -> None:
     """A good card, changed by words of a command line."""
-    settings = config.load(EMBEDDED / "model.yaml")
+    settings = good_card()
     changed = config.override(settings, json.loads(path.read_text(encoding="utf-8")))
     with torch.device("meta"):
         config.instantiate(changed.get("networks"))
@@ -135,10 +141,12 @@ def use_weights(path: Path) -> None:
     checkpoint.load(net, state)
 
 
+@functools.cache
 def card() -> dict:
     return config.plain(config.load(EMBEDDED / "model.yaml"))
 
 
+@functools.cache
 def card_text() -> dict:
     """The card as people write it, with its comments; its includes are found from anywhere."""
     folder = (EMBEDDED / "../../configs").resolve()
@@ -167,10 +175,9 @@ def write_safetensors(content: dict, path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(text)) + text + struct.pack("<6f", *range(6)))
 
 
-def words() -> list[str]:
+def words(draw: random.Random) -> list[str]:
     """Words for a command line: a setting of the card, or what looks like one, and a value in many writings."""
-    draw, tree = random.Random(), card()
-    known = [".".join(map(str, place)) for place in places(tree)]
+    known = [".".join(map(str, place)) for place in places(card())]
     typed = [json.dumps(value) for value in VALUES] + [str(value) for value in VALUES]
     typed += ["[", "{a: ", "'", "!!python/name:os.system", "&a [*a]", "0x" + "f" * 400, "9" * 5000, "[" * 5000, "a #"]
     pairs = ((draw.choice(["", "+", "++"]), draw.choice(known), draw.choice(typed)) for _ in range(draw.randint(1, 4)))
@@ -182,7 +189,7 @@ SHAPES = [[1 << 40, 1 << 40], [0], [-1], [2] * 99, "x", "I8", "F8_E4M3", "BOOL",
 KINDS = {  # name: number of files, content, values, how it is written, where, how it is used
     "card": (500, card, VALUES, write_yaml, "model.yaml", use_card),
     "text": (250, card_text, [], write_text, "model.yaml", use_text),
-    "words": (250, words, VALUES, write_json, "words.json", use_words),
+    "words": (250, words, [], write_json, "words.json", use_words),
     "manifest": (500, lambda: MANIFEST, VALUES, write_json, "out.mp4.work/manifest.json", use_work),
     "state": (500, lambda: STATE, VALUES + TENSORS, torch.save, "out.mp4.work/state.pt", use_work),
     "checkpoint": (500, trained, VALUES + TENSORS, torch.save, "last.ckpt", use_checkpoint),
@@ -202,7 +209,8 @@ def trials(kind: str, folder: Path) -> dict:
         path = folder / "cases" / str(number) / name
         watch.enter(path.parents[len(Path(name).parts) - 1])
         path.parent.mkdir(parents=True)
-        spoiled(changed(content(), draw, values) if values else content(), draw, path, write)
+        made = content(draw) if content is words else changed(content(), draw, values)
+        spoiled(made, draw, path, write)
         try:
             use(path)
             outcomes["good"] += 1
