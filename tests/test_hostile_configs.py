@@ -209,6 +209,14 @@ def test_words_are_taken_as_what_their_key_expects(tmp_path, word, value):
     assert loaded == value and type(loaded) is type(value)
 
 
+@pytest.mark.parametrize("text", ["&a [*a]", "[&a [*a]]", "{a: &a {b: *a}}", "[" * 5000, "!!python/name:os.system"])
+def test_words_that_are_no_values_are_refused_in_one_line(tmp_path, text):
+    (tmp_path / "a.yaml").write_text("seed: 3\n")
+    with pytest.raises(config.ConfigError, match="is not a YAML value") as error:
+        config.load(tmp_path / "a.yaml", overrides=[f"+ema={text}"])
+    one_line(error)
+
+
 # ---- code of the user
 
 MINE = """
