@@ -1,15 +1,17 @@
 """Atomic files, written under a temporary name and then renamed; and bounded reading of small files."""
 
 import contextlib
+import hashlib
 import json
 import os
 import re
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such links
-LONGEST = 80  # characters of a name that its temporary name keeps
+LONGEST = 150  # bytes of a name that a temporary name keeps; systems allow 255
 LARGEST_TEXT = 64 << 20  # bytes of a record, manifest or table
 PARTIAL = re.compile(r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?")  # names that we give, with the process
 
@@ -21,7 +23,7 @@ def partial(path: Path) -> Iterator[Path]:
     Its name is random and it is never one that existed, so no link is followed. Its permissions are those that the
     umask leaves, whatever the block does to it. An output that is a link is replaced, not followed.
     """
-    temporary = path.with_name(f".{path.stem[:LONGEST]}.partial-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f".{shortened(path.stem)}.partial-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, 0o666)
     permissions = os.fstat(handle).st_mode & 0o777
     os.close(handle)
@@ -31,6 +33,14 @@ def partial(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def shortened(name: str) -> str:
+    """Return a name for temporary names: itself, or of a long one the beginning and a hash."""
+    data = os.fsencode(name)
+    if len(data) <= LONGEST:
+        return name
+    return f"{data[:LONGEST].decode('utf-8', 'ignore')}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
 def is_partial(name: str) -> bool:
@@ -63,12 +73,17 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
     return data.decode("utf-8")
 
 
+def read_json(path: Path) -> Any:
+    """The content of a JSON file. Raises as `read_text`, and ValueError for a file that is not JSON or too deep."""
+    try:
+        return json.loads(read_text(path))
+    except RecursionError:
+        raise ValueError(f"{path}: nested too deeply") from None
+
+
 def read_object(path: Path) -> dict:
     """The object in a JSON file. Raises OSError, and ValueError for another content or kind of file."""
-    try:
-        content = json.loads(read_text(path))
-    except RecursionError:  # nested too deeply
-        content = None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got no JSON object")
     return content

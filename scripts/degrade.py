@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from ldm.engine import provenance
 from ldm.engine.finished import stored_manifest
 from ldm.engine.resume import remove_partials
 from ldm.files import write_whole
+from ldm.printable import printable
 from ldm.video.sinks import Pictures
 from ldm.video.source import DAMAGED, is_visible
 from ldm.video.writing import refuse_input
@@ -97,7 +99,7 @@ def names_of(clips: list[Path]) -> dict[Path, str]:
 
 def generator(seed: int, protocol: str, clip: str) -> np.random.Generator:
     """Return a generator that depends on the seed, the protocol and the clip alone."""
-    address = hashlib.sha256(f"{protocol}\n{clip}".encode()).digest()
+    address = hashlib.sha256(os.fsencode(f"{protocol}\n{clip}")).digest()
     return np.random.default_rng([seed, int.from_bytes(address[:16], "big")])
 
 
@@ -253,7 +255,7 @@ def run(args: argparse.Namespace) -> int:
             except (ValueError, OSError, FloatingPointError) as error:
                 failed += 1
                 line = first_line(error)
-                log.error("%s", line if str(clip) in line else f"{clip}: {line}")
+                log.error("%s", line if printable(clip) in line else f"{clip}: {line}")
     if failed and len(clips) > 1:
         log.error("%d of %d clips failed", failed, len(clips))
     return 2 if failed else 0

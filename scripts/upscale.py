@@ -31,6 +31,7 @@ from ldm.engine.plan import parse_bytes
 from ldm.engine.restoring import rounding_of
 from ldm.engine.resume import folder_beside
 from ldm.picture import comparison
+from ldm.printable import printable
 from ldm.video.source import DAMAGED
 from scripts.command import (
     Parser,
@@ -242,7 +243,7 @@ def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) -
         except Exception as error:
             if alone or (line := explain(error)) is None:
                 raise
-            log.warning(line if str(job.path) in line else f"{job.path}: {line}")
+            log.warning(line if printable(job.path) in line else f"{job.path}: {line}")
     return done
 
 

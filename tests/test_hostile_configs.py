@@ -86,8 +86,7 @@ def test_a_target_that_may_not_be_built(name, tmp_path, monkeypatch):
 
 
 def test_networks_that_do_not_fit_are_refused_while_they_grow(tmp_path, monkeypatch):
-    (tmp_path / "meminfo").write_text("MemTotal: 90 kB\nMemAvailable: 80 kB\n")
-    monkeypatch.setattr("ldm.config.bounds.MEMORY", tmp_path / "meminfo")
+    monkeypatch.setattr("ldm.config.bounds.free_host_memory", lambda: 80 * 1024)
     large = {"target": "torch.nn.Linear", "params": {"in_features": 300, "out_features": 100}}
     with pytest.raises(config.ConfigError, match="do not fit into memory"):
         config.instantiate([large])
@@ -208,6 +207,14 @@ def test_words_are_taken_as_what_their_key_expects(tmp_path, word, value):
     for key in word.lstrip("+").partition("=")[0].split("."):
         loaded = loaded[key]
     assert loaded == value and type(loaded) is type(value)
+
+
+@pytest.mark.parametrize("text", ["&a [*a]", "[&a [*a]]", "{a: &a {b: *a}}", "[" * 5000, "!!python/name:os.system"])
+def test_words_that_are_no_values_are_refused_in_one_line(tmp_path, text):
+    (tmp_path / "a.yaml").write_text("seed: 3\n")
+    with pytest.raises(config.ConfigError, match="is not a YAML value") as error:
+        config.load(tmp_path / "a.yaml", overrides=[f"+ema={text}"])
+    one_line(error)
 
 
 # ---- code of the user

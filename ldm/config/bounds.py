@@ -2,16 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 
 from torch import nn
 from torch.nn.modules import module as registration
 
 from ldm.config.errors import ConfigError
+from ldm.memory import free_host_memory
 
 MOST_MODULES = 10_000  # in what is built at once; the largest published networks have some 5,000
 MOST_VALUES = 10**11  # of weights, wherever they are
-MEMORY = Path("/proc/meminfo")
 
 
 @contextlib.contextmanager
@@ -34,7 +33,7 @@ def bounded(place: str) -> Iterator[None]:
 
 class _Count:
     def __init__(self, place: str) -> None:
-        self.place, self.free = place, _free_memory()
+        self.place, self.free = place, free_host_memory()
         self.modules = self.values = self.bytes = 0
 
     def module(self, parent: nn.Module, name: str, child: nn.Module | None) -> None:
@@ -52,11 +51,3 @@ class _Count:
         self.bytes += 0 if parameter.is_meta else parameter.numel() * parameter.element_size()
         if self.values > MOST_VALUES or self.bytes > (self.free or self.bytes):
             raise ConfigError(f"{self.place}: has {self.values} weights or more, which do not fit into memory")
-
-
-def _free_memory() -> int | None:
-    """Bytes of memory that are free, None where the system does not say."""
-    if not MEMORY.is_file():
-        return None
-    lines = dict(line.split(":", 1) for line in MEMORY.read_text(encoding="ascii").splitlines() if ":" in line)
-    return int(lines["MemAvailable"].split()[0]) * 1024 if "MemAvailable" in lines else None

@@ -134,11 +134,12 @@ def _typed(text: str, word: str) -> Any:
     """A value read as YAML, without comments; what is no list, mapping or quoted word is a word in any case."""
     try:
         value = yaml.load(re.sub(r"(?<=\s)#", HASH, text), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        restored = _with_hashes(value)  # RecursionError: a list in itself
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         if text[0] in "[{\"'&*!":
             raise ConfigError(f"override {brief(word)}: {brief(text)} is not a YAML value") from error
         return text
-    return text if isinstance(value, dict) and text[0] != "{" else _with_hashes(value)
+    return text if isinstance(value, dict) and text[0] != "{" else restored
 
 
 def _with_hashes(value: Any) -> Any:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from ldm import memory
+
 
 def usable_device(name: str | None) -> str:
     """Return the name of a usable device; default: CUDA if available, otherwise the CPU. Raises ValueError."""
@@ -53,31 +55,12 @@ def free_memory(device: str) -> int | None:
     if device.startswith("cuda"):
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # torch reuses it
         return torch.cuda.mem_get_info(device)[0] + cached
-    free = [_table("/proc/meminfo").get("MemAvailable", 0) * 1024]
-    for folder, limit, used in (
-        ("/sys/fs/cgroup", "memory.max", "memory.current"),
-        ("/sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-    ):
-        with contextlib.suppress(OSError, ValueError):  # "max" means no limit
-            left = int(Path(folder, limit).read_text(encoding="ascii"))
-            left -= int(Path(folder, used).read_text(encoding="ascii"))
-            pages = _table(f"{folder}/memory.stat")  # the kernel reclaims pages of files on demand
-            free.append(left + pages.get("inactive_file", 0) + pages.get("active_file", 0))
-    free = [value for value in free if value]
-    return max(min(free), 0) if free else None
-
-
-def _table(path: str) -> dict[str, int]:
-    """Read a file with lines such as `MemAvailable: 800 kB` or `active_file 800`; empty if it does not exist."""
-    with contextlib.suppress(OSError):
-        lines = (line.replace(":", " ").split() for line in Path(path).read_text(encoding="ascii").splitlines())
-        return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdecimal()}
-    return {}
+    return memory.free_host_memory()
 
 
 def _status(key: str) -> int:
     """Return a value of /proc/self/status in bytes; 0 if it does not exist."""
-    return _table("/proc/self/status").get(key, 0) * 1024
+    return memory.table("/proc/self/status").get(key, 0) * 1024
 
 
 def return_memory() -> None:

@@ -36,7 +36,7 @@ def finished(output: Path, made_of: Mapping) -> dict | None:
         recorded = record["output"]["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputDiffers(f"{beside}: not a record of an output; remove it and {output}") from None
-    if found := changes(was, _without_paths(made_of)):
+    if found := changes(continued(was, made_of), _without_paths(made_of)):
         raise OutputDiffers(f"{output}: made with {found}; choose another -o, or remove it")
     if recorded != provenance.digest(output):
         raise OutputDiffers(f"{output}: its frames have changed since they were written; remove it")
@@ -64,7 +64,7 @@ def stored_manifest(path: Path, now: Mapping, *, remedy: str) -> dict | None:
         stored = read_object(path)
     except ValueError:
         raise OutputDiffers(f"{path}: not readable as a manifest; remove it, or choose another folder") from None
-    if found := changes({key: stored.get(key) for key in now}, now):
+    if found := changes(continued({key: stored.get(key) for key in now}, now), now):
         raise OutputDiffers(f"{path.parent}: started with {found}; {remedy}")
     return stored
 
@@ -73,6 +73,18 @@ def changes(stored: Mapping, now: Mapping, most: int = 3) -> str:
     """Return `key=old, now new; ...` for the first `most` values that differ from a stored JSON object; "" if none."""
     found = _differences(stored, json.loads(json.dumps(now)))
     return "; ".join(found[:most]) + (" ..." if len(found) > most else "")
+
+
+def continued(stored: Mapping, now: Mapping) -> dict:
+    """Return a stored record or manifest with `damaged: stop` changed to `repeat` if that is wanted now.
+
+    Frames before a damaged one are the same under both, so that `--damaged repeat` continues a run that stopped at it.
+    """
+    before, after = stored.get("arguments"), now.get("arguments")
+    if isinstance(before, dict) and isinstance(after, dict):
+        if (before.get("damaged"), after.get("damaged")) == ("stop", "repeat"):
+            return {**stored, "arguments": {**before, "damaged": "repeat"}}
+    return dict(stored)
 
 
 def _differences(stored: Mapping, now: Mapping, place: str = "") -> list[str]:

@@ -208,15 +208,16 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
             metadata["weights"] = " ".join(f"{slot}:{value[:16]}" for slot, value in model.hashes.items())
             remove_partials(job.output)
             span, overwrite = (task.start, task.stop), job.options.overwrite
-            video.join(
-                parts,
-                job.output,
-                source=task.source,
-                format=task.format,
-                span=span,
-                metadata=metadata,
-                overwrite=overwrite,
-            )
+            with work.computing():
+                video.join(
+                    parts,
+                    job.output,
+                    source=task.source,
+                    format=task.format,
+                    span=span,
+                    metadata=metadata,
+                    overwrite=overwrite,
+                )
         except BaseException as error:
             _give_up(work, error, warn, keep=job.options.preview is None)
             raise
@@ -280,14 +281,20 @@ def made_of(job: Job, model: Model, *more: str) -> dict:
 def manifest_of(job: Job, model: Model, plan: Plan | None = None) -> dict:
     """Return everything that determines the bytes of an output, as plain values."""
     task = job.task
+    arguments = {name: getattr(task, name) for name in ("upscale", "seed", "start", "stop", "prompt")}
     names = [str(name) for name in task.source.names]
     return {
-        "input": {"path": str(job.path), "names": names, "sha256": provenance.digest(job.path, names)},
+        "input": {
+            "path": str(job.path),
+            "names": names,
+            "frames": task.source.frames,
+            "sha256": provenance.digest(job.path, names),
+        },
         "weights": {
             name: {"path": str(model.weights.files[name]), "sha256": value} for name, value in model.hashes.items()
         },
         "settings": model.used_settings,
-        "arguments": {name: getattr(task, name) for name in ("upscale", "seed", "start", "stop", "prompt")},
+        "arguments": arguments | {"damaged": task.source.damaged},
         "format": {name: str(value) for name, value in vars(task.format).items()},
         "plan": None if plan is None else plan.plain(),
         "hardware": hardware(model.device),

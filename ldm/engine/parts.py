@@ -85,9 +85,11 @@ def restore_parts(
 def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Progress) -> dict:
     names = video.png_names(task.source.names[task.start : task.stop])  # of all parts: a name may depend on the others
     state = work.load()
+    if state:
+        _check_progress(state, work)
     with work.resuming() if state else contextlib.nullcontext():
         run = _Run(method, task, plan, state, report)
-    with contextlib.closing(run):
+    with contextlib.closing(run), work.computing():
         while not run.finished:
             began, path = time.perf_counter(), work.part(len(run.parts))
             frames = run.until_saved(plan.part_frames)
@@ -99,6 +101,19 @@ def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Pro
             run.seconds["all"] += time.perf_counter() - began
             work.save(run.state())
         return run.state()
+
+
+def _check_progress(state: dict, work: WorkFolder) -> None:
+    """Raise WorkError unless the counts of a saved state are counts, and its times are times."""
+    counts = [state.get(name, 0) for name in ("written", "taken")]
+    switches = [state.get(name, False) for name in ("finished", "exhausted")]
+    tables = [state.get(name, {}) for name in ("seconds", "calls")]
+    with work.resuming():
+        if not all(type(value) is int and value >= 0 for value in counts) or {*map(type, switches)} != {bool}:
+            raise ValueError("counts of another form")
+        for table in tables:
+            if not all(isinstance(name, str) and type(value) in (int, float) for name, value in table.items()):
+                raise ValueError("times of another form")
 
 
 class _Stopped(Exception):
@@ -123,7 +138,7 @@ class _Run:
         self.pipeline = method.stream(task.request, plan.levers, self._progress)
         if "pipeline" in state:
             self.pipeline.resume(state["pipeline"])
-        reading = () if self.exhausted else _read(task.source, task.start + self.taken, task.stop)
+        reading = () if self.exhausted else video.read(task.source, task.start + self.taken, task.stop)
         self.source, self.stopping = prefetched(reading, READ_AHEAD), threading.Event()
 
     def close(self) -> None:
@@ -182,17 +197,6 @@ class _Run:
             "exhausted": self.exhausted, "seconds": dict(seconds), "calls": dict(self.calls),
             "pipeline": self.pipeline.state(),
         }  # fmt: skip
-
-
-class DamagedInput(video.VideoError):
-    """The input cannot be read to its end; the same command would fail again."""
-
-
-def _read(source: video.Source, start: int, stop: int | None) -> Iterator[np.ndarray]:
-    try:
-        yield from video.read(source, start, stop)
-    except video.VideoError as error:
-        raise DamagedInput(str(error)) from None
 
 
 def _values(pixels: np.ndarray) -> dict[str, Tensor]:

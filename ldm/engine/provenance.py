@@ -4,6 +4,7 @@ import errno
 import hashlib
 import importlib.metadata
 import json
+import os
 import platform
 import re
 from collections.abc import Iterable, Mapping
@@ -18,6 +19,7 @@ PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safe
 NAME = "mgld-vsr"
 SLOT = re.compile(r"[a-z][a-z0-9_]{0,40}")  # valid names of weights in a record
 MAX_NAMES = 1_000_000
+LARGEST_FILE = 1 << 45  # bytes; /proc/kcore says that it is larger
 
 
 def versions() -> dict[str, str]:
@@ -48,12 +50,12 @@ def digest(path: Path, names: Iterable[str] = ()) -> str:
         return _digest_of_file(path)
     total = hashlib.sha256()
     for name in names or sorted(child.name for child in path.iterdir() if child.is_file() and is_visible(child)):
-        total.update(f"{name}\n{_digest_of_file(path / name)}\n".encode())
+        total.update(os.fsencode(f"{name}\n{_digest_of_file(path / name)}\n"))
     return total.hexdigest()
 
 
 def _digest_of_file(path: Path) -> str:
-    if not path.is_file():
+    if not path.is_file() or path.stat().st_size > LARGEST_FILE:
         raise FileNotFoundError(errno.ENOENT, "not a regular file", str(path))
     return checkpoint.sha256(path)
 

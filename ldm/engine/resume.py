@@ -7,16 +7,16 @@ import os
 import re
 import shutil
 import stat
-import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
 
+from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import OutputDiffers, stored_manifest
-from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, sync, write_whole
+from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, shortened, sync, write_whole
 from ldm.printable import printable
-from ldm.weights.safe import check_nested, refuse_compressed
+from ldm.weights.safe import check_nested, refuse_bombs
 
 try:
     import fcntl
@@ -50,7 +50,7 @@ class WorkFolder:
     def __init__(self, output: Path, manifest: Mapping) -> None:
         self.path = folder_beside(output)
         self.manifest = manifest
-        self._lock, self._made = None, []
+        self._lock, self._made, self._loaded = None, [], False
 
     def __enter__(self) -> "WorkFolder":
         try:
@@ -73,10 +73,13 @@ class WorkFolder:
             if folder.is_symlink():
                 raise WorkError(f"{folder}: is a link; remove it, the work folder must lie beside its output")
             for child in folder.iterdir() if folder.exists() else ():
-                if child.is_symlink():
-                    raise WorkError(f"{printable(child)}: is a link; remove it")
+                _refuse_special(child)
                 if not (is_own(child.name) or is_partial(child.name)):
                     raise WorkError(f"{printable(child)}: not of a work folder; move it away, or remove {self.path}")
+
+        for part in self.parts.iterdir() if self.parts.exists() else ():
+            for picture in part.iterdir() if part.is_dir() else ():
+                _refuse_special(picture)
 
     def _check_manifest(self) -> None:
         """Write the manifest, or compare it with an existing one."""
@@ -87,7 +90,7 @@ class WorkFolder:
             stored = stored_manifest(path, self.manifest, remedy="repeat that, or remove the folder to start again")
         except OutputDiffers as error:
             raise WorkError(str(error)) from None
-        if stored is None:
+        if stored != json.loads(json.dumps(self.manifest)):
             write_whole(path, json.dumps(self.manifest, indent=1).encode())
 
     def __exit__(self, kind, error, trace) -> None:
@@ -113,7 +116,7 @@ class WorkFolder:
         """
         path, state = self.path / "state.pt", None
         if path.exists():
-            state = self._read_state(path)
+            state, self._loaded = self._read_state(path), True
         kept = set(state["parts"] if state else ())
         for part in self.parts.iterdir():
             if part.name not in kept:
@@ -126,8 +129,7 @@ class WorkFolder:
         try:
             if not path.is_file():
                 raise ValueError("not a regular file")
-            if zipfile.is_zipfile(path):
-                refuse_compressed(path)
+            refuse_bombs(path)
             state = torch.load(path, weights_only=True)
             check_nested(state)
             parts = state["parts"]
@@ -143,8 +145,24 @@ class WorkFolder:
         try:
             yield
         except STATE_ERRORS as error:
-            where = self.path / "state.pt"
-            raise WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}") from error
+            raise self._misfit(error) from error
+
+    @contextlib.contextmanager
+    def computing(self) -> Iterator[None]:
+        """Turn errors of code that computes with a loaded state, or joins loaded parts, into WorkError.
+
+        Errors that are one line already pass, and memory that ran out; so do all errors where no state was loaded.
+        """
+        try:
+            yield
+        except (*STATE_ERRORS, AssertionError) as error:
+            if not self._loaded or isinstance(error, ValueError) or is_out_of_memory(error):
+                raise
+            raise self._misfit(error) from error
+
+    def _misfit(self, error: Exception) -> WorkError:
+        where = self.path / "state.pt"
+        return WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}")
 
     def save(self, state: dict) -> None:
         """Replace the saved state. `state["parts"]` lists the names of the finished parts."""
@@ -192,6 +210,13 @@ class WorkFolder:
             self._lock = None
 
 
+def _refuse_special(path: Path) -> None:
+    """Raise WorkError for a link, a pipe or a device: a link leads elsewhere, and the others may be read for ever."""
+    mode = path.lstat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise WorkError(f"{printable(path)}: is {'a link' if stat.S_ISLNK(mode) else 'not a regular file'}; remove it")
+
+
 def folder_beside(output: Path) -> Path:
     """Return the path of the work folder of an output."""
     return output.with_name(f"{output.name}.work")
@@ -215,7 +240,7 @@ def remove(path: Path) -> None:
 
 def remove_partials(output: Path) -> None:
     """Remove temporary files of this output that killed runs left behind; this process must not be writing it."""
-    for path in output.parent.glob(f".{glob.escape(output.name)}.*-*"):
+    for path in output.parent.glob(f".{glob.escape(shortened(output.name))}.*-*"):
         match = PARTIAL.fullmatch(path.name)
         if match and not _is_running(int(match[1])):
             remove(path)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _VARIANCE_FLOOR = 1e-5
+_FLAT = 2 * 2 / 255  # range of the values in [-1, 1] of a frame of one colour: two levels of 8 bits
 
 
 def _check_images(content: Tensor, style: Tensor) -> None:
@@ -62,3 +63,14 @@ def wavelet_color_fix(content: Tensor, style: Tensor) -> Tensor:
         shapes = f"{tuple(content.shape)} and {tuple(style.shape)}"
         raise ValueError(f"got images {shapes}, expected one size; resize the style")
     return (wavelet_decompose(content)[0] + wavelet_decompose(style)[1]).to(content.dtype)
+
+
+def wavelet_fix_keeping_flat(content: Tensor, style: Tensor) -> Tensor:
+    """Apply `wavelet_color_fix`, but return the frames of `style` that have one colour, both (n, c, h, w) in [-1, 1].
+
+    A frame whose channels each vary by 2/255 of their range at most, such as black between scenes, holds no detail to
+    restore, but the high band of a decoded frame keeps patterns of the networks there (measured up to 60/255).
+    """
+    fixed = wavelet_color_fix(content, style)
+    spread = style.float().amax((2, 3), keepdim=True) - style.float().amin((2, 3), keepdim=True)
+    return torch.where((spread <= _FLAT).all(1, keepdim=True), style.to(fixed.dtype), fixed)

@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
-from ldm.files import write_whole
+from ldm.files import read_json, write_whole
 from ldm.report import figures
 from ldm.report.curves import curves_of
 from ldm.report.views import pictures_of, renditions_of, selection_of, thumbnails_of, views_of
@@ -41,7 +41,7 @@ def report_of(folder: Path, *, method: str | None = None, megabytes: float = MEG
 def read_results(path: Path) -> dict:
     """Return the content of a results.json. Raises ValueError."""
     try:
-        run = json.loads(path.read_text(encoding="utf-8"))
+        run = read_json(path)
     except OSError as error:
         line = f"{path}: cannot be read ({error.strerror}); name the folder that benchmark.py wrote"
         raise ValueError(line) from None

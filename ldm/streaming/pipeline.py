@@ -10,6 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,6 +40,22 @@ class Frame:
     def to(self, device: torch.device | str) -> "Frame":
         """Return the frame with its values on `device`."""
         return replace(self, values={name: value.to(device) for name, value in self.values.items()})
+
+
+def frames_from(saved: list[dict]) -> list[Frame]:
+    """Return the frames whose `vars` were saved. Raises ValueError for anything else."""
+    if not isinstance(saved, list) or not all(map(_is_saved_frame, saved)):
+        raise ValueError("got saved frames of another form, expected dictionaries with number, values and last")
+    return [Frame(**frame) for frame in saved]
+
+
+def _is_saved_frame(saved: Any) -> bool:
+    if not isinstance(saved, dict) or saved.keys() != {"number", "values", "last"}:
+        return False
+    values, kinds = saved["values"], (type(saved["number"]), type(saved["last"]))
+    if kinds != (int, bool) or not isinstance(values, dict):
+        return False
+    return all(isinstance(name, str) and isinstance(value, Tensor) for name, value in values.items())
 
 
 def stack(frames: Iterable[Frame], name: str) -> Tensor:
@@ -89,8 +106,24 @@ class Stage:
         return plain | {"held": [vars(frame) for frame in self.held]}
 
     def resume(self, state: dict) -> None:
-        """Continue from a state that `state` returned."""
-        vars(self).update(state | {"held": [Frame(**frame) for frame in state["held"]]})
+        """Continue from a state that `state` returned. Raises ValueError for a state of another form."""
+        if not isinstance(state, dict) or state.keys() != {*self.kept, "held"}:
+            got = ", ".join(map(repr, state)) if isinstance(state, dict) else type(state).__name__
+            raise ValueError(f"got a saved stage with {got[:200]}, expected {', '.join((*self.kept, 'held'))}")
+        for name in self.kept:
+            own, value = getattr(self, name), state[name]
+            if type(value) is not type(own) or (isinstance(value, int) and value < 0):
+                raise ValueError(f"got a saved stage whose {name} is not a valid {type(own).__name__}")
+        held = frames_from(state["held"])
+        for name in self.kept:
+            setattr(self, name, state[name])
+        self.held = held
+        if not self.consistent():
+            raise ValueError(f"got a saved stage whose positions do not fit its {len(held)} frames")
+
+    def consistent(self) -> bool:
+        """Whether the kept positions and lists fit the held frames; checked after resuming."""
+        return True
 
     def forget(self, place: int) -> list[Frame]:
         """Release and return the frames before a position of the scene."""
@@ -163,6 +196,11 @@ class Windowed(Stage):
         self.begin = 0  # position in the scene where the next window starts
         self.parts: list[list[tuple[int, Tensor]]] = []  # for each held frame: (weight, result) of its windows
 
+    def consistent(self) -> bool:
+        if not self.first <= self.begin <= self.count or len(self.parts) != len(self.held):
+            return False
+        return all(isinstance(part, list) and all(map(_is_weighted, part)) for part in self.parts)
+
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
         self.parts.append([])
@@ -197,6 +235,11 @@ class Windowed(Stage):
         return [frame.put(**{self.name: _blended(part)}) for frame, part in zip(frames, parts, strict=True)]
 
 
+def _is_weighted(pair: Any) -> bool:
+    """Whether this is the (weight, result) of a window."""
+    return isinstance(pair, tuple) and tuple(map(type, pair)) == (int, Tensor) and pair[0] > 0
+
+
 def _blended(parts: list[tuple[int, Tensor]]) -> Tensor:
     """Return the weighted mean; a single part is returned unchanged."""
     if len(parts) == 1:
@@ -218,6 +261,9 @@ class Neighbours(Stage):
         super().__init__()
         self.fn, self.reach, self.name, self.block = fn, reach, name, block
         self.done = 0  # frames of the current scene that were returned
+
+    def consistent(self) -> bool:
+        return self.first <= self.done <= self.count
 
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
@@ -309,13 +355,15 @@ class Pipeline:
         }
 
     def resume(self, state: dict) -> None:
-        """Continue from a state. Raises ValueError for a different number of stages."""
+        """Continue from a state. Raises ValueError for a different number of stages or a state of another form."""
         if len(state["stages"]) != len(self.stages):
             raise ValueError(f"got the state of {len(state['stages'])} stages, expected {len(self.stages)}")
+        if len(state["waiting"]) != len(self.waiting) or state["ended"] not in range(len(self.stages) + 1):
+            raise ValueError("got a saved pipeline whose queues do not fit its stages")
         state = _moved(state, self.device)
         for stage, part in zip(self.stages, state["stages"], strict=True):
             stage.resume(part)
-        self.waiting = [deque(Frame(**frame) for frame in queue) for queue in state["waiting"]]
+        self.waiting = [deque(frames_from(queue)) for queue in state["waiting"]]
         self.ended = state["ended"]
 
     @property

@@ -26,6 +26,9 @@ class WholeScene(Stage):
         self.done = 0  # units of the current scene
         self.complete = False  # whether all frames of the scene have arrived
 
+    def consistent(self) -> bool:
+        return self.first == 0 and self.done <= self.units_of(len(self.held)) and (self.complete or not self.done)
+
     @property
     def pending(self) -> bool:
         return self.complete

@@ -11,7 +11,7 @@ from pytorch_lightning.strategies import Strategy
 from torch import nn
 
 from ldm.printable import printable
-from ldm.weights.safe import check_nested
+from ldm.weights.safe import check_nested, refuse_bombs
 
 MAPPINGS = ("model", "data", "lightning", "checkpoints", "pictures")
 MINIMUM = {"steps": 1, "accumulate": 1, "batch_size": 1, "seed": 0, "checkpoints.every": 1, "pictures.every": 0}
@@ -150,6 +150,7 @@ def check_checkpoint(path: Path, model: nn.Module, *, steps: int, ema: float | N
         ValueError: the file is damaged or does not fit; the message names it.
     """
     try:
+        refuse_bombs(path)
         saved = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
         check_nested(saved)
         weights, done, rates = saved["state_dict"], saved["global_step"], saved["lr_schedulers"]

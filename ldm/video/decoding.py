@@ -8,7 +8,7 @@ from typing import NamedTuple
 import av
 
 from ldm.video.clock import demuxed
-from ldm.video.opening import open_media
+from ldm.video.opening import open_media, refuse_documents
 from ldm.video.source import DEFAULT_RATE, Shift, VideoError
 
 ATTACHED_PICTURE = 1 << 10  # AV_DISPOSITION_ATTACHED_PIC: a cover, no moving picture
@@ -25,6 +25,7 @@ class Lost(NamedTuple):
 
 def open_container(path):
     """Open a file for reading; raises VideoError unless it holds video."""
+    refuse_documents(path)
     try:
         container = open_media(path)
     except (av.FFmpegError, OSError, ValueError) as error:

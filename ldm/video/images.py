@@ -4,6 +4,7 @@ OpenCV is not used for files: its reader of animated PNG hangs or ends the proce
 """
 
 import io
+import os
 import struct
 import warnings
 from pathlib import Path
@@ -25,6 +26,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from ldm.memory import free_host_memory
 from ldm.video.pixels import to_bytes, with_channels
 from ldm.video.source import IMAGE_SUFFIXES, MOST_PIXELS, VIDEO_SUFFIXES, VideoError, check_pixels
 
@@ -71,7 +73,7 @@ def open_image(path) -> Image.Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large and odd files, which are looked at here
             image = Image.open(io.BytesIO(_bytes_of(path)), formats=FORMATS)
-            check_pixels(path, *image.size)
+            check_pixels(path, *image.size, held=len(image.fp.getbuffer()))
             if image.format == "PNG" and b"IEND" not in image.fp.getvalue():  # Pillow is content with the pixels
                 raise _unreadable(path)
             return image
@@ -89,7 +91,11 @@ def _unreadable(path):
 
 def _bytes_of(path):
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            size, free = os.fstat(file.fileno()).st_size, free_host_memory()
+            if free is not None and size > free:
+                raise VideoError(f"{path}: {size / 1e9:.1f} GB do not fit into the {free / 1e9:.1f} GB that are free")
+            return file.read()
     except OSError as error:
         raise VideoError(f"{path}: cannot be opened ({error.strerror})") from None
 
@@ -257,3 +263,4 @@ def _quick_form(path):
 
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False  # a cut file is an error, not a grey area
+Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2  # Pillow raises DecompressionBombError above twice as many

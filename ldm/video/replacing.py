@@ -4,6 +4,7 @@ import os
 import secrets
 import shutil
 
+from ldm.files import shortened
 from ldm.video.source import VideoError, is_visible
 
 
@@ -15,7 +16,7 @@ class Replacement:
 
     def __init__(self, path, *, overwrite=False):
         self.path, self.overwrite = path, overwrite
-        self.partial = path.with_name(f".{path.name}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+        self.partial = path.with_name(f".{shortened(path.name)}.partial-{os.getpid()}-{secrets.token_hex(4)}")
         self._made = []
 
     def prepare(self):
@@ -33,7 +34,7 @@ class Replacement:
         for file in sorted(self.partial.iterdir()) if self.partial.is_dir() else [self.partial]:
             _synchronise(file)
         if self.path.is_dir():
-            old = self.path.with_name(f".{self.path.name}.old-{os.getpid()}")
+            old = self.path.with_name(f".{shortened(self.path.name)}.old-{os.getpid()}")
             os.replace(self.path, old)
             os.replace(self.partial, self.path)
             shutil.rmtree(old)

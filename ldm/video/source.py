@@ -6,6 +6,9 @@ from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
+from ldm.memory import free_host_memory
+from ldm.printable import printable
+
 IMAGE_SUFFIXES = frozenset(
     ".png .apng .jpg .jpeg .jpe .jfif .bmp .dib .tif .tiff .webp .avif .ppm .pgm .pbm .pnm".split()
 )
@@ -15,13 +18,20 @@ VIDEO_SUFFIXES = frozenset(
     ".ogm .ogv .qt .rm .rmvb .tod .tp .trp .vob .wtv".split()
 )
 DAMAGED = ("stop", "repeat")  # what becomes of frames that cannot be decoded: an error, or the frame before again
-MOST_PIXELS = 2**28  # of a frame; more than any camera's, and what a decoder can still hold
+MOST_PIXELS = 2**28  # of a frame; more than any camera's
+BYTES_PER_PIXEL = 32  # while a frame is read: samples of the file, RGBA of 16 bits, and a copy in float32
 LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "lost+found")
 DEFAULT_RATE = Fraction(25)  # frames per second of images, which carry none
 
 
 class VideoError(ValueError):
-    """A file or folder that cannot be read or written as moving pictures; the message is one line for a person."""
+    """A file or folder that cannot be read or written as moving pictures; the message is one line for a person.
+
+    Line ends and control characters, which names of files may hold, are escaped.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
 
 
 class Color(NamedTuple):
@@ -120,10 +130,18 @@ def snap_rate(rate) -> Fraction:
     return next((exact for exact in near if exact and abs(rate - exact) <= exact / 10_000), rate)
 
 
-def check_pixels(path, width, height):
-    """Raise VideoError for a frame of more than `MOST_PIXELS`, before anything is decoded."""
+def check_pixels(path, width, height, *, held=0):
+    """Raise VideoError for a frame that does not fit into memory, by what its header says, before it is decoded.
+
+    Frames of more than `MOST_PIXELS` are refused on every machine, others where the system says that less memory is
+    free than `BYTES_PER_PIXEL` for each pixel, and `held` bytes of the file itself, take.
+    """
     if width * height > MOST_PIXELS:
         raise VideoError(f"{path}: got {width}x{height}, expected at most {MOST_PIXELS} pixels; make it smaller first")
+    needed, free = width * height * BYTES_PER_PIXEL + held, free_host_memory()
+    if free is not None and needed > free:
+        sizes = f"{width}x{height} takes {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free"
+        raise VideoError(f"{path}: {sizes}; make it smaller first")
 
 
 def files_in(folder, suffixes):

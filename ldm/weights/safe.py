@@ -3,12 +3,13 @@
 Two formats are supported: safetensors, and pickles of tensors as written by `torch.save`.
 """
 
+import pickletools
 import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError
@@ -19,6 +20,10 @@ from ldm.printable import printable
 
 PICKLES = (".ckpt", ".pth", ".pt", ".bin")
 SUFFIXES = (".safetensors", *PICKLES)
+LEGACY_PICKLES = 5  # at the beginning of files that PyTorch wrote before 1.6: the fourth holds the entries
+# names of codecs of Python that make bytes from bytes, under which a short text grows at every step
+DOUBLING = ("hex", "hex_codec", "base64", "base_64", "base64_codec", "quopri", "quopri_codec", "quoted_printable")
+DOUBLING += ("quotedprintable", "uu", "uu_codec", "bz2", "bz2_codec", "zip", "zlib", "zlib_codec")
 SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.\w+")
 MAX_NAME = 120  # maximum length of an entry's name in a message
 MAX_SHARING = 4  # maximum ratio of all entries to the size of the file; above 1 because of shared memory (tied weights)
@@ -138,9 +143,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        zipped = zipfile.is_zipfile(path)
-        if zipped:
-            refuse_compressed(path)
+        zipped = refuse_bombs(path)
         with torch.serialization.safe_globals(list(STAND_INS)):
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
@@ -158,12 +161,48 @@ def _read_pickle(path: Path) -> Any:
         raise CheckpointError(f"{path}: damaged, or not a PyTorch weight file; copy it again") from error
 
 
-def refuse_compressed(path: Path) -> None:
-    """Raise CheckpointError for an archive whose members are larger than the archive (a compression bomb)."""
+def refuse_bombs(path: Path) -> bool:
+    """Raise CheckpointError for a pickle that would take much more memory than its file; whether the file is a zip.
+
+    Such are archives whose members are compressed, and calls that PyTorch's reader of weights allows but that fill as
+    much memory as a number asks for (`bytearray`), or double what they are given (`encode` by a codec such as hex).
+    """
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as file:
+            for _ in range(LEGACY_PICKLES):
+                if not _scan(file, path):
+                    break
+        return False
     with zipfile.ZipFile(path) as archive:
-        total = sum(member.file_size for member in archive.infolist())
-    if total > path.stat().st_size:
-        raise CheckpointError(f"{path}: unpacks to {total} bytes, expected an archive without compression")
+        members = archive.infolist()
+        total = sum(member.file_size for member in members)
+        if total > path.stat().st_size:
+            raise CheckpointError(f"{path}: unpacks to {total} bytes, expected an archive without compression")
+        for member in members:
+            if member.filename.endswith(".pkl"):
+                with archive.open(member) as file:
+                    _scan(file, path)
+    return True
+
+
+def _scan(file: BinaryIO, path: Path) -> bool:
+    """Look at the names and words of one pickle; False where it is none. Raises CheckpointError."""
+    encodes = doubles = False
+    try:
+        for code, value, _ in pickletools.genops(file):
+            if code.name == "GLOBAL":
+                if value.rpartition(" ")[2] == "bytearray":
+                    raise CheckpointError(f"{path}: holds a bytearray, more than weights; nothing of it was run")
+                encodes = encodes or value.endswith(" encode")
+            elif isinstance(value, str):
+                doubles = doubles or value.replace("-", "_").casefold() in DOUBLING
+    except CheckpointError:
+        raise
+    except Exception:  # no pickle, or a damaged one, of which PyTorch's reader tells more
+        return False
+    if encodes and doubles:
+        raise CheckpointError(f"{path}: holds text that grows when it is read; nothing of it was run")
+    return True
 
 
 def _line(error: BaseException) -> str:

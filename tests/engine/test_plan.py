@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldm.engine import device
+from ldm import memory
 from ldm.engine.device import Peak, free_memory, is_out_of_memory, memory_budget
 from ldm.engine.plan import (
     Plan,
@@ -51,7 +51,7 @@ def test_free_memory_respects_the_limit_of_a_container(monkeypatch, tmp_path):
                 raise FileNotFoundError(self)
             return files[str(self)]
 
-    monkeypatch.setattr(device, "Path", Machine)
+    monkeypatch.setattr(memory, "Path", Machine)
     assert free_memory("cpu") == 800 * 1024
     files["/sys/fs/cgroup/memory.max"] = "301000\n"
     assert free_memory("cpu") == 300_000

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from ldm.ops.color import adain_color_fix, wavelet_blur, wavelet_color_fix, wavelet_decompose
+from ldm.ops.color import adain_color_fix, wavelet_blur, wavelet_color_fix, wavelet_decompose, wavelet_fix_keeping_flat
 
 
 def picture(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -56,3 +56,15 @@ def test_what_does_not_fit_is_refused():
         adain_color_fix(CONTENT[0], STYLE[0])
     with pytest.raises(ValueError, match="resize the style"):
         wavelet_color_fix(CONTENT, STYLE[..., :-1])
+
+
+@pytest.mark.parametrize("level", [-1.0, -0.3, 1.0])
+@pytest.mark.parametrize("fix", [adain_color_fix, wavelet_fix_keeping_flat])
+def test_frames_of_one_colour_stay_so(fix, level):
+    """Black and white come out within 8 of 255, whatever patterns a decoder makes of them."""
+    content = 0.5 * torch.randn(2, 3, 32, 40, generator=torch.Generator().manual_seed(0))
+    style = torch.full_like(content, level) + (2 / 255) * (picture(2, 3, 32, 40) - 0.5)
+    assert ((fix(content, style) - level).abs().max() * 127.5).item() < 8
+    style[1] = STYLE[0, :, :1, :1]
+    style[1, 0, 3, 3] += 0.1
+    torch.testing.assert_close(wavelet_fix_keeping_flat(content, style)[1], wavelet_color_fix(content, style)[1])

@@ -13,13 +13,16 @@ import sys
 import time
 from pathlib import Path
 
+import av
 import pytest
+import torch
 
 from ldm import video
 from ldm.engine.resume import WorkFolder, folder_beside, recorded_plan
 from ldm.methods.mgld.codec import Codec
 from scripts import upscale
 from tests.scripts import toy
+from tests.video.films import film
 
 KILLS = int(os.environ.get("KILLS", "4"))
 FRAMES, WORDS = 8, ["--upscale", "2", "--device", "cpu", "--save_every", "2"]
@@ -126,6 +129,74 @@ def test_other_settings_are_refused_on_resume(stopped, change, says, capfd):
     said = capfd.readouterr().err
     assert says in said and "repeat that, or remove the folder" in said and said.count("\n") == 1
     assert folder_beside(output).exists() and not output.exists()
+
+
+def test_a_run_that_stops_at_a_damaged_frame_continues_with_repeat(tmp_path, uninterrupted, capfd):
+    clip, output = spoiled_clip(tmp_path / "clip.mp4", 9), tmp_path / "out.mp4"
+    words = [*uninterrupted[0], "-i", str(clip), "-o", str(output), "--max_frames", "12", "--keep-work"]
+    assert upscale.main(words) == 2
+    assert "--damaged repeat" in capfd.readouterr().err
+    part = folder_beside(output) / "parts" / "000000"
+    written = part.stat().st_mtime_ns
+    assert upscale.main([*words, "--damaged", "repeat"]) == 0
+    assert part.stat().st_mtime_ns == written and video.probe(output).frames == 12
+    output.unlink()
+    capfd.readouterr()
+    assert upscale.main(words) == 2
+    assert "arguments.damaged=repeat, now stop; repeat that" in capfd.readouterr().err
+
+
+def spoiled_clip(path: Path, number: int) -> Path:
+    """A clip in which one frame cannot be decoded."""
+    film(path, 12, encoder={"bf": "0", "g": "3"}, size=(24, 32))
+    with av.open(str(path)) as container:
+        packet = [packet for packet in container.demux(video=0) if packet.size][number]
+        begin, size = packet.pos, packet.size
+    data = bytearray(path.read_bytes())
+    data[begin + 4 : begin + size] = b"\xff" * (size - 4)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"written": "x"},
+        {"taken": -1},
+        {"finished": 3},
+        {"seconds": {"all": "x"}},
+        {"calls": 3},
+        {"pipeline": {"stages": []}},
+    ],
+)
+def test_a_state_of_others_is_one_line(stopped, change, capfd):
+    words, output = stopped
+    state = torch.load(folder_beside(output) / "state.pt", weights_only=True)
+    torch.save(state | change, folder_beside(output) / "state.pt")
+    capfd.readouterr()
+    assert upscale.main(words) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert "state.pt: does not fit this run" in said[-1] and folder_beside(output).exists(), said
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [(lambda name: name, "got images (3,)"), (lambda name: f"{name}x", "state.pt: does not fit this run (KeyError)")],
+)
+def test_other_frames_in_a_state_are_one_line(stopped, change, says, capfd):
+    words, output = stopped
+    state = torch.load(folder_beside(output) / "state.pt", weights_only=True)
+    pipeline = state["pipeline"]
+    queues = [*pipeline["waiting"], *(stage["held"] for stage in pipeline["stages"])]
+    held = [frame for queue in queues for frame in queue]
+    assert held, state
+    for frame in held:
+        frame["values"] = {change(name): torch.zeros(3) for name in frame["values"]}
+    torch.save(state, folder_beside(output) / "state.pt")
+    capfd.readouterr()
+    assert upscale.main(words) == 2
+    said = capfd.readouterr().err.splitlines()
+    assert says in said[-1] and all(line.startswith("upscale.py: ") for line in said)
 
 
 def test_another_input_of_the_same_name_is_refused(stopped, uninterrupted, capfd, tmp_path):

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ldm.ops import tiling
-from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Windowed, run_all, stack
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_all, stack
+from ldm.streaming.scene import WholeScene
 
 
 def values(frames: int, seed: int = 0) -> torch.Tensor:
@@ -121,8 +122,71 @@ def test_invalid_windows_and_states_are_refused():
     with pytest.raises(ValueError, match="1 stages, expected 2"):
         Pipeline([Each(None), Each(None)]).resume(Pipeline([Each(None)]).state())
 
+    with pytest.raises(ValueError, match="queues do not fit"):
+        Pipeline([]).resume(Pipeline([]).state() | {"ended": 3})
+
     def broken(frames):
         raise FloatingPointError("the tile at rows 1..2 is not finite")
 
     with pytest.raises(FloatingPointError, match="frames 0 to 2: the tile at rows"):
         run_all([Windowed(broken, size=5, overlap=0, name="x")], frames_of(values(3)))
+
+
+def saved_states() -> dict[str, tuple[Stage, dict]]:
+    """Stages after four frames, and their states."""
+    stages = {
+        "each": Each(lambda frame: frame),
+        "scenes": Scenes(lambda a, b: (False, b)),
+        "windows": Windowed(lambda frames: mixed(stack(frames, "x")), size=3, overlap=1, name="y"),
+        "neighbours": Neighbours(lambda frames, a, b: stack(frames[a:b], "x"), reach=1, name="y", block=1),
+        "scene": WholeScene(lambda count: count, lambda scene, k: {}),
+    }
+    for stage in stages.values():
+        for frame in frames_of(values(5))[:4]:
+            stage.push(frame)
+    return {name: (stage, stage.state()) for name, stage in stages.items()}
+
+
+FRAME = {"number": 0, "values": {"x": torch.zeros(1)}, "last": False}
+FOREIGN = {  # stage, what is changed in its saved state, what the line says
+    "another attribute": ("each", {"fn": 3}, "a saved stage with"),
+    "a method": ("each", {"push": 3}, "a saved stage with"),
+    "a private attribute": ("windows", {"__class__": Each}, "a saved stage with"),
+    "negative": ("neighbours", {"done": -(10**12)}, "whose done is not a valid int"),
+    "a truth as a number": ("neighbours", {"done": True}, "whose done is not a valid int"),
+    "a word": ("windows", {"begin": "x"}, "whose begin is not a valid int"),
+    "a number as a truth": ("scene", {"complete": 1}, "whose complete is not a valid bool"),
+    "far away": ("windows", {"first": 1 << 62}, "positions do not fit"),
+    "before the first": ("windows", {"first": 1, "begin": 0}, "positions do not fit"),
+    "behind the last": ("neighbours", {"done": 1 << 62}, "positions do not fit"),
+    "more units than there are": ("scene", {"done": 9}, "positions do not fit"),
+    "units of a scene that is not complete": ("scene", {"done": 1}, "positions do not fit"),
+    "parts of no frames": ("windows", {"parts": []}, "positions do not fit"),
+    "parts without a weight": ("windows", {"held": [FRAME], "parts": [[3]], "first": 0}, "positions do not fit"),
+    "a weight of zero": ("windows", {"held": [FRAME], "parts": [[(0, torch.ones(1))]], "first": 0}, "positions do not"),
+    "a frame of a number": ("scene", {"held": [3]}, "saved frames of another form"),
+    "a frame of other fields": ("scene", {"held": [FRAME | {"x": 1}]}, "saved frames of another form"),
+    "a number as a value": ("scene", {"held": [FRAME | {"values": {"x": 1}}]}, "saved frames of another form"),
+    "no list of frames": ("scene", {"held": FRAME}, "saved frames of another form"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_saved_stage_of_another_form_is_refused(name):
+    kind, change, says = FOREIGN[name]
+    stage, state = saved_states()[kind]
+    before = dict(vars(stage))
+    with pytest.raises(ValueError, match=says) as error:
+        stage.resume(state | change)
+    assert "\n" not in str(error.value) and vars(stage).keys() == before.keys()
+
+
+def test_a_saved_stage_is_taken_up():
+    for stage, state in saved_states().values():
+        stage.resume(state)
+        assert stage.state().keys() == state.keys()
+    stage, state = saved_states()["each"]
+    with pytest.raises(ValueError, match="expected first, held"):
+        stage.resume({"held": []})
+    with pytest.raises(ValueError, match="with list"):
+        stage.resume([])

@@ -9,6 +9,7 @@ import pytest
 
 from ldm.video import VideoError, probe, read, read_clip, sequences
 from tests.video.clips import frames_of, save, write
+from tests.video.films import film
 
 
 def test_a_folder_is_read_in_natural_order(tmp_path):
@@ -117,3 +118,36 @@ def test_sequences_of_every_kind(tmp_path):
     assert [source.kind for source in sequences(tmp_path / "root" / "s3.mp4")] == ["video"]
     with pytest.raises(VideoError, match="no images, videos or folders"):
         sequences(tmp_path / "root" / "empty")
+
+
+def hollow_png(path, side):
+    """A PNG of `side` x `side` pixels that holds none of them."""
+    parts = [(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)), (b"IDAT", b""), (b"IEND", b"")]
+    ends = [struct.pack(">I", zlib.crc32(kind + data)) for kind, data in parts]
+    chunks = [struct.pack(">I", len(data)) + kind + data + end for (kind, data), end in zip(parts, ends, strict=True)]
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
+    return path
+
+
+def test_sizes_in_headers_are_held_against_free_memory(tmp_path, monkeypatch):
+    with pytest.raises(VideoError, match="a.png: .*expected at most 268435456 pixels"):
+        probe(hollow_png(tmp_path / "a.png", 30000))
+    path = hollow_png(tmp_path / "b.png", 3000)
+    with pytest.raises(VideoError, match="not a readable image"):
+        probe(path)
+    monkeypatch.setattr("ldm.video.source.free_host_memory", lambda: 10**8)
+    with pytest.raises(VideoError, match=r"b.png: 3000x3000 takes 0.3 GB, 0.1 GB are free; make it smaller first"):
+        probe(path)
+    with pytest.raises(VideoError, match=r"2048x2048 takes 0.1 GB"):
+        probe(film(tmp_path / "c.mp4", 1, size=(2048, 2048)))
+    monkeypatch.setattr("ldm.video.source.free_host_memory", lambda: None)
+    with pytest.raises(VideoError, match="not a readable image"):
+        probe(path)
+
+
+def test_a_file_larger_than_memory_is_not_read(tmp_path, monkeypatch):
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        file.truncate(1 << 42)  # sparse
+    with pytest.raises(VideoError, match="a.png: 4398.0 GB do not fit into"):
+        probe(tmp_path / "a.png")

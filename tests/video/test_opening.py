@@ -82,3 +82,36 @@ def test_an_output_that_cannot_be_opened_is_an_error(tmp_path):
     with pytest.raises((av.FFmpegError, OSError)), open_output(tmp_path / "none" / "a.mp4") as container:
         container.add_stream("mpeg4", rate=25)
         container.start_encoding()
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("a.pdf", b"%PDF-1.4\n"),
+        ("a.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n(%pipe%touch RAN) (w) file\n"),
+        ("a.svg", b"<svg xmlns='http://www.w3.org/2000/svg'><image href='/etc/passwd'/></svg>\n"),
+        ("a.mp4", b"<?xml version='1.0'?><!DOCTYPE x [<!ENTITY y SYSTEM 'file:///etc/passwd'>]><svg>&y;</svg>\n"),
+    ],
+)
+def test_documents_are_no_films(tmp_path, monkeypatch, name, head):
+    monkeypatch.chdir(tmp_path)
+    film(tmp_path / "a.mjpeg", 2, codec="mjpeg", pix_fmt="yuvj420p")
+    (tmp_path / name).write_bytes(head + (tmp_path / "a.mjpeg").read_bytes())
+    with pytest.raises(VideoError, match=f"{name}: not a readable video but a document"):
+        probe(tmp_path / name)
+    for picture in ("b.png", "b.tif"):
+        (tmp_path / picture).write_bytes(head)
+        with pytest.raises(VideoError, match="not a readable image"):
+            probe(tmp_path / picture)
+    assert not (tmp_path / "RAN").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "brand"), [("a.mp4", b"heic"), ("a.mp4", b"mif1"), ("a.heic", b"isom"), ("a.jp2", b"")]
+)
+def test_pictures_of_other_formats_are_no_films(tmp_path, name, brand):
+    data = film(tmp_path / "film.mp4", 2).read_bytes()
+    assert data[8:12] == b"isom"
+    (tmp_path / name).write_bytes(data[:8] + (brand or b"isom") + data[12:])
+    with pytest.raises(VideoError, match=f"{name}: .* but a picture in a format that is not read; save it as PNG"):
+        probe(tmp_path / name)

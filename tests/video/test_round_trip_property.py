@@ -4,9 +4,9 @@ from fractions import Fraction
 
 import av
 import numpy as np
-import pytest
 
 from ldm.video import probe, read
+from tests.marks import mostly_slow
 from tests.video.films import TICK, film, packets_of, through
 
 RATES = (
@@ -35,7 +35,7 @@ def close(found, wanted, tick):
     return len(found) == len(wanted) and all(abs(a - b) <= tick for a, b in zip(found, wanted, strict=True))
 
 
-@pytest.mark.parametrize("seed", range(24))
+@mostly_slow("seed", list(range(64)), fast=8)
 def test_frames_times_and_sound_arrive(tmp_path, seed):
     rng = np.random.default_rng(seed)
     count, times, rate = drawn(rng)
@@ -62,7 +62,7 @@ def test_frames_times_and_sound_arrive(tmp_path, seed):
         assert close([time for time, _ in new], [time for time, _ in old], tick)
 
 
-@pytest.mark.parametrize("seed", range(8))
+@mostly_slow("seed", list(range(24)), fast=3)
 def test_a_span_begins_when_the_source_did(tmp_path, seed):
     rng = np.random.default_rng(100 + seed)
     count, times, rate = drawn(rng)

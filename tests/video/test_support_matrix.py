@@ -33,6 +33,9 @@ SOUNDS = [
     ("mkv", "flac", 96000, "stereo"), ("mkv", "pcm_s24le", 48000, "stereo"), ("mkv", "ac3", 48000, "5.1"),
     ("mov", "pcm_s16be", 48000, "stereo"), ("mov", "alac", 44100, "stereo"), ("mp4", "aac", 44100, "mono"),
     ("ts", "mp2", 48000, "stereo"), ("mkv", "libopus", 48000, "stereo"), ("nut", "pcm_s16le", 32000, "mono"),
+    ("avi", "adpcm_ima_wav", 44100, "stereo"), ("avi", "libmp3lame", 11025, "mono"), ("mov", "pcm_u8", 11025, "mono"),
+    ("mov", "pcm_alaw", 8000, "mono"), ("mp4", "libopus", 48000, "stereo"), ("mp4", "eac3", 48000, "5.1"),
+    ("mkv", "pcm_s24le", 48000, "7.1"), ("mkv", "wavpack", 48000, "stereo"), ("vob", "mp2", 48000, "stereo"),
 ]  # fmt: skip
 
 
@@ -59,6 +62,17 @@ def pnm(path, maximum):
 def animated(path, **options):
     frames = [Image.fromarray(np.roll(PIXELS, k, 1)) for k in range(3)]
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+
+
+def disposed(path):
+    """A GIF whose frames are kept, cleared and restored in turn, with times of their own."""
+    frames = [Image.fromarray(np.roll(PIXELS, 5 * k, 1)).convert("P") for k in range(4)]
+    times, ways = [20, 100, 300, 50], [1, 2, 3, 2]
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=times, disposal=ways, transparency=0)
+
+
+def with_thumbnail(path):
+    Image.fromarray(PIXELS).save(path, save_all=True, append_images=[Image.fromarray(PIXELS[:12, :16])])
 
 
 def bmp_core(path):
@@ -94,8 +108,18 @@ IMAGES = [
     ("animated PNG", "png", lambda p: animated(p, duration=80)),
     ("GIF", "gif", lambda p: animated(p, duration=80)),
     ("TIFF with pages", "tif", animated),
+    ("GIF of other disposals", "gif", disposed),
+    ("TIFF with a thumbnail", "tif", with_thumbnail),
+    ("TIFF, fax of 1 bit", "tif", lambda p: save_pillow(p, "1", compression="group4")),
+    ("TIFF, JPEG inside", "tif", lambda p: save_pillow(p, compression="jpeg")),
+    ("PPM whose white is 1000", "ppm", lambda p: pnm(p, 1000)),
+    ("palette BMP", "bmp", lambda p: save_pillow(p, "P")),
+    ("JPEG 2000", "jp2", save_pillow),
+    ("PDF", "pdf", save_pillow),
 ]  # fmt: skip
 X265 = {"x265-params": "log-level=none"}
+AVI, FIELDS = {"time_base": Fraction(1, 25)}, {"flags": "+ilme+ildct", "bf": "0"}
+HDR = {"color_primaries": 9, "color_trc": 16, "colorspace": 9, "color_range": 1}
 TS = {"sound": "aac", "encoder": {"bf": "0"}}
 FILMS = [
     ("variable rate", "mkv", lambda p: film(p, times=[k * 3600 + k % 3 * 900 for k in range(12)])),
@@ -109,6 +133,20 @@ FILMS = [
     ("raw H.264", "h264", lambda p: film(p, format="h264")),
     ("turned by 90 degrees", "mov", lambda p: film(p, turn=90)),
     ("a name with a colon", "12:30.mp4", film),
+    ("times before zero", "mkv", lambda p: film(p, times=[3600 * (k - 2) for k in range(12)])),
+    ("HDR10", "mkv", lambda p: film(p, codec="libx265", pix_fmt="yuv420p10le", encoder=X265, context=HDR)),
+    ("4:1:1, odd size", "mkv", lambda p: film(p, codec="ffv1", pix_fmt="yuv411p", size=(47, 61))),
+    ("4:4:0, odd size", "mkv", lambda p: film(p, codec="ffv1", pix_fmt="yuv440p", size=(47, 61))),
+    ("interlaced MPEG-2", "mpg", lambda p: film(p, codec="mpeg2video", encoder=FIELDS, context=AVI)),
+    ("Motion JPEG in AVI", "avi", lambda p: film(p, codec="mjpeg", pix_fmt="yuvj422p", context=AVI)),
+    ("RGB of 15 bits in AVI", "avi", lambda p: film(p, codec="rawvideo", pix_fmt="rgb555le", context=AVI)),
+    ("Windows Media", "wmv", lambda p: film(p, codec="wmv2", context=AVI)),
+    ("Sorenson in FLV", "flv", lambda p: film(p, codec="flv", context=AVI)),
+    ("QuickTime Animation with alpha", "mov", lambda p: film(p, codec="qtrle", pix_fmt="argb")),
+    ("raw HEVC", "h265", lambda p: film(p, codec="libx265", format="hevc", encoder=X265)),
+    ("subtitles of ASS", "mkv", lambda p: film(p, words="ass")),
+    ("one frame", "mp4", lambda p: film(p, 1)),
+    ("1000 frames per second", "mp4", lambda p: film(p, rate=1000)),
     ("cut in half", "mp4", lambda p: p.write_bytes(film(p, 60).read_bytes()[:2000])),
 ]  # fmt: skip
 

@@ -14,12 +14,16 @@ from ldm.diffusion.schedule import Schedule
 from ldm.methods.words import choose
 from ldm.nets.whole_frame import HOLD, Cut
 from ldm.ops import tiling
-from ldm.ops.color import adain_color_fix, wavelet_color_fix
+from ldm.ops.color import adain_color_fix, wavelet_fix_keeping_flat
 from ldm.ops.flow import Motion
 
 BUILDABLE = ("Windows", "Sampling", "Decoding")
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
-COLOR_FIXES = {"adain": adain_color_fix, "wavelet": wavelet_color_fix, "nofix": lambda content, style: content}
+COLOR_FIXES = {
+    "adain": adain_color_fix,
+    "wavelet": wavelet_fix_keeping_flat,
+    "nofix": lambda content, style: content,
+}
 NORMS = ("auto", "frame", "shared", "tile")
 WEIGHTS = {
     "gaussian": tiling.gaussian_window,
