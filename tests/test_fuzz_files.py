@@ -49,7 +49,7 @@ def places(node, path=()):
 
 
 def changed(content, draw: random.Random, values: list):
-    """A copy with up to three values replaced, removed, renamed or moved; without `values`, as it is given."""
+    """A copy with up to three values replaced, removed, renamed or moved; without `values`, a plain copy."""
     content = copy.deepcopy(content)
     for _ in range(draw.randint(0, 3) if values else 0):
         found = list(places(content))
