@@ -79,6 +79,13 @@ def usual():
     "words",
     [
         ["sampling.sampler=ddim"],
+        ["sampling.sampler=lcm"],
+        ["sampling.sampler=tcd"],
+        ["sampling.sampler=tcd", "sampling.gamma=0.8", "sampling.spacing=trailing"],
+        ["sampling.sampler=dpmpp_2m", "sampling.steps=3"],
+        ["sampling.sampler=unipc", "sampling.steps=3"],
+        ["sampling.spacing=trailing"],
+        ["sampling.initial=lq", "sampling.steps=1", "sampling.guidance=none"],
         ["sampling.steps=1"],
         ["sampling.steps=7", "sampling.guidance=none"],
         ["sampling.prediction=eps", "sampling.guidance=released"],
@@ -101,7 +108,18 @@ def test_the_seed_decides_the_noise():
     assert difference(first, other) > 1e-3
 
 
-@pytest.mark.parametrize("toy", [lambda: method("windows.batch=2"), lambda: pixelwise(*TINY, preset="released")])
+ALTERNATING = ("windows.frame_overlap=0", "windows.alternate=true", "windows.n_frames=3", "sampling.steps=3")
+
+
+@pytest.mark.parametrize(
+    "toy",
+    [
+        lambda: method("windows.batch=2"),
+        lambda: pixelwise(*TINY, preset="released"),
+        lambda: pixelwise(*ALTERNATING),
+        lambda: pixelwise("sampling.sampler=dpmpp_2m"),
+    ],
+)
 def test_progress_reaches_its_total(toy):
     calls = []
     toy().restore(clip(4, 24, 24), progress=lambda *call: calls.append(call))
@@ -121,6 +139,22 @@ CUTS = [
     ["windows.weight=flat", "decoding.windows.tile=10", "decoding.windows.n_frames=2", "decoding.windows.batch=3"],
     ["decoding.windows.weight=flat", "decoding.windows.tile=15", "decoding.windows.frame_overlap=0"],
 ]
+
+
+@pytest.mark.parametrize("sampler", ["lcm", "tcd", "dpmpp_2m", "unipc"])
+def test_every_sampler_gives_the_same_for_all_windows(sampler):
+    """Noise is addressed by step and frame, and clean samples of earlier steps stay with their frames."""
+    words = [f"sampling.sampler={sampler}", "sampling.steps=3", "sampling.guidance=none"]
+    whole = pixelwise(*words, "windows.tile=1000", "windows.n_frames=1000").restore(clip(7, 16, 21), upscale=2)
+    for more in (CUTS[0], CUTS[2], ALTERNATING[:3]):
+        assert difference(pixelwise(*words, *more).restore(clip(7, 16, 21), upscale=2), whole) < 1e-5
+
+
+def test_alternating_windows_meet_at_other_frames_in_every_step():
+    windows = Windows(n_frames=5, frame_overlap=0, alternate=True)
+    assert windows.frame_starts(21, 0) == [0, 5, 10, 15, 16] and windows.frame_starts(21, 1) == [0, 2, 7, 12, 16]
+    assert windows.calls(1002, 8, 8, steps=2) == 201 + 202
+    assert Windows(n_frames=5, frame_overlap=0).frame_starts(21, 1) == [0, 5, 10, 15, 16]
 
 
 @pytest.mark.parametrize("guidance", ["paper", "none"])
