@@ -98,7 +98,8 @@ def test_guidance_between_steps_is_kept_by_the_correction():
     schedule = even_in_lambda(6)
     x, x0, before, push = (torch.tensor([[value]], dtype=torch.double) for value in (0.3, 0.5, 0.2, 0.1))
     plain, pushed = (
-        unipc({"x": value, "x0": x0, "x0_before": before, "x0_earlier": before}, 2, schedule)["x"] for value in (x, x + push)
+        unipc({"x": value, "x0": x0, "x0_before": before, "x0_earlier": before}, 2, schedule)["x"]
+        for value in (x, x + push)
     )
     ratio = ((1 - schedule.abar_prev[2]) / (1 - schedule.abar[2])).sqrt()
     torch.testing.assert_close(pushed - plain, ratio * push)

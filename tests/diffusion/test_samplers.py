@@ -84,7 +84,9 @@ def test_tcd_goes_down_by_the_noise_of_x_and_up_by_fresh_noise(gamma):
     """Moments of x_{i-1} given x0 and x: those of both parts by hand; the step has the marginal of the next level."""
     full, times = Schedule.linear_sd(), timesteps_from_end(4)
     schedule = spaced(full, times, final_abar=1.0)
-    x0, eps, noise = (torch.randn(20_000, generator=torch.Generator().manual_seed(k), dtype=torch.double) for k in (0, 1, 2))
+    x0, eps, noise = (
+        torch.randn(20_000, generator=torch.Generator().manual_seed(k), dtype=torch.double) for k in (0, 1, 2)
+    )
     out = with_gamma(schedule, gamma)(x0, schedule.add_noise(x0, eps, 3), 3, schedule, noise=lambda i: noise)
     middle, prev = full.abar[int((1 - gamma) * times[2])].item(), full.abar[times[2]].item()
     part = prev / middle
@@ -105,7 +107,9 @@ def test_tcd_with_full_stochasticity_is_nearly_lcm():
     schedule = spaced(Schedule.linear_sd(), timesteps_from_end(4), final_abar=1.0)
     x0, x, noise = (torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(k)) for k in range(3))
     tcd = with_gamma(schedule, 1.0)(x0, x, 3, schedule, noise=lambda i: noise)
-    assert (tcd - lcm_step(x0, x, 3, schedule, noise=lambda i: noise)).abs().max() < 0.03 * to_eps(x0, x, schedule, 3).abs().max()
+    assert (tcd - lcm_step(x0, x, 3, schedule, noise=lambda i: noise)).abs().max() < 0.03 * to_eps(
+        x0, x, schedule, 3
+    ).abs().max()
 
 
 @pytest.mark.parametrize("gamma", [-0.1, 1.1])

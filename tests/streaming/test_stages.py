@@ -54,7 +54,10 @@ def test_windows_with_an_offset_begin_at_the_first_frame_and_there(count, size, 
 
 
 def test_an_offset_outside_a_window_is_refused():
-    for make in (lambda: Windowed(len, size=5, overlap=0, name="y", offset=6), lambda: tiling.starts(20, 5, 0, offset=-1)):
+    for make in (
+        lambda: Windowed(len, size=5, overlap=0, name="y", offset=6),
+        lambda: tiling.starts(20, 5, 0, offset=-1),
+    ):
         with pytest.raises(ValueError, match="got offset"):
             make()
 
