@@ -22,7 +22,7 @@ from ldm import __version__
 from ldm.files import write_whole
 from ldm.printable import printable
 from ldm.weights import checkpoint
-from ldm.weights.merging import Merge, add_low_rank, exchange_layers
+from ldm.weights.merging import Merge, exchange_layers, merge_changes
 from scripts.command import Parser, exit_status
 
 PROGRAM = "merge_weights.py"
@@ -52,7 +52,7 @@ def merge(args: argparse.Namespace) -> Merge:
     for name, value in other.items():
         checkpoint.require_finite(name, value)
     if args.lora:
-        return add_low_rank(state, other, scale=args.scale, base=base)
+        return merge_changes(state, other, scale=args.scale, base=base)
     return exchange_layers(state, other, base=base)
 
 

@@ -47,7 +47,7 @@ class Merge:
         self.state[name] = value.to(self.state[name].dtype)
 
 
-def add_low_rank(
+def merge_changes(
     state: Mapping[str, Tensor], changes: Mapping[str, Tensor], *, scale: float = 1.0, base: Mapping | None = None
 ) -> Merge:
     """Add low-rank changes to the U-Net of a file of stage 1: W + scale (alpha / rank) up @ down (Hu et al. 2022).

@@ -141,22 +141,6 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize("sampler", ["lcm", "tcd", "dpmpp_2m", "unipc"])
-def test_every_sampler_gives_the_same_for_all_windows(sampler):
-    """Noise is addressed by step and frame, and clean samples of earlier steps stay with their frames."""
-    words = [f"sampling.sampler={sampler}", "sampling.steps=3", "sampling.guidance=none"]
-    whole = pixelwise(*words, "windows.tile=1000", "windows.n_frames=1000").restore(clip(7, 16, 21), upscale=2)
-    for more in (CUTS[0], CUTS[2], ALTERNATING[:3]):
-        assert difference(pixelwise(*words, *more).restore(clip(7, 16, 21), upscale=2), whole) < 1e-5
-
-
-def test_alternating_windows_meet_at_other_frames_in_every_step():
-    windows = Windows(n_frames=5, frame_overlap=0, alternate=True)
-    assert windows.frame_starts(21, 0) == [0, 5, 10, 15, 16] and windows.frame_starts(21, 1) == [0, 2, 7, 12, 16]
-    assert windows.calls(1002, 8, 8, steps=2) == 402
-    assert Windows(n_frames=5, frame_overlap=0).frame_starts(21, 1) == [0, 5, 10, 15, 16]
-
-
 @pytest.mark.parametrize("guidance", ["paper", "none"])
 @pytest.mark.parametrize("words", CUTS, ids=" ".join)
 def test_tiles_and_windows_do_not_change_the_noise(words, guidance):

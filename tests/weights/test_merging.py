@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from ldm import config
 from ldm.weights.checkpoint import CheckpointError
-from ldm.weights.merging import PREFIX, add_low_rank, exchange_layers
+from ldm.weights.merging import PREFIX, exchange_layers, merge_changes
 from ldm.weights.stable_diffusion import layers_of_stable_diffusion
 from scripts import merge_weights
 from tests.methods import toy
@@ -89,7 +89,7 @@ def test_a_low_rank_change_is_added_wherever_it_belongs(form, scale):
         changes |= {a: down, b: up} | ({alpha: torch.tensor(6.0)} if alpha else {})
         product = torch.einsum("or,ri->oi", up.reshape(len(up), 2), down.reshape(2, -1)).reshape(weight.shape)
         deltas[f"{PREFIX}{layer}.weight"] = scale * (3.0 if alpha else 1.0) * product
-    merged = add_low_rank(state, changes | {"lora_te_text_model_x.lora_up.weight": torch.ones(1, 1)}, scale=scale)
+    merged = merge_changes(state, changes | {"lora_te_text_model_x.lora_up.weight": torch.ones(1, 1)}, scale=scale)
     assert merged.changed.keys() == deltas.keys() and merged.left["changes of text encoders"]
     for name, value in merged.state.items():
         torch.testing.assert_close(value, state[name] + deltas.get(name, 0))
@@ -103,7 +103,7 @@ def test_old_names_of_attention_processors_and_half_precision():
     changes = {
         f"unet.{name}.processor.to_out_lora.{part}.weight": value for part, value in (("down", down), ("up", up))
     }
-    merged = add_low_rank(state, changes)
+    merged = merge_changes(state, changes)
     (changed,) = merged.changed
     assert changed == f"{PREFIX}{DOWN}.weight" and merged.state[changed].dtype == torch.float16
     torch.testing.assert_close(merged.state[changed], (state[changed].float() + up @ down).half())
@@ -156,17 +156,17 @@ def test_the_lost_blocks_of_the_published_file_and_trained_layers_stay():
 )
 def test_other_changes_are_refused(name, shape, line):
     with pytest.raises(CheckpointError, match=line):
-        add_low_rank(stage_one(), {name: torch.ones(shape)})
+        merge_changes(stage_one(), {name: torch.ones(shape)})
 
 
 def test_files_that_do_not_fit_are_refused():
     changes = {f"lora_unet_conv_in.lora_{part}.weight": torch.ones(7, 7, 1, 1) for part in ("up", "down")}
     with pytest.raises(CheckpointError, match=r"parts of \(7, 7, 1, 1\) and \(7, 7, 1, 1\) for a weight of"):
-        add_low_rank(stage_one(), changes)
+        merge_changes(stage_one(), changes)
     with pytest.raises(CheckpointError, match="entries are not in the other file"):
         exchange_layers(stage_one(), {"conv_in.weight": torch.ones(1)})
     with pytest.raises(CheckpointError, match="expected a file of stage 1"):
-        add_low_rank({"x.weight": torch.ones(1)}, changes)
+        merge_changes({"x.weight": torch.ones(1)}, changes)
 
 
 def test_the_command_records_hashes_and_changes(tmp_path, capsys):
