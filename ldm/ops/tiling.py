@@ -31,16 +31,19 @@ class Tile(NamedTuple):
         return ", ".join(f"{name} {part.start}..{part.stop - 1}" for name, part in parts)
 
 
-def starts(size: int, tile: int, overlap: int) -> list[int]:
+def starts(size: int, tile: int, overlap: int, *, offset: int = 0) -> list[int]:
     """Return the first elements of tiles that cover [0, size); the last tile is aligned with the end, as released.
 
-    Raises ValueError unless 0 <= overlap < tile.
+    With an `offset` the second tile starts there, and the others follow at the usual distance. Raises ValueError unless
+    0 <= overlap < tile and 0 <= offset <= tile.
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"got overlap {overlap} for a tile of {tile}, expected 0 to {tile - 1}")
     if tile >= size:
         return [0]
-    return [*range(0, size - tile, tile - overlap), size - tile]
+    if not 0 <= offset <= tile:
+        raise ValueError(f"got offset {offset} for a tile of {tile}, expected 0 to {tile}")
+    return [*([0] if offset else []), *range(offset, size - tile, tile - overlap), size - tile]
 
 
 def splitter_starts(size: int, patch: int, stride: int) -> list[int]:

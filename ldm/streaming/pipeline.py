@@ -172,10 +172,12 @@ class Windowed(Stage):
     """Apply `fn` to overlapping windows of `size` frames and blend the results where windows overlap.
 
     `fn(frames)` returns (B, T, ...) for T <= size frames; row t is stored under `name` in frame t. Windows start every
-    `size - overlap` frames. The last window of a scene is aligned with its end (`ldm.ops.tiling.starts`); with
-    `flush=False` it contains only the remaining frames. The blending weights of a window are a triangle (`hat`).
+    `size - overlap` frames; with an `offset` the second one starts there. The last window of a scene is aligned with
+    its end (`ldm.ops.tiling.starts`); with `flush=False` it contains only the remaining frames. The blending weights of
+    a window are a triangle (`hat`).
 
-    Raises ValueError unless 0 <= overlap < size; FloatingPointError of `fn` with the numbers of the frames.
+    Raises ValueError unless 0 <= overlap < size and 0 <= offset <= size; FloatingPointError of `fn` with the numbers of
+    the frames.
     """
 
     kept = ("first", "begin", "parts")
@@ -188,11 +190,15 @@ class Windowed(Stage):
         overlap: int,
         name: str,
         flush: bool = True,
+        offset: int = 0,
     ) -> None:
         super().__init__()
         if not 0 <= overlap < size:
             raise ValueError(f"got overlap {overlap} for windows of {size} frames, expected 0 to {size - 1}")
+        if not 0 <= offset <= size:
+            raise ValueError(f"got offset {offset} for windows of {size} frames, expected 0 to {size}")
         self.fn, self.size, self.stride, self.name, self.flush = fn, size, size - overlap, name, flush
+        self.offset = offset or self.stride  # where the second window starts
         self.begin = 0  # position in the scene where the next window starts
         self.parts: list[list[tuple[int, Tensor]]] = []  # for each held frame: (weight, result) of its windows
 
@@ -224,7 +230,7 @@ class Windowed(Stage):
         due = []
         while self.begin + self.size < self.count:
             due.append(self.begin)
-            self.begin += self.stride
+            self.begin += self.stride if self.begin else self.offset
         if last:
             due.append(max(self.count - self.size, 0) if self.flush else self.begin)
         return due

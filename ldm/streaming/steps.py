@@ -14,6 +14,11 @@ from torch import Tensor
 from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run_all, stack
 
 
+def offset_of(i: int, distance: int) -> int:
+    """Return where the second window of step i starts when windows alternate: 0 (usual) for even steps."""
+    return distance // 2 if i % 2 else 0
+
+
 @dataclass(frozen=True)
 class Steps:
     """The functions of a sampling step; `i` is the index of the step, from the noisiest down to 0.
@@ -22,8 +27,11 @@ class Steps:
         denoise: denoise(frames, i=i) -> (B, T, ...) for a window of frames with values "x": x_{i-1}, or x0 if `refine`
             is given.
         size, overlap: size and overlap of the windows, in frames.
+        alternate: let the windows of every other step start half their distance later, so that no two steps in a row
+            meet at the same frames.
         flush: whether the last window of a scene is aligned with its end (`Windowed`).
-        refine: refine(i) -> the stage that computes "refined" from "x0"; None for a step without refinement.
+        refine: refine(i) -> the stage that computes "refined" from "x0", or None for no refinement in this step; None
+            for steps in one call.
         update: update(frame, i=i) -> the frame with "x" of step i-1; required with `refine`.
         guide: guide(frames, start, stop, i=i) -> guided x_{i-1} (B, stop - start, ...) of frames[start:stop]. None
             disables guidance.
@@ -33,6 +41,7 @@ class Steps:
     denoise: Callable[..., Tensor]
     size: int
     overlap: int = 0
+    alternate: bool = False
     flush: bool = True
     refine: Callable[[int], Stage | None] | None = None
     update: Callable[..., Frame] | None = None
@@ -46,7 +55,12 @@ class Steps:
     def _stages_of(self, i: int) -> Iterable[Stage]:
         name = "x" if self.refine is None else "x0"
         windows = Windowed(
-            partial(self.denoise, i=i), size=self.size, overlap=self.overlap, name=name, flush=self.flush
+            partial(self.denoise, i=i),
+            size=self.size,
+            overlap=self.overlap,
+            name=name,
+            flush=self.flush,
+            offset=offset_of(i, self.size - self.overlap) if self.alternate else 0,
         )
         yield windows.labelled("sampling")
         if self.refine is not None:

@@ -1,9 +1,12 @@
+from functools import partial
+
 import pytest
 import torch
 
-from ldm.diffusion.denoiser import to_x0
-from ldm.diffusion.samplers import assert_finite, ddim_step, ddpm_step
+from ldm.diffusion.denoiser import to_eps, to_x0
+from ldm.diffusion.samplers import assert_finite, ddim_step, ddpm_step, intermediate_signal, lcm_step, tcd_step
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.spacing import spaced, timesteps_from_end
 from ldm.streaming.pipeline import Each, stack
 from ldm.streaming.steps import Steps, sample_clip
 
@@ -43,6 +46,10 @@ def sample(denoise, x, schedule, *, noise, step=ddpm_step, guide=None, **options
     return sample_clip(Steps(window, size=1, guide=guided if guide else None), x, len(schedule))
 
 
+def with_gamma(schedule, gamma):
+    return partial(tcd_step, between=intermediate_signal(schedule, Schedule.linear_sd(), gamma))
+
+
 @pytest.mark.parametrize(
     ("step", "steps", "options"),
     [(ddpm_step, 1000, {}), (ddim_step, 200, {}), (ddim_step, 1000, {"eta": 1.0})],
@@ -64,11 +71,59 @@ def test_ddim_without_eta_draws_nothing_and_with_eta_one_is_ddpm():
     torch.testing.assert_close(ancestral, implicit, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("step", [ddpm_step, ddim_step])
+def test_lcm_draws_the_marginal_of_the_next_step_around_x0():
+    schedule = Schedule.linear_sd().respaced(4)
+    x0, x, noise = (torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    out = lcm_step(x0, x, 2, schedule, noise=lambda i: noise * (i == 2))
+    torch.testing.assert_close(out, schedule.add_noise(x0, noise, 1))
+    assert torch.equal(lcm_step(x0, x, 0, schedule, noise=never), x0)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 0.75, 1.0])
+def test_tcd_goes_down_by_the_noise_of_x_and_up_by_fresh_noise(gamma):
+    """Moments of x_{i-1} given x0 and x: those of both parts by hand; the step has the marginal of the next level."""
+    full, times = Schedule.linear_sd(), timesteps_from_end(4)
+    schedule = spaced(full, times, final_abar=1.0)
+    x0, eps, noise = (
+        torch.randn(20_000, generator=torch.Generator().manual_seed(k), dtype=torch.double) for k in (0, 1, 2)
+    )
+    out = with_gamma(schedule, gamma)(x0, schedule.add_noise(x0, eps, 3), 3, schedule, noise=lambda i: noise)
+    middle, prev = full.abar[int((1 - gamma) * times[2])].item(), full.abar[times[2]].item()
+    part = prev / middle
+    by_hand = prev**0.5 * x0 + (part - prev) ** 0.5 * eps + (1 - part) ** 0.5 * noise
+    torch.testing.assert_close(out, by_hand)
+    assert abs((out - prev**0.5 * x0).var() / (1 - prev) - 1) < 0.03
+
+
+def test_tcd_without_stochasticity_is_ddim_and_draws_nothing():
+    schedule = spaced(Schedule.linear_sd(), timesteps_from_end(8), final_abar=1.0)
+    x = torch.randn(1, 1, 50, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    calm = sample(exact(schedule), x, schedule, noise=never, step=with_gamma(schedule, 0.0))
+    torch.testing.assert_close(calm, sample(exact(schedule), x, schedule, noise=never, step=ddim_step))
+
+
+def test_tcd_with_full_stochasticity_is_nearly_lcm():
+    """The intermediate time step is then 0, whose signal power is 0.99915."""
+    schedule = spaced(Schedule.linear_sd(), timesteps_from_end(4), final_abar=1.0)
+    x0, x, noise = (torch.randn(1, 3, 50, generator=torch.Generator().manual_seed(k)) for k in range(3))
+    tcd = with_gamma(schedule, 1.0)(x0, x, 3, schedule, noise=lambda i: noise)
+    assert (tcd - lcm_step(x0, x, 3, schedule, noise=lambda i: noise)).abs().max() < 0.03 * to_eps(
+        x0, x, schedule, 3
+    ).abs().max()
+
+
+@pytest.mark.parametrize("gamma", [-0.1, 1.1])
+def test_an_impossible_stochasticity_is_refused(gamma):
+    with pytest.raises(ValueError, match="got gamma"):
+        intermediate_signal(Schedule.linear_sd().respaced(4), Schedule.linear_sd(), gamma)
+
+
+@pytest.mark.parametrize("step", [ddpm_step, ddim_step, lcm_step, "tcd"])
 @pytest.mark.parametrize("kind", ["eps", "v", "x0"])
 @pytest.mark.parametrize("steps", [1, 2, 7])
 def test_an_exact_network_gives_x0(step, kind, steps):
     schedule = Schedule.linear_sd().respaced(steps)
+    step = with_gamma(schedule, 0.3) if step == "tcd" else step
     known = torch.randn(1, 1, 40, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
     def denoise(x, i):

@@ -13,7 +13,7 @@ from ldm.nets.sequence_decoder import SequenceAutoencoder
 from ldm.nets.structure import StructureEncoder
 from ldm.nets.unet import UNet
 from ldm.weights import checkpoint
-from tests.golden_checks.case import Case, recipe_normal
+from tests.golden_checks.case import DEVICE, Case, recipe_normal
 from tests.golden_checks.unet import build
 
 MEAN_LIMIT, WITHIN_ONE = 0.1, 0.999
@@ -84,8 +84,10 @@ def check(case: Case) -> None:
         ],
     )
     assert settings.output.rounding == "truncate"
-    method = config.instantiate(settings.method, networks=networks(case))
-    lq = case.tensors["frames"].permute(0, 3, 1, 2).float() / 255
+    method = config.instantiate(
+        settings.method, networks={name: net.to(DEVICE) for name, net in networks(case).items()}
+    )
+    lq = case.tensors["frames"].cpu().permute(0, 3, 1, 2).float() / 255
     sr = method.restore(lq, upscale=args.upscale, seed=case.meta["seed_noise"])
     frames = (sr * 255).to(torch.uint8).permute(0, 2, 3, 1)  # cut off, not rounded, as released
     assert list(frames.shape) == case.meta["out_shape"]
@@ -95,14 +97,14 @@ def check(case: Case) -> None:
 def compare(frames: torch.Tensor, case: Case) -> None:
     """uint8 frames (T, H, W, 3): the recorded crop pixel by pixel, the whole picture by means of 8x8 blocks."""
     middle = [side // 2 for side in frames.shape[1:3]]
-    recorded = case.tensors["out.frames_crop"]
+    recorded = case.tensors["out.frames_crop"].cpu()
     half = [side // 2 for side in recorded.shape[1:3]]
     crop = frames[:, middle[0] - half[0] : middle[0] + half[0], middle[1] - half[1] : middle[1] + half[1]]
     difference = (crop.int() - recorded.int()).abs().float()
     assert difference.mean() < MEAN_LIMIT, f"mean difference {difference.mean():.4f} grey levels"
     assert (difference <= 1).float().mean() >= WITHIN_ONE, f"{(difference <= 1).float().mean():.5f} within 1"
     blocks = torch.nn.functional.avg_pool2d(frames.permute(0, 3, 1, 2).float(), 8).permute(0, 2, 3, 1)
-    worst = (blocks - case["out.frames_block8"]).abs()
+    worst = (blocks - case["out.frames_block8"].cpu()).abs()
     assert worst.mean() < MEAN_LIMIT, f"mean difference of block means {worst.mean():.4f} grey levels"
 
 

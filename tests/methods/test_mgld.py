@@ -79,6 +79,13 @@ def usual():
     "words",
     [
         ["sampling.sampler=ddim"],
+        ["sampling.sampler=lcm"],
+        ["sampling.sampler=tcd"],
+        ["sampling.sampler=tcd", "sampling.gamma=0.8", "sampling.spacing=trailing"],
+        ["sampling.sampler=dpmpp_2m", "sampling.steps=3"],
+        ["sampling.sampler=unipc", "sampling.steps=3"],
+        ["sampling.spacing=trailing"],
+        ["sampling.initial=lq", "sampling.steps=1", "sampling.guidance=none"],
         ["sampling.steps=1"],
         ["sampling.steps=7", "sampling.guidance=none"],
         ["sampling.prediction=eps", "sampling.guidance=released"],
@@ -101,7 +108,18 @@ def test_the_seed_decides_the_noise():
     assert difference(first, other) > 1e-3
 
 
-@pytest.mark.parametrize("toy", [lambda: method("windows.batch=2"), lambda: pixelwise(*TINY, preset="released")])
+ALTERNATING = ("windows.frame_overlap=0", "windows.alternate=true", "windows.n_frames=3", "sampling.steps=3")
+
+
+@pytest.mark.parametrize(
+    "toy",
+    [
+        lambda: method("windows.batch=2"),
+        lambda: pixelwise(*TINY, preset="released"),
+        lambda: pixelwise(*ALTERNATING),
+        lambda: pixelwise("sampling.sampler=dpmpp_2m"),
+    ],
+)
 def test_progress_reaches_its_total(toy):
     calls = []
     toy().restore(clip(4, 24, 24), progress=lambda *call: calls.append(call))

@@ -13,6 +13,7 @@ from ldm.engine.assemble import EMBEDDED, load_method
 from ldm.methods.mgld.levers import UNLIMITED
 from ldm.methods.mgld.settings import Decoding
 from ldm.nets.whole_frame import HOLD
+from ldm.ops import tiling
 from ldm.ops.resize import resize
 from tests.marks import mostly_slow
 from tests.methods.toy import clip, method
@@ -70,12 +71,15 @@ def change_over_time(frames: torch.Tensor, step: int) -> torch.Tensor:
 
 @pytest.mark.slow
 @needs_weights
-def test_nothing_jumps_where_windows_meet():
-    """On a pan, compare overlapping windows with the released segments, at the borders of each."""
+@pytest.mark.parametrize("alternate", [False, True])
+def test_nothing_jumps_where_windows_meet(alternate):
+    """On a pan, compare our windows with the released segments, at the borders of each."""
     lq, step = panning(17, 32, 48, 2), 2
     ours = load_method(overrides=["method.params.sampling.params.steps=2"])
+    if alternate:
+        ours = replace(ours, windows=replace(ours.windows, frame_overlap=0, alternate=True))
     apart = replace(ours.decoding, windows=replace(ours.decoding.windows, frame_overlap=0))
-    released = replace(ours, windows=replace(ours.windows, frame_overlap=0), decoding=apart)
+    released = replace(ours, windows=replace(ours.windows, frame_overlap=0, alternate=False), decoding=apart)
     figures = {}
     for name, model in (("ours", ours), ("released", released)):
         change = change_over_time(model.restore(lq), 4 * step)
@@ -91,20 +95,21 @@ def test_nothing_jumps_where_windows_meet():
 
 @pytest.mark.slow
 @needs_weights
-def test_nothing_jumps_where_tiles_meet():
+@pytest.mark.parametrize("overlap", [16, 8])
+def test_nothing_jumps_where_tiles_meet(overlap):
     """Compare gradients across the borders of small tiles with those elsewhere."""
     lq = panning(2, 48, 64, 2)
     whole = load_method(overrides=["method.params.sampling.params.steps=1"])
     decoding = replace(whole.decoding, norms="shared", hold=0, windows=replace(whole.decoding.windows, tile=48))
-    windows = replace(whole.windows, tile=32, tile_overlap=16, fit=False)
+    windows = replace(whole.windows, tile=32, tile_overlap=overlap, fit=False)
     model = replace(whole, windows=windows, decoding=decoding)
     sr, f = model.restore(lq), model.networks["autoencoder"].downsampling
     reference = whole.restore(lq)
-    core = [k * f for k in (16, 32, 48)]  # where tiles start and end
     ratios = []
     for dim in (2, 3):
         gradient, usual = (x.diff(dim=dim).abs().mean(dim=[d for d in range(4) if d != dim]) for x in (sr, reference))
-        lines = [k - 1 for k in core if k < gradient.numel()]
+        firsts = tiling.starts((len(gradient) + 1) // f, 32, overlap)  # tiles start and end there
+        lines = sorted({k * f - 1 for first in firsts for k in (first, first + 32) if 0 < k * f < len(gradient)})
         ratios += [(gradient[line] / gradient.mean()) / (usual[line] / usual.mean()) for line in lines]
     ratio = torch.stack(ratios).mean().item()
     print(f"jump at tile borders: {ratio:.3f}")

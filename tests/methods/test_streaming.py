@@ -8,7 +8,15 @@ from ldm.streaming.pipeline import Frame
 from tests.methods.toy import clip, method, pixelwise
 
 
-@pytest.mark.parametrize("words", [["sampling.guidance=released"], ["windows.n_frames=3", "windows.frame_overlap=1"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sampling.guidance=released"],
+        ["windows.n_frames=3", "windows.frame_overlap=1"],
+        ["sampling.sampler=tcd", "sampling.spacing=trailing", "sampling.steps=3"],
+        ["sampling.sampler=unipc", "sampling.steps=4", "windows.frame_overlap=0", "windows.alternate=true"],
+    ],
+)
 def test_an_interrupted_and_resumed_stream_gives_the_same_bits(words):
     lq, toy = clip(9, 16, 20), method(*words)
     whole_clip = toy.restore(lq)

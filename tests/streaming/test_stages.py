@@ -36,6 +36,33 @@ def test_windows_of_a_stream_equal_those_of_the_tiler(count, size, overlap):
     assert not stage.held and not stage.parts
 
 
+@pytest.mark.parametrize("count", range(1, 17))
+@pytest.mark.parametrize(("size", "overlap", "offset"), [(5, 0, 2), (5, 2, 1), (4, 0, 4), (3, 1, 1)])
+def test_windows_with_an_offset_begin_at_the_first_frame_and_there(count, size, overlap, offset):
+    seen, x = [], values(count)
+
+    def fn(frames):
+        seen.append([frame.number for frame in frames])
+        return stack(frames, "x")
+
+    stage = Windowed(fn, size=size, overlap=overlap, name="y", offset=offset)
+    out = run_all([stage], frames_of(x))
+    firsts = tiling.starts(count, size, overlap, offset=offset)
+    assert seen == [list(range(first, min(first + size, count))) for first in firsts]
+    assert firsts[0] == 0 and firsts[1:2] in ([], [min(offset, count - size)])
+    torch.testing.assert_close(stack(out, "y"), x)
+    assert not stage.held and stage.begin == 0
+
+
+def test_an_offset_outside_a_window_is_refused():
+    for make in (
+        lambda: Windowed(len, size=5, overlap=0, name="y", offset=6),
+        lambda: tiling.starts(20, 5, 0, offset=-1),
+    ):
+        with pytest.raises(ValueError, match="got offset"):
+            make()
+
+
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (5, [5]), (7, [5, 2]), (10, [5, 5]), (11, [5, 5, 1])])
 def test_without_flush_the_last_window_is_short(count, sizes):
     seen = []

@@ -74,6 +74,37 @@ def test_terms_of_pictures_are_weighted_and_reach_the_networks():
     assert model.restore(batch).shape == batch["gt"].shape
 
 
+@pytest.mark.parametrize("kind", ["eps", "v"])
+def test_inference_of_the_student_is_its_training(kind):
+    """`initial: lq` and one step give the latents that the loss compares, for the same frames and networks."""
+    model = module(step=OneStep(prediction=kind))
+    batch, nets = batch_of(model, frames=3), model.model["diffusion_model"]
+    words = ["initial=lq", "level=399", "steps=1", "guidance=none", f"prediction={kind}"]
+    method = toy.method(
+        *(f"sampling.{word}" for word in words),
+        unet=nets,
+        structure=model.structcond_stage_model,
+        autoencoder=model.first_stage_model,
+        text=model.cond_stage_model["model"],
+    )
+    pictures = resize(batch["lq"], (32, 32)).clamp(0, 1)[0]
+    assert len(pictures) <= method.windows.n_frames and max(pictures.shape[-2:]) // 4 <= method.windows.tile
+    with torch.no_grad():
+        wanted = model.predict(batch)
+    for seed in (1, 2):
+        x = torch.cat([frame["x"] for frame in method.latents(pictures, seed=seed)])
+        torch.testing.assert_close(x, wanted, atol=2e-5, rtol=1e-4)
+
+
+def test_cards_of_students_sample_as_they_train():
+    for family in ("tiny", "mgldvsr"):
+        card = config.load(runs.CONFIGS / family / "student.yaml")
+        step, sampling = (config.instantiate(node) for node in (card.model.params.step, card.method.params.sampling))
+        assert (sampling.steps, sampling.initial, sampling.guidance) == (1, "lq", "none")
+        assert (sampling.level, sampling.prediction) == (step.level, step.prediction)
+        assert sampling.schedule.t.tolist() == [step.level]
+
+
 @pytest.mark.parametrize(
     ("settings", "line"),
     [

@@ -132,10 +132,11 @@ def _cached_maps(method: "MGLD", windows: Windows, costs: Costs, latent: tuple[i
 
 
 def _held_frames(method: "MGLD", request: Request) -> int:
-    """Return the bytes of frames between stages: "x", "z" and motion in float32, the LQ and the enlarged frame."""
+    """Return the bytes of frames between stages: "x", "z", the history of the sampler and motion in float32, the LQ and
+    the enlarged frame."""
     geometry = method.geometry(request.size, request.upscale)
     count = min(request.frames if request.frames is not None else 10**9, method.frames_held)
-    latents = 2 * method.channels + 2 * (2 + 1)
+    latents = (2 + method.sampling.history) * method.channels + 2 * (2 + 1)
     each = math.prod(geometry.latent) * latents * 4 + math.prod(geometry.size) * 3 * 2
     kept = geometry.picture_bytes if caches_pictures(method, request) else 0
     return count * (each + kept)

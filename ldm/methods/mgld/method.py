@@ -206,7 +206,7 @@ class MGLD:
     def calls(self, frames: int, size: tuple[int, int], levers: TileLevers) -> dict[str, int]:
         """Return the network calls by stage for a scene of so many frames with latents of `size` (h, w)."""
         codec = self.codec(levers)
-        sampling = levers.sampling_windows(self.windows).calls(frames, *size) * len(self.sampling.schedule)
+        sampling = levers.sampling_windows(self.windows).calls(frames, *size, steps=len(self.sampling.schedule))
         tiles = codec.decoding.windows
         decoding = tiles.calls(frames, 1, 1) if codec.cut_of(size) else tiles.calls(frames, *size)
         return {"sampling": sampling, "decoding": decoding}

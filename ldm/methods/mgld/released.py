@@ -113,8 +113,7 @@ class ReleasedMGLD(MGLD):
         def restore_patch(x: Tensor, *, tiles: list[tiling.Tile]) -> Tensor:
             f = self.networks["autoencoder"].downsampling
             run = self.segment_restoration(sequential(ReleasedNoise(seed), x.shape[1]), tally)
-            shape = (self.channels, x.shape[-2] // f, x.shape[-1] // f)
-            z = run.codec.encode(x, run.noise("posterior", range(x.shape[1]), shape)[None].to(x))
+            z = run.latents(x, range(x.shape[1]), (x.shape[-2] // f, x.shape[-1] // f))
             return run.restore_encoded(z, x, cut_motion(motion, tiles[0], f))[1]
 
         out = self.over_patches(restore_patch)(pictures)

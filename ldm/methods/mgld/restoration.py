@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.multistep import HISTORY
 from ldm.diffusion.samplers import assert_finite
 from ldm.methods.mgld.codec import Codec
 from ldm.methods.mgld.conditions import Conditions
@@ -54,9 +55,24 @@ class Restoration:
         """Add the LQ latent "z" of `size`, the initial sample "x" and a small picture for the optical flow."""
         picture = frame["picture"]
         small = resize(picture, (picture.shape[-2] // FLOW_SCALE, picture.shape[-1] // FLOW_SCALE))
+        z = self.latents(picture[:, None], [frame.number], size)
+        return frame.put(z=z[:, 0], x=self.first_sample(z, [frame.number])[:, 0], small=small)
+
+    def latents(self, pictures: Tensor, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
+        """Encode pictures (1, T, 3, H, W) of these frames to LQ latents (1, T, c, *size).
+
+        They are samples of the posterior, or its mean if sampling starts from them.
+        """
         shape = (self.codec.channels, *size)
-        z = self.codec.encode(picture[:, None], self.noise("posterior", [frame.number], shape)[None].to(picture))[:, 0]
-        return frame.put(z=z, x=self.sampling.start(z, self.noise("start", [frame.number], shape).to(z)), small=small)
+        if self.sampling.initial == "lq":
+            return self.codec.encode(pictures, pictures.new_zeros(1, len(numbers), *shape))
+        return self.codec.encode(pictures, self.noise("posterior", numbers, shape)[None].to(pictures))
+
+    def first_sample(self, z: Tensor, numbers: Sequence[int]) -> Tensor:
+        """Return the sample (1, T, c, h, w) with which sampling from LQ latents z of these frames starts."""
+        if self.sampling.initial == "lq":
+            return z
+        return self.sampling.start(z, self.noise("start", numbers, tuple(z.shape[2:]))[None].to(z))
 
     def compare(self, before: Frame, frame: Frame) -> tuple[bool, Frame]:
         """Return whether a scene ends between two frames, and the second frame, with its motion if none ends."""
@@ -71,10 +87,14 @@ class Restoration:
 
     def sampling_stages(self) -> list[Stage]:
         """Return the stages of all sampling steps, each followed by its guidance."""
+        several = self.sampling.multistep
         steps = Steps(
-            self.denoise,
+            self.denoise_to_clean if several else self.denoise,
             size=self.windows.n_frames,
             overlap=self.windows.frame_overlap,
+            alternate=self.windows.alternate,
+            refine=(lambda i: None) if several else None,
+            update=self.advance if several else None,
             guide=self.guide if self.sampling.reach else None,
             reach=self.sampling.reach,
         )
@@ -82,11 +102,24 @@ class Restoration:
 
     def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
-        x, z, numbers = stack(frames, "x"), stack(frames, "z"), [frame.number for frame in frames]
+        x, prediction = self._predict_window(frames, i)
+        numbers, shape = [frame.number for frame in frames], tuple(x.shape[2:])
+        return assert_finite(self.sampling.step(prediction, x, i, lambda k: self.noise(k, numbers, shape)[None]), i)
+
+    def denoise_to_clean(self, frames: list[Frame], *, i: int) -> Tensor:
+        """Return x0 (1, T, c, h, w) of a window of frames with values x_i."""
+        x, prediction = self._predict_window(frames, i)
+        return assert_finite(self.sampling.clean(prediction, x, i), i)
+
+    def advance(self, frame: Frame, *, i: int) -> Frame:
+        """Return a frame with values x_i and x0 with x_{i-1} and what the next step needs."""
+        return frame.without("x0", *HISTORY).put(**self.sampling.advance(frame.values, i))
+
+    def _predict_window(self, frames: list[Frame], i: int) -> tuple[Tensor, Tensor]:
+        """Return x_i of a window and the prediction of the U-Net for it, both (1, T, c, h, w)."""
+        x, z = stack(frames, "x"), stack(frames, "z")
         tiles = self.windows.over(partial(self._predict, t=int(self.sampling.schedule.t[i])), z.shape[-2:])
-        shape = tuple(z.shape[2:])
-        x = self.sampling.step(tiles(x, z), x, i, lambda k: self.noise(k, numbers, shape)[None])
-        return assert_finite(x, i)
+        return x, tiles(x, z)
 
     def _predict(self, x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:
         """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) at time step t."""
@@ -133,7 +166,7 @@ class Restoration:
         [-1, 1].
         """
         count = z.shape[1]
-        x = self.sampling.start(z, self.noise("start", range(count), tuple(z.shape[2:]))[None].to(z))
+        x = self.first_sample(z, range(count))
         frames = []
         for k in range(count):
             values = {"picture": pictures[:, k], "z": z[:, k], "x": x[:, k]}

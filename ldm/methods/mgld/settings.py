@@ -1,21 +1,24 @@
 """The settings of MGLD-VSR: windows and tiles, sampling, decoding."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 from torch import Tensor
 
 from ldm.diffusion.denoiser import to_x0
 from ldm.diffusion.guidance import MotionGuidance
-from ldm.diffusion.samplers import ddim_step, ddpm_step
+from ldm.diffusion.multistep import dpmpp_2m, unipc
+from ldm.diffusion.samplers import ddim_step, ddpm_step, intermediate_signal, lcm_step, tcd_step
 from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.spacing import spaced, timesteps_from_end
 from ldm.methods.words import choose
 from ldm.nets.whole_frame import HOLD, Cut
 from ldm.ops import tiling
 from ldm.ops.color import adain_color_fix, wavelet_fix_keeping_flat
 from ldm.ops.flow import Motion
+from ldm.streaming.steps import offset_of
 
 BUILDABLE = ("Windows", "Sampling", "Decoding")
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
@@ -25,6 +28,8 @@ COLOR_FIXES = {
     "nofix": lambda content, style: content,
 }
 NORMS = ("auto", "frame", "shared", "tile")
+MULTISTEP = {"dpmpp_2m": (dpmpp_2m, 1), "unipc": (unipc, 2)}  # with the number of earlier clean samples that they need
+SAMPLERS = ("ddpm", "ddim", "lcm", "tcd", *MULTISTEP)
 WEIGHTS = {
     "gaussian": tiling.gaussian_window,
     "released": tiling.released_gaussian_window,
@@ -39,6 +44,8 @@ class Windows:
     Args:
         n_frames: frames of a window.
         frame_overlap: frames that consecutive windows share, limited to `n_frames` - 1.
+        alternate: let the denoiser's windows of every other sampling step start half their distance later. Without
+            overlap every frame is then denoised once a step, and no two steps in a row meet at the same frames.
         tile: side of a tile in latent pixels.
         tile_overlap: latent pixels that neighbouring tiles share.
         tile_stride: distance between tiles in latent pixels, instead of `tile_overlap`.
@@ -61,6 +68,7 @@ class Windows:
     batch: int = 1
     scene_cut: float | None = 0.85
     tile_stride: int | None = None
+    alternate: bool = False
 
     def __post_init__(self):
         choose(WEIGHTS, self.weight, "window weight")
@@ -96,11 +104,16 @@ class Windows:
             batch=self.batch,
         )
 
-    def calls(self, frames: int, h: int, w: int) -> int:
-        """Return the number of network calls for latents of this size."""
-        frame_starts = tiling.starts(frames, self.n_frames, self.frame_overlap)
+    def frame_starts(self, frames: int, step: int = 0) -> list[int]:
+        """Return the first frames of the windows of a scene in a sampling step."""
+        offset = offset_of(step, self.n_frames - self.frame_overlap) if self.alternate else 0
+        return tiling.starts(frames, self.n_frames, self.frame_overlap, offset=offset)
+
+    def calls(self, frames: int, h: int, w: int, *, steps: int = 1) -> int:
+        """Return the number of network calls for latents of this size, over so many steps."""
+        windows = sum(len(self.frame_starts(frames, step)) for step in range(steps))
         sides = [len(tiling.starts(length, self.side(length), self.tile_overlap)) for length in (h, w)]
-        return len(frame_starts) * math.ceil(sides[0] * sides[1] / self.batch)
+        return windows * math.ceil(sides[0] * sides[1] / self.batch)
 
 
 @dataclass(frozen=True)
@@ -109,12 +122,20 @@ class Sampling:
 
     Args:
         steps: sampling steps.
-        sampler: "ddpm" or "ddim".
+        sampler: "ddpm", "ddim", "lcm" or "tcd" (`ldm.diffusion.samplers`), "dpmpp_2m" or "unipc"
+            (`ldm.diffusion.multistep`).
         prediction: the training target of the U-Net: "eps", "v" or "x0".
         guidance: form of the motion guidance: "paper", "released" or "none" (`ldm.diffusion.guidance`).
         guidance_scale: strength of the guidance; None for the default of the form.
         arithmetic: "float64", or "released" to respace the schedule in float32.
         full: the training schedule of the U-Net.
+        spacing: time steps of the sampling: "even" from the first to the last, as released, or "trailing", which
+            leaves out the first (249, 499, 749, 999 for 4; `ldm.diffusion.spacing`).
+        gamma: stochasticity of the sampler "tcd", 0 to 1.
+        initial: where sampling starts: "noised", from the LQ latents noised to the last time step, or "lq", from the
+            LQ latents themselves in place of a sample at time step `level`, as one-step students are trained
+            (`ldm.training.student`). Then nothing random is drawn, and LQ latents are the mean of the posterior.
+        level: the time step of `initial="lq"`.
 
     Raises ValueError for an unknown word or an invalid number of steps.
     """
@@ -126,17 +147,40 @@ class Sampling:
     guidance_scale: float | None = None
     arithmetic: str = "float64"
     full: Schedule = field(default_factory=Schedule.linear_sd)
+    spacing: str = "even"
+    gamma: float = 0.3
+    initial: str = "noised"
+    level: int = 399
 
     def __post_init__(self):
-        choose({"ddpm": 1, "ddim": 1}, self.sampler, "sampler")
+        choose(dict.fromkeys(SAMPLERS), self.sampler, "sampler")
         choose({"paper": 1, "released": 1, "none": 1}, self.guidance, "guidance")
         choose({"eps": 1, "v": 1, "x0": 1}, self.prediction, "prediction")
-        len(self.schedule)  # raises for a wrong number of steps
+        choose({"even": 1, "trailing": 1}, self.spacing, "spacing")
+        choose({"noised": 1, "lq": 1}, self.initial, "initial")
+        if self.spacing == "trailing" and self.arithmetic == "released":
+            raise ValueError("got spacing 'trailing' with arithmetic 'released', expected float64")
+        if not 0 <= self.level < len(self.full):
+            raise ValueError(f"got level {self.level}, expected 0 to {len(self.full) - 1}")
+        intermediate_signal(self.schedule, self.full, self.gamma)  # raises for a wrong number of steps, or gamma
 
     @cached_property
     def schedule(self) -> Schedule:
         """The schedule of the sampling steps."""
-        return self.full.respaced(self.steps, arithmetic=self.arithmetic)
+        full = self.full if self.initial == "noised" else spaced(self.full, range(self.level + 1), final_abar=1.0)
+        if self.spacing == "trailing":
+            return spaced(full, timesteps_from_end(self.steps, len(full)), final_abar=1.0)
+        return full.respaced(self.steps, arithmetic=self.arithmetic)
+
+    @property
+    def multistep(self) -> bool:
+        """Whether the sampler uses clean samples of earlier steps, so that windows predict x0 (`clean`, `advance`)."""
+        return self.sampler in MULTISTEP
+
+    @property
+    def history(self) -> int:
+        """Number of earlier clean samples that each frame keeps."""
+        return MULTISTEP[self.sampler][1] if self.multistep else 0
 
     @property
     def reach(self) -> int:
@@ -144,14 +188,32 @@ class Sampling:
         return {"paper": 1, "released": 2, "none": 0}[self.guidance]
 
     def start(self, z: Tensor, noise: Tensor) -> Tensor:
-        """Return the initial sample: the LQ latents z, noised to the last step of the full schedule."""
+        """Return the initial sample of `initial="noised"`: the LQ latents z, noised to the last step of `full`."""
         return self.full.add_noise(z, noise, len(self.full) - 1)
 
+    def clean(self, prediction: Tensor, x: Tensor, i: int) -> Tensor:
+        """Return the clean sample x0 that a prediction of the U-Net at x = x_i means."""
+        return to_x0(prediction, x, self.schedule, i, self.prediction)
+
     def step(self, prediction: Tensor, x: Tensor, i: int, noise: Callable[[int], Tensor]) -> Tensor:
-        """Return x_{i-1} from x = x_i and the prediction of the U-Net; noise(i) is standard normal, shaped like x."""
-        x0 = to_x0(prediction, x, self.schedule, i, self.prediction)
-        step = ddpm_step if self.sampler == "ddpm" else ddim_step
-        return step(x0, x, i, self.schedule, noise=noise)
+        """Return x_{i-1} from x = x_i and the prediction of the U-Net; noise(i) is standard normal, shaped like x.
+
+        The sampler must not be one of several steps.
+        """
+        return self._single_step(self.clean(prediction, x, i), x, i, self.schedule, noise=noise)
+
+    @cached_property
+    def _single_step(self) -> Callable[..., Tensor]:
+        if self.sampler == "tcd":
+            return partial(tcd_step, between=intermediate_signal(self.schedule, self.full, self.gamma))
+        return {"ddpm": ddpm_step, "ddim": ddim_step, "lcm": lcm_step}[self.sampler]
+
+    def advance(self, values: Mapping[str, Tensor], i: int) -> dict[str, Tensor]:
+        """Return "x" of step i-1 from "x" and "x0" of step i, with the history of a sampler of several steps.
+
+        Both are among `values`, as is what the step before returned.
+        """
+        return MULTISTEP[self.sampler][0](values, i, self.schedule)
 
     def guide(self, x: Tensor, i: int, motion: Motion) -> Tensor:
         """Apply motion guidance to x = x_i (B, T, c, h, w)."""

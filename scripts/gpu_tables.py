@@ -1,0 +1,115 @@
+"""The results of scripts/gpu_check.py as Markdown tables, and the part of a document that holds them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from ldm.benchmark.tables import markdown
+from ldm.files import write_whole
+
+BEGIN, END = "<!-- tables of scripts/gpu_check.py -->", "<!-- end -->"
+
+
+def put_into(document: Path, results: Mapping) -> None:
+    """Replace what lies between the marks of a document by the tables. Raises ValueError for one without marks."""
+    text = document.read_text(encoding="utf-8")
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"{document}: got no marks, expected the lines {BEGIN} and {END}")
+    write_whole(document, f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}".encode())
+
+
+def tables(results: Mapping) -> str:
+    """All tables that the results allow; a step without figures is one line."""
+    parts = []
+    for step, write in TABLES.items():
+        result = results["steps"].get(step)
+        if result is None:
+            continue
+        failed = result.get("error") or result.get("skipped")
+        parts.append(f"{step}: no figures ({failed})\n" if failed else write(result))
+    return "\n".join(parts)
+
+
+def cell(result, key: str | None = None, form: str = "{:.3g}", factor: float = 1.0) -> str:
+    """A figure, or "-" where there is none."""
+    value = result.get(key) if isinstance(result, Mapping) and key else result
+    return form.format(value * factor) if isinstance(value, int | float) else "-"
+
+
+def _rates(result: Mapping) -> str:
+    what = f"{result['name']}, torch {result['torch']}, Python {result['python']}, CUDA {result['cuda']}"
+    lines = [(f"matrix product, {kind}", cell(rate), "TFLOP/s") for kind, rate in result["tflops"].items()]
+    lines += [(f"copy {kind}", cell(rate), "GB/s") for kind, rate in result["gigabytes_per_second"].items()]
+    return f"{what}\n\n{markdown(('bare rates', '', 'unit'), lines)}"
+
+
+def _operations(result: Mapping) -> str:
+    lines = [
+        (name, cell(its, "largest", "{:.1e}"), cell(its, "above_1e-4", "{:.2e}"))
+        for name, its in result["differences"].items()
+    ]
+    return markdown(
+        ("operation, device against CPU", "largest difference, relative", "part of the values above 1e-4"), lines
+    )
+
+
+def _embedded(result: Mapping) -> str:
+    frames, h, w = result["clip"]
+    lines = [
+        (name, cell(its, "psnr", "{:.1f}"), cell(its, "seconds"), cell(its, "peak_bytes", "{:.0f}", 1e-6))
+        for name, its in result["precisions"].items()
+    ]
+    return markdown(
+        (f"small model, {frames} frames of {w}x{h}", "dB to float32 on the CPU", "seconds", "peak MB"), lines
+    )
+
+
+def _golden(result: Mapping) -> str:
+    return f"Golden cases on the device: {' '.join(result['summary'])}\n"
+
+
+def _stages(result: Mapping) -> str:
+    lines, flops = [], result.get("gigaflops", {})
+    for configuration, stages in result["configurations"].items():
+        for stage, its in stages.items():
+            seconds = its.get("seconds")
+            rate = flops[stage] / seconds / 1e3 if seconds and stage in flops else None
+            lines.append(
+                (configuration, stage, cell(its, "seconds"), cell(rate), cell(its, "peak_bytes", "{:.2f}", 1e-9))
+            )
+    head = ("precision, layout", "stage", "seconds", "TFLOP/s", "peak GB")
+    (h, w), tile = result["frame"], result["tile"]
+    return f"Tiles of {tile}x{tile}, frames of {h}x{w} latent pixels.\n\n{markdown(head, lines)}"
+
+
+def _clip(result: Mapping) -> str:
+    frames, h, w = result["clip"]
+    ways = {name: its for name, its in result["ways"].items() if isinstance(its, Mapping)}
+    lines = []
+    for name, its in ways.items():
+        per_frame, steps = its.get("per_frame", {}), its.get("steps", {})
+        figures = [cell(steps.get(k, {}), "seconds") for k in ("1", "3")] + [cell(per_frame, k) for k in ("4", "50")]
+        lines.append((name, *figures, cell(steps.get("3", {}), "peak_bytes", "{:.2f}", 1e-9)))
+    ratios = [f"{cell(result['ways'].get(f'ratio_{k}'))} at {k} steps" for k in (4, 50)]
+    head = (f"{frames} frames of {w}x{h}, x4", "s, 1 step", "s, 3 steps", "s a frame, 4 steps", "50 steps", "peak GB")
+    return f"{markdown(head, lines)}\nReleased cuts relative to ours: {', '.join(ratios)}.\n"
+
+
+def _seconds_and_peak(title: str, results: Mapping) -> str:
+    lines = [
+        (name, cell(its, "seconds", "{:.4g}"), cell(its, "peak_bytes", "{:.2f}", 1e-9)) for name, its in results.items()
+    ]
+    return markdown((title, "seconds", "peak GB"), lines)
+
+
+TABLES = {
+    "rates": _rates,
+    "operations": _operations,
+    "embedded": _embedded,
+    "golden": _golden,
+    "stages": _stages,
+    "clip": _clip,
+    "faster": lambda result: _seconds_and_peak("U-Net, one tile, bf16", result["unet"]),
+    "training": lambda result: _seconds_and_peak("training step, bf16", result["stages"]),
+}
