@@ -14,8 +14,8 @@ from ldm.engine.device import Peak, exact_float32, usable_device
 from ldm.methods.words import PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.resize import resize
-from scripts.command import first_line
 from scripts.clip_flops import SIZES
+from scripts.command import first_line
 
 
 class Size(NamedTuple):

@@ -21,10 +21,9 @@ from ldm.engine.device import exact_float32, hardware
 from ldm.ops.color import adain_color_fix, wavelet_color_fix
 from ldm.ops.flow import Motion, estimate_motion, flow_warp, forward_backward_occlusion, warp_validity
 from ldm.ops.resize import resize
-from scripts.clip_flops import Work, flops_of
+from scripts.clip_flops import TOKENS, Work, flops_of
 from scripts.gpu_device import Check, each, inference, moving_clip
 from scripts.gpu_runs import clip, training
-from scripts.clip_flops import TOKENS
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN_SECONDS = 80
