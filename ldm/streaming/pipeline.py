@@ -10,7 +10,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -168,12 +168,44 @@ class Scenes(Stage):
         return [replace(frame, last=True).without(*self.drop) for frame in before]
 
 
+class Blend(NamedTuple):
+    """How the results of windows that share frames are combined.
+
+    weigh: weigh(frames of a window, visits) -> the weights of its frames; only the last window can have two visits.
+    merge: merge(parts) -> the value of a frame from (weight, result) of its windows, in the order of the windows.
+    """
+
+    weigh: Callable[[int, int], list[int]]
+    merge: Callable[[list[tuple[int, Tensor]]], Tensor]
+
+
+def _crossfaded(parts: list[tuple[int, Tensor]]) -> Tensor:
+    """Return the weighted mean; a single part is returned unchanged."""
+    if len(parts) == 1:
+        return parts[0][1]
+    total = sum(weight for weight, _ in parts)
+    return sum(value * (weight / total) for weight, value in parts)
+
+
+def _averaged(parts: list[tuple[int, Tensor]]) -> Tensor:
+    """Return 0.5 old + 0.5 new for each visit after the first one; weights are numbers of visits."""
+    out = parts[0][1]
+    for visits, value in parts[1:]:
+        share = 0.5**visits
+        out = out * share + value * (1 - share)
+    return out
+
+
+CROSSFADE = Blend(lambda frames, visits: hat(frames).int().tolist(), _crossfaded)  # triangular weights
+AVERAGE = Blend(lambda frames, visits: [visits] * frames, _averaged)  # released Upscale-A-Video, see `ldm.ops.windows`
+
+
 class Windowed(Stage):
     """Apply `fn` to overlapping windows of `size` frames and blend the results where windows overlap.
 
     `fn(frames)` returns (B, T, ...) for T <= size frames; row t is stored under `name` in frame t. Windows start every
     `size - overlap` frames. The last window of a scene is aligned with its end (`ldm.ops.tiling.starts`); with
-    `flush=False` it contains only the remaining frames. The blending weights of a window are a triangle (`hat`).
+    `flush=False` it contains only the remaining frames. `blend` combines the results of a frame.
 
     Raises ValueError unless 0 <= overlap < size; FloatingPointError of `fn` with the numbers of the frames.
     """
@@ -188,11 +220,13 @@ class Windowed(Stage):
         overlap: int,
         name: str,
         flush: bool = True,
+        blend: Blend = CROSSFADE,
     ) -> None:
         super().__init__()
         if not 0 <= overlap < size:
             raise ValueError(f"got overlap {overlap} for windows of {size} frames, expected 0 to {size - 1}")
         self.fn, self.size, self.stride, self.name, self.flush = fn, size, size - overlap, name, flush
+        self.blend = blend
         self.begin = 0  # position in the scene where the next window starts
         self.parts: list[list[tuple[int, Tensor]]] = []  # for each held frame: (weight, result) of its windows
 
@@ -204,48 +238,46 @@ class Windowed(Stage):
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
         self.parts.append([])
-        for begin in self._due(frame.last):
+        for begin, visits in self._due(frame.last):
             at = begin - self.first
             window = self.held[at : at + self.size]
             try:
                 values = self.fn(window)
             except FloatingPointError as error:
                 raise FloatingPointError(f"frames {window[0].number} to {window[-1].number}: {error}") from None
-            for k, weight in enumerate(hat(len(window)).tolist()):
-                self.parts[at + k].append((int(weight), values[:, k]))
+            for k, weight in enumerate(self.blend.weigh(len(window), visits)):
+                self.parts[at + k].append((weight, values[:, k]))
         if not frame.last:
             return self._release(min(self.begin, self.count - self.size))
         ready = self._release(self.count)
         self.first = self.begin = 0
         return ready
 
-    def _due(self, last: bool) -> list[int]:
-        """Return the starts of windows that can be computed now; `last`: the scene is complete."""
+    def _due(self, last: bool) -> list[tuple[int, int]]:
+        """Return (start, visits) of the windows that can be computed now; `last`: the scene is complete.
+
+        Windows that would end behind the scene are moved to its end; `visits` counts those that end up there.
+        """
         due = []
         while self.begin + self.size < self.count:
-            due.append(self.begin)
+            due.append((self.begin, 1))
             self.begin += self.stride
-        if last:
-            due.append(max(self.count - self.size, 0) if self.flush else self.begin)
+        if last and self.flush:
+            start = max(self.count - self.size, 0)
+            due.append((start, len(range(self.begin, self.count, self.stride))))
+        elif last:
+            due.append((self.begin, 1))
         return due
 
     def _release(self, place: int) -> list[Frame]:
         frames = self.forget(place)
         parts, self.parts = self.parts[: len(frames)], self.parts[len(frames) :]
-        return [frame.put(**{self.name: _blended(part)}) for frame, part in zip(frames, parts, strict=True)]
+        return [frame.put(**{self.name: self.blend.merge(part)}) for frame, part in zip(frames, parts, strict=True)]
 
 
 def _is_weighted(pair: Any) -> bool:
     """Whether this is the (weight, result) of a window."""
     return isinstance(pair, tuple) and tuple(map(type, pair)) == (int, Tensor) and pair[0] > 0
-
-
-def _blended(parts: list[tuple[int, Tensor]]) -> Tensor:
-    """Return the weighted mean; a single part is returned unchanged."""
-    if len(parts) == 1:
-        return parts[0][1]
-    total = sum(weight for weight, _ in parts)
-    return sum(value * (weight / total) for weight, value in parts)
 
 
 class Neighbours(Stage):

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run_all, stack
+from ldm.streaming.pipeline import CROSSFADE, Blend, Each, Frame, Neighbours, Stage, Windowed, run_all, stack
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,7 @@ class Steps:
             is given.
         size, overlap: size and overlap of the windows, in frames.
         flush: whether the last window of a scene is aligned with its end (`Windowed`).
+        blend: how the results of overlapping windows are combined.
         refine: refine(i) -> the stage that computes "refined" from "x0"; None for a step without refinement.
         update: update(frame, i=i) -> the frame with "x" of step i-1; required with `refine`.
         guide: guide(frames, start, stop, i=i) -> guided x_{i-1} (B, stop - start, ...) of frames[start:stop]. None
@@ -34,6 +35,7 @@ class Steps:
     size: int
     overlap: int = 0
     flush: bool = True
+    blend: Blend = CROSSFADE
     refine: Callable[[int], Stage | None] | None = None
     update: Callable[..., Frame] | None = None
     guide: Callable[..., Tensor] | None = None
@@ -45,9 +47,8 @@ class Steps:
 
     def _stages_of(self, i: int) -> Iterable[Stage]:
         name = "x" if self.refine is None else "x0"
-        windows = Windowed(
-            partial(self.denoise, i=i), size=self.size, overlap=self.overlap, name=name, flush=self.flush
-        )
+        cut = {"size": self.size, "overlap": self.overlap, "flush": self.flush, "blend": self.blend}
+        windows = Windowed(partial(self.denoise, i=i), name=name, **cut)
         yield windows.labelled("sampling")
         if self.refine is not None:
             if (stage := self.refine(i)) is not None:

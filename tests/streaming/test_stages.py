@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from ldm.ops import tiling
-from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_all, stack
+from ldm.ops.windows import over_windows, released_windows
+from ldm.streaming.pipeline import AVERAGE, Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_all, stack
 from ldm.streaming.scene import WholeScene
 
 
@@ -34,6 +35,20 @@ def test_windows_of_a_stream_equal_those_of_the_tiler(count, size, overlap):
     assert [frame.number for frame in out] == list(range(count))
     torch.testing.assert_close(stack(out, "y"), whole, atol=1e-5, rtol=1e-5)
     assert not stage.held and not stage.parts
+
+
+@pytest.mark.parametrize("count", range(1, 28))
+def test_visits_are_averaged_as_in_the_released_plan(count):
+    x, calls = values(count), []
+
+    def fn(frames):
+        calls.append(len(frames))
+        return mixed(stack(frames, "x"))
+
+    whole = over_windows(mixed, released_windows)(x)
+    out = run_all([Windowed(fn, size=8, overlap=2, name="y", blend=AVERAGE)], frames_of(x))
+    torch.testing.assert_close(stack(out, "y"), whole, atol=1e-4, rtol=1e-5)
+    assert len(calls) == len(released_windows(count).distinct().windows)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (5, [5]), (7, [5, 2]), (10, [5, 5]), (11, [5, 5, 1])])
