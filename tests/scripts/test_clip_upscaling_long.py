@@ -70,11 +70,11 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(command, tmp_path):
     seconds, expected = time.monotonic() - began, (tmp_path / "undisturbed.mp4").read_bytes()
     moments, kills, finished = random.Random(0), 0, 0
     while kills < KILLS or not finished:
-        output = tmp_path / f"{finished}.mp4"
+        output, began = tmp_path / f"{finished}.mp4", time.monotonic()
         if not run(command, output, frames, moments.uniform(0.3, 1.1) * seconds if kills < KILLS else None)[0]:
             kills += 1
             continue
         assert output.read_bytes() == expected
-        finished += 1
+        finished, seconds = finished + 1, min(seconds, time.monotonic() - began)
     print(f"{kills} kills, {finished} outputs")
     assert all(name.endswith((".mp4", ".mp4.json")) for name in toy.left_behind(tmp_path))
