@@ -11,7 +11,8 @@ from functools import partial
 
 from torch import Tensor
 
-from ldm.streaming.pipeline import CROSSFADE, Blend, Each, Frame, Neighbours, Stage, Windowed, run_all, stack
+from ldm.streaming.blending import CROSSFADE, Blend
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run_all, stack
 
 
 @dataclass(frozen=True)

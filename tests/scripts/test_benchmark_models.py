@@ -29,8 +29,8 @@ def test_three_methods_stand_side_by_side(tmp_path, models):
     assert run(*words) == 0
     found = read(tmp_path / "out")
     assert [method["name"] for method in found["methods"]] == ["bicubic", *NAMES]
-    families = [method["settings"]["family"] for method in found["methods"][1:]]
-    assert families == ["mgldvsr", "stablevsr", "upscale_a_video"]
+    targets = [method["settings"]["method"]["target"] for method in found["methods"][1:]]
+    assert [target.rpartition(".")[2] for target in targets] == ["MGLD", "StableVSR", "UpscaleAVideo"]
     sampling = [method["settings"]["method"]["params"]["sampling"]["params"] for method in found["methods"][1:]]
     assert [each["steps"] for each in sampling] == [1, 1, 1]
     assert found["methods"][3]["settings"]["method"]["params"]["words"]["params"]["prompt"] == "a dog"

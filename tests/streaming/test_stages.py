@@ -5,7 +5,8 @@ import torch
 
 from ldm.ops import tiling
 from ldm.ops.windows import over_windows, released_windows
-from ldm.streaming.pipeline import AVERAGE, Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_all, stack
+from ldm.streaming.blending import AVERAGE
+from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_all, stack
 from ldm.streaming.scene import WholeScene
 
 

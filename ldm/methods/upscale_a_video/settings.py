@@ -14,7 +14,7 @@ from ldm.diffusion.spacing import choose_timesteps, spaced
 from ldm.methods.mgld.settings import COLOR_FIXES, Windows
 from ldm.methods.words import choose
 from ldm.ops.windows import WindowPlan, crossfaded_windows, released_windows
-from ldm.streaming.pipeline import AVERAGE, CROSSFADE, Blend
+from ldm.streaming.blending import AVERAGE, CROSSFADE, Blend
 
 BUILDABLE = ("ClipSampling", "ClipDecoding", "Words")
 BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
