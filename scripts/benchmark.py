@@ -2,6 +2,7 @@
 
 python scripts/benchmark.py --dataset reds4 --root REDS/ --weights checkpoints/ --seeds 3
 python scripts/benchmark.py --dataset udm10 --root UDM10/ --results ours=results/a dove=results/b -o results/udm10
+python scripts/benchmark.py --dataset own --root clips/ --models mgld=mgldvsr/ svsr=StableVSR/ uav=upscale_a_video/
 
 Upscales the clips (as scripts/upscale.py does), or scores folders of results: folders of frames, or lossless videos,
 with the names of the clips. A test set is a file of configs/benchmark. Writes results.json, results.csv and results.md
@@ -40,8 +41,9 @@ from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
 from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdown
-from ldm.engine.assemble import EMBEDDED, build_method, find_weights
+from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
 from ldm.engine.device import usable_device
+from ldm.engine.flags import flags_of
 from ldm.engine.jobs import JobOptions, Model
 from ldm.metrics import protocol
 from ldm.metrics.protocol import measures
@@ -80,7 +82,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add_measures(parser.add_argument_group("measures"))
     upscale.add_flags(parser.add_argument_group("settings of the model (default: its own; in brackets: families)"))
     add_running(parser.add_argument_group("running"))
-    args = parser.parse_with_overrides(words, ("weights", "config"), named=("results", "metrics"))
+    args = parser.parse_with_overrides(words, ("weights", "config"), named=("results", "models", "metrics"))
     args.flags = upscale.given_flags(args)
     given = [name for name in MODEL if getattr(args, name) != parser.get_default(name)]
     args.model_options = [f"--{name}" for name in (*given, *args.flags)]
@@ -92,8 +94,9 @@ def add_files(group) -> None:
     add("--dataset", required=True, help="a name in configs/benchmark, or a YAML file")
     add("--root", type=Path, required=True, help="folder of the test set")
     add("-o", "--output", type=Path, help="folder to write (default: results/DATASET)")
-    add("--results", metavar="[NAME=]DIR", help="score these folders (upscale: with --weights)", **several)
+    add("--results", metavar="[NAME=]DIR", help="score these folders (upscale: with --weights or --models)", **several)
     add("--weights", metavar="PATH", help="folder or weight files (default: the embedded model)", **several)
+    add("--models", metavar="[NAME=]DIR", help="upscale with each of these folders of weights, side by side", **several)
     add("--bicubic", action="store_true", help="also score bicubic interpolation (default: no)")
     add("--ablation", type=Path, metavar="YAML", help="upscale with each row, such as of configs/ablation.yaml")
     add("--lq", metavar="KIND", help="given, or a degradation: the folder found, or made (default: the set's)")
@@ -138,8 +141,8 @@ def read_node(path: Path, key: str, trust: Iterable[str] = ()):
     return config.instantiate(settings[key])
 
 
-def folders_of(words: list[str], reserved: list[str]) -> dict[str, Path]:
-    """Return folders of results by method, from words such as `[name=]DIR`.
+def folders_of(words: list[str], reserved: list[str], what: str = "results") -> dict[str, Path]:
+    """Return folders of `what` by method, from words such as `[name=]DIR`.
 
     Raises ValueError for missing folders, repeated names, and names in `reserved`, which this command uses itself.
     """
@@ -149,7 +152,7 @@ def folders_of(words: list[str], reserved: list[str]) -> dict[str, Path]:
         path = Path(place if equals and not Path(word).exists() else word)
         name = name if equals and path == Path(place) else path.resolve().name
         if not path.is_dir():
-            raise ValueError(f"{path}: no such folder of results; expected [NAME=]DIR")
+            raise ValueError(f"{path}: no such folder of {what}; expected [NAME=]DIR")
         if not NAME.fullmatch(name) or name.casefold() in (*map(str.casefold, folders), *reserved):
             good = "letters, digits and . + - _" if not NAME.fullmatch(name) else "a unique name"
             raise ValueError(f"got the method name {name!r} for {path}, expected {good}: write NAME=DIR")
@@ -192,9 +195,9 @@ def options_of(args: argparse.Namespace) -> protocol.Options:
         if path is not None and not path.exists():
             raise ValueError(f"{path}: no such file or folder")
     device, raft = usable_device(args.device), args.raft
-    if raft is None and args.weights:
+    for place in [*args.weights[:1], *folders_of(args.models, [], "weights").values()]:
         with contextlib.suppress(FileNotFoundError):
-            raft = checkpoint.find(args.weights[0], "raft-things")
+            raft = raft or checkpoint.find(place, "raft-things")
     flows = {"raft": paper_flow(raft, device)} if raft else {}
     return protocol.Options(flows, niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, dover=args.dover, device=device)
 
@@ -238,6 +241,33 @@ def restorer_of(args: argparse.Namespace) -> Restorer:
     return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), log.warning, log.info)
 
 
+def models_of(args: argparse.Namespace) -> dict[str, Path]:
+    """Return folders of --models by name. Raises ValueError for options that describe a single model."""
+    alone = [f"--{name}" for name in ("weights", "config", "ablation") if getattr(args, name)]
+    if args.models and alone:
+        raise ValueError(f"got --models and {alone[0]}, expected one of them")
+    return folders_of(args.models, ["bicubic"], "weights")
+
+
+def each_restorer(args: argparse.Namespace, models: Mapping[str, Path]) -> dict[str, Restorer]:
+    """Return a model for each folder of weights; a flag goes to the models that have it.
+
+    Raises ValueError for a flag that no model has.
+    """
+    known = {}
+    for name, folder in models.items():
+        settings = read_settings(find_weights(folder), preset=args.preset, trust=args.trust)
+        known[name] = flags_of(settings).keys() & args.flags.keys()
+    if unknown := args.flags.keys() - set().union(*known.values()):
+        raise ValueError(f"--{min(unknown)}: none of the models {', '.join(models)} has such a setting")
+    restorers = {}
+    for name, folder in models.items():
+        flags = {flag: value for flag, value in args.flags.items() if flag in known[name]}
+        own = argparse.Namespace(**vars(args) | {"weights": [str(folder)], "flags": flags})
+        restorers[name] = restorer_of(own)
+    return restorers
+
+
 def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Restorer]:
     """Return the rows of an ablation that are models; they share one set of networks."""
     rows, restorers, networks = {name: row for name, row in ablation.rows.items() if name != BICUBIC}, {}, None
@@ -252,15 +282,23 @@ def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Rest
     return restorers
 
 
+def build(args: argparse.Namespace, ablation: Ablation | None, models: Mapping | str) -> dict[str, Restorer]:
+    """Return models by name: rows of an ablation, or those of `models` (folders, or the name of the only one)."""
+    if ablation:
+        return restorers_of(args, ablation)
+    return {models: restorer_of(args)} if isinstance(models, str) else each_restorer(args, models)
+
+
 def run(args: argparse.Namespace) -> int:
     dataset, own_name = read_set(args.dataset, args.trust), "mgld-vsr" if args.weights else "embedded"
     ablation = read_node(args.ablation, "ablation", args.trust) if args.ablation else None
-    upscaling = bool(args.weights) or not args.results or ablation is not None
+    upscaling = bool(args.weights or args.models) or not args.results or ablation is not None
     if not upscaling and (unused := args.model_options + args.overrides):
         raise ValueError(f"got {unused[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
+    models = models_of(args)
     bicubic = args.bicubic or (ablation is not None and BICUBIC in ablation.rows)
-    made = ([*ablation.rows] if ablation else [own_name]) if upscaling else []
-    folders = folders_of(args.results, [*made, *["bicubic"] * bicubic])
+    made = [*(ablation.rows if ablation else models or [own_name])] if upscaling else []
+    folders = folders_of(args.results, [*map(str.casefold, made), *["bicubic"] * bicubic])
     folder, scale = args.output or Path("results") / Path(args.dataset).stem, args.scale or dataset.scale
     try_output(folder)
     names, options = args.metrics or list((ablation or dataset).metrics), options_of(args)
@@ -288,15 +326,13 @@ def run(args: argparse.Namespace) -> int:
         degrade=Degrader(kind, args.lq_seed, folder / "lq", args.max_frames, args.scale, args.trust),
         bar=progress_bar, ablation=ablation,
     )  # fmt: skip
-    restorers = {}  # built first, so that errors in them are found before hours of scoring
-    if upscaling:
-        restorers = restorers_of(args, ablation) if ablation else {own_name: restorer_of(args)}
+    restorers = build(args, ablation, models or own_name) if upscaling else {}  # finds errors before hours of scoring
     work.score_folders(folders, results)
     if bicubic:
         work.score_bicubic()
     for name, restorer in restorers.items():
         work.score_upscaled(restorer, name, range(args.seed, args.seed + args.seeds))
-    if upscaling and not args.weights:
+    if upscaling and not args.weights and not models:
         work.notes.append(f"The embedded model ({EMBEDDED.name}) is a small one: not the weights of the paper.")
     show(work.write())
     log.info(", ".join(str(folder / f"results.{suffix}") for suffix in ("json", "csv", "md")))

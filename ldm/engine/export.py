@@ -9,7 +9,7 @@ from ldm.engine.assemble import CARD, find_weights
 from ldm.weights import checkpoint
 
 # The keys of a training configuration that restoration needs.
-CARD_KEYS = ("family", "weights", "flags", "flow", "flows", "networks", "method", "output")
+CARD_KEYS = ("family", "weights", "flags", "flow", "flows", "vae", "vaes", "networks", "method", "output")
 
 
 def write_export(model: nn.Module, settings) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.ops.tiling import hat
+from ldm.streaming.blending import CROSSFADE, Blend
 
 
 @dataclass(frozen=True)
@@ -173,8 +173,8 @@ class Windowed(Stage):
 
     `fn(frames)` returns (B, T, ...) for T <= size frames; row t is stored under `name` in frame t. Windows start every
     `size - overlap` frames; with an `offset` the second one starts there. The last window of a scene is aligned with
-    its end (`ldm.ops.tiling.starts`); with `flush=False` it contains only the remaining frames. The blending weights of
-    a window are a triangle (`hat`).
+    its end (`ldm.ops.tiling.starts`); with `flush=False` it contains only the remaining frames. `blend` combines
+    the results of a frame.
 
     Raises ValueError unless 0 <= overlap < size and 0 <= offset <= size; FloatingPointError of `fn` with the numbers of
     the frames.
@@ -191,6 +191,7 @@ class Windowed(Stage):
         name: str,
         flush: bool = True,
         offset: int = 0,
+        blend: Blend = CROSSFADE,
     ) -> None:
         super().__init__()
         if not 0 <= overlap < size:
@@ -199,6 +200,7 @@ class Windowed(Stage):
             raise ValueError(f"got offset {offset} for windows of {size} frames, expected 0 to {size}")
         self.fn, self.size, self.stride, self.name, self.flush = fn, size, size - overlap, name, flush
         self.offset = offset or self.stride  # where the second window starts
+        self.blend = blend
         self.begin = 0  # position in the scene where the next window starts
         self.parts: list[list[tuple[int, Tensor]]] = []  # for each held frame: (weight, result) of its windows
 
@@ -210,48 +212,52 @@ class Windowed(Stage):
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
         self.parts.append([])
-        for begin in self._due(frame.last):
+        for begin, visits in self._due(frame.last):
             at = begin - self.first
             window = self.held[at : at + self.size]
             try:
                 values = self.fn(window)
             except FloatingPointError as error:
                 raise FloatingPointError(f"frames {window[0].number} to {window[-1].number}: {error}") from None
-            for k, weight in enumerate(hat(len(window)).tolist()):
-                self.parts[at + k].append((int(weight), values[:, k]))
+            for k, weight in enumerate(self.blend.weigh(len(window), visits)):
+                self.parts[at + k].append((weight, values[:, k]))
         if not frame.last:
             return self._release(min(self.begin, self.count - self.size))
         ready = self._release(self.count)
         self.first = self.begin = 0
         return ready
 
-    def _due(self, last: bool) -> list[int]:
-        """Return the starts of windows that can be computed now; `last`: the scene is complete."""
+    def _due(self, last: bool) -> list[tuple[int, int]]:
+        """Return (start, visits) of the windows that can be computed now; `last`: the scene is complete.
+
+        Windows that would end behind the scene are moved to its end; `visits` counts those that end up there.
+        """
         due = []
         while self.begin + self.size < self.count:
-            due.append(self.begin)
-            self.begin += self.stride if self.begin else self.offset
-        if last:
-            due.append(max(self.count - self.size, 0) if self.flush else self.begin)
+            due.append((self.begin, 1))
+            self.begin = self._next(self.begin)
+        if last and self.flush:
+            visits, begin = 0, self.begin
+            while begin < self.count:
+                visits, begin = visits + 1, self._next(begin)
+            due.append((max(self.count - self.size, 0), visits))
+        elif last:
+            due.append((self.begin, 1))
         return due
+
+    def _next(self, begin: int) -> int:
+        """Return where the window after the one at `begin` starts."""
+        return begin + (self.stride if begin else self.offset)
 
     def _release(self, place: int) -> list[Frame]:
         frames = self.forget(place)
         parts, self.parts = self.parts[: len(frames)], self.parts[len(frames) :]
-        return [frame.put(**{self.name: _blended(part)}) for frame, part in zip(frames, parts, strict=True)]
+        return [frame.put(**{self.name: self.blend.merge(part)}) for frame, part in zip(frames, parts, strict=True)]
 
 
 def _is_weighted(pair: Any) -> bool:
     """Whether this is the (weight, result) of a window."""
     return isinstance(pair, tuple) and tuple(map(type, pair)) == (int, Tensor) and pair[0] > 0
-
-
-def _blended(parts: list[tuple[int, Tensor]]) -> Tensor:
-    """Return the weighted mean; a single part is returned unchanged."""
-    if len(parts) == 1:
-        return parts[0][1]
-    total = sum(weight for weight, _ in parts)
-    return sum(value * (weight / total) for weight, value in parts)
 
 
 class Neighbours(Stage):

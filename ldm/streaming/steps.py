@@ -11,6 +11,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ldm.streaming.blending import CROSSFADE, Blend
 from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run_all, stack
 
 
@@ -30,6 +31,7 @@ class Steps:
         alternate: let the windows of every other step start half their distance later, so that no two steps in a row
             meet at the same frames.
         flush: whether the last window of a scene is aligned with its end (`Windowed`).
+        blend: how the results of overlapping windows are combined.
         refine: refine(i) -> the stage that computes "refined" from "x0", or None for no refinement in this step; None
             for steps in one call.
         update: update(frame, i=i) -> the frame with "x" of step i-1; required with `refine`.
@@ -43,6 +45,7 @@ class Steps:
     overlap: int = 0
     alternate: bool = False
     flush: bool = True
+    blend: Blend = CROSSFADE
     refine: Callable[[int], Stage | None] | None = None
     update: Callable[..., Frame] | None = None
     guide: Callable[..., Tensor] | None = None
@@ -60,6 +63,7 @@ class Steps:
             overlap=self.overlap,
             name=name,
             flush=self.flush,
+            blend=self.blend,
             offset=offset_of(i, self.size - self.overlap) if self.alternate else 0,
         )
         yield windows.labelled("sampling")

@@ -18,7 +18,6 @@ from ldm.training.optimization import Adam
 BUILDABLE = ("TemporalUpscaling", "UpscalingObjective")
 
 UPSCALER_BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
-TRAINED_PARTS = ("temporal", "all")
 PREVIEW_LEVEL = 20  # noise level of the low-resolution frames in pictures, the pipeline's default
 _PARTS = 10_000  # resolution of drawn probabilities
 
@@ -30,6 +29,18 @@ def is_temporal(name: str) -> bool:
     modules (U10).
     """
     return "temporal" in name or "temp_block" in name
+
+
+TRAINED_PARTS = {"temporal": is_temporal, "image": lambda name: not is_temporal(name), "all": lambda name: True}
+
+
+def single_frames(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The batch with each frame as a clip of its own: values (B, T, ...) -> (B T, 1, ...), `index` n -> n T + t."""
+    frames = batch["gt"].shape[1]
+    clips = {name: batch[name].flatten(0, 1)[:, None] for name in ("gt", "lq")}
+    numbers = batch["index"][:, None] * frames + torch.arange(frames, device=batch["index"].device)
+    rows = {name: value.repeat_interleave(frames, 0) for name, value in batch.items() if name not in (*clips, "index")}
+    return rows | clips | {"index": numbers.flatten()}
 
 
 class UpscalingObjective:
@@ -86,7 +97,8 @@ class TemporalUpscaling(LightningModule):
         objective: draws time steps, noise and noise levels.
         optimizer: builds the optimizer.
         scale_factor: factor of the latents.
-        trained: "temporal", the weights selected by `is_temporal`; "all", the whole U-Net.
+        trained: "temporal", the weights selected by `is_temporal`; "image", all others, on single frames; "all", the
+            whole U-Net.
         accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
         preview_steps: sampling steps of the preview pictures.
     Raises:
@@ -119,7 +131,8 @@ class TemporalUpscaling(LightningModule):
                 f"got highest_noise={objective.highest_noise}, expected at most {self.unet.max_noise_level}"
             )
         for name, parameter in self.unet.named_parameters():
-            parameter.requires_grad_(trained == "all" or is_temporal(name))
+            parameter.requires_grad_(TRAINED_PARTS[trained](name))
+        self.split = trained == "image"
         self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
         self.accumulate, self.preview_steps, self.means = accumulate, preview_steps, StepMeans()
 
@@ -142,6 +155,7 @@ class TemporalUpscaling(LightningModule):
 
     def loss(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
         """Mean squared error of the velocity at a time step and a noise level drawn for each clip."""
+        batch = single_frames(batch) if self.split else batch
         objective, index, z = self.objective, batch["index"], self.latents(batch)
         i, level = objective.steps(purpose, index), objective.levels(purpose, index)
         noise = objective.normal(f"{purpose}.noise", index, z)

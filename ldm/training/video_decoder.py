@@ -1,7 +1,7 @@
 """Stage 2 of Upscale-A-Video: training of the decoder's 3-D convolutions and of its low-resolution condition."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.nets.video_vae import AutoencoderKLVideo
 from ldm.training.decoder import StageTwo
@@ -9,7 +9,30 @@ from ldm.training.decoder_loss import DecoderLoss
 from ldm.training.draws import SampleDraws
 from ldm.training.optimization import Adam
 
-BUILDABLE = ("VideoDecoderTraining",)
+BUILDABLE = ("VideoDecoderTraining", "SampledLatents")
+
+
+class SampledLatents(nn.Module):
+    """Posterior samples of GT frames.
+
+    Args:
+        seed: seed of the samples.
+        encoder: autoencoder that encodes the frames, frozen; None for the one that is trained.
+    """
+
+    def __init__(self, *, seed: int = 23, encoder: nn.Module | None = None) -> None:
+        super().__init__()
+        self.draws = SampleDraws(seed)
+        self.encoder = None if encoder is None else encoder.requires_grad_(False)
+
+    @torch.no_grad()
+    def sample(self, vae: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        """Unscaled latents (B, T, c, h, w) of `gt` (B, T, 3, H, W) in [0, 1]; `vae` is the trained autoencoder."""
+        encoder = self.encoder or vae
+        moments = encoder.encode(batch["gt"] * 2 - 1)
+        posterior = encoder.posterior(moments.flatten(0, 1))
+        sample = posterior.sample(self.draws.normal("latents", batch["index"], posterior.mean))
+        return sample.unflatten(0, moments.shape[:2])
 
 
 class VideoDecoderTraining(StageTwo):
@@ -24,7 +47,7 @@ class VideoDecoderTraining(StageTwo):
         decoder: autoencoder with a condition path.
         loss, optimizer, scale_factor, accumulate, gradient_clip: as for `StageTwo`.
         trained: "condition", the layers that the image autoencoder lacks; "decoder", the whole decoder.
-        seed: seed of the sampled latents.
+        latents: samples latents of the frames; None for `SampledLatents` of the decoder's own encoder.
     Raises:
         ValueError: as `StageTwo`, and for an autoencoder without a condition path.
     """
@@ -41,7 +64,7 @@ class VideoDecoderTraining(StageTwo):
         trained: str = "condition",
         accumulate: int = 1,
         gradient_clip: float | None = None,
-        seed: int = 23,
+        latents: SampledLatents | None = None,
     ) -> None:
         if not decoder.conditioned:
             raise ValueError("got an autoencoder without a condition path, expected condition_channels")
@@ -49,7 +72,7 @@ class VideoDecoderTraining(StageTwo):
             decoder, loss, optimizer=optimizer, scale_factor=scale_factor, trained=trained, accumulate=accumulate,
             gradient_clip=gradient_clip,
         )  # fmt: skip
-        self.latent_draws = SampleDraws(seed)
+        self.latents = latents or SampledLatents()
 
     def reconstruct(self, batch: dict[str, Tensor], *, fusion_w: float = 1.0) -> Tensor:
         """Decode latents with low-resolution frames: (B, T, 3, f h, f w) float32, about [-1, 1].
@@ -57,13 +80,5 @@ class VideoDecoderTraining(StageTwo):
         `fusion_w` has no effect: this decoder always sees the low-resolution frames.
         """
         (vae,) = self._decoder
-        z = batch["latent"] / self.scale_factor if "latent" in batch else self._encoded(vae, batch)
+        z = batch["latent"] / self.scale_factor if "latent" in batch else self.latents.sample(vae, batch)
         return vae.decode(z, batch["lq"] * 2 - 1).float()
-
-    @torch.no_grad()
-    def _encoded(self, vae: AutoencoderKLVideo, batch: dict[str, Tensor]) -> Tensor:
-        """Unscaled posterior samples of the GT frames, (B, T, c, h, w)."""
-        moments = vae.encode(batch["gt"] * 2 - 1)
-        posterior = vae.posterior(moments.flatten(0, 1))
-        sample = posterior.sample(self.latent_draws.normal("latents", batch["index"], posterior.mean))
-        return sample.unflatten(0, moments.shape[:2])

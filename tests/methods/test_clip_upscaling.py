@@ -11,8 +11,9 @@ from ldm.engine.assemble import find_weights, load_method
 from ldm.methods.contract import Request
 from ldm.methods.mgld.settings import Windows
 from ldm.methods.upscale_a_video.released import ReleasedUpscaleAVideo
-from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Words
+from ldm.methods.upscale_a_video.settings import MERGINGS, ClipDecoding, ClipSampling, Words
 from ldm.ops.clip_flow import flows_of_clip
+from ldm.ops.crop_tiles import released_tiles
 from ldm.streaming.pipeline import Frame
 from tests.golden_checks.uav.case import FOLDER, UavCase, network
 from tests.methods import upscale_toy
@@ -78,6 +79,7 @@ def test_the_released_stages_equal_the_recording():
             noise_level=meta["noise_level"],
             propagation_steps=",".join(map(str, meta["propagation_steps"])),
             spacing="released",
+            merging="released",
         ),
         windows=Windows(n_frames=8, scene_cut=None),
         decoding=ClipDecoding(Windows(n_frames=3, frame_overlap=0)),
@@ -94,20 +96,42 @@ def test_the_released_stages_equal_the_recording():
 # ---- streams
 
 
-def test_a_stream_is_the_whole_clip_propagation_included(toy):
-    settings = {"sampling": {"propagation_steps": "0,1", "context": 9}, "windows": replace(toy.windows, n_frames=5)}
-    settings["decoding"] = ClipDecoding(replace(toy.decoding.windows, n_frames=5))
-    method, lq = changed(toy, **settings), clip(5, *SIZE)
-    whole = changed(toy, kind=ReleasedUpscaleAVideo, **settings)
-    noise = FrameNoise(3)
-    draws = noise("low", range(5), (3, *SIZE))[None], noise("start", range(5), (4, *SIZE))[None]
+def whole_clip(method, lq, *, seed):
+    """The clip restored at once with the noise of a stream, (T, 3, 4h, 4w) in [0, 1]; with and without propagation."""
+    whole = changed(method, kind=ReleasedUpscaleAVideo)
+    count, noise = len(lq), FrameNoise(seed)
+    draws = noise("low", range(count), (3, *SIZE))[None], noise("start", range(count), (4, *SIZE))[None]
     flows = flows_of_clip(method.networks["flow"], lq[None])
     with torch.no_grad():
-        expected = whole.restore_crop(lq[None], draws, flows, denoiser=whole.denoiser(None), tally=lambda stage: None)
-        alone = whole.restore_crop(lq[None], draws, None, denoiser=whole.denoiser(None), tally=lambda stage: None)
-    sr = restored(method, lq, seed=3)
-    assert (sr - (expected[0] / 2 + 0.5)).abs().max() < 1e-4
+        done = [
+            whole.restore_crop(lq[None], draws, each, denoiser=whole.denoiser(None), tally=lambda stage: None)
+            for each in (flows, None)
+        ]
+    return [sr[0] / 2 + 0.5 for sr in done]
+
+
+def test_a_stream_is_the_whole_clip_propagation_included(toy):
+    sampling, windows = {"propagation_steps": "0,1", "context": 9}, replace(toy.windows, n_frames=5)
+    method = changed(
+        toy, sampling=sampling, windows=windows, decoding=ClipDecoding(replace(toy.decoding.windows, n_frames=5))
+    )
+    lq = clip(5, *SIZE)
+    expected, alone = whole_clip(method, lq, seed=3)
+    assert (restored(method, lq, seed=3) - expected).abs().max() < 1e-4
     assert (expected - alone).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("frames", [7, 8])  # with 7 the last window is visited twice
+def test_released_windows_and_chunks_of_a_stream_are_those_of_the_whole_clip(toy, frames):
+    settings = {
+        "windows": replace(toy.windows, n_frames=4, frame_overlap=1, scene_cut=None),
+        "decoding": ClipDecoding(replace(toy.decoding.windows, n_frames=3, frame_overlap=0)),
+    }
+    sampling, lq = {"propagation_steps": "1", "context": 9}, clip(frames, *SIZE)
+    method, other = (changed(toy, sampling=sampling | {"merging": each}, **settings) for each in MERGINGS)
+    faded, averaged = (restored(each, lq, seed=3) for each in (method, other))
+    assert (averaged - whole_clip(other, lq, seed=3)[0]).abs().max() < 1e-4
+    assert (averaged - faded).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -134,6 +158,46 @@ def test_a_stopped_stream_resumes_to_the_same_frames(folder, preset, size, frame
         run.resume(state)
     assert torch.equal(torch.cat([frame["sr"] for frame in out]), expected)
     assert expected[..., 300:].std() > 0.01 if preset else expected.std() > 0.01
+
+
+class Watched(ReleasedUpscaleAVideo):
+    """Keeps what each crop is restored from, and restores nothing."""
+
+    def restore_crop(self, low, noise, flows, **_):
+        CROPS.append((low, flows))
+        return low.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+
+CROPS = []
+
+
+def test_flows_are_cut_where_the_crop_lies(toy):
+    size, frames = (70, 200), 3
+    lq = torch.rand(frames, 3, *size, generator=torch.Generator().manual_seed(0))
+    flows = [torch.rand(1, frames - 1, 2, 72, 200, generator=torch.Generator().manual_seed(k)) for k in (1, 2)]
+    sampling = {"propagation_steps": "0"}
+    method = changed(toy, kind=Watched, sampling=sampling, always_crop=True, crop=65, min_size=1,
+                     networks=dict(toy.networks) | {"flow": Recorded(flows)})  # fmt: skip
+    CROPS.clear()
+    restored(method, lq, seed=1)
+    tiles, whole = released_tiles(size, 65), flows_of_clip(Recorded(flows), lq[None], released_scale=True)
+    assert len(CROPS) == len(tiles) > 2 and tiles[-1].cut[1].start > 0
+    for tile, (low, found) in zip(tiles, CROPS, strict=True):
+        rows, columns = tile.cut
+        assert torch.equal(low[0], lq[..., rows, columns])
+        assert all(torch.equal(a, b[..., rows, columns]) for a, b in zip(found, whole, strict=True))
+
+
+def test_large_frames_shrink_by_areas_as_released(toy):
+    """1282 pixels become 320, as in the released script; otherwise 321, on which no row of the frame is cut off."""
+    lq = torch.rand(1, 3, 1282, 1283, generator=torch.Generator().manual_seed(0))
+    released = changed(toy, kind=ReleasedUpscaleAVideo).geometry((1282, 1283), 1.0)
+    expected = nn.functional.interpolate(lq, scale_factor=1 / 4, mode="area")
+    assert released.low == (320, 320) and torch.equal(released.reduce(lq), expected)
+    own = toy.geometry((1282, 1283), 1.0)
+    assert own.low == (321, 321) and own.target == released.target == (1282, 1283)
+    assert released.finish(torch.zeros(1, 3, *released.large)).shape[-2:] == (1282, 1283)
+    assert changed(toy, kind=ReleasedUpscaleAVideo, min_size=1).geometry((2, 3), 1.0).low == (1, 1)
 
 
 def test_any_size_and_scale(toy):
@@ -195,6 +259,16 @@ def test_a_failing_tile_stops_the_run_and_is_named(toy):
         hook.remove()
 
 
+def test_a_failing_crop_of_the_released_cut_is_named(toy):
+    hook = toy.networks["unet"].register_forward_hook(lambda net, inputs, out: out / 0)
+    method = changed(toy, kind=ReleasedUpscaleAVideo, sampling={"steps": 1}, always_crop=True, crop=65, min_size=1)
+    try:
+        with pytest.raises(FloatingPointError, match=r"the crop at rows 0\.\.3, columns 0\.\.64: the sample"):
+            restored(method, clip(1, 4, 130))
+    finally:
+        hook.remove()
+
+
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
@@ -203,6 +277,7 @@ def test_a_failing_tile_stops_the_run_and_is_named(toy):
         ({"propagation_steps": "1;2"}, "such as 24,26,28"),
         ({"noise_level": 1000}, "expected 0 to 999"),
         ({"spacing": "odd"}, "spacing 'odd'"),
+        ({"merging": "odd"}, "merging of windows 'odd'"),
     ],
 )
 def test_senseless_settings_are_refused(settings, says):

@@ -8,6 +8,7 @@ from ldm import video
 from ldm.engine.assemble import find_weights, read_settings
 from ldm.engine.captions import caption_beside
 from ldm.engine.flags import flag_words
+from ldm.engine.jobs import Job
 from scripts import inference_upscale_a_video, upscale
 from tests.methods import upscale_toy
 from tests.scripts import toy
@@ -84,3 +85,23 @@ def test_the_released_flags(tmp_path, weights, capfd):
     assert record["arguments"]["seed"] == 10 and "vae_video" in record["weights"]
     params = record["settings"]["method"]["params"]
     assert params["words"]["params"]["separator"] == "" and params["sampling"]["params"]["propagation_steps"] == "1"
+
+
+@pytest.mark.slow  # two runs of the command
+def test_grey_levels_are_cut_off_as_released(tmp_path, weights):
+    """Rounding would raise half of them by one."""
+    clip = toy.make_clip(tmp_path / "clip.mp4", 1)
+    words = ["-i", str(clip), "--weights", str(weights), "--device", "cpu", "--preset", "released", "--upscale", "2"]
+    words += ["--inference_steps", "1", "--guidance_scale", "1"]
+    for name, more in (("released", []), ("nearest", ["output.rounding=nearest"])):
+        assert upscale.main([*words, "-o", str(tmp_path / name), *more]) == 0
+    cut, rounded = ((video.read_clip(tmp_path / name)[0] * 255).round() for name in ("released", "nearest"))
+    difference = rounded - cut
+    assert difference.min() == 0 and difference.max() == 1 and 0.3 < difference.mean() < 0.7
+
+
+def test_large_frames_keep_their_size(tmp_path):
+    """Only where both sides have 1280 pixels or more; others are enlarged by 4."""
+    for size, scale in (((1280, 1280), 1), ((1278, 1400), 4)):
+        clip = toy.make_clip(tmp_path / "clip.mp4", 1, size=size)
+        assert inference_upscale_a_video.scale_of(Job(clip, tmp_path / "out.mp4")) == scale

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from ldm.ops import tiling
+from ldm.ops.windows import over_windows, released_windows
+from ldm.streaming.blending import AVERAGE
 from ldm.streaming.pipeline import Each, Frame, Neighbours, Pipeline, Scenes, Stage, Windowed, run_all, stack
 from ldm.streaming.scene import WholeScene
 
@@ -61,6 +63,20 @@ def test_an_offset_outside_a_window_is_refused():
     ):
         with pytest.raises(ValueError, match="got offset"):
             make()
+
+
+@pytest.mark.parametrize("count", range(1, 28))
+def test_visits_are_averaged_as_in_the_released_plan(count):
+    x, calls = values(count), []
+
+    def fn(frames):
+        calls.append(len(frames))
+        return mixed(stack(frames, "x"))
+
+    whole = over_windows(mixed, released_windows)(x)
+    out = run_all([Windowed(fn, size=8, overlap=2, name="y", blend=AVERAGE)], frames_of(x))
+    torch.testing.assert_close(stack(out, "y"), whole, atol=1e-4, rtol=1e-5)
+    assert len(calls) == len(released_windows(count).distinct().windows)
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(3, [3]), (5, [5]), (7, [5, 2]), (10, [5, 5]), (11, [5, 5, 1])])

@@ -12,17 +12,23 @@ import main
 from basicsr_deg.clips import folder_clips
 from basicsr_deg.training_clips import TrainingClips
 from ldm import config
+from ldm.engine.assemble import build_method, find_weights, load_method, read_settings
+from ldm.methods.contract import Request
+from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.discriminator import PatchGAN
+from ldm.nets.framewise import FramewiseAutoencoder
 from ldm.nets.text import FixedContext, OpenCLIPText
 from ldm.nets.video_unet import UNetVideoModel
 from ldm.nets.video_vae import AutoencoderKLVideo
 from ldm.ops.dis import DISFlow
+from ldm.streaming.pipeline import Frame
 from ldm.training.captions import CaptionedClips
 from ldm.training.decoder_loss import DecoderLoss
 from ldm.training.optimization import Adam
 from ldm.training.recompute import recompute_blocks
-from ldm.training.temporal_upscaler import TemporalUpscaling, UpscalingObjective, is_temporal
-from ldm.training.video_decoder import VideoDecoderTraining
+from ldm.training.temporal_upscaler import TemporalUpscaling, UpscalingObjective, is_temporal, single_frames
+from ldm.training.video_decoder import SampledLatents, VideoDecoderTraining
+from ldm.weights import checkpoint
 from tests.training.runs import differing, learned, rows, saved, write_clips
 
 # Lightning advises on workers, folders and hardware, and lags behind torch
@@ -75,6 +81,20 @@ def test_a_step_changes_zero_layers_and_keeps_the_image_model():
         optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
+
+
+def test_the_image_model_is_trained_on_single_frames():
+    model, batch = stage_one(trained="image"), batch_of([4, 7], frames=3)
+    trained = {name for name, p in model.unet.named_parameters() if p.requires_grad}
+    assert trained and not any(map(is_temporal, trained))
+    frames = single_frames(batch | {"tokens": torch.tensor([[1], [2]])})
+    assert frames["index"].tolist() == [12, 13, 14, 21, 22, 23]
+    assert frames["tokens"].flatten().tolist() == [1, 1, 1, 2, 2, 2]
+    assert torch.equal(frames["gt"][4, 0], batch["gt"][1, 1]) and frames["lq"].shape == (6, 1, 3, 8, 8)
+    seen = []
+    model.unet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].shape[:2]))
+    model.loss(batch, "train").backward()
+    assert seen == [(6, 1)]
 
 
 def test_gradients_equal_finite_differences():
@@ -214,6 +234,19 @@ def test_latents_are_given_or_encoded():
     assert (given - y).abs().max() > 1e-3
 
 
+def test_latents_of_another_autoencoder_are_decoded():
+    torch.manual_seed(1)
+    image = AutoencoderKL(ch=8, ch_mult=(1, 1, 1), num_res_blocks=1, norm_groups=4, middle_attention=False)
+    framewise = FramewiseAutoencoder(image)
+    model, batch = stage_two(latents=SampledLatents(seed=5, encoder=framewise)), batch_of([2], frames=3)
+    moments = image.posterior(image.encode(batch["gt"][0] * 2 - 1))
+    z = model.latents.sample(autoencoder(), batch)
+    noise = (z[0] - moments.mean) / moments.logvar.mul(0.5).exp()
+    assert z.shape == (1, 3, 4, 8, 8) and noise.std().item() == pytest.approx(1, abs=0.2)
+    assert not any(p.requires_grad for p in framewise.parameters())
+    torch.testing.assert_close(framewise.decode(z, batch["lq"])[0], image.decode(z[0]))
+
+
 def test_an_autoencoder_without_condition_is_refused():
     with pytest.raises(ValueError, match="without a condition path"):
         stage_two(condition=None)
@@ -300,6 +333,38 @@ def test_the_toy_commands_train_and_resume_exactly(stage, tmp_path):
     keys = saved(whole)["state_dict"]
     expected = "unet.mid_temp_block.shift_conv.weight" if stage == "unet" else "decoder.condition_fuse.scale.weight"
     assert expected in keys
+
+
+@pytest.mark.slow  # three trainings
+def test_the_small_model_is_trained_and_taken_apart(tmp_path):
+    settings = config.load(CONFIGS / "tiny_rows.yaml")
+    torch.manual_seed(0)
+    image = config.instantiate(settings.vaes.vae_3d).image
+    own = {f"first_stage_model.{name}": value for name, value in image.state_dict().items()}
+    checkpoint.save(tmp_path / "autoencoder.safetensors", own)
+    words = [f"folder={tmp_path}", f"clips={tmp_path / 'clips'}", "data.params.train.params.count=1", "steps=1"]
+    words += ["batch_size=1", "pictures.every=0", "checkpoints.every=1", "data.params.num_workers=0"]
+    for stage in ("frames", "unet", "decoder"):
+        flags = ["--gpus", "", "--name", stage, "--logdir", str(tmp_path / "logs")]
+        assert main.main(["--train", "--base", str(CONFIGS / f"tiny_{stage}.yaml"), *flags, *words]) == 0
+    found = find_weights(tmp_path, configs=[CONFIGS / "tiny_rows.yaml"])
+    networks = build_method(read_settings(found, configs=[CONFIGS / "tiny_rows.yaml"]), found, method=False)
+    alone, unet = networks["frame_unet"].state_dict(), networks["unet"].state_dict()
+    changed = {name for name, value in unet.items() if not torch.equal(value, alone[name])}
+    assert changed and all(map(is_temporal, changed))
+    for vae in ("vae_3d", "vae_video"):
+        method = load_method(tmp_path, overrides=[f"vae={vae}", "method.params.sampling.params.steps=1"])
+        run = method.stream(Request((16, 16), 1))
+        run.push(Frame(0, {"lq": torch.rand(1, 3, 16, 16)}))
+        assert [frame["sr"].shape for frame in run.pull(finish=True)] == [(1, 3, 64, 64)]
+
+
+def test_the_rows_of_the_ablation_take_networks_of_the_small_model():
+    ablation = config.instantiate(config.load(CONFIGS / "ablation.yaml").ablation)
+    networks = config.load(CONFIGS / "tiny_rows.yaml").networks
+    swapped = [pair for row in ablation.rows.values() for pair in (row.get("networks") or {}).items()]
+    assert networks.frame_unet == networks.unet
+    assert len(swapped) == 2 and all(name in networks for pair in swapped for name in pair)
 
 
 def test_an_overfitted_clip_is_learned():

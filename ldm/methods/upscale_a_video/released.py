@@ -17,11 +17,12 @@ from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video.method import UpscaleAVideo
 from ldm.methods.upscale_a_video.models import PromptedDenoiser
 from ldm.methods.upscale_a_video.restoration import FLOWS
+from ldm.methods.upscale_a_video.sizes import LowGeometry, inside
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.ops.crop_tiles import AREA, MARGIN, released_tiles
 from ldm.ops.resize import resize
 from ldm.ops.tiling import Patch
-from ldm.ops.windows import consecutive_windows, over_windows, released_windows
+from ldm.ops.windows import consecutive_windows, over_windows
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, stack
 from ldm.streaming.scene import WholeScene
 
@@ -46,8 +47,8 @@ class CropLevers:
 class ReleasedUpscaleAVideo(UpscaleAVideo):
     """Upscale-A-Video cut as by the released script (quirks U1, U2, U8, U16, U19, U21).
 
-    The whole clip is held, across scene cuts. Windows of frames are averaged in the order of their visits, decoded
-    chunks do not overlap, and crops, of frames of `AREA` pixels or more or where `always_crop`, are put side by side.
+    The whole clip is held, across scene cuts. Decoded chunks do not overlap, and crops, of frames of `AREA` pixels or
+    more or where `always_crop`, are put side by side. Sides of frames that shrink are rounded down.
 
     Args:
         crop: side of a crop in low-resolution pixels, without its margin.
@@ -89,6 +90,11 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
 
     # ---- the cut
 
+    def geometry(self, size: tuple[int, int], upscale: float) -> LowGeometry:
+        """The sizes that frames of `size` (h, w) go through."""
+        factor = self.networks["autoencoder"].downsampling
+        return LowGeometry(size, upscale=upscale, factor=factor, least=self.min_size, grid=inside)
+
     def crops(self, size: tuple[int, int]) -> list[Patch]:
         """The crops of frames of `size` (h, w); one for a small frame."""
         cut = self.always_crop or size[0] * size[1] >= AREA
@@ -107,7 +113,8 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
 
         `noise` of the low-resolution frames and the initial latents; `flows` to the next and to the previous frame.
         """
-        sampling, plan = self.sampling, partial(released_windows, length=self.windows.n_frames, overlap=2)
+        sampling, windows = self.sampling, self.windows
+        plan = partial(sampling.window_plan, length=windows.n_frames, overlap=windows.frame_overlap)
         label = noise_label(sampling.noise_level, sampling.denoise_level, frames=low.shape[1], released=True)
         noised, start = sampling.noised(low, noise[0].to(low)), noise[1].to(low)
 

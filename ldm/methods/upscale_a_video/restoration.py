@@ -86,6 +86,7 @@ class ClipRestoration:
             self.denoise,
             size=self.windows.n_frames,
             overlap=self.windows.frame_overlap,
+            blend=self.sampling.blend,
             refine=self.refine if propagates else None,
             update=self.update if propagates else None,
         )

@@ -13,10 +13,13 @@ from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.spacing import choose_timesteps, spaced
 from ldm.methods.mgld.settings import COLOR_FIXES, Windows
 from ldm.methods.words import choose
+from ldm.ops.windows import WindowPlan, crossfaded_windows, released_windows
+from ldm.streaming.blending import AVERAGE, CROSSFADE, Blend
 
 BUILDABLE = ("ClipSampling", "ClipDecoding", "Words")
 BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
 BLOCK = 16  # frames that are propagated at once, beside their context
+MERGINGS = {"crossfade": (CROSSFADE, crossfaded_windows), "released": (AVERAGE, released_windows)}  # streamed, whole
 SCENE_END = "\n"  # between the captions of scenes
 
 
@@ -33,6 +36,8 @@ class ClipSampling:
         context: frames on either side from which a frame's propagation is computed; 16 agree with the whole clip to
             3e-5, 24 to 3e-7.
         spacing: of the time steps, "auto", "released" or "from_end" (`ldm.diffusion.spacing`).
+        merging: of windows that share frames: "crossfade", or "released": each visit averages with the earlier value,
+            and a last window that is visited twice counts more (quirk U2, `ldm.ops.windows`).
 
     Raises ValueError for an unknown word or a number out of its range.
     """
@@ -44,8 +49,10 @@ class ClipSampling:
     propagation_steps: str | None = ""
     context: int = 16
     spacing: str = "auto"
+    merging: str = "crossfade"
 
     def __post_init__(self):
+        choose(MERGINGS, self.merging, "merging of windows")
         if not math.isfinite(self.guidance_scale):
             raise ValueError(f"got guidance_scale {self.guidance_scale}, expected a finite number")
         for level in (self.noise_level, self.label):
@@ -72,6 +79,16 @@ class ClipSampling:
         if not all(word.isascii() and word.isdecimal() for word in words):
             raise ValueError(f"got propagation steps {self.propagation_steps!r}, expected numbers such as 24,26,28")
         return refined_steps([int(word) for word in words], len(self.schedule))
+
+    @property
+    def blend(self) -> Blend:
+        """How a stream combines windows that share frames."""
+        return MERGINGS[self.merging][0]
+
+    @property
+    def window_plan(self) -> Callable[..., WindowPlan]:
+        """plan(frames, length=..., overlap=...) of a whole clip."""
+        return MERGINGS[self.merging][1]
 
     @property
     def label(self) -> int:

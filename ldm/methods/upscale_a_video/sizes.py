@@ -1,11 +1,24 @@
 """The sizes of a frame of Upscale-A-Video: low-resolution frames on the grid of the latents, and four times that."""
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from ldm.methods.geometry import FULL_SCALE, floor_pixels
 from ldm.ops.resize import resize
+
+EPSILON = 1e-6  # of a pixel, lost to floating point
+
+
+def covering(side: float) -> int:
+    """Pixels of the latents' grid for a side of so many: rounded up, so that it holds all of the frame."""
+    return math.ceil(side - EPSILON)
+
+
+def inside(side: float) -> int:
+    """Pixels of the latents' grid for a side of so many: rounded down, as the released script shrinks frames."""
+    return max(math.floor(side + EPSILON), 1)
 
 
 class LowGeometry:
@@ -15,15 +28,24 @@ class LowGeometry:
         upscale: what was asked for.
         factor: of the networks, output over latents.
         least: pixels that the short side of the latents has at least.
+        grid: pixels of the latents' grid for a side, `covering` or `inside`.
 
     `low` is the size (h, w) of the latents, `large` that of a decoded frame, `target` that of the output.
     """
 
-    def __init__(self, size: tuple[int, int], *, upscale: float, factor: int, least: int) -> None:
+    def __init__(
+        self,
+        size: tuple[int, int],
+        *,
+        upscale: float,
+        factor: int,
+        least: int,
+        grid: Callable[[float], int] = covering,
+    ) -> None:
         sides = [side * upscale / factor for side in size]
         scale = max(least / min(sides), 1)
         self.size, self.target = tuple(size), tuple(floor_pixels(side * upscale) for side in size)
-        self.low = tuple(math.ceil(side * scale - 1e-6) for side in sides)
+        self.low = tuple(grid(side * scale) for side in sides)
         self.large = tuple(side * factor for side in self.low)
 
     def reduce(self, lq: Tensor) -> Tensor:
