@@ -38,3 +38,8 @@ def _averaged(parts: list[tuple[int, Tensor]]) -> Tensor:
 
 CROSSFADE = Blend(lambda frames, visits: hat(frames).int().tolist(), _crossfaded)  # triangular weights
 AVERAGE = Blend(lambda frames, visits: [visits] * frames, _averaged)  # released Upscale-A-Video, see `ldm.ops.windows`
+
+
+def is_weighted(pair: object) -> bool:
+    """Whether this is the (weight, result) of a window; saved states may hold anything."""
+    return isinstance(pair, tuple) and tuple(map(type, pair)) == (int, Tensor) and pair[0] > 0

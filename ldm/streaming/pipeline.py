@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.streaming.blending import CROSSFADE, Blend
+from ldm.streaming.blending import CROSSFADE, Blend, is_weighted
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ class Windowed(Stage):
     def consistent(self) -> bool:
         if not self.first <= self.begin <= self.count or len(self.parts) != len(self.held):
             return False
-        return all(isinstance(part, list) and all(map(_is_weighted, part)) for part in self.parts)
+        return all(isinstance(part, list) and all(map(is_weighted, part)) for part in self.parts)
 
     def push(self, frame: Frame) -> list[Frame]:
         self.held.append(frame)
@@ -253,11 +253,6 @@ class Windowed(Stage):
         frames = self.forget(place)
         parts, self.parts = self.parts[: len(frames)], self.parts[len(frames) :]
         return [frame.put(**{self.name: self.blend.merge(part)}) for frame, part in zip(frames, parts, strict=True)]
-
-
-def _is_weighted(pair: Any) -> bool:
-    """Whether this is the (weight, result) of a window."""
-    return isinstance(pair, tuple) and tuple(map(type, pair)) == (int, Tensor) and pair[0] > 0
 
 
 class Neighbours(Stage):

@@ -102,24 +102,24 @@ class Restoration:
 
     def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
-        x, prediction = self._predict_window(frames, i)
+        x, z = stack(frames, "x"), stack(frames, "z")
+        prediction = self._predictor(i, z.shape[-2:])(x, z)
         numbers, shape = [frame.number for frame in frames], tuple(x.shape[2:])
         return assert_finite(self.sampling.step(prediction, x, i, lambda k: self.noise(k, numbers, shape)[None]), i)
 
     def denoise_to_clean(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x0 (1, T, c, h, w) of a window of frames with values x_i."""
-        x, prediction = self._predict_window(frames, i)
+        x, z = stack(frames, "x"), stack(frames, "z")
+        prediction = self._predictor(i, z.shape[-2:])(x, z)
         return assert_finite(self.sampling.clean(prediction, x, i), i)
 
     def advance(self, frame: Frame, *, i: int) -> Frame:
         """Return a frame with values x_i and x0 with x_{i-1} and what the next step needs."""
         return frame.without("x0", *HISTORY).put(**self.sampling.advance(frame.values, i))
 
-    def _predict_window(self, frames: list[Frame], i: int) -> tuple[Tensor, Tensor]:
-        """Return x_i of a window and the prediction of the U-Net for it, both (1, T, c, h, w)."""
-        x, z = stack(frames, "x"), stack(frames, "z")
-        tiles = self.windows.over(partial(self._predict, t=int(self.sampling.schedule.t[i])), z.shape[-2:])
-        return x, tiles(x, z)
+    def _predictor(self, i: int, latent: tuple[int, int]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the function of x_i and z (1, T, c, h, w) that predicts a window in tiles; `latent` is (h, w)."""
+        return self.windows.over(partial(self._predict, t=int(self.sampling.schedule.t[i])), latent)
 
     def _predict(self, x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:
         """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) at time step t."""
