@@ -50,7 +50,7 @@ def test_a_pipeline_folder_is_recognised_and_recorded(undisturbed):
     method = record["settings"]["method"]["params"]
     assert method["scale_factor"] == CONFIGS["vae"]["scaling_factor"] and method["sampling"]["params"]["steps"] == 2
     assert method["sampling"]["params"]["scheduler"]["params"]["config"]["prediction_type"] == "v_prediction"
-    assert record["plan"] == {"hold": levers.WHOLE, "tile": 96, "half_flows": False, "frames": 0, "part_frames": 3}
+    assert record["plan"] == {"hold": levers.WHOLE, "tile": 96, "half_flows": False, "block": 0, "ahead": 0, "part_frames": 3}
     assert {"sampling", "decoding", "flow"} <= record["seconds"].keys()
 
 
@@ -84,12 +84,12 @@ def test_a_stopped_run_resumes_to_the_same_bytes(undisturbed, words, tmp_path, m
 COSTS = ("sampling", "decoding", "flow", "once")
 
 
-def test_little_memory_cuts_scenes(words, tmp_path, monkeypatch, capfd):
+def test_little_memory_takes_blocks(words, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("ldm.engine.jobs.measured_costs", lambda *_, **__: dict.fromkeys(COSTS, (0, 0)))
     monkeypatch.setattr(levers, "SHORTER", (2,))
-    monkeypatch.setattr(StableVSR, "peak", lambda self, request, chosen, costs: 10**11 // (1 + chosen.frames) ** 2)
+    monkeypatch.setattr(StableVSR, "peak", lambda self, request, chosen, costs: 10**11 // (1 + chosen.block) ** 2)
     assert upscale.main([*words, "-o", str(tmp_path / "out.mp4"), "--memory", "20G"]) == 0
-    assert "scenes cut every 2 frames (approximate)" in capfd.readouterr().out
+    assert "blocks of 2 frames with 2 ahead (approximate)" in capfd.readouterr().out
     assert upscale.main([*words, "-o", str(tmp_path / "other.mp4"), "--memory", "2G"]) == 2
     assert "smallest tiles" in capfd.readouterr().err
 
