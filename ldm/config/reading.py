@@ -33,7 +33,7 @@ KEYS = frozenset(
     dataroot_gt dataroot_lq dataroot_lt dataroot_sp degradation documents ema export family flags flow flows folder
     gt_size init latents learning_rate lightning lpips_weights meta method model networks num_frames num_workers
     output perceptual perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student
-    teacher text vgg_weights weights
+    teacher text title vgg_weights weights
     """.split()
 )
 TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts

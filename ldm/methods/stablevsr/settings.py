@@ -74,7 +74,7 @@ class BidirectionalSampling:
         grid: of the warp, "released" or "aligned" (`ldm.ops.flow.flow_warp`).
         draws: "addressed", or "sequential" as released.
         order: of the frames, "bidirectional", or "forward" in every step.
-        guidance_decoder: when guidance is decoded: "full", "cached", or "every K"; see `ldm.methods.stablevsr.guidance`.
+        guidance_decoder: when guidance is decoded: "full", "cached" or "every K" (`ldm.methods.stablevsr.guidance`).
         guidance_tolerance: of "cached", the relative change of an estimate up to which its last picture is used.
 
     Raises ValueError for an unknown word, or steps that the scheduler does not have.
