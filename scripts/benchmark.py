@@ -278,9 +278,7 @@ def named(restorer: Restorer, args: argparse.Namespace, folders: Mapping[str, Pa
     title = str(restorer.model.settings.get("title") or "model").casefold()
     name = title if args.weights else "embedded"
     if name in map(str.casefold, folders):
-        raise ValueError(
-            f"got the method name {name!r} for results and for --weights, expected a unique name: NAME=DIR"
-        )
+        raise ValueError(f"got the method name {name!r} twice, for results and --weights, expected one: write NAME=DIR")
     return {name: restorer}
 
 

@@ -138,6 +138,14 @@ def save(config: Any, path: str | Path) -> None:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
 
 
+def part_of(config: Any, keys: Iterable[str]) -> dict:
+    """The top-level keys of a configuration that are among `keys`, and all that their interpolations name."""
+    tree, wanted = OmegaConf.to_container(config), [key for key in keys if key in config]
+    for key in wanted:  # grows while it is read
+        wanted += [name for name in names_referenced({key: tree[key]}) if name in tree and name not in wanted]
+    return {key: config[key] for key in tree if key in wanted}
+
+
 def trusted(config: Any) -> tuple[str, ...]:
     """The modules that a configuration, or the whole that it is a part of, was loaded with as trusted."""
     flags = config._get_root()._metadata.flags if OmegaConf.is_config(config) else None

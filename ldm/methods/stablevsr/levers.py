@@ -114,5 +114,6 @@ def _correlations(method: "StableVSR", pixels: int) -> float:
 
 def _largest_map(method: "StableVSR", pixels: int) -> int:
     """Bytes of the largest map of the decoder for a frame of so many pixels."""
-    width = method.networks["autoencoder"].encoder.down[0].block[-1].conv2.out_channels
-    return width * pixels * (2 if method.dtype else 4)
+    autoencoder = method.networks["autoencoder"]
+    width = autoencoder.decoder.up[0].block[-1].conv2.out_channels
+    return width * pixels // autoencoder.patch**2 * (2 if method.dtype else 4)
