@@ -230,6 +230,9 @@ def test_levers_take_less_and_less(method):
     assert peaks[-1] < peaks[0] / 4 and peaks[5:] == sorted(peaks[5:], reverse=True)
     assert method.peak(replace(request, frames=None), method.levers()[0], costs) is None
     assert method.peak(replace(request, frames=None), method.levers()[-1], costs) is not None
+    blocks = changed(method, "blocks")
+    long = [blocks.peak(replace(request, frames=count), blocks.levers()[0], costs) for count in (50, 600, None)]
+    assert long[0] == long[1] == long[2] < peaks[0]
     frames = [method.peak(replace(request, frames=count), method.levers()[0], costs) for count in (10, 11)]
     assert frames[1] - frames[0] == 180 * 320 * (4 * (3 + 2 * 4) + 16 * 16), "both flows in float32, and latents"
 
