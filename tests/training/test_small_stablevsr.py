@@ -31,7 +31,7 @@ def test_both_trainings_agree_on_the_method():
     for key in ("method", "plan", "networks", "weights", "scale_factor"):
         assert config.plain(first)[key] == config.plain(second)[key], key
     grid = config.plain(second)["model"]["params"]["objective"]["params"]["grid"]
-    assert grid == config.plain(second)["method"]["params"]["sampling"]["params"]["grid"], "trained as it is used"
+    assert grid == config.plain(second)["method"]["params"]["sampling"]["params"]["grid"], "the training and the use share a grid"
 
 
 def test_the_rows_of_the_claims_are_settings_of_the_method(tmp_path):
