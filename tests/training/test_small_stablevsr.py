@@ -30,8 +30,9 @@ def test_both_trainings_agree_on_the_method():
     first, second = (config.load(RECIPE / f"tiny_{name}.yaml") for name in ("unet", "tcm"))
     for key in ("method", "plan", "networks", "weights", "scale_factor"):
         assert config.plain(first)[key] == config.plain(second)[key], key
-    grid = config.plain(second)["model"]["params"]["objective"]["params"]["grid"]
-    assert grid == config.plain(second)["method"]["params"]["sampling"]["params"]["grid"], "the training and the use share a grid"
+    trained, used = config.plain(second)["model"]["params"], config.plain(second)["method"]["params"]
+    grids = trained["objective"]["params"]["grid"], used["sampling"]["params"]["grid"]
+    assert grids[0] == grids[1], "the control network is used with the warp that it was trained with"
 
 
 def test_the_rows_of_the_claims_are_settings_of_the_method(tmp_path):
