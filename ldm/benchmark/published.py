@@ -50,7 +50,7 @@ def _of_method(table: Mapping, method: Mapping) -> Mapping:
     names = {name.casefold(): name for name in table.get("methods") or {}}
     wanted = method["name"].casefold()
     if method["kind"] == "upscaled":
-        wanted = str((method.get("settings") or {}).get("title", "MGLD-VSR")).casefold()
+        wanted = (method.get("title") or "MGLD-VSR").casefold()
     return table["methods"][names[wanted]] if wanted in names else {}
 
 
