@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
-from ldm.streaming.pipeline import Frame, Stage
+from ldm.streaming.pipeline import Frame, Stage, frames_from
 
 BEFORE = -1  # the place, among the changes of a unit, of the values that the next block reads
 
@@ -97,9 +97,12 @@ class WholeScene(Stage):
         return frame.put(**{name: frame[name].to("cpu") for name in self.host if name in frame.values})
 
     def state(self) -> dict:
-        return super().state() | {"before": None if self.before is None else vars(self.before)}
+        return super().state() | {"before": [] if self.before is None else [vars(self.before)]}
 
     def resume(self, state: dict) -> None:
-        before = state["before"]
-        super().resume(state | {"before": None if before is None else Frame(**before)})
+        if not isinstance(state, dict) or "before" not in state:
+            raise ValueError("got a saved stage without the frame before its block, expected one of a scene")
+        before = frames_from(state["before"])
+        super().resume({name: value for name, value in state.items() if name != "before"})
+        self.before = before[0] if before else None
         self.held = [self._parked(frame) for frame in self.held]
