@@ -34,7 +34,7 @@ from rich.table import Table
 
 from ldm import config
 from ldm.benchmark.ablation import BICUBIC, Ablation
-from ldm.benchmark.flows import paper_flow
+from ldm.benchmark.flows import paper_flow, stablevsr_flow
 from ldm.benchmark.inspection import inspect, inspect_results
 from ldm.benchmark.restoration import Restorer
 from ldm.benchmark.run import Run, RunOptions
@@ -69,6 +69,7 @@ PROGRAM = "benchmark.py"
 log = logging.getLogger("scripts.benchmark")
 SETS = product_folder() / "configs" / "benchmark"
 MODEL = ("config", "preset", "memory", "seeds", "ablation")  # options that apply to a model only
+RAFT_THINGS, RAFT_LARGE = ("raft-things",), ("raft_large_C_T_SKHT_V2-ff5fadd5", "raft_large")
 NAME = re.compile(r"[\w.+-]*\w[\w.+-]*")
 WIDE = {"protocol": 3, "measured": 2}  # columns that fold on a terminal
 STOPPED = "interrupted; the same command resumes"
@@ -108,9 +109,11 @@ def add_files(group) -> None:
 def add_measures(group) -> None:
     add, several = group.add_argument, {"nargs": "+", "action": "extend", "default": []}
     add("--metrics", metavar="NAME", help="such as psnr psnr:channels=y (default: the set's)", **several)
+    add("--protocol", metavar="NAME", help="how a publication measures, such as stablevsr (default: the set's own way)")
     add("--published", metavar="TABLE", help="which table of the set to compare with (default: the first that fits)")
     add("--niqe_params", type=Path, metavar="NPZ", help="the official pristine parameters (default: an installed one)")
     add("--raft", type=Path, metavar="FILE", help="raft-things weights for flow=raft (default: in --weights)")
+    add("--raft_large", type=Path, metavar="FILE", help="torchvision's weights for flow=raft_large (in --weights)")
     add("--ffmpeg", type=Path, help="an ffmpeg with libvmaf (default: what is installed)")
     add("--dover", type=Path, metavar="DIR", help="a checkout of DOVER with its weights (default: no DOVER)")
     add("--seeds", type=positive_int, default=1, help="seeds of the noise to average over (default: 1)")
@@ -191,14 +194,16 @@ def try_output(folder: Path) -> None:
 
 def options_of(args: argparse.Namespace) -> protocol.Options:
     """Return what measures need besides frames. Raises ValueError for missing files."""
-    for path in (args.niqe_params, args.raft, args.ffmpeg, args.dover):
+    for path in (args.niqe_params, args.raft, args.raft_large, args.ffmpeg, args.dover):
         if path is not None and not path.exists():
             raise ValueError(f"{path}: no such file or folder")
-    device, raft = usable_device(args.device), args.raft
-    for place in [*args.weights[:1], *folders_of(args.models, [], "weights").values()]:
-        with contextlib.suppress(FileNotFoundError):
-            raft = raft or checkpoint.find(place, "raft-things")
-    flows = {"raft": paper_flow(raft, device)} if raft else {}
+    device, flows = usable_device(args.device), {}
+    known = {"raft": (args.raft, RAFT_THINGS, paper_flow), "raft_large": (args.raft_large, RAFT_LARGE, stablevsr_flow)}
+    for name, (file, names, made) in known.items():
+        for place in [*args.weights[:1], *folders_of(args.models, [], "weights").values()]:
+            with contextlib.suppress(FileNotFoundError):
+                file = file or checkpoint.find(place, names)
+        flows |= {name: made(file, device)} if file else {}
     return protocol.Options(flows, niqe_params=args.niqe_params, ffmpeg=args.ffmpeg, dover=args.dover, device=device)
 
 
@@ -268,6 +273,15 @@ def each_restorer(args: argparse.Namespace, models: Mapping[str, Path]) -> dict[
     return restorers
 
 
+def named(restorer: Restorer, args: argparse.Namespace, folders: Mapping[str, Path]) -> dict[str, Restorer]:
+    """Return a model by the title of its family, or as "embedded". Raises ValueError where results have that name."""
+    title = str(restorer.model.settings.get("title") or "model").casefold()
+    name = title if args.weights else "embedded"
+    if name in map(str.casefold, folders):
+        raise ValueError(f"got the method name {name!r} twice, for results and --weights, expected one: write NAME=DIR")
+    return {name: restorer}
+
+
 def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Restorer]:
     """Return the rows of an ablation that are models; they share one set of networks."""
     rows, restorers, networks = {name: row for name, row in ablation.rows.items() if name != BICUBIC}, {}, None
@@ -282,22 +296,26 @@ def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Rest
     return restorers
 
 
-def build(args: argparse.Namespace, ablation: Ablation | None, models: Mapping | str) -> dict[str, Restorer]:
-    """Return models by name: rows of an ablation, or those of `models` (folders, or the name of the only one)."""
+def build(
+    args: argparse.Namespace, ablation: Ablation | None, models: Mapping[str, Path], folders: Mapping[str, Path]
+) -> dict[str, Restorer]:
+    """Return models by name: rows of an ablation, those of `models`, or the only one; `folders` has the other names."""
     if ablation:
         return restorers_of(args, ablation)
-    return {models: restorer_of(args)} if isinstance(models, str) else each_restorer(args, models)
+    return each_restorer(args, models) if models else named(restorer_of(args), args, folders)
 
 
 def run(args: argparse.Namespace) -> int:
-    dataset, own_name = read_set(args.dataset, args.trust), "mgld-vsr" if args.weights else "embedded"
+    dataset = read_set(args.dataset, args.trust)
+    dataset = dataset.measured_by(args.protocol) if args.protocol else dataset
     ablation = read_node(args.ablation, "ablation", args.trust) if args.ablation else None
     upscaling = bool(args.weights or args.models) or not args.results or ablation is not None
     if not upscaling and (unused := args.model_options + args.overrides):
         raise ValueError(f"got {unused[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
     models = models_of(args)
     bicubic = args.bicubic or (ablation is not None and BICUBIC in ablation.rows)
-    made = [*(ablation.rows if ablation else models or [own_name])] if upscaling else []
+    own = [] if args.weights else ["embedded"]
+    made = [*(ablation.rows if ablation else models or own)] if upscaling else []
     folders = folders_of(args.results, [*map(str.casefold, made), *["bicubic"] * bicubic])
     folder, scale = args.output or Path("results") / Path(args.dataset).stem, args.scale or dataset.scale
     try_output(folder)
@@ -326,7 +344,7 @@ def run(args: argparse.Namespace) -> int:
         degrade=Degrader(kind, args.lq_seed, folder / "lq", args.max_frames, args.scale, args.trust),
         bar=progress_bar, ablation=ablation,
     )  # fmt: skip
-    restorers = build(args, ablation, models or own_name) if upscaling else {}  # finds errors before hours of scoring
+    restorers = build(args, ablation, models, folders) if upscaling else {}  # finds errors before hours of scoring
     work.score_folders(folders, results)
     if bicubic:
         work.score_bicubic()

@@ -9,6 +9,7 @@ import torch
 
 from ldm.engine import provenance
 from ldm.engine.resume import WorkError, WorkFolder, recorded_plan, remove_partials
+from ldm.engine.tensor_store import REFERENCE
 from ldm.files import partial
 from ldm.printable import printable
 from ldm.report import page as report_page
@@ -76,6 +77,12 @@ def saved(work, content):
     torch.save(content, work / "state.pt")
 
 
+def referring(work, reference, content=None):
+    (work / "tensors").mkdir()
+    torch.save([torch.zeros(2) if content is None else content], work / "tensors" / "00000001.pt")
+    saved(work, {"parts": [], "x": {REFERENCE: reference}})
+
+
 WORK = {
     "link to parts": (lambda work, out: link(work, "parts", out), "is a link"),
     "link to the lock": (lambda work, out: link(work, "lock", out / "a"), "is a link"),
@@ -124,6 +131,20 @@ WORK = {
         lambda work, out: saved(work, {"parts": [], "x": torch.zeros(1).expand(1 << 40)}),
         "state.pt: not readable",
     ),
+    "link to the tensors": (lambda work, out: link(work, "tensors", out), "is a link"),
+    "foreign file among the tensors": (
+        lambda work, out: ((work / "tensors").mkdir(), (work / "tensors" / "a.txt").write_text("x")),
+        "not of a work folder",
+    ),
+    "tensors elsewhere": (lambda work, out: referring(work, ["../a", 0]), "state.pt: not readable"),
+    "tensors that are missing": (lambda work, out: referring(work, [3, 0]), "state.pt: not readable"),
+    "no such tensor": (lambda work, out: referring(work, [1, 2]), "state.pt: not readable"),
+    "negative position": (lambda work, out: referring(work, [1, -1]), "state.pt: not readable"),
+    "stored without values": (
+        lambda work, out: referring(work, [1, 0], torch.zeros(1).expand(1 << 40)),
+        "state.pt: not readable",
+    ),
+    "stored text": (lambda work, out: referring(work, [1, 0], "text"), "state.pt: not readable"),
     "missing part": (lambda work, out: saved(work, {"parts": ["000000"]}), "000000 is missing"),
 }
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 KEYS = ("gt", "lq", "kind", "renamed")  # of a layout
+PROTOCOL = ("metrics", "lq", "published")
 TABLE = ("source", "protocol", "lq", "methods")  # of a published table
 
 
@@ -26,6 +27,8 @@ def check_dataset(dataset) -> None:
         raise ValueError(f"got size: {list(dataset.size)}, expected width and height")
     for name, table in _mapping("published", dataset.published).items():
         _check_table(name, table)
+    for name, protocol in _mapping("protocols", dataset.protocols).items():
+        _check_protocol(name, protocol)
 
 
 def _check_layout(name: str, layout) -> None:
@@ -33,6 +36,12 @@ def _check_layout(name: str, layout) -> None:
         raise ValueError(f"layout {name}: got {unknown[0]!r}, expected {', '.join(KEYS)}")
     if not all(isinstance(place, str) for key, place in layout.items() if key != "renamed"):
         raise ValueError(f"layout {name}: got {dict(layout)}, expected folders by {', '.join(KEYS)}")
+
+
+def _check_protocol(name: str, protocol) -> None:
+    lists = _mapping(name, protocol)
+    if set(lists) != set(PROTOCOL) or not all(_is_list(value, str) for value in lists.values()):
+        raise ValueError(f"protocol {name}: got {protocol}, expected lists of names by {', '.join(PROTOCOL)}")
 
 
 def _check_table(name: str, table) -> None:

@@ -1,4 +1,4 @@
-"""RAFT (Teed and Deng, ECCV 2020), the optical flow of published warping errors."""
+"""RAFT (Teed and Deng, ECCV 2020), the optical flow of published measures of videos."""
 
 import functools
 from collections.abc import Callable
@@ -9,21 +9,39 @@ from torch import Tensor
 
 from ldm.nets.raft import RAFT
 from ldm.weights import checkpoint
+from ldm.weights.fill import own_names
 
+Flow = Callable[[Tensor, Tensor], Tensor]
 ITERATIONS = 20  # in QuantVSR's and EvalCrafter's scripts
+STABLEVSR_ITERATIONS = 12  # torchvision's default
 
 
-def paper_flow(file: Path, device: str) -> tuple[str, Callable[[Tensor, Tensor], Tensor]]:
+def paper_flow(file: Path, device: str) -> tuple[str, Flow]:
     """Return a description and RAFT for frames (1, 3, H, W) in [0, 1]; weights are loaded at the first call."""
+    flow = _loaded_at_first_use(lambda: RAFT(iterations=ITERATIONS), file, device, names="")
+    return f"RAFT, {ITERATIONS} iterations, weights {checkpoint.sha256(file)[:8]}", flow
 
+
+def stablevsr_flow(file: Path, device: str) -> tuple[str, Flow]:
+    """The same for torchvision's raft_large as StableVSR's eval.py runs it.
+
+    Its pictures are not mapped to [-1, 1], and its norms use the statistics of the pictures.
+    """
+    build = lambda: RAFT(iterations=STABLEVSR_ITERATIONS, scaling="released", statistics="released")  # noqa: E731
+    about = f"torchvision's RAFT, {STABLEVSR_ITERATIONS} iterations, pictures and norms as released"
+    flow = _loaded_at_first_use(build, file, device, names="torchvision_raft")
+    return f"{about}, weights {checkpoint.sha256(file)[:8]}", flow
+
+
+def _loaded_at_first_use(build: Callable[[], RAFT], file: Path, device: str, *, names: str) -> Flow:
     @functools.cache
     def network() -> RAFT:
-        raft = RAFT(iterations=ITERATIONS)
-        checkpoint.load(raft, checkpoint.read(file))
+        raft = build()
+        checkpoint.load(raft, own_names(checkpoint.read(file), names))
         return raft.to(device)
 
     @torch.inference_mode()
     def flow(one: Tensor, other: Tensor) -> Tensor:
         return network()(one.to(device), other.to(device)).cpu()
 
-    return f"RAFT, {ITERATIONS} iterations, weights {checkpoint.sha256(file)[:8]}", flow
+    return flow

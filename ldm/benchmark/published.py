@@ -46,9 +46,11 @@ def compared_with(results: Mapping, table: Mapping | None, same: bool) -> list[d
 
 
 def _of_method(table: Mapping, method: Mapping) -> Mapping:
-    """Return the published values of a method, by name; a method that was restored here counts as MGLD-VSR."""
+    """Return the published values of a method, by name; a method that was restored here has that of its family."""
     names = {name.casefold(): name for name in table.get("methods") or {}}
-    wanted = "mgld-vsr" if method["kind"] == "upscaled" else method["name"].casefold()
+    wanted = method["name"].casefold()
+    if method["kind"] == "upscaled":
+        wanted = (method.get("title") or "MGLD-VSR").casefold()
     return table["methods"][names[wanted]] if wanted in names else {}
 
 

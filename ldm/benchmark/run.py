@@ -117,6 +117,7 @@ class Run:
         folder, records = self.folder / "sr" / name, []
         entry = self._add_method(name, "upscaled", list(seeds), folder)
         entry |= {"settings": restorer.model.used_settings, "weights": dict(restorer.model.hashes)}
+        entry["title"] = restorer.model.settings.get("title")
         for seed in seeds:
             for number, clip in enumerate(self.clips, 1):
                 output = folder / self._input_name() / f"seed{seed}" / clip.file_name

@@ -67,6 +67,7 @@ class Dataset:
         lq: kinds of LQ to use, in order of preference; a degradation that is not found is made from the truth.
         metrics: names of metrics.
         published: name -> table with source, protocol, lq, and values of methods.
+        protocols: name -> {metrics, lq, published}: what replaces those of the set (`measured_by`).
         folders: other names of the folder of the set.
         clips, renamed: names of the clips, and those in layouts with `renamed: true`.
         count, frames, size, truth: number of clips, frames per clip (or by name), size of frames, and whether the set
@@ -82,6 +83,7 @@ class Dataset:
     lq: Sequence
     metrics: Sequence
     published: Mapping = field(default_factory=dict)
+    protocols: Mapping = field(default_factory=dict)
     folders: Sequence = ()
     clips: Sequence | None = None
     renamed: Sequence | None = None
@@ -92,6 +94,14 @@ class Dataset:
 
     def __post_init__(self):
         check_dataset(self)
+
+    def measured_by(self, protocol: str) -> "Dataset":
+        """The set with the metrics, kinds of LQ and tables of a protocol. Raises ValueError for an unknown one."""
+        if protocol not in self.protocols:
+            raise ValueError(f"got protocol {protocol!r}, expected one of {', '.join(self.protocols) or 'none'}")
+        chosen = self.protocols[protocol]
+        tables = {name: self.published[name] for name in chosen["published"] if name in self.published}
+        return replace(self, metrics=chosen["metrics"], lq=chosen["lq"], published=tables)
 
     def expected_frames(self, name: str) -> int | None:
         """Return the published number of frames of a clip; None if unknown."""

@@ -33,7 +33,7 @@ KEYS = frozenset(
     dataroot_gt dataroot_lq dataroot_lt dataroot_sp degradation documents ema export family flags flow flows folder
     gt_size init latents learning_rate lightning lpips_weights meta method model networks num_frames num_workers
     output perceptual perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student
-    teacher text vgg_weights weights
+    teacher text title vgg_weights weights
     """.split()
 )
 TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts
@@ -136,6 +136,14 @@ def save(config: Any, path: str | Path) -> None:
     path = Path(path)
     with partial(path) as temporary:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+
+
+def part_of(config: Any, keys: Iterable[str]) -> dict:
+    """The top-level keys of a configuration that are among `keys`, and all that their interpolations name."""
+    tree, wanted = OmegaConf.to_container(config), [key for key in keys if key in config]
+    for key in wanted:  # grows while it is read
+        wanted += [name for name in names_referenced({key: tree[key]}) if name in tree and name not in wanted]
+    return {key: config[key] for key in tree if key in wanted}
 
 
 def trusted(config: Any) -> tuple[str, ...]:

@@ -47,10 +47,13 @@ class Sampled(NamedTuple):
     pictures: list[Tensor]
 
 
-def unit_at(number: int, frames: int) -> Unit:
-    """Unit `number` of a scene in the released order: forwards in even steps, backwards in odd ones."""
+def unit_at(number: int, frames: int, *, alternating: bool = True) -> Unit:
+    """Unit `number` of a scene in the released order: forwards in even steps, backwards in odd ones.
+
+    Without `alternating`, all steps are forwards.
+    """
     step, position = divmod(number, frames)
-    backwards = step % 2 == 1
+    backwards = alternating and step % 2 == 1
     frame = frames - 1 - position if backwards else position
     previous = None if position == 0 else frame + (1 if backwards else -1)
     return Unit(step, position, frame, previous)

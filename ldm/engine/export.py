@@ -27,7 +27,7 @@ def write_export(model: nn.Module, settings) -> str:
     checkpoint.save(file, state, {"trained_by": "main.py"})
     if settings.get("method") is None:
         return f"{file}: written"
-    config.save({key: settings[key] for key in CARD_KEYS if key in settings}, file.parent / CARD)
+    config.save(config.part_of(settings, CARD_KEYS), file.parent / CARD)
     return f"{file}: written, with {CARD}{_use(file.parent)}"
 
 

@@ -7,13 +7,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
 
 from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import OutputDiffers, stored_manifest
+from ldm.engine.tensor_store import FILE, TensorStore
 from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, shortened, sync, write_whole
 from ldm.printable import printable
 from ldm.weights.safe import check_nested, refuse_bombs
@@ -25,7 +26,7 @@ except ImportError:  # Windows: concurrent runs on one folder are not detected
 
 
 PART = re.compile(r"\d{6}(\.\w{1,8})?")
-OWN = ("manifest.json", "state.pt", "lock", "parts")  # names in a work folder, besides unfinished files
+OWN = ("manifest.json", "state.pt", "lock", "parts", "tensors")  # names in a work folder, besides unfinished files
 MAX_PARTS = 1_000_000
 # Raised while loading an incompatible state.
 STATE_ERRORS = (KeyError, TypeError, ValueError, IndexError, AttributeError, RuntimeError)
@@ -38,9 +39,10 @@ class WorkError(ValueError):
 class WorkFolder:
     """The folder `OUTPUT.work` beside an output, locked by one process. Use it in a `with` block.
 
-    It holds `manifest.json` (everything that determines the output), `parts/` (finished parts of the output, in order)
-    and `state.pt` (the state needed to continue after them). Files are written atomically, a part before the state that
-    lists it, so that the state is valid whenever a run is interrupted. Unfinished files have names of `partial`.
+    It holds `manifest.json` (everything that determines the output), `parts/` (finished parts of the output, in order),
+    `state.pt` (the state needed to continue after them) and `tensors/` (the tensors of that state). Files are written
+    atomically, parts and tensors before the state that lists them, so that the state is valid whenever a run is
+    interrupted. Unfinished files have names of `partial`.
 
     The folder is not trusted: links and files with unexpected names are refused, and only expected files are ever
     removed. Raises WorkError for such files, for a folder in use by another process, and for one with a different
@@ -50,6 +52,7 @@ class WorkFolder:
     def __init__(self, output: Path, manifest: Mapping) -> None:
         self.path = folder_beside(output)
         self.manifest = manifest
+        self.tensors = TensorStore(self.path / "tensors")
         self._lock, self._made, self._loaded = None, [], False
 
     def __enter__(self) -> "WorkFolder":
@@ -69,7 +72,12 @@ class WorkFolder:
 
     def _refuse_foreign(self) -> None:
         """Raise WorkError for links and for files with unexpected names."""
-        for folder, is_own in ((self.path, lambda name: name in OWN), (self.parts, PART.fullmatch)):
+        known = (
+            (self.path, lambda name: name in OWN),
+            (self.parts, PART.fullmatch),
+            (self.tensors.folder, FILE.fullmatch),
+        )
+        for folder, is_own in known:
             if folder.is_symlink():
                 raise WorkError(f"{folder}: is a link; remove it, the work folder must lie beside its output")
             for child in folder.iterdir() if folder.exists() else ():
@@ -121,6 +129,7 @@ class WorkFolder:
         for part in self.parts.iterdir():
             if part.name not in kept:
                 remove(part)
+        self._sweep()
         if missing := sorted(kept - {part.name for part in self.parts.iterdir()}):
             raise WorkError(f"{self.parts}: {missing[0]} is missing; remove {self.path} to start again")
         return state
@@ -135,9 +144,9 @@ class WorkFolder:
             parts = state["parts"]
             if not isinstance(parts, list) or len(parts) > MAX_PARTS or not all(map(PART.fullmatch, parts)):
                 raise ValueError("no list of parts")
+            return self.tensors.restored(state)
         except Exception as error:  # a damaged pickle can raise any error
             raise WorkError(f"{path}: not readable ({type(error).__name__}); remove {self.path}") from error
-        return state
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
@@ -165,10 +174,20 @@ class WorkFolder:
         return WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}")
 
     def save(self, state: dict) -> None:
-        """Replace the saved state. `state["parts"]` lists the names of the finished parts."""
+        """Replace the saved state. `state["parts"]` lists the names of the finished parts.
+
+        Only tensors that were not saved before are written.
+        """
+        state = self.tensors.replaced(state)
         with partial(self.path / "state.pt") as path:
             torch.save(state, path)
             sync(path)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove tensors that the saved state does not need."""
+        for path in self.tensors.unused():
+            remove(path)
 
     def replan(self, plan: Mapping) -> None:
         """Replace the plan in the manifest."""
@@ -179,14 +198,9 @@ class WorkFolder:
         """Remove the folder with its own files, and parent folders created for it if they are empty."""
         self._release()
         with contextlib.suppress(OSError):
-            for child in [
-                child for child in self.parts.iterdir() if PART.fullmatch(child.name) or is_partial(child.name)
-            ]:
-                remove(child)
-            self.parts.rmdir()
-            for child in [child for child in self.path.iterdir() if child.name in OWN or is_partial(child.name)]:
-                remove(child)
-            self.path.rmdir()
+            _clear(self.parts, PART.fullmatch)
+            _clear(self.tensors.folder, FILE.fullmatch)
+            _clear(self.path, lambda name: name in OWN)
         for parent in self._made:
             with contextlib.suppress(OSError):
                 parent.rmdir()
@@ -215,6 +229,14 @@ def _refuse_special(path: Path) -> None:
     mode = path.lstat().st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise WorkError(f"{printable(path)}: is {'a link' if stat.S_ISLNK(mode) else 'not a regular file'}; remove it")
+
+
+def _clear(folder: Path, is_own: Callable[[str], object]) -> None:
+    """Remove a folder of known files, if it exists. Raises OSError if others remain."""
+    if folder.is_dir():
+        for child in [child for child in folder.iterdir() if is_own(child.name) or is_partial(child.name)]:
+            remove(child)
+        folder.rmdir()
 
 
 def folder_beside(output: Path) -> Path:

@@ -195,27 +195,30 @@ def _e_warp_quantvsr(settings: Settings, options: Options) -> Recipe:
 
 def _estimator(name: str, options: Options) -> tuple[Flow, str]:
     """The estimator of that name, and its description. Raises Unavailable for a missing one."""
-    if name not in ("dis", "raft", *options.flows):
-        raise ValueError(f"got flow={name}, expected dis or raft")
+    if name not in ("dis", *FLOW_FILES, *options.flows):
+        raise ValueError(f"got flow={name}, expected dis, {' or '.join(FLOW_FILES)}")
     if name not in options.flows and name != "dis":
-        raise Unavailable("needs raft-things.pth: --raft FILE, or in the folder of --weights")
+        file, flag = FLOW_FILES[name]
+        raise Unavailable(f"needs {file}: {flag} FILE, or in the folder of --weights")
     about, flow = options.flows.get(name) or (f"DIS medium, OpenCV {cv2.__version__}", _DIS)
     return flow, about
 
 
 _DIS = DISFlow("medium")
+FLOW_FILES = {  # the file of an estimator, and the flag that names it
+    "raft": ("raft-things.pth", "--raft"),
+    "raft_large": ("raft_large_C_T_SKHT_V2-ff5fadd5.pth of torchvision", "--raft_large"),
+}
 
 
 def _tof(settings: Settings, options: Options) -> Recipe:
-    if settings.word("form", "tecogan", "stablevsr") == "stablevsr":
-        return _tof_stablevsr(settings, options)
     protocol = f"pixels, mean end-point distance of Farneback flows (TecoGAN's settings, OpenCV {cv2.__version__})"
     score = lambda before, look: flow_distance(look.frame_flow(before), look.truth_flow(before))  # noqa: E731
     return Recipe(protocol, score, span="pair")
 
 
 def _tof_stablevsr(settings: Settings, options: Options) -> Recipe:
-    flow, about = _estimator(settings.text("flow", "raft"), options)
+    flow, about = _estimator(settings.text("flow", "raft_large"), options)
 
     def score(before: Look, look: Look) -> float:
         return 10 * flow_change((before.frame, look.frame), (before.truth, look.truth), flow)
@@ -250,14 +253,16 @@ def _stlpips(settings: Settings, options: Options) -> Recipe:
 
 
 def _tlpips(settings: Settings, options: Options) -> Recipe:
-    net = settings.word("net", *learned.NETS)
-    version, score = learned.version_of("lpips"), learned.lpips_score(net, options.device)
+    net = settings.word("net", *learned.NETS, "stlpips")
+    if net == "stlpips":
+        about, score = f"ST-LPIPS (stlpips-pytorch {stlpips_version()})", stlpips_score(options.device)
+    else:
+        about, score = f"{net} v0.1 (lpips {learned.version_of('lpips')})", learned.lpips_score(net, options.device)
 
     def change(before: Look, look: Look) -> float:
         return 1000 * abs(score(look.frame, before.frame) - score(look.truth, before.truth))
 
-    protocol = f"x1000, |LPIPS between neighbours - the truth's|, {net} v0.1 (lpips {version}), RGB, 8 bit"
-    return Recipe(protocol, change, span="pair")
+    return Recipe(f"x1000, |LPIPS between neighbours - the truth's|, {about}, RGB, 8 bit", change, span="pair")
 
 
 def _dists(settings: Settings, options: Options) -> Recipe:
@@ -304,6 +309,7 @@ METRICS: dict[str, Metric] = {
     "e_warp": Metric("lower", True, _e_warp),
     "e_warp_quantvsr": Metric("lower", False, _e_warp_quantvsr),
     "tof": Metric("lower", True, _tof),
+    "tof_stablevsr": Metric("lower", True, _tof_stablevsr),
     "tlpips": Metric("lower", True, _tlpips),
     "niqe": Metric("lower", False, _niqe),
     "brisque": Metric("lower", False, _brisque),

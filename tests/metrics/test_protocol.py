@@ -39,8 +39,8 @@ def figures(made):
 
 def test_the_forms_of_stablevsr():
     output, truth = clips()
-    estimator = {"raft": ("a stand-in", DISFlow("fast"))}
-    names = ["ssim:windows=torchmetrics", "tof:form=stablevsr"]
+    estimator = {"raft_large": ("a stand-in", DISFlow("fast"))}
+    names = ["ssim:windows=torchmetrics", "tof_stablevsr"]
     made = taken(names, output, truth, flows=estimator)
     windows = [ssim(*pair, windows="torchmetrics") for pair in zip(output, truth, strict=True)]
     changes = [flow_change(*pairs, DISFlow("fast")) for pairs in zip(pairwise(output), pairwise(truth), strict=True)]

@@ -4,12 +4,14 @@ import json
 import shutil
 
 import pytest
+import torch
 
 from ldm import video
 from ldm.engine.resume import folder_beside
 from ldm.methods.stablevsr import levers
 from ldm.methods.stablevsr.method import StableVSR
 from ldm.training.control_folder import write_control_folder
+from ldm.weights import checkpoint
 from scripts import stablevsr_test, upscale
 from tests.methods.pipeline_folder import BUILDERS, CONFIGS, make_pipeline
 from tests.methods.toy import randomise
@@ -50,7 +52,8 @@ def test_a_pipeline_folder_is_recognised_and_recorded(undisturbed):
     method = record["settings"]["method"]["params"]
     assert method["scale_factor"] == CONFIGS["vae"]["scaling_factor"] and method["sampling"]["params"]["steps"] == 2
     assert method["sampling"]["params"]["scheduler"]["params"]["config"]["prediction_type"] == "v_prediction"
-    assert record["plan"] == {"hold": levers.WHOLE, "tile": 96, "half_flows": False, "frames": 0, "part_frames": 3}
+    expected = {"hold": levers.WHOLE, "tile": 96, "half_flows": False, "block": 0, "ahead": 0, "part_frames": 3}
+    assert record["plan"] == expected
     assert {"sampling", "decoding", "flow"} <= record["seconds"].keys()
 
 
@@ -84,20 +87,30 @@ def test_a_stopped_run_resumes_to_the_same_bytes(undisturbed, words, tmp_path, m
 COSTS = ("sampling", "decoding", "flow", "once")
 
 
-def test_little_memory_cuts_scenes(words, tmp_path, monkeypatch, capfd):
+def test_little_memory_takes_blocks(words, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("ldm.engine.jobs.measured_costs", lambda *_, **__: dict.fromkeys(COSTS, (0, 0)))
     monkeypatch.setattr(levers, "SHORTER", (2,))
-    monkeypatch.setattr(StableVSR, "peak", lambda self, request, chosen, costs: 10**11 // (1 + chosen.frames) ** 2)
+    monkeypatch.setattr(StableVSR, "peak", lambda self, request, chosen, costs: 10**11 // (1 + chosen.block) ** 2)
     assert upscale.main([*words, "-o", str(tmp_path / "out.mp4"), "--memory", "20G"]) == 0
-    assert "scenes cut every 2 frames (approximate)" in capfd.readouterr().out
+    assert "blocks of 2 frames with 2 ahead (approximate)" in capfd.readouterr().out
     assert upscale.main([*words, "-o", str(tmp_path / "other.mp4"), "--memory", "2G"]) == 2
     assert "smallest tiles" in capfd.readouterr().err
+
+
+def with_class_embedding(folder):
+    """The U-Net's file with an entry more, as in the public x4 upscaler."""
+    file = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    checkpoint.save(file, checkpoint.read(file) | {"class_embedding.weight": torch.zeros(1000, 32)})
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        (lambda folder: shutil.rmtree(folder / "unet"), "unet/diffusion_pytorch_model"),
+        (lambda folder: shutil.rmtree(folder / "controlnet"), "controlnet/diffusion_pytorch_model"),
         (lambda folder: shutil.rmtree(folder / "vae"), "vae/diffusion_pytorch_model"),
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), "text_encoder/model"),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), "scheduler_config.json"),
         (lambda folder: (folder / "scheduler" / "scheduler_config.json").unlink(), "scheduler_config.json"),
         (
             lambda folder: write(folder / "scheduler" / "scheduler_config.json", {"_class_name": "PNDMScheduler"}),
@@ -107,6 +120,11 @@ def test_little_memory_cuts_scenes(words, tmp_path, monkeypatch, capfd):
             lambda folder: write(folder / "unet" / "config.json", CONFIGS["unet"] | {"num_class_embeds": 1000}),
             "public x4 upscaler",
         ),
+        (with_class_embedding, "class_embedding.weight"),
+        (
+            lambda folder: write(folder / "controlnet" / "config.json", CONFIGS["controlnet"] | {"in_channels": 8}),
+            "controlnet",
+        ),
         (lambda folder: (folder / "vae" / "config.json").write_text("{"), "not valid JSON"),
         (lambda folder: (folder / "vae" / "config.json").write_text('{"a": "${oc.env:HOME}"}'), "reference"),
         (lambda folder: (folder / "vae" / "config.json").write_text('{"a": {"target": "os.system"}}'), "target"),
@@ -115,10 +133,36 @@ def test_little_memory_cuts_scenes(words, tmp_path, monkeypatch, capfd):
 def test_a_folder_that_does_not_fit_is_one_line(folder, clip, tmp_path, change, says, capfd):
     other = shutil.copytree(folder, tmp_path / "pipeline")
     change(other)
-    words = ["-i", str(clip), "--weights", str(other), "--device", "cpu", "--flow", "dis"]
-    assert upscale.main([*words, "-o", str(tmp_path / "out.mp4")]) == 2
+    assert says in refused(capfd, tmp_path, "-i", clip, "--weights", other, "--flow", "dis")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--guidance_decoder", "half"], "full, cached, or every K"),
+        (["--scenes", "frames"], "choose from 'whole', 'blocks'"),
+        (["--block", "0"], "expected a whole number from 1"),
+        (["method.params.ahead=-1"], "expected at least 1 and 0"),
+        (["--scenes", "blocks", "--preset", "released", "--flow", "dis", "flows.dis.params={}"], "draws: addressed"),
+        (["method.params.sampling.params.order=backward"], "expected one of bidirectional, forward"),
+    ],
+)
+def test_words_that_make_no_sense_are_one_line(folder, clip, tmp_path, words, says, capfd):
+    assert says in refused(capfd, tmp_path, "-i", clip, "--weights", folder, "--flow", "dis", *words)
+
+
+def test_frames_of_two_sizes_are_one_line(folder, tmp_path, capfd):
+    frames = toy.make_mixed(tmp_path / "mixed")
+    assert "36x24" in refused(capfd, tmp_path, "-i", frames, "--weights", folder, "--flow", "dis", "--ddpm_steps", "1")
+
+
+def refused(capfd, place, *words):
+    """The one line on stderr of a command that fails and leaves nothing."""
+    assert upscale.main([*map(str, words), "--device", "cpu", "-o", str(place / "out.mp4")]) == 2
     error = capfd.readouterr().err
-    assert says in error and error.count("\n") == 1
+    assert error.count("\n") == 1 and "Traceback" not in error
+    assert not list(place.glob("out*"))
+    return error
 
 
 def write(path, content):

@@ -10,7 +10,7 @@ from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.progress import Tally
 from ldm.methods.stablevsr import levers as memory
 from ldm.methods.stablevsr.levers import SceneLevers
-from ldm.methods.stablevsr.restoration import Draws, FrameNetworks, SceneRestoration, Watch, unwatched
+from ldm.methods.stablevsr.restoration import HOST, Draws, FrameNetworks, SceneRestoration, Watch, unwatched
 from ldm.methods.stablevsr.settings import DRAWS, BidirectionalSampling
 from ldm.methods.stablevsr.sizes import Sizes
 from ldm.methods.words import PRECISIONS, choose
@@ -19,6 +19,7 @@ from ldm.streaming.pipeline import Each, Pipeline, Scenes, Stage
 from ldm.streaming.scene import WholeScene
 
 BUILDABLE = ("StableVSR",)
+SCENES = {"whole": False, "blocks": True}
 NETWORKS = ("unet", "control", "autoencoder", "text", "flow")
 
 
@@ -35,6 +36,10 @@ class StableVSR:
             either direction (`ldm.ops.cuts.scene_ends`); None: never, as released.
         fit: how sides become multiples of 4: "padded" or "floored" (`ldm.methods.stablevsr.sizes.Sizes`).
         precision: "fp32", or "bf16" or "fp16" for the networks alone.
+        scenes: "whole", or "blocks" for memory that does not grow with a scene. In blocks, forward passes continue over
+            the end of a block, backward passes start `ahead` frames after it: exact where one block holds the scene, or
+            without backward passes. Little memory also leads to blocks.
+        block, ahead: frames of a block, and frames after it that are processed with it and again in the next one.
 
     Raises ValueError for a missing network, an unknown word, a number out of range, or networks that do not go
     together.
@@ -46,12 +51,16 @@ class StableVSR:
     scene_cut: float | None = 0.85
     fit: str = "padded"
     precision: str = "fp32"
+    scenes: str = "whole"
+    block: int = 32
+    ahead: int = 8
 
     def __post_init__(self):
         for name in NETWORKS:
             if name not in self.networks:
                 raise ValueError(f"got networks {sorted(self.networks)}, expected {name} among them")
         choose(PRECISIONS, self.precision, "precision")
+        self._check_scenes()
         self.sizes((16, 16), 4)  # raises for an unknown fit
         if not self.scale_factor > 0 or not (self.scene_cut is None or 0 < self.scene_cut < 1):
             got = f"scale_factor {self.scale_factor} and scene_cut {self.scene_cut}"
@@ -63,6 +72,13 @@ class StableVSR:
         for network in self.networks.values():
             channels_last(network).eval().requires_grad_(False)
 
+    def _check_scenes(self) -> None:
+        choose(SCENES, self.scenes, "scenes")
+        if self.block < 1 or self.ahead < 0:
+            raise ValueError(f"got block {self.block} and ahead {self.ahead}, expected at least 1 and 0")
+        if self.scenes == "blocks" and not self.sampling.addressed:
+            raise ValueError("got scenes: blocks with draws: sequential, expected draws: addressed, or scenes: whole")
+
     # ---- the contract
 
     @property
@@ -73,14 +89,16 @@ class StableVSR:
     def stream(self, request: Request, levers: SceneLevers | None = None, progress: Progress = no_progress) -> Pipeline:
         """The stages that restore a clip; see `ldm.methods.contract.Method.stream`.
 
-        The frames of a scene come out when all of it was sampled.
+        The frames of a scene, or of a block, are returned when all of them were sampled.
         """
         run = self.restoration(request, levers or self.levers()[0], progress=progress)
         return Pipeline(self.stages(run), device=self.device)
 
     def levers(self) -> list[SceneLevers]:
-        """From whole scenes, decoded in one piece, down to the least memory."""
-        return memory.scene_ladder()
+        """From whole scenes (or the blocks that the settings name), decoded in one piece, down to the least memory."""
+        ahead = self.ahead if self.sampling.looks_ahead else 0
+        block = self.block if SCENES[self.scenes] else 0
+        return memory.scene_ladder(block=block, ahead=ahead, blocks=self.sampling.addressed)
 
     def probes(self, levers: SceneLevers) -> dict[str, Callable[[int], int | None]]:
         """A visit with guidance, the decoding of a frame, and a flow."""
@@ -112,10 +130,12 @@ class StableVSR:
 
     def stages(self, run: SceneRestoration) -> list[Stage]:
         """The stages of a clip, from "lq" to "sr"."""
+        levers = run.model.levers
+        blocks = {"block": levers.block or None, "ahead": levers.ahead, "host": HOST}
         return [
             Each(run.prepare).labelled("enlarging"),
             Scenes(run.compare, drop=("large",)).labelled("flow"),
-            WholeScene(run.units, run.visit).labelled("sampling"),
+            WholeScene(run.units, run.visit, **blocks).labelled("sampling"),
             Each(run.complete).labelled("decoding"),
         ]
 

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.bidirectional import Unit, Visit, texture_guidance, unit_at, visit_frame
+from ldm.diffusion.bidirectional import Unit, Visit, texture_guidance, visit_frame
 from ldm.methods.progress import Tally
 from ldm.methods.stablevsr.levers import SceneLevers
 from ldm.methods.stablevsr.settings import BidirectionalSampling
@@ -16,10 +17,26 @@ from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.cuts import scene_ends
 from ldm.ops.flow import Motion, forward_backward_occlusion
 from ldm.streaming.pipeline import Frame
+from ldm.streaming.scene import BEFORE, Block
 
 Draws = Callable[..., Tensor]  # (step, frame number, turn=, shape=) -> (1, *shape)
 Watch = Callable[[Unit, Visit, Tensor | None], None]  # a unit, what it computed, and its condition
 FLOWS = ("flow_to_prev", "flow_from_prev")  # at a frame to the one before, and at that one to this
+KEPT = ("picture", "decoded")  # the last decoded picture of a frame, and its latents
+HOST = (*FLOWS, "picture", "sr")  # values of the size of a restored frame, which stay on the CPU
+
+
+class Guide(NamedTuple):
+    """The frame that guides a visit, its place in the block (or `BEFORE`), and its clean estimate."""
+
+    place: int
+    frame: Frame
+    x0: Tensor
+
+
+def carried(step: int) -> str:
+    """The name under which the clean estimate of a step is left for the next block."""
+    return f"x0_{step}"
 
 
 def unwatched(_unit: Unit, _visit: Visit, _condition: Tensor | None) -> None:
@@ -41,6 +58,11 @@ class FrameNetworks:
     ) -> None:
         self.networks, self.scale_factor, self.dtype, self.levers = networks, scale_factor, dtype, levers
         self._context: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.networks["unet"].parameters()).device
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """The context that networks run in; everything else stays float32."""
@@ -103,9 +125,6 @@ class SceneRestoration:
 
     def compare(self, before: Frame, frame: Frame) -> tuple[bool, Frame]:
         """Whether a scene ends between two frames, and the second one with both flows where none does."""
-        levers = self.model.levers
-        if levers.frames and frame.number % levers.frames == 0:
-            return True, frame
         to_prev = self.flow(frame["large"], before["large"])
         from_prev = self.flow(before["large"], frame["large"])
         for flow in (to_prev, from_prev):
@@ -116,52 +135,79 @@ class SceneRestoration:
             motion = Motion(*(value[:, None] for value in (from_prev, to_prev, *masks)))
             if scene_ends(before["large"], frame["large"], motion, unmatched=self.scene_cut):
                 return True, frame
-        dtype = torch.float16 if levers.half_flows else torch.float32
+        dtype = torch.float16 if self.model.levers.half_flows else torch.float32
         return False, frame.put(flow_to_prev=to_prev.to(dtype), flow_from_prev=from_prev.to(dtype))
 
     # ---- sampling
 
     def units(self, frames: int) -> int:
-        """Visits of a scene of so many frames."""
+        """Visits of a block of so many frames."""
         return frames * len(self.sampling.schedule)
 
-    def visit(self, frames: Sequence[Frame], k: int) -> dict[int, Frame]:
-        """Unit k of a scene: one denoising step of one frame. Returns the frames that it changes, by place."""
-        unit, changed = unit_at(k, len(frames)), {}
-        if k == 0:
-            changed = {place: self._started(frame, place) for place, frame in enumerate(frames)}
+    def visit(self, block: Block, k: int) -> dict[int, Frame]:
+        """Unit k of a block: one denoising step of one frame. Returns the frames that it changes, by place."""
+        unit = self.sampling.unit(k, len(block))
+        if not self.sampling.needed(unit, block.kept):
+            return {}
         i, scale = len(self.sampling.schedule) - 1 - unit.step, self.sampling.scales[unit.step]
-        frame, condition = changed.get(unit.frame, frames[unit.frame]), None
-        final = i == 0 and self.sampling.ends_clean
-        if unit.previous is not None:
-            before = frames[unit.previous]
-            changed[unit.previous] = before.without("x0")
-            if scale or final:
-                picture = self.model.decode(before["x0"])
-            if scale:
-                flow = flow_to_previous(frames, unit).to(picture)
-                condition = texture_guidance(picture, flow, grid=self.sampling.grid)
-            if final:
-                changed[unit.previous] = before.without("x0", "z", "lr").put(sr=picture)
+        frame, changed = self._begun(block, unit), {}
+        guide = guide_of(block, unit)
+        condition = None if guide is None else self._guidance(block, unit, guide, changed)
         visit = visit_frame(
             frame["z"],
             partial(self.model.predict, lr=frame["lr"], condition=condition, scale=scale),
             scheduler=self.sampling.scheduler,
             schedule=self.sampling.schedule,
             i=i,
-            noise=partial(self._drawn, i, frame, len(frames) + k),
+            noise=partial(self._drawn, i, frame, len(block) + k),
         )
         self.on_visit(unit, visit, condition)
         self.tally("sampling")
         changed[unit.frame] = frame.put(z=visit.latent, x0=visit.x0)
-        if i == 0 and unit.previous is not None:
-            owner = max(unit.frame, unit.previous)
-            changed[owner] = changed[owner].without(*FLOWS)
+        if i == 0 and guide is not None:
+            self._drop_flows(block, max(unit.frame, guide.place), changed)
+        if not block[-1].last and unit.frame == block.kept - 1 and self.sampling.forward(unit.step):
+            left = block.before or Frame(frame.number, {})
+            changed[BEFORE] = left.put(**{carried(unit.step): visit.x0})
         return changed
 
-    def _started(self, frame: Frame, place: int) -> Frame:
-        """The frame with its initial latents."""
-        return frame.put(z=self._drawn("start", frame, place))
+    def _begun(self, block: Block, unit: Unit) -> Frame:
+        """The frame of a unit; in the first step, with its initial latents and without what another block left."""
+        frame = block[unit.frame]
+        if unit.step > 0:
+            return frame
+        return frame.without("x0", *KEPT).put(z=self._drawn("start", frame, unit.frame))
+
+    def _guidance(self, block: Block, unit: Unit, guide: Guide, changed: dict[int, Frame]) -> Tensor | None:
+        """The condition (1, 3, H, W) of a visit; None where the control network is off. Adds to the changed frames."""
+        scale, own = self.sampling.scales[unit.step], guide.place != BEFORE
+        last = unit.step == len(self.sampling.schedule) - 1
+        result = last and self.sampling.ends_clean and own and guide.place < block.kept
+        before = guide.frame.without("x0") if own else None
+        picture = None
+        if scale or result:
+            fresh = last or not own or self._due(guide, unit.step)
+            picture = self.model.decode(guide.x0) if fresh else guide.frame["picture"].to(guide.x0)
+            if own and fresh and self.sampling.decoder.keeps:
+                before = before.put(picture=picture, decoded=guide.x0)
+        if result:
+            before = before.without("z", "lr", *KEPT).put(sr=picture)
+        if own:
+            changed[guide.place] = before
+        if not scale:
+            return None
+        flow = flow_to_previous(block, unit).to(picture)
+        return texture_guidance(picture, flow, grid=self.sampling.grid)
+
+    def _due(self, guide: Guide, step: int) -> bool:
+        """Whether the picture of a guiding frame is decoded."""
+        values = guide.frame.values
+        return "picture" not in values or self.sampling.decoder.due(step, guide.x0, values["decoded"])
+
+    def _drop_flows(self, block: Block, owner: int, changed: dict[int, Frame]) -> None:
+        """Remove the flows of a frame of the block that no later visit reads."""
+        if owner < block.kept:
+            changed[owner] = changed.get(owner, block[owner]).without(*FLOWS)
 
     def _drawn(self, step: int | str, frame: Frame, turn: int) -> Tensor:
         """Noise (1, c, h, w) for the latents of a frame."""
@@ -172,13 +218,23 @@ class SceneRestoration:
 
     def complete(self, frame: Frame) -> Frame:
         """The frame with "sr", decoded unless the last step left its picture, in [0, 1] and the size asked for."""
-        sr = frame["sr"] if "sr" in frame.values else self.model.decode(frame["z"])
+        sr = frame["sr"].to(self.model.device) if "sr" in frame.values else self.model.decode(frame["z"])
         self.tally("decoding")
-        return frame.without("z", "x0", "lr", *FLOWS).put(sr=self.sizes.finished(sr))
+        return frame.without("z", "x0", "lr", *FLOWS, *KEPT).put(sr=self.sizes.finished(sr))
+
+
+def guide_of(block: Block, unit: Unit) -> Guide | None:
+    """The frame that guides a visit; in a forward pass, the last one of the block before guides the first."""
+    if unit.previous is not None:
+        frame = block[unit.previous]
+        return Guide(unit.previous, frame, frame["x0"])
+    if unit.frame == 0 and block.before is not None and carried(unit.step) in block.before.values:
+        return Guide(BEFORE, block.before, block.before[carried(unit.step)])
+    return None
 
 
 def flow_to_previous(frames: Sequence[Frame], unit: Unit) -> Tensor:
     """The flow (1, 2, H, W) at the frame of a unit to the frame visited before it."""
-    if unit.previous < unit.frame:
+    if unit.previous is None or unit.previous < unit.frame:
         return frames[unit.frame]["flow_to_prev"]
     return frames[unit.previous]["flow_from_prev"]

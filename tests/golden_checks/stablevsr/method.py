@@ -5,7 +5,7 @@ import torch
 from ldm.diffusion.scheduler import Scheduler
 from ldm.methods.contract import Request
 from ldm.methods.stablevsr.method import StableVSR
-from ldm.methods.stablevsr.settings import BidirectionalSampling
+from ldm.methods.stablevsr.settings import BidirectionalSampling, SequentialDraws
 from ldm.nets.text import FixedContext
 from ldm.ops.dis import DISFlow
 from ldm.streaming.pipeline import Frame, Pipeline
@@ -65,9 +65,12 @@ def check_method(case: Case) -> None:
     frames = case.tensors["frames_uint8"].permute(0, 3, 1, 2)
     latents = {}
 
+    draws, count = SequentialDraws(case.meta["generator_seed"]), len(method.sampling.schedule)
+
     def noise(step, frame, *, turn, shape):
-        count = len(method.sampling.schedule)
-        return watched.noise(step if step == "start" else count - 1 - step, frame)
+        drawn = draws(step, frame, turn=turn, shape=shape)
+        watched.check_noise(drawn, step if step == "start" else count - 1 - step, frame)
+        return drawn
 
     def on_visit(unit, visit, condition):
         watched.visit(unit, visit, condition)

@@ -56,11 +56,15 @@ class Watched:
     def noise(self, step: int | str, frame: int) -> Tensor:
         shape = self.case["initial_noise"].shape[1:]
         drawn = self.source(step, [frame], shape)
+        self.check_noise(drawn, step, frame)
+        return drawn
+
+    def check_noise(self, drawn: Tensor, step: int | str, frame: int) -> None:
+        """Compare what was drawn for a frame with its record."""
         expected = (
             self.case["initial_noise"][frame : frame + 1] if step == "start" else self.case[self.name(step, frame)]
         )
         assert torch.equal(drawn, expected), f"noise of step {step}, frame {frame}"
-        return drawn
 
     def name(self, step: int, frame: int) -> str:
         position = self.case.meta["order"][step].index(frame)
