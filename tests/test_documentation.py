@@ -19,7 +19,7 @@ INLINE = re.compile(r"`((?:python (?:scripts/\w+|main)\.py|vsr-[a-z]+) [^`]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 GENERATED = {"docs/SETTINGS.md", "docs/CONTRIBUTING.md", "docs/SECURITY.md", "docs/CHANGELOG.md"}  # docs/hooks.py
 COMMANDS = {"vsr-upscale": "scripts/upscale.py", "vsr-train": "main.py"}
-PROGRAMS = ("make", "pip", "source", "export", "docker", "conda", "mkdocs", "git", "pytest", "curl")
+PROGRAMS = ("make", "pip", "source", "export", "docker", "conda", "mkdocs", "git", "pytest", "curl", "mkdir", "cp")
 HELD = [ROOT / file for file in ("Makefile", "pyproject.toml")]
 
 
