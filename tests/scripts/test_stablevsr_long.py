@@ -64,10 +64,14 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(folder, tmp_path):
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["scripts.upscale", "ldm.methods.stablevsr.method"])
 
-    def run(output, seconds=None):
-        """The exit status of the command; after so many seconds it is killed (-9)."""
+    def run(output, seconds=None, *, saved=False):
+        """The exit status of the command, killed (-9) after so many seconds; `saved`: from the first saved state on."""
         process = processes.Process(target=restore, args=([*words, str(output)],))
         process.start()
+        while (
+            saved and process.is_alive() and not output.with_name(f"{output.name}.work").joinpath("state.pt").exists()
+        ):
+            process.join(0.02)
         process.join(seconds)
         process.kill()
         process.join()
@@ -79,7 +83,8 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(folder, tmp_path):
     seconds, moments, output = time.perf_counter() - began, random.Random(15), tmp_path / "out.mp4"
     expected, kills, resumed = (tmp_path / "whole.mp4").read_bytes(), 0, 0
     while kills < KILLS:
-        status = run(output, moments.uniform(0.1, 0.9) * seconds)
+        saved = kills % 2 == 1  # every other kill at any moment, the others while units are saved
+        status = run(output, moments.uniform(0, 0.2 if saved else 0.6) * seconds, saved=saved)
         if status == -signal.SIGKILL:
             kills += 1
             resumed += (tmp_path / "out.mp4.work" / "state.pt").exists()
