@@ -140,7 +140,7 @@ class Maker:
         """Degrade a clip and enter it in the manifest, unless it is finished; return a line on the result."""
         source = video.probe(clip, damaged=self.args.damaged)
         for line in source.notes:
-            log.warning("%s: %s", clip, line)
+            log.warning("%s: %s", printable(clip), printable(line))
         output, shown = self._outputs(name)
         count = min(source.frames, self.args.max_frames or source.frames)
         made_of = provenance.digest(clip, source.names[:count])
@@ -251,11 +251,11 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("degrading") as report:
         for clip, name in names_of(clips).items():
             try:
-                log.info(maker.make(clip, name, partial(report, f"{name} ({len(clips)} clips)")))
+                log.info("%s", printable(maker.make(clip, name, partial(report, f"{name} ({len(clips)} clips)"))))
             except (ValueError, OSError, FloatingPointError) as error:
                 failed += 1
                 line = first_line(error)
-                log.error("%s", line if printable(clip) in line else f"{clip}: {line}")
+                log.error("%s", line if printable(clip) in line else f"{printable(clip)}: {line}")
     if failed and len(clips) > 1:
         log.error("%d of %d clips failed", failed, len(clips))
     return 2 if failed else 0

@@ -243,7 +243,7 @@ def attempt_all(jobs: list[Job], action: Callable[[Job], Job], *, alone: bool) -
         except Exception as error:
             if alone or (line := explain(error)) is None:
                 raise
-            log.warning(line if printable(job.path) in line else f"{job.path}: {line}")
+            log.warning("%s", line if printable(job.path) in line else f"{printable(job.path)}: {line}")
     return done
 
 
