@@ -17,7 +17,7 @@ def totals(tmp_path, *words):
 
 def test_the_arithmetic_is_that_of_the_calls(tmp_path):
     """The toy's windows of 3 frames share one; without overlap there are 2/3 as many, however they alternate."""
-    words = ["16x16", "--size", "toy", "--frames", "3001", "--steps", "4", "2"]
+    words = ["16x16", "--size", "toy", "--steps", "4", "2", "--frames", "3001"]
     usual, apart = totals(tmp_path, *words), totals(tmp_path, *words, f"{W}.frame_overlap=0", f"{W}.alternate=true")
     for stage, ratio in {"encode": 1, "structure": 2 / 3, "unet": 2 / 3, "decode": 1}.items():
         assert apart["4"]["stages"][stage] == pytest.approx(ratio * usual["4"]["stages"][stage], rel=2e-3)

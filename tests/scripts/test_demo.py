@@ -107,7 +107,7 @@ def test_a_clip_is_previewed_cancelled_resumed_and_shown(restorer, tmp_path):
     progress = Progressing()
     progress.report = lambda *call: seen.append(call)
     with pytest.raises(Cancelled):
-        restorer.run(kept, wanted, progress, lambda: ("decoding", 1) in [call[:2] for call in seen])
+        restorer.run(kept, wanted, progress, lambda: ("sampling", 3) in [call[:2] for call in seen])
     result = restorer.run(kept, wanted, Progressing(), lambda: False)
     assert result.output.is_file() and result.record["frames"] == 4 and "peak memory" in result.text
     assert str(tmp_path) not in json.dumps(result.record)
