@@ -237,6 +237,7 @@ def test_two_runs_do_not_share_a_work_folder(stopped, capfd):
         "manifest.json",
         "parts",
         "state.pt",
+        "tensors",
     ]
 
 
