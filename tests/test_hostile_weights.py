@@ -176,7 +176,7 @@ def test_pieces_are_called_pieces(name, tmp_path):
 
 
 def test_names_of_compiled_and_averaged_weights(tmp_path, caplog):
-    caplog.set_level("INFO")
+    caplog.set_level("INFO", "ldm")
     own, mean = {"a.b": torch.zeros(2)}, {"a.b": torch.ones(2)}
     torch.save({"params": own, "params_ema": mean}, tmp_path / "a.PTH")
     assert checkpoint.read(tmp_path / "a.PTH")["a.b"].all() and "takes params_ema, not params" in caplog.text

@@ -96,7 +96,7 @@ def test_a_film_is_decoded_from_a_key_frame(tmp_path, monkeypatch):
 
 
 def test_layouts_are_recognised_and_logged(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "basicsr_deg")
     write_pictures(tmp_path / "alone", 1, 2)
     write_film(tmp_path / "mixed/film.mp4", 0, 3)
     write_pictures(tmp_path / "mixed/pictures", 1, 3)
@@ -131,7 +131,7 @@ def test_clips_are_chosen_by_name(tmp_path):
 
 
 def test_short_clips_are_named_and_left_out(tmp_path, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "basicsr_deg")
     for count in (2, 5, 1):
         write_pictures(tmp_path / f"of{count}", 0, count)
     source = folder_clips(str(tmp_path))
@@ -223,7 +223,7 @@ def make_reds(root, names=("000", "001", "011", "239", "240", "241"), count=2):
     ],
 )
 def test_partitions_of_reds_share_no_clip(tmp_path, caplog, partition, train, names):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "basicsr_deg")
     make_reds(tmp_path / "train_sharp")
     for root in (tmp_path, tmp_path / "train_sharp"):
         source = reds_clips(str(root), train=train, partition=partition)

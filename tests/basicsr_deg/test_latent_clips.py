@@ -62,7 +62,7 @@ def test_what_is_written_is_read_back(folder):
     ],
 )
 def test_sets_of_others_are_recognised(folder, names, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "basicsr_deg")
     for ours, theirs in names.items():
         (folder / ours).rename(folder / theirs)
     shown(LatentClips(root=str(folder), frames=3)[0])
@@ -88,7 +88,7 @@ def test_single_pictures_are_clips_of_one_frame(tmp_path):
 
 
 def test_a_list_chooses_clips_and_short_ones_are_named(folder, caplog):
-    caplog.set_level(logging.INFO)
+    caplog.set_level(logging.INFO, "basicsr_deg")
     (folder / "meta.txt").write_text("c2 6 (16,16,3)\nc0 6 (16,16,3)\n")
     assert len(LatentClips(root=str(folder), frames=2, meta=str(folder / "meta.txt"))) == 2
     write_latent_clip(folder, "short", content(count=3))
