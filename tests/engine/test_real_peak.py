@@ -27,7 +27,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    return toy.make_clip(tmp_path_factory.mktemp("in") / "clip.mp4", 16, size=CLIP)
+    return toy.make_clip(tmp_path_factory.mktemp("in") / "clip.mp4", 10, size=CLIP)
 
 
 @pytest.mark.slow
