@@ -12,9 +12,7 @@ from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, return_memory, usable_device
 from ldm.engine.finished import OutputDiffers, finished
 from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
-from ldm.methods.contract import Levers, Method, Progress, Request
-from ldm.methods.geometry import check_frames
-from ldm.streaming.pipeline import Frame, stack
+from ldm.methods.contract import Method, Progress, Request, restore_clip
 
 ROUNDING = {
     "nearest": lambda frame: frame,  # the writer's own way
@@ -96,7 +94,6 @@ def restore_frames(
     Starts with the best levers of the method and continues with smaller ones if memory runs out. Raises Cancelled, and
     the errors of `ldm.methods.contract.restore_clip`.
     """
-    check_frames(lq, request.upscale)
 
     def watched(stage: str, done: int, total: int | None) -> None:
         if stop():
@@ -106,18 +103,9 @@ def restore_frames(
     *better, least = method.levers()
     for levers in better:
         try:
-            return _streamed(method, lq, request, levers, watched)
+            return restore_clip(method, lq, request, watched, levers=levers)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         return_memory()
-    return _streamed(method, lq, request, least, watched)
-
-
-def _streamed(method: Method, lq: Tensor, request: Request, levers: Levers, progress: Progress) -> Tensor:
-    run, restored = method.stream(request, levers, progress), []
-    for number, frame in enumerate(lq):
-        run.push(Frame(number, {"lq": frame[None].float()}))
-        restored += [frame.to("cpu") for frame in run.pull()]
-    restored += [frame.to("cpu") for frame in run.pull(finish=True)]
-    return stack(restored, "sr")[0]
+    return restore_clip(method, lq, request, watched, levers=least)

@@ -87,14 +87,16 @@ class Method(Protocol):
         ...
 
 
-def restore_clip(method: Method, lq: Tensor, request: Request, progress: Progress = no_progress) -> Tensor:
-    """Restore a clip (T, 3, h, w) in [0, 1] -> (T, 3, H, W) in [0, 1], on the CPU.
+def restore_clip(
+    method: Method, lq: Tensor, request: Request, progress: Progress = no_progress, *, levers: Levers | None = None
+) -> Tensor:
+    """Restore a clip (T, 3, h, w) in [0, 1] -> (T, 3, H, W) in [0, 1], on the CPU; `levers` as for `Method.stream`.
 
     Raises ValueError for another shape, an upscale that is not positive, or pixels that are not finite;
     FloatingPointError with the step or tile if a result is not finite.
     """
     check_frames(lq, request.upscale)
-    run, restored = method.stream(request, progress=progress), []
+    run, restored = method.stream(request, levers, progress), []
     for number, frame in enumerate(lq):
         run.push(Frame(number, {"lq": frame[None].float()}))
         restored += [frame.to("cpu") for frame in run.pull()]

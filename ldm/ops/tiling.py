@@ -175,7 +175,7 @@ def tiled(
             group = tiles[k : k + batch]
             try:
                 values = fn(*_cut_group(tensors, scales, group), tiles=group, **others)
-            except Exception:
+            except (RuntimeError, ValueError, FloatingPointError):
                 _log.error("failed in the tile at %s", "; ".join(map(str, group)))
                 raise
             _check_values(values, group, rows=len(first))

@@ -14,6 +14,8 @@ from tests.scripts.sets import read, run
 CLIPS = ("000", "011", "015", "020")
 MEASURES = ["psnr", "ssim:windows=torchmetrics", "lpips", "dists", "musiq", "niqe:channels=gray", "clipiqa", "tlpips"]
 
+WORDS = ["--dataset", "reds4", "--protocol", "stablevsr", "--no_report", "--max_clips", "1"]
+
 
 @pytest.fixture(scope="module")
 def reds4(tmp_path_factory):
@@ -40,17 +42,7 @@ def test_the_protocol_names_measures_and_tables():
 def test_reds4_is_scored_beside_the_published_figures(reds4, tmp_path):
     torch.manual_seed(0)
     checkpoint.save(tmp_path / "raft_large.safetensors", randomise(RAFT(), 1).state_dict())
-    words = [
-        "--dataset",
-        "reds4",
-        "--root",
-        reds4 / "REDS",
-        "--protocol",
-        "stablevsr",
-        "--no_report",
-        "--max_clips",
-        "1",
-    ]
+    words = [*WORDS, "--root", reds4 / "REDS"]
     words += ["--results", f"StableVSR={reds4 / 'ours'}", "-o", tmp_path / "out", "--max_frames", "2"]
     words += ["--metrics", "psnr", "ssim:windows=torchmetrics", "tof_stablevsr"]
     assert run(*words, "--raft_large", tmp_path / "raft_large.safetensors") == 0
@@ -67,17 +59,7 @@ def test_reds4_is_scored_beside_the_published_figures(reds4, tmp_path):
 
 def test_a_model_is_held_against_the_figures_of_its_family(reds4, tmp_path):
     folder = make_pipeline(tmp_path / "pipeline")
-    words = [
-        "--dataset",
-        "reds4",
-        "--root",
-        reds4 / "REDS",
-        "--protocol",
-        "stablevsr",
-        "--no_report",
-        "--max_clips",
-        "1",
-    ]
+    words = [*WORDS, "--root", reds4 / "REDS"]
     words += ["--weights", folder, "--flow", "dis", "--ddpm_steps", "1", "--device", "cpu", "-o", tmp_path / "out"]
     assert run(*words, "--max_frames", "2", "--metrics", "psnr", "tof_stablevsr", "--published", "bicubic") == 0
     found = read(tmp_path / "out")
