@@ -26,7 +26,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from ldm import config
 from ldm.engine.assemble import CARD
 from ldm.engine.device import is_out_of_memory, usable_device
-from ldm.engine.export import write_export
+from ldm.engine.export import card_text, write_export
 from ldm.files import is_partial
 from ldm.training import preflight
 from ldm.training.callbacks import (
@@ -124,7 +124,7 @@ def read_settings(args: argparse.Namespace, run: Path | None):
     settings = config.override(settings, [] if args.seed is None else [f"seed={args.seed}"])
     preflight.check_training(config.plain(settings))
     if run is not None and not args.base:
-        preflight.check_export(config.plain(settings), run, args.overrides, card=CARD)
+        preflight.check_export(config.plain(settings), run, args.overrides, card=CARD, text=card_text(settings))
     if not args.scale_lr:
         return settings
     if args.resume and not args.base:

@@ -305,14 +305,25 @@ def test_a_run_with_links_and_an_export_elsewhere_are_refused(tmp_path):
     with pytest.raises(ValueError, match="pictures: is a link"):
         check_run(run)
     inside, outside = run.parent / "w" / "a.safetensors", tmp_path / "a.safetensors"
-    check_export({"export": {"file": str(inside)}}, run, [], card="model.yaml")
-    check_export({"export": {"file": str(outside)}}, run, [f"export.file={outside}"], card="model.yaml")
+
+    def check(file, words=()):
+        check_export({"export": {"file": str(file)}}, run, words, card="model.yaml", text="family: x\n")
+
+    check(inside)
+    check(outside, [f"export.file={outside}"])
     with pytest.raises(ValueError, match="is not in"):
-        check_export({"export": {"file": str(outside)}}, run, ["steps=3"], card="model.yaml")
+        check(outside, ["steps=3"])
     inside.parent.mkdir()
-    (inside.parent / "model.yaml").write_text("x")
-    with pytest.raises(ValueError, match="would replace a file"):
-        check_export({"export": {"file": str(inside)}}, run, [], card="model.yaml")
+    description = inside.with_name("model.yaml")
+    description.write_text("family: x\n")
+    check(inside)  # written by another stage of the same training
+    description.write_text("family: y\n")
+    with pytest.raises(ValueError, match="would replace model.yaml"):
+        check(inside)
+    description.unlink()
+    inside.write_text("x")
+    with pytest.raises(ValueError, match="a.safetensors exists"):
+        check(inside)
 
 
 def test_names_are_printed_without_control_characters():

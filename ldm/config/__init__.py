@@ -5,7 +5,7 @@ A configuration is data, whoever wrote it: it names classes that the project dec
 
 from ldm.config.building import check_target, instantiate
 from ldm.config.errors import ConfigError
-from ldm.config.reading import load, merge, override, part_of, plain, save, select, trusted, with_document
+from ldm.config.reading import load, merge, override, part_of, plain, save, select, to_yaml, trusted, with_document
 
 __all__ = [
     "ConfigError",
@@ -18,6 +18,7 @@ __all__ = [
     "plain",
     "save",
     "select",
+    "to_yaml",
     "trusted",
     "with_document",
 ]

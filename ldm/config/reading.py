@@ -135,7 +135,12 @@ def save(config: Any, path: str | Path) -> None:
     """Write a configuration as YAML, interpolations kept, so that `load(path)` gives it back; never half a file."""
     path = Path(path)
     with partial(path) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(config)), encoding="utf-8")
+        temporary.write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: Any) -> str:
+    """A configuration as YAML, interpolations kept."""
+    return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
 def part_of(config: Any, keys: Iterable[str]) -> dict:

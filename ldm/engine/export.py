@@ -31,6 +31,11 @@ def write_export(model: nn.Module, settings) -> str:
     return f"{file}: written, with {CARD}{_use(file.parent)}"
 
 
+def card_text(settings) -> str:
+    """The model description of `settings`, as `write_export` writes it."""
+    return config.to_yaml(config.part_of(settings, CARD_KEYS))
+
+
 def _use(folder: Path) -> str:
     try:
         find_weights(folder)

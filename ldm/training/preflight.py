@@ -101,7 +101,7 @@ def check_run(run: Path) -> None:
                 raise ValueError(f"{printable(path)}: is a link; remove it, or replace it by the file it points to")
 
 
-def check_export(settings: Mapping, run: Path, words: Iterable[str], *, card: str) -> None:
+def check_export(settings: Mapping, run: Path, words: Iterable[str], *, card: str, text: str) -> None:
     """Check that a resumed run exports into the folder of its runs and replaces no file.
 
     The configuration of a run folder may come from someone else. An export named on the command line is not checked.
@@ -111,19 +111,31 @@ def check_export(settings: Mapping, run: Path, words: Iterable[str], *, card: st
         run: folder of the run.
         words: `key=value` overrides of the command line.
         card: name of the model description that is written beside the weights.
+        text: its content. The stages of a training share a folder, so a file that holds the same text may exist.
     Raises:
-        ValueError: the export is outside the folder above `run`, or it or its model description exists.
+        ValueError: the export is outside the folder above `run`, its file exists, or another model description does.
     """
     export = settings.get("export")
     if export is None or any(word.lstrip("+").startswith("export") for word in words):
         return
     file = Path(export["file"])
-    inside = file.resolve().is_relative_to(run.resolve().parent)
-    if not inside or any(os.path.lexists(place) for place in (file, file.with_name(card))):
-        what = "would replace a file" if inside else f"is not in {run.parent}"
-        raise ValueError(
-            f"{run}: its export {printable(file)} {what}; pass export.file=... to allow it, or export=null"
-        )
+    if not file.resolve().is_relative_to(run.resolve().parent):
+        what = f"is not in {run.parent}"
+    elif os.path.lexists(file):
+        what = "exists"
+    elif os.path.lexists(file.with_name(card)) and not _holds(file.with_name(card), text):
+        what = f"would replace {card}, which describes another model"
+    else:
+        return
+    raise ValueError(f"{run}: its export {printable(file)} {what}; pass export.file=... to allow it, or export=null")
+
+
+def _holds(path: Path, text: str) -> bool:
+    """Whether a file, and no link, holds exactly this text."""
+    content = text.encode()
+    if path.is_symlink() or not path.is_file() or path.stat().st_size != len(content):
+        return False
+    return path.read_bytes() == content
 
 
 def check_strategy(strategy: Strategy, settings: Mapping) -> None:
