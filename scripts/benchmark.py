@@ -27,6 +27,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while waiting are slow on a busy machine
 
+import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -36,7 +37,8 @@ from ldm import config
 from ldm.benchmark.ablation import BICUBIC, Ablation
 from ldm.benchmark.flows import paper_flow, stablevsr_flow
 from ldm.benchmark.inspection import inspect, inspect_results
-from ldm.benchmark.restoration import Restorer
+from ldm.benchmark.peers import PEERS, upscalers
+from ldm.benchmark.restoration import Restorer, bicubic
 from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
@@ -99,6 +101,7 @@ def add_files(group) -> None:
     add("--weights", metavar="PATH", help="folder or weight files (default: the embedded model)", **several)
     add("--models", metavar="[NAME=]DIR", help="upscale with each of these folders of weights, side by side", **several)
     add("--bicubic", action="store_true", help="also score bicubic interpolation (default: no)")
+    add("--peers", nargs="+", choices=list(PEERS), default=[], help="also score these, from the extra peers (x4, CPU)")
     add("--ablation", type=Path, metavar="YAML", help="upscale with each row, such as of configs/ablation.yaml")
     add("--lq", metavar="KIND", help="given, or a degradation: the folder found, or made (default: the set's)")
     add("--scale", type=positive_int, help="sides of the restored frames over those of the LQ (default: the set's)")
@@ -179,12 +182,6 @@ def choose_lq(dataset: Dataset, found: Found, wanted: str | None, *, needed: boo
     return possible[0] if possible else next(iter(found.lq), None)
 
 
-def describe_lq(kind: str | None, found: Found) -> str:
-    if kind is None:
-        return "unknown"
-    return f"{kind}, in {found.folders[kind]}" if kind in found.lq else f"{kind}, made from the truth where needed"
-
-
 def try_output(folder: Path) -> None:
     """Raise ValueError if a folder cannot be created or written, before any work."""
     parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -251,7 +248,7 @@ def models_of(args: argparse.Namespace) -> dict[str, Path]:
     alone = [f"--{name}" for name in ("weights", "config", "ablation") if getattr(args, name)]
     if args.models and alone:
         raise ValueError(f"got --models and {alone[0]}, expected one of them")
-    return folders_of(args.models, ["bicubic"], "weights")
+    return folders_of(args.models, [BICUBIC, *PEERS], "weights")
 
 
 def each_restorer(args: argparse.Namespace, models: Mapping[str, Path]) -> dict[str, Restorer]:
@@ -313,25 +310,26 @@ def run(args: argparse.Namespace) -> int:
     if not upscaling and (unused := args.model_options + args.overrides):
         raise ValueError(f"got {unused[0]}, but --results alone are scored and nothing is upscaled; give --weights too")
     models = models_of(args)
-    bicubic = args.bicubic or (ablation is not None and BICUBIC in ablation.rows)
+    plain = args.bicubic or (ablation is not None and BICUBIC in ablation.rows)
     own = [] if args.weights else ["embedded"]
     made = [*(ablation.rows if ablation else models or own)] if upscaling else []
-    folders = folders_of(args.results, [*map(str.casefold, made), *["bicubic"] * bicubic])
+    folders = folders_of(args.results, [*map(str.casefold, made), *[BICUBIC] * plain, *args.peers])
     folder, scale = args.output or Path("results") / Path(args.dataset).stem, args.scale or dataset.scale
+    peers = upscalers(args.peers, scale=scale, threads=torch.get_num_threads())
     try_output(folder)
     names, options = args.metrics or list((ablation or dataset).metrics), options_of(args)
     measures(names, options=options, count=1)  # raises for a wrong name
     found = dataset.find(args.root)
-    kind = choose_lq(dataset, found, args.lq, needed=upscaling or bicubic)
+    kind = choose_lq(dataset, found, args.lq, needed=bool(upscaling or plain or peers))
     for line in found.lines:
         log.info(line)
     clips = inspect(dataset, found, kind, scale=scale, limits=(args.max_clips, args.max_frames), bar=progress_bar)
     count, frames = len(clips), sum(clip.frames for clip in clips)
-    log.info("%d clip%s, %d frames; LQ: %s", count, "s" * (count != 1), frames, describe_lq(kind, found))
+    log.info("%d clip%s, %d frames; LQ: %s", count, "s" * (count != 1), frames, found.describe_lq(kind))
     for line in dataset.differences(clips):
         log.info("not the published set: %s", line)
     results = inspect_results(folders, clips)
-    if (upscaling or bicubic) and kind not in found.lq and not found.gt:
+    if (upscaling or plain or peers) and kind not in found.lq and not found.gt:
         raise ValueError(
             f"{args.root}: no LQ ({kind}) and no truth to make it from; found {first_few(found.lq) or 'none'}"
         )
@@ -346,8 +344,10 @@ def run(args: argparse.Namespace) -> int:
     )  # fmt: skip
     restorers = build(args, ablation, models, folders) if upscaling else {}  # finds errors before hours of scoring
     work.score_folders(folders, results)
-    if bicubic:
-        work.score_bicubic()
+    if plain:
+        work.score_enlarged(BICUBIC, bicubic, {})
+    for name, peer in peers.items():
+        work.score_enlarged(name, peer, peer.hashes)
     for name, restorer in restorers.items():
         work.score_upscaled(restorer, name, range(args.seed, args.seed + args.seeds))
     if upscaling and not args.weights and not models:

@@ -1,38 +1,59 @@
 """Enlarge and restore clips before scoring. Outputs that are up to date are kept."""
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
 from ldm.engine.captions import captioned
-from ldm.engine.finished import finished, is_finished
+from ldm.engine.finished import finished, unchanged
 from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
 from ldm.engine.resume import remove_partials
 from ldm.methods.contract import Progress
 from ldm.ops.resize import resize
 from ldm.video.sinks import Pictures
 
+Enlarge = Callable[[Tensor, tuple[int, int]], Tensor]
 
-def enlarge_clip(clip: Clip, output: Path, report: Callable[[int, int], None]) -> Path:
-    """Enlarge the input by bicubic interpolation, the usual baseline, and return the folder of frames."""
+
+def bicubic(frame: Tensor, size: tuple[int, int]) -> Tensor:
+    """Enlarge (3, h, w) in [0, 1] to (3, H, W) by bicubic interpolation, the usual baseline."""
+    return resize(frame, size)
+
+
+def enlarge_clip(
+    clip: Clip, output: Path, enlarge: Enlarge, *, weights: Mapping[str, str], report: Callable[[int, int], None]
+) -> dict:
+    """Enlarge the input of a clip frame by frame into a folder of frames, and return its record.
+
+    Args:
+        enlarge: maps (3, h, w) in [0, 1] and a size (H, W) to (3, H, W).
+        weights: SHA-256 by file, of what `enlarge` uses.
+        report: called with the number of finished frames and of all.
+    """
     names = clip.lq.names[: clip.frames]
     given = {"sha256": provenance.digest(clip.lq.path, names), "frames": clip.frames, "size": list(clip.size)}
-    about = {"input": given, "weights": {}, "versions": provenance.versions()}
-    if is_finished(output, about):
-        return output
+    about = {"input": given, "weights": dict(weights), "versions": provenance.versions()}
+    if (kept := unchanged(output, about)) is not None:
+        return kept
     remove_partials(output)
+    seconds = 0.0
     with video.Writer(output, clip.size, Pictures(names), overwrite=True) as writer:
         for number, frame in enumerate(video.read(clip.lq, 0, clip.frames, as_rgb8=True), 1):
-            small = torch.from_numpy(frame).permute(2, 0, 1).float() / 255
-            writer.write(resize(small, clip.size).clamp(0, 1))
+            start = time.perf_counter()
+            enlarged = enlarge(torch.from_numpy(frame).permute(2, 0, 1).float() / 255, clip.size)
+            seconds += time.perf_counter() - start
+            writer.write(enlarged.clamp(0, 1))
             report(number, clip.frames)
-    provenance.write_record(output, about)
-    return output
+    record = about | {"frames": clip.frames, "seconds": {"all": seconds}}
+    provenance.write_record(output, record)
+    return record
 
 
 @dataclass(frozen=True)
@@ -69,5 +90,5 @@ def rates(records: Iterable[Mapping]) -> tuple[float | None, int | None]:
     records = list(records)
     frames = sum(record["frames"] for record in records)
     seconds = sum(record["seconds"]["all"] for record in records)
-    peak = max((record["memory"]["peak"] for record in records), default=None)
+    peak = max((record["memory"]["peak"] for record in records if "memory" in record), default=None)
     return (round(seconds / frames, 3) if frames else None), peak

@@ -12,7 +12,7 @@ from ldm import video
 from ldm.benchmark.ablation import Ablation
 from ldm.benchmark.inspection import Bar, check_result, paired
 from ldm.benchmark.published import compared_with, published_clips, published_entries
-from ldm.benchmark.restoration import Restorer, enlarge_clip, rates
+from ldm.benchmark.restoration import Enlarge, Restorer, enlarge_clip, rates
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Clip, Dataset, Found
 from ldm.benchmark.tables import csv_text, document, label
@@ -101,15 +101,19 @@ class Run:
                     self._score(name, None, clip, result)
             self._note_lossy(f"Results of {name}", [r for r in results[name].values() if not isinstance(r, str)])
 
-    def score_bicubic(self) -> None:
-        """Score bicubic interpolation of the input."""
+    def score_enlarged(self, name: str, enlarge: Enlarge, weights: Mapping[str, str]) -> None:
+        """Enlarge every clip frame by frame and score it; `weights` has the hashes of the files that this uses."""
         self._make_input()
-        folder = self.folder / "sr" / "bicubic"
-        self._add_method("bicubic", "folder", [None], folder)
+        folder, records = self.folder / "sr" / name, []
+        entry = self._add_method(name, "folder", [None], folder)
+        entry["weights"] = dict(weights)
         for clip in self.clips:
-            with self.bar("bicubic") as report:
-                output = enlarge_clip(clip, folder / self._input_name() / clip.file_name, partial(report, clip.name))
-            self._score("bicubic", None, clip, video.probe(output))
+            output = folder / self._input_name() / clip.file_name
+            with self.bar(name) as report:
+                progress = partial(report, clip.name)
+                records.append(enlarge_clip(clip, output, enlarge, weights=weights, report=progress))
+            self._score(name, None, clip, video.probe(output))
+        entry["seconds_per_frame"], _ = rates(records)
 
     def score_upscaled(self, restorer: Restorer, name: str, seeds: Sequence[int]) -> None:
         """Restore and score every clip with each seed; results are in OUT/sr/NAME/LQ/seedN/CLIP."""

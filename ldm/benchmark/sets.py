@@ -33,6 +33,12 @@ class Found:
         """Names of the clips in natural order."""
         return sorted(self.gt or {name for kind in self.lq.values() for name in kind}, key=natural_order)
 
+    def describe_lq(self, kind: str | None) -> str:
+        """Where the LQ of a kind comes from; None: of an unknown kind."""
+        if kind is None:
+            return "unknown"
+        return f"{kind}, in {self.folders[kind]}" if kind in self.lq else f"{kind}, made from the truth where needed"
+
 
 @dataclass(frozen=True)
 class Clip:

@@ -106,10 +106,12 @@ def _cell(rows: Sequence[Mapping], metric: str) -> str:
 
 
 def paper_table(results: Mapping) -> str:
-    """Return the methods side by side, with the best value of each metric in bold."""
+    """Return the methods side by side, with the best value of each metric in bold and the seconds where measured."""
     metrics = [metric for metric in results["metrics"] if not metric["of"]]
     table = {(line["method"], line["metric"]): line for line in results["table"]}
     names, labels, lines = [method["name"] for method in results["methods"]], results.get("labels") or {}, []
+    seconds = {method["name"]: method.get("seconds_per_frame") for method in results["methods"]}
+    timed = any(value is not None for value in seconds.values())
     for method in names:
         row = [labels.get(method, method)]
         for metric in metrics:
@@ -120,8 +122,10 @@ def paper_table(results: Mapping) -> str:
             text = with_deviation(line["measured"], line["sd"], metric["name"])
             bold = line["measured"] is not None and line["measured"] == best and len(names) > 1
             row.append(f"**{text}**" if bold else text)
+        row += ["-" if seconds[method] is None else f"{seconds[method]:.3g}"] if timed else []
         lines.append(row)
-    return markdown(["method", *(f"{label(m['name'])} {ARROWS[m['better']]}" for m in metrics)], lines)
+    head = ["method", *(f"{label(m['name'])} {ARROWS[m['better']]}" for m in metrics), *["s per frame"] * timed]
+    return markdown(head, lines)
 
 
 def findings_table(results: Mapping) -> str:

@@ -43,13 +43,21 @@ def finished(output: Path, made_of: Mapping) -> dict | None:
     return record
 
 
-def is_finished(output: Path, made_of: Mapping) -> bool:
-    """Whether an output is up to date; see `finished`. The reason why one differs is logged for debugging."""
+def unchanged(output: Path, made_of: Mapping) -> dict | None:
+    """Return the record of an output that is up to date, else None; see `finished`.
+
+    The reason why an output differs is logged for debugging.
+    """
     try:
-        return finished(output, made_of) is not None
+        return finished(output, made_of)
     except (OutputDiffers, OSError) as error:
         log.debug("%s", error)
-        return False
+        return None
+
+
+def is_finished(output: Path, made_of: Mapping) -> bool:
+    """Whether an output is up to date; see `unchanged`."""
+    return unchanged(output, made_of) is not None
 
 
 def stored_manifest(path: Path, now: Mapping, *, remedy: str) -> dict | None:
