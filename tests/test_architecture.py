@@ -25,7 +25,7 @@ ROOMS = {
     "methods": "ops diffusion nets streaming",
     "training": "files printable picture weights ops diffusion nets streaming methods",
     "engine": "paths files printable memory config weights video ops streaming methods",
-    "benchmark": "paths files weights streaming video ops nets metrics methods engine",
+    "benchmark": "paths files printable weights streaming video ops nets metrics methods engine",
     "report": "paths files video ops metrics engine picture",
 }
 MAY_IMPORT = {f"ldm.{name}": {f"ldm.{other}" for other in others.split()} for name, others in ROOMS.items()}

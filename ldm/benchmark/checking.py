@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 
-KEYS = ("gt", "lq", "kind", "renamed")  # of a layout
+KEYS = ("gt", "lq", "kind", "renamed", "list")  # of a layout
 PROTOCOL = ("metrics", "lq", "published")
 TABLE = ("source", "protocol", "lq", "methods")  # of a published table
 

@@ -91,4 +91,4 @@ def rates(records: Iterable[Mapping]) -> tuple[float | None, int | None]:
     frames = sum(record["frames"] for record in records)
     seconds = sum(record["seconds"]["all"] for record in records)
     peak = max((record["memory"]["peak"] for record in records if "memory" in record), default=None)
-    return (round(seconds / frames, 3) if frames else None), peak
+    return (round(seconds / frames, 6) if frames else None), peak

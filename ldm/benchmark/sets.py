@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ldm import video
 from ldm.benchmark.checking import check_dataset
+from ldm.files import read_text
+from ldm.printable import printable
 from ldm.video.source import files_in, is_visible, natural_order
 
 BUILDABLE = ("Dataset",)  # what a configuration may name as a target
@@ -68,8 +70,9 @@ class Dataset:
     Args:
         title, about: name and description of the set.
         scale: ratio of restored sides to input sides.
-        layouts: name -> {gt, lq, kind, renamed}: folders of ground truth and input below the root ("." is the root),
-            with {clip} if each clip has a folder of its own. `kind` of the LQ is the name of a degradation, or "given".
+        layouts: name -> {gt, lq, kind, renamed, list}: folders of ground truth and input below the root ("." is the
+            root), with {clip} if each clip has a folder of its own. `kind` of the LQ is the name of a degradation, or
+            "given". `list` is a file below the root that lists the clips, one path such as 00001/0266 a line.
         lq: kinds of LQ to use, in order of preference; a degradation that is not found is made from the truth.
         metrics: names of metrics.
         published: name -> table with source, protocol, lq, and values of methods.
@@ -136,15 +139,16 @@ class Dataset:
 
     def _readings(self, base: Path) -> list[Found]:
         """Return the layouts that fit a folder; those with the same folder of ground truth are merged."""
-        readings: dict[str | None, list[tuple[str, dict, Path | None]]] = {}
+        readings: dict[tuple, list[tuple[str, Mapping]]] = {}
         for name, layout in self.layouts.items():
-            readings.setdefault(layout.get("gt"), []).append((name, layout))
+            readings.setdefault((layout.get("gt"), layout.get("list")), []).append((name, layout))
         found = []
-        for place, layouts in readings.items():
-            gt = self._chosen(clips_at(base, place), layouts[0][1]) if place else {}
+        for (place, _), layouts in readings.items():
+            gt = self._chosen(clips_at(base, place, layouts[0][1].get("list")), layouts[0][1]) if place else {}
             lq, names, folders = {}, [], {}
             for name, layout in layouts:
-                clips = self._chosen(clips_at(base, layout.get("lq")), layout) if layout.get("lq") else {}
+                clips = clips_at(base, layout["lq"], layout.get("list")) if layout.get("lq") else {}
+                clips = self._chosen(clips, layout)
                 if clips and (layout.get("kind") or GIVEN) not in lq:
                     kind = layout.get("kind") or GIVEN
                     as_truth = {name.casefold(): name for name in gt}
@@ -205,12 +209,19 @@ def _places(layout: Mapping) -> list[str]:
     return [layout[key] for key in ("gt", "lq") if layout.get(key)]
 
 
-def clips_at(base: Path, place: str) -> dict[str, Path]:
-    """Return clips by name in a subfolder, whose name may differ in case; empty if it does not exist."""
+def clips_at(base: Path, place: str, listed: str | None = None) -> dict[str, Path]:
+    """Return clips by name in a subfolder, whose name may differ in case; empty if it does not exist.
+
+    `listed` names a file below `base` that lists them; the clip 00001/0266 has the name 00001_0266. Raises ValueError
+    for a list that cannot be read or leaves the subfolder.
+    """
     head, per_clip, tail = place.partition("{clip}")
     folder = below(base, head)
-    if folder is None:
+    if folder is None or (listed and not (base / listed).is_file()):
         return {}
+    if listed:
+        paths = {"_".join(Path(line).parts): folder / line / tail.strip("/") for line in _listed(base / listed)}
+        return {name: path for name, path in paths.items() if path.is_dir()}
     if per_clip:
         clips = {child.name: below(child, tail.lstrip("/")) for child in folder.iterdir() if child.is_dir()}
         return {name: path for name, path in clips.items() if path and files_in(path, video.IMAGE_SUFFIXES)}
@@ -221,6 +232,13 @@ def clips_at(base: Path, place: str) -> dict[str, Path]:
     if paths == [folder]:
         return {base.resolve().name: folder}
     return {_name_of(path): path for path in paths}
+
+
+def _listed(path: Path) -> list[str]:
+    lines = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    if wrong := next((line for line in lines if Path(line).is_absolute() or ".." in Path(line).parts), None):
+        raise ValueError(f"{path}: got {printable(wrong)}, expected paths below the folder of the clips")
+    return lines
 
 
 def _name_of(path: Path) -> str:

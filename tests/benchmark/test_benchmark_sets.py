@@ -56,6 +56,19 @@ def test_layouts_are_recognised(tmp_path, name, gt, lq, clips, suffix, kind):
         assert path.exists() and (name_of_clip in str(path) or name == "reds30")
 
 
+def test_the_archive_of_vimeo_is_read_by_its_list(tmp_path):
+    clips = ("00001/0266", "00001/0268", "00002/0001")
+    sets.make_set(tmp_path, gt="sequences/{clip}", lq="sequences_BIx4/{clip}", clips=clips)
+    (tmp_path / "sep_testlist.txt").write_text("00001/0266\n\n00002/0001\n00003/0007\n")
+    found = benchmark.read_set("vimeo90k").find(tmp_path)
+    assert found.names == ["00001_0266", "00002_0001"] and list(found.lq) == ["bicubic_x4"]
+    assert found.gt["00001_0266"] == tmp_path / "sequences" / "00001" / "0266"
+    assert found.lq["bicubic_x4"]["00002_0001"] == tmp_path / "sequences_BIx4" / "00002" / "0001"
+    (tmp_path / "sep_testlist.txt").write_text("../elsewhere\n")
+    with pytest.raises(ValueError, match="got ../elsewhere, expected paths below"):
+        benchmark.read_set("vimeo90k").find(tmp_path)
+
+
 def test_renamed_clips_are_the_validation_part(tmp_path):
     sets.make_set(tmp_path, gt="train_sharp", lq=None, clips=("000", "029", "240"))
     found = benchmark.read_set("reds30").find(tmp_path)
