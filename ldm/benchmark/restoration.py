@@ -79,7 +79,8 @@ class Restorer:
         options = replace(self.options, upscale=scale, seed=seed, overwrite=True)
         if clip.frames < clip.lq.frames:
             options = replace(options, max_frames=clip.frames)
-        job = captioned(prepare(Job(clip.lq.path, output), options, warn=self.warn), self.model)
+        others = [clip.gt.path] if clip.gt else []
+        job = captioned(prepare(Job(clip.lq.path, output), options, warn=self.warn), self.model, *others)
         if (record := finished(output, made_of(job, self.model))) is not None:
             return record
         return restore_job(job, self.model, report=report, warn=self.warn, log=self.inform)

@@ -11,17 +11,19 @@ from ldm.files import read_text
 LONGEST = 1 << 16  # bytes of a caption file
 
 
-def captioned(job: Job, model: Model) -> Job:
+def captioned(job: Job, model: Model, *others: Path) -> Job:
     """Return the job with the caption beside its clip as prompt, unless the job or the model has a prompt.
 
-    Raises ValueError for a file that is too long or no text.
+    `others` are clips of the same content, such as the ground truth; their captions serve if the clip has none. Raises
+    ValueError for a file that is too long or no text.
     """
     flag = next((flag for flag in flags_of(model.settings).values() if flag.caption), None)
     if flag is None or job.task.prompt is not None:
         return job
     if any(config.select(model.settings, key) is not None for key in flag.keys):
         return job
-    return replace(job, task=replace(job.task, prompt=caption_beside(job.path)))
+    captions = (caption_beside(path) for path in (job.path, *others))
+    return replace(job, task=replace(job.task, prompt=next(filter(None, captions), None)))
 
 
 def caption_beside(clip: Path) -> str | None:

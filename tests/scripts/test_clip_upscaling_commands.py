@@ -1,14 +1,16 @@
 """Upscale-A-Video by the commands: a stopped run resumes, captions reach the record, the released flags work."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
 from ldm import video
 from ldm.engine.assemble import find_weights, read_settings
-from ldm.engine.captions import caption_beside
+from ldm.engine.captions import caption_beside, captioned
 from ldm.engine.flags import flag_words
 from ldm.engine.jobs import Job
+from ldm.engine.parts import Task
 from scripts import inference_upscale_a_video, upscale
 from tests.methods import upscale_toy
 from tests.scripts import toy
@@ -62,6 +64,19 @@ def test_captions_are_found_beside_files_and_folders(tmp_path):
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(ValueError):
         caption_beside(tmp_path / "b.mp4")
+
+
+def test_the_caption_of_the_truth_serves_a_degraded_clip(tmp_path, weights):
+    model = SimpleNamespace(settings=read_settings(find_weights(weights)))
+    for name in ("lq", "gt"):
+        (tmp_path / name / "frames").mkdir(parents=True)
+    truth = tmp_path / "gt" / "frames"
+    job = Job(tmp_path / "lq" / "frames", tmp_path / "out", Task(source=None, format=None))
+    assert captioned(job, model, truth).task.prompt is None
+    (tmp_path / "gt" / "frames.txt").write_text("a boat")
+    assert captioned(job, model, truth).task.prompt == "a boat"
+    (tmp_path / "lq" / "frames.txt").write_text("a dog")
+    assert captioned(job, model, truth).task.prompt == "a dog"
 
 
 def test_a_prompt_is_taken_letter_by_letter(weights):
