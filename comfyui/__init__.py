@@ -200,7 +200,7 @@ def is_trimmed(video: Any, path: Path) -> bool:
 
 def output_for(path: Path, model: Model, options: JobOptions) -> Path:
     """Return the path of an output, which depends on everything that determines it, so that the same run resumes."""
-    key = repr((sha256(path), sorted(model.hashes.items()), model.plain_settings, options))
+    key = repr((sha256(path), sorted(model.hashes.items()), model.used_settings, options))
     folder = Path(folder_paths.get_output_directory()) / SUBFOLDER
     folder.mkdir(parents=True, exist_ok=True)
     stem = "".join(letter if letter.isalnum() or letter in "-_" else "_" for letter in path.stem)[:60]
