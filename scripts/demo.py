@@ -35,6 +35,7 @@ from scripts.demo_jobs import (
     Restorer,
     Wanted,
     comparison_html,
+    example_files,
     model_names,
     plain_errors,
     presets_of,
@@ -44,6 +45,7 @@ from scripts.demo_jobs import (
 
 PROGRAM = "demo.py"
 EXAMPLE = product_folder() / "assets" / "demo" / "clip.mp4"
+LARGEST_SEED = 2**32 - 1
 WAITING = 36  # jobs that may run and wait; the restorer runs one at a time
 EVERY = 0.4  # seconds between two reports of progress
 HOURS = 3600  # seconds after which files of Gradio's own are removed
@@ -111,15 +113,31 @@ class Page:
         yield from self.work(upload, Wanted(name, preset, self.options(upscale, seed, prompt, None)), request)
 
     def options(self, upscale: float, seed: float, prompt: str, preview: float | None) -> JobOptions:
-        memory = self.restorer.memory
-        options = JobOptions(upscale=float(upscale), seed=int(seed), memory=memory, preview=preview, overwrite=True)
+        memory, upscale, seed = self.restorer.memory, float(upscale or 4), int(seed or 0)  # None: an emptied field
+        options = JobOptions(upscale=upscale, seed=seed, memory=memory, preview=preview, overwrite=True)
         return with_prompt(options, prompt)
 
     def work(self, upload, wanted: Wanted, request) -> Iterator[tuple]:
-        """Restore in another thread; yields updates of (status, plan, comparison, frame, profile, files, settings)."""
-        gradio, progress, outcome = self.gradio, Progressing(), []
-        same = (gradio.skip(),) * 5
-        stop = self.stops[request.session_hash] = threading.Event()
+        """Yield updates of (status, plan, comparison, frame, profile, files, settings, box) of a visitor's only job."""
+        same, stop = (self.gradio.skip(),) * 6, threading.Event()
+        if self.stops.setdefault(request.session_hash, stop) is not stop:
+            yield ("**Refused:** your last job has not ended; wait for it, or cancel it.", self.gradio.skip(), *same)
+            return
+        path = Path(upload or "nothing")
+        try:
+            with plain_errors(path):
+                path = self.restorer.receive(upload)
+                self.restorer.check(path)
+            yield from self.steps(path, wanted, stop, request)
+        except ValueError as error:
+            yield (f"**Refused:** {error}", "", *same)
+        finally:
+            stop.set()  # the visitor may have left
+            self.stops.pop(request.session_hash, None)
+
+    def steps(self, path: Path, wanted: Wanted, stop: threading.Event, request) -> Iterator[tuple]:
+        """Restore in another thread; yields the updates of `work`."""
+        progress, outcome, same = Progressing(), [], (self.gradio.skip(),) * 6
 
         def run() -> None:
             try:
@@ -128,21 +146,12 @@ class Page:
             except Exception as error:
                 outcome.append(error)
 
-        path = Path(upload or "nothing")
-        try:
-            with plain_errors(path):
-                path = self.restorer.receive(upload)
-                self.restorer.check(path)
-        except ValueError as error:
-            yield (f"**Refused:** {error}", "", *same)
-            return
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         while thread.is_alive():
             thread.join(EVERY)
-            plan = "\n\n".join(progress.lines)
-            yield (f"Working: {progress.text()}", plan, *same)
-        (result,) = outcome
+            yield (progress.text(), "\n\n".join(progress.lines), *same)
+        plan, (result,) = "\n\n".join(progress.lines), outcome
         if isinstance(result, Exception):
             yield (self.failure(result), plan, *same)
             return
@@ -159,18 +168,19 @@ class Page:
         return "**Failed** by a mistake in the program; its terminal has the details."
 
     def shown(self, result) -> tuple:
-        """The comparison, the choice of its frame, the profile, the files and the settings of a result."""
+        """The comparison, the choice of its frame, the profile, files and settings of a result, and their box."""
         last = max((result.job.task.frames or 1) - 1, 0)
         settings = result.output.with_name(f"{result.output.stem}.settings.json")
         settings.write_text(json.dumps(result.record, indent=2), encoding="utf-8")
         frame = self.gradio.Slider(minimum=0, maximum=max(last, 1), value=last // 2, visible=last > 0)
         files = [str(result.output), str(settings)]
-        return comparison_html(result.job, last // 2), frame, profile_html(result.job), files, result.record
+        compared, profile = comparison_html(result.job, last // 2), profile_html(result.job)
+        return compared, frame, profile, files, result.record, self.gradio.Column(visible=True)
 
     def show_frame(self, number: float, request):
         """The slider over another frame of the last result of a visitor."""
         job = self.jobs.get(request.session_hash)
-        return self.gradio.skip() if job is None else comparison_html(job, int(number))
+        return self.gradio.skip() if job is None else comparison_html(job, int(number or 0))
 
     def cancel(self, request) -> str:
         """Stop the job of a visitor at the next call of a network."""
@@ -187,7 +197,7 @@ class Page:
             stop.set()
 
 
-def build(gradio: Any, restorer: Restorer):
+def build(gradio: Any, restorer: Restorer, examples: list[Path]):
     """Return the page as Gradio's Blocks."""
     page = Page(gradio, restorer)
     bound = with_request(gradio, page)
@@ -197,12 +207,12 @@ def build(gradio: Any, restorer: Restorer):
             with gradio.Column(scale=1, min_width=320):
                 upload = gradio.File(label="Video or picture", file_types=list(SUFFIXES), elem_id="upload")
                 about = gradio.Markdown(elem_id="about")
-                gradio.Examples([[str(EXAMPLE)]], [upload], label="Example")
+                gradio.Examples([[str(path)] for path in examples], [upload], label="Examples", elem_id="examples")
                 names = list(restorer.models)
                 model = gradio.Dropdown(names, value=names[0], label="Model", elem_id="model")
                 preset = gradio.Dropdown(presets_of(restorer.model(names[0], "none")), value="none", label="Preset")
                 upscale = gradio.Slider(1, 4, value=4, step=0.5, label="Enlarge by")
-                seed = gradio.Number(42, label="Seed", precision=0, minimum=0)
+                seed = gradio.Number(42, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 prompt = gradio.Textbox(label="What the clip shows", visible=False, max_length=2000)
                 with gradio.Row():
                     preview = gradio.Button(f"Preview {PREVIEW:g} s", elem_id="preview")
@@ -214,11 +224,12 @@ def build(gradio: Any, restorer: Restorer):
                 compared = gradio.HTML(elem_id="compared")
                 frame = gradio.Slider(0, 1, step=1, label="Frame", visible=False, elem_id="frame")
                 profile = gradio.HTML(elem_id="profile")
-                files = gradio.File(label="Result and settings", interactive=False, elem_id="files")
-                with gradio.Accordion("Settings of the result", open=False):
-                    settings = gradio.JSON(elem_id="settings")
+                with gradio.Column(visible=False) as taken:
+                    files = gradio.File(label="Result and settings", interactive=False, elem_id="files")
+                    with gradio.Accordion("Settings of the result", open=False):
+                        settings = gradio.JSON(elem_id="settings")
         chosen = [upload, model, preset, upscale, seed, prompt]
-        results = [status, plan, compared, frame, profile, files, settings]
+        results = [status, plan, compared, frame, profile, files, settings, taken]
         hidden = {"api_visibility": "private"}
         upload.change(page.describe, upload, about, **hidden)
         model.change(page.choose, model, [preset, prompt], **hidden)
@@ -226,7 +237,8 @@ def build(gradio: Any, restorer: Restorer):
         preview.click(bound["preview"], chosen, results, **own)
         restore.click(bound["restore"], chosen, results, **own)
         cancel.click(bound["cancel"], None, status, queue=False, **hidden)
-        frame.release(bound["show_frame"], frame, compared, **hidden)
+        moved = {"trigger_mode": "always_last", "show_progress": "hidden", **hidden}  # by pointer, keys or number
+        frame.input(bound["show_frame"], frame, compared, **moved)
         blocks.unload(bound["leave"])
     return blocks
 
@@ -275,7 +287,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     restorer = Restorer(folder / "work", model_names(args.weights), args.device, memory, limits)
     for name in restorer.models:
         restorer.model(name, "none")  # so that missing weights are named now
-    blocks = build(gradio, restorer).queue(max_size=WAITING)
+    blocks = build(gradio, restorer, example_files(EXAMPLE, folder / "examples")).queue(max_size=WAITING)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = blocks.launch(
         server_name=args.host,

@@ -81,15 +81,15 @@ class Progressing:
     def text(self) -> str:
         """One line: the place in the queue; or how much is done, the time so far, and what is left at this rate."""
         if self.place:
-            return f"waiting, {self.place} job{'s' * (self.place > 1)} before this one"
+            return f"Waiting: {self.place} job{'s' * (self.place > 1)} before this one."
         took = time.monotonic() - self.began
         known = [stage for stage in self.done if stage in self.total]
         if not known:
-            return f"starting, {took:.0f} s"
+            return f"Working: starting, {took:.0f} s"
         part = sum(self.done[stage] / max(self.total[stage], 1) for stage in known) / len(known)
         stages = ", ".join(f"{stage} {self.done[stage]}/{self.total[stage]}" for stage in known)
         left = f", about {took * (1 - part) / part:.0f} s left" if part > 0.05 else ""
-        return f"{100 * part:.0f} %, {took:.0f} s{left}: {stages}"
+        return f"Working: {100 * part:.0f} %, {took:.0f} s{left}: {stages}"
 
 
 class Restorer:
@@ -196,8 +196,25 @@ class Restorer:
 
 
 def model_names(folders: list[Path]) -> dict[str, Path]:
-    """Return name -> folder of the models to offer: the embedded one, and the folders by their names."""
-    return {"embedded": EMBEDDED} | {folder.name: folder for folder in folders}
+    """Return name -> folder of the models to offer: the embedded one, and the folders by their names.
+
+    Raises ValueError for two folders of the same name.
+    """
+    names = {"embedded": EMBEDDED}
+    for folder in folders:
+        name = folder.resolve().name
+        if name in names:
+            raise ValueError(f"{folder}: got a second model named {name!r}, expected different names; rename a folder")
+        names[name] = folder
+    return names
+
+
+def example_files(clip: Path, folder: Path) -> list[Path]:
+    """Return the examples of the page: a clip that ships, and its first frame as a picture in `folder`."""
+    folder.mkdir()
+    picture = folder / "picture.png"
+    picture.write_bytes(encoded(pixels(video.read_clip(clip, stop=1))[0], ".png"))
+    return [clip, picture]
 
 
 def presets_of(model: Model) -> list[str]:

@@ -82,6 +82,12 @@ class Browser:
     def resize(self, width, height):
         self._ask("POST", "/window/rect", {"width": width, "height": height})
 
+    def screen(self, width, height):
+        """Show the page as on a screen of this size, however small; a window is at least 500 wide."""
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+        order = {"cmd": "Emulation.setDeviceMetricsOverride", "params": metrics}
+        self._ask("POST", "/goog/cdp/execute", order)
+
     def type(self, selector, text):
         """Type a text into an element; into one for files, their paths."""
         self._ask("POST", f"/element/{self.find(selector)[ELEMENT]}/value", {"text": text})

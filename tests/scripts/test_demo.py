@@ -3,6 +3,8 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -94,9 +96,9 @@ def test_too_many_waiting_jobs_are_refused(restorer):
 
 def test_progress_is_told_with_the_time_that_is_left():
     progress = Progressing(began=Progressing().began - 10)
-    assert progress.text() == "starting, 10 s"
+    assert progress.text() == "Working: starting, 10 s"
     progress.report("sampling", 2, 4)
-    assert progress.text() == "50 %, 10 s, about 10 s left: sampling 2/4"
+    assert progress.text() == "Working: 50 %, 10 s, about 10 s left: sampling 2/4"
 
 
 @pytest.mark.slow  # runs the model twice
@@ -127,6 +129,100 @@ def test_a_preview_has_an_estimate_for_the_whole_clip(restorer, tmp_path):
     text = demo_jobs.summary(job, record)
     assert text.startswith("50 frames of 96x64 in 100.0 s (2.00 s a frame), peak memory 2.00 GB")
     assert text.endswith("all 500 frames would take about 1000 s and the same memory")
+
+
+# What the handlers of the page need of Gradio, so that they are tested without it.
+GRADIO = SimpleNamespace(skip=lambda: "same", Slider=dict, Column=dict, Dropdown=dict, Textbox=dict)
+VISITOR = SimpleNamespace(session_hash="a")
+
+
+@pytest.fixture()
+def page(restorer):
+    return demo.Page(GRADIO, restorer)
+
+
+def results(page, upload, *, session="a"):
+    """The updates of the page after a visitor pressed Restore."""
+    return list(page.restore(upload, "embedded", "none", 2, 1, "", SimpleNamespace(session_hash=session)))
+
+
+def job_of(path, wanted):
+    """A finished job, whose output is as large as its input."""
+    clip, output = video.probe(path), write_clip(path.with_name("output.mp4"))
+    chosen = video.choose_format(clip, output, size=(32, 48))
+    return Job(path, output, options=wanted.options, task=Task(clip, chosen, stop=clip.frames))
+
+
+def test_the_page_shows_progress_and_the_result_of_a_run(page, tmp_path, monkeypatch):
+    def run(path, wanted, progress, stop):
+        progress.report("sampling", 1, 2)
+        progress.lines.append("Memory plan: tiles")
+        while not seen:
+            pass
+        job = job_of(path, wanted)
+        return demo_jobs.Result(job.output, {"frames": 4}, "4 frames", job)
+
+    monkeypatch.setattr(page.restorer, "run", run)
+    monkeypatch.setattr(demo, "EVERY", 0.01)
+    seen = []
+    for update in page.restore(str(write_clip(tmp_path / "clip.mp4")), "embedded", "none", None, None, "", VISITOR):
+        seen.append(update)
+    assert seen[0][0].startswith("Working: 50 %") and seen[0][1] == "Memory plan: tiles" and set(seen[0][2:]) == {"same"}
+    status, plan, compared, frame, profile, files, record, box = seen[-1]
+    assert (status, plan, record, box) == ("**Done:** 4 frames", "Memory plan: tiles", {"frames": 4}, {"visible": True})
+    assert 'alt="result, frame 1"' in compared and frame["maximum"] == 3 and profile.count("<figure>") == 2
+    assert [Path(name).is_file() for name in files] == [True, True] and json.loads(Path(files[1]).read_text()) == record
+    assert 'alt="result, frame 2"' in page.show_frame(2, VISITOR) and page.cancel(VISITOR) == "Nothing to cancel."
+    page.leave(VISITOR)
+    assert page.show_frame(2, VISITOR) == "same"
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (Cancelled("cancelled"), "**Cancelled.** Finished parts are kept"),
+        (ValueError("got x\nand more"), "**Failed:** got x"),
+        (RuntimeError("secret"), "**Failed** by a mistake in the program"),
+    ],
+)
+def test_the_page_says_what_went_wrong_in_one_line(page, tmp_path, monkeypatch, error, said):
+    def run(*words):
+        raise error
+
+    monkeypatch.setattr(page.restorer, "run", run)
+    status = results(page, str(write_clip(tmp_path / "clip.mp4")))[-1][0]
+    assert status.startswith(said) and "secret" not in status and "\n" not in status
+
+
+def test_a_visitor_has_one_job_at_a_time(page, tmp_path, monkeypatch):
+    page.stops["a"] = threading.Event()
+    clip = str(write_clip(tmp_path / "clip.mp4"))
+    assert [update[0] for update in results(page, clip)] == [
+        "**Refused:** your last job has not ended; wait for it, or cancel it."
+    ]
+    assert not page.stops["a"].is_set()
+    assert page.cancel(VISITOR).startswith("Cancelling") and page.stops["a"].is_set()
+    assert results(page, None, session="b")[0][0] == "**Refused:** got no file, expected a video or a picture; drop one"
+    assert "b" not in page.stops
+
+
+def test_an_upload_is_described_and_a_model_offers_its_presets(page, tmp_path):
+    assert page.describe(None) == ""
+    assert page.describe(str(write_clip(tmp_path / "clip.mp4"))) == "48x32, 4 frames, 25 a second"
+    presets, prompt = page.choose("embedded")
+    assert presets["choices"][0] == "none" and prompt == {"visible": False}
+
+
+def test_the_examples_are_the_demo_clip_and_its_first_frame(tmp_path):
+    clip, picture = demo_jobs.example_files(demo.EXAMPLE, tmp_path / "examples")
+    assert clip == demo.EXAMPLE and video.probe(picture).height == video.probe(clip).height
+
+
+def test_two_models_of_one_name_are_refused(tmp_path):
+    names = demo_jobs.model_names([tmp_path / "a" / "x", tmp_path / "y"])
+    assert list(names) == ["embedded", "x", "y"]
+    with pytest.raises(ValueError, match="second model named 'x'"):
+        demo_jobs.model_names([tmp_path / "a" / "x", tmp_path / "b" / "x"])
 
 
 def test_what_a_visitor_sees_of_a_record_names_no_path():
