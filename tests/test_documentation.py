@@ -1,13 +1,21 @@
 """Commands and links of the README and the documentation: every command parses, every link leads somewhere."""
 
+import ast
 import importlib.util
 import re
 import shlex
 import subprocess
 import sys
+import urllib.parse
+from functools import cache
 from pathlib import Path
 
 import pytest
+import torch
+
+from ldm import video
+from ldm.engine.assemble import family_cards, read_model
+from ldm.engine.flags import flags_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -16,10 +24,15 @@ PAGES = [
 ]  # fmt: skip
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`((?:python (?:scripts/\w+|main)\.py|vsr-[a-z]+) [^`]+)`")
-LINK = re.compile(r"\]\(([^)\s]+)\)")
+LINK = re.compile(r"\]\(([^)\s]+)\)|<(https?://[^>\s]+)>")
 GENERATED = {"docs/SETTINGS.md", "docs/CONTRIBUTING.md", "docs/SECURITY.md", "docs/CHANGELOG.md"}  # docs/hooks.py
 COMMANDS = {"vsr-upscale": "scripts/upscale.py", "vsr-train": "main.py"}
 PROGRAMS = ("make", "pip", "source", "export", "docker", "conda", "mkdocs", "git", "pytest", "curl", "mkdir", "cp")
+PYTHON = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+SCRIPTS = [ROOT / "main.py", *sorted((ROOT / "scripts").glob("*.py"))]
+USAGE = re.compile(r"^(?:python (?:scripts/\w+|main)\.py|vsr-[a-z]+)\b.*")
+PATH = re.compile(r"(?:configs|scripts|assets|comfyui|docs|tests)/[\w./-]+")
+FOREIGN = ("pip", "docker", "torchrun", "conda", "mkdocs", "pytest")  # programs with flags of their own
 HELD = [ROOT / file for file in ("Makefile", "pyproject.toml")]
 
 
@@ -32,6 +45,14 @@ def commands():
                 yield page, line
         for line in INLINE.findall(text):
             yield page, line
+
+
+def usages():
+    """(script, command) of every line of a script's summary that is a command, without its remark."""
+    for script in SCRIPTS:
+        for line in (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").splitlines():
+            if USAGE.match(line):
+                yield script, re.split(r" {4,}", line)[0]
 
 
 def words_of(line):
@@ -48,31 +69,41 @@ def parse(words):
     rest = words[1:]
     if words[0] == "python":
         script, rest = words[1], words[2:]
-    module = importlib.import_module(script.removesuffix(".py").replace("/", "."))
     if ">" in rest:
         rest = rest[: rest.index(">")]
     if "..." in rest or rest == ["--help"]:
+        assert (ROOT / script).is_file()
         return
-    module.arguments(rest)
+    missing = [path for word in rest for path in PATH.findall(word) if not (ROOT / path).exists()]
+    assert not [path for path in missing if "FAMILY" not in path], f"no such files: {missing}"
+    parser = getattr(module_of(script), "arguments", None)
+    if rest or parser:
+        parser(rest)
+
+
+def module_of(script):
+    return importlib.import_module(script.removesuffix(".py").replace("/", "."))
 
 
 def test_every_command_parses(monkeypatch):
     monkeypatch.chdir(ROOT)
     faults, count = [], 0
-    for page, line in commands():
+    for page, line in [*commands(), *usages()]:
         words = words_of(line)
-        if not words:
+        if not words or any(word.startswith("[") for word in words):  # a form, with optional words in brackets
             continue
+        if words[0] == "torchrun":
+            words = ["python", *words[words.index("main.py") :]]
         if words[0].startswith("vsr-") or words[:1] == ["python"] and words[1].endswith(".py"):
             count += 1
             try:
                 parse(words)
             except (Exception, SystemExit) as error:
                 faults.append(f"{page.relative_to(ROOT)}: {line}: {error!r}")
-        elif words[0] not in (*PROGRAMS, "python", "torchrun", "cd"):
+        elif words[0] not in (*PROGRAMS, "python", "cd"):
             faults.append(f"{page.relative_to(ROOT)}: {line}: unknown program {words[0]}")
     assert not faults, "\n".join(faults)
-    assert count > 60
+    assert count > 90
 
 
 def test_every_target_of_make_and_every_extra_exists():
@@ -84,6 +115,52 @@ def test_every_target_of_make_and_every_extra_exists():
     assert extras and extras <= set(re.findall(r"^([\w-]+) = \[", project, re.MULTILINE))
 
 
+@cache
+def known_flags():
+    """The flags of all commands, and those that the families of models add."""
+    scripts = [*SCRIPTS, ROOT / "assets" / "demo" / "make_clip.py"]
+    sources = "\n".join(script.read_text(encoding="utf-8") for script in scripts)
+    families = [read_model(card) for card in family_cards()]
+    ours = {f"--{name}" for settings in families for name in flags_of(settings)}
+    others = {"--user", "--index-url"}  # of docker and pip
+    return {"--help", *others, *re.findall(r"\"(--[a-z][\w-]*)\"", sources), *ours}
+
+
+def test_every_flag_in_a_sentence_exists():
+    faults = []
+    for page in (page for page in PAGES if page.name != "CHANGELOG.md"):  # which also names what was
+        text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+        for span in re.findall(r"`([^`]+)`", text):
+            if span.split()[0] not in FOREIGN:
+                flags = set(re.findall(r"(?<![\w-])--[a-z][\w-]*", span)) - known_flags()
+                faults += [f"{page.relative_to(ROOT)}: {flag} in {span}" for flag in sorted(flags)]
+    assert not faults, "\n".join(faults)
+
+
+def test_examples_in_python_name_what_exists():
+    """Imports of the examples, and what they take from modules of this project."""
+    count = 0
+    for page in PAGES:
+        for block in PYTHON.findall(page.read_text(encoding="utf-8")):
+            count += 1
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom):
+                    module = importlib.import_module(node.module)
+                    assert [name.name for name in node.names if not hasattr(module, name.name)] == [], page.name
+    assert count > 2
+
+
+@pytest.mark.slow  # runs the model
+def test_the_python_example_of_the_readme_runs(tmp_path, monkeypatch):
+    (block,) = PYTHON.findall((ROOT / "README.md").read_text(encoding="utf-8"))
+    with video.open_writer(tmp_path / "in.mp4", size=(16, 16)) as writer:
+        writer.write(torch.zeros(3, 16, 16))
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    exec(compile(block, "README.md", "exec"), values)
+    assert values["sr"].shape == (1, 3, 64, 64) and values["lq"].shape == (1, 3, 16, 16)
+
+
 def headings(page):
     """The anchors of a page as the site makes them."""
     lines = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.MULTILINE)
@@ -91,11 +168,19 @@ def headings(page):
     return {re.sub(r"[-\s]+", "-", text) for text in texts}
 
 
+def well_formed(link):
+    """Whether a link to elsewhere has the form of an address; whether it answers is not asked."""
+    address = urllib.parse.urlsplit(link)
+    host = re.fullmatch(r"[a-z0-9-]+(?:\.[a-z0-9-]+)+", address.netloc)
+    return bool(host or address.scheme == "mailto") and not link.endswith((".", ",", "("))
+
+
 def test_every_link_leads_somewhere():
     faults = []
     for page in PAGES:
-        for link in LINK.findall(page.read_text(encoding="utf-8")):
+        for link in map("".join, LINK.findall(page.read_text(encoding="utf-8"))):
             if link.startswith(("https://", "mailto:")):
+                faults += [] if well_formed(link) else [f"{page.relative_to(ROOT)}: {link}: no address"]
                 continue
             name, _, anchor = link.partition("#")
             target = (page.parent / name).resolve() if name else page
