@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = "return document.querySelector(arguments[0]).innerText"
 HAS = "return document.querySelector(arguments[0]).innerText.includes(arguments[1])"
 INPUT = "#upload input[type=file]"
+ABOUT = "document.querySelector('#about').innerText"
 DIVIDER = ".compare input"
 AT = "return parseInt(document.querySelector('.compare').style.getPropertyValue('--at'))"
 SHOWN = "const e = document.querySelector('.compare img'); return e && e.alt === arguments[0]"
@@ -154,7 +155,7 @@ def test_an_example_is_chosen_and_a_preview_estimates_the_whole(window, tmp_path
         window.run(choose, number)
         window.wait(HAS, "#about", shown)
     window.run("document.querySelector('#upload button[aria-label=Clear], #upload button[title=Clear]').click()")
-    window.wait(f"return document.querySelector('{INPUT}') !== null && document.querySelector('#about').innerText === ''")
+    window.wait(f"return document.querySelector('{INPUT}') !== null && {ABOUT} === ''")
     boxes = np.zeros((6, 32, 48, 3), dtype=np.uint8)
     upload(window, write_film(tmp_path / "slow.mp4", list(boxes), 2), "6 frames, 2 a second")
     window.click("#preview")
