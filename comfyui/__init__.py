@@ -16,7 +16,7 @@ import folder_paths
 from comfy_api.latest import ComfyExtension, InputImpl, io
 
 from ldm import video as videos
-from ldm.engine.assemble import EMBEDDED
+from ldm.engine.assemble import CONFIGS, EMBEDDED
 from ldm.engine.jobs import JobOptions, Model
 from ldm.engine.restoring import Cancelled, model_of, restore_file, restore_frames, with_prompt
 from ldm.methods.contract import Request
@@ -35,6 +35,11 @@ def model_folders() -> dict[str, Path]:
     places = Path(folder_paths.models_dir) / SUBFOLDER
     found = sorted(path for path in places.iterdir() if path.is_dir()) if places.is_dir() else []
     return {OWN: EMBEDDED} | {path.name: path for path in found}
+
+
+def preset_names() -> list[str]:
+    """Return the presets of all families, after the one that changes nothing; a model refuses those of others."""
+    return [NONE, *sorted({path.stem for path in CONFIGS.glob("*/presets/*.yaml")})]
 
 
 class Bar:
@@ -74,7 +79,7 @@ class LoadVsrModel(io.ComfyNode):
             description="The embedded small model, or a folder of weights in models/mgld_vsr.",
             inputs=[
                 io.Combo.Input("weights", options=list(model_folders()), default=OWN),
-                io.Combo.Input("preset", options=[NONE, "released"], default=NONE),
+                io.Combo.Input("preset", options=preset_names(), default=NONE),
                 io.Combo.Input("precision", options=PRECISIONS, default=PRECISIONS[0]),
             ],
             outputs=[VsrModel.Output("model")],

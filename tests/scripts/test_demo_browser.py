@@ -40,7 +40,7 @@ STOPPED = 143  # exit status after SIGTERM
 def address(tmp_path_factory):
     """The address of a page in a process of its own, which removes its temporary files at the end."""
     if importlib.util.find_spec("gradio") is None:
-        pytest.skip("no gradio here; pip install -c constraints.txt -e '.[demo]'")
+        pytest.skip("no gradio here; make extras")
     folder = tmp_path_factory.mktemp("server")
     command = [sys.executable, str(ROOT / "scripts" / "demo.py"), "--port", "0", "--most_seconds", "5"]
     variables = os.environ | {"TMPDIR": str(folder)}
