@@ -59,6 +59,7 @@ CSS = """
 .profile { display: flex; flex-wrap: wrap; gap: 8px; }
 .profile figure { flex: 1 1 300px; margin: 0; }
 .profile img { width: 100%; image-rendering: pixelated; }
+.compare + p, .profile + p, .profile figcaption { margin-top: 6px; }
 """
 log = logging.getLogger(PROGRAM)
 
@@ -215,9 +216,10 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
                 seed = gradio.Number(42, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 prompt = gradio.Textbox(label="What the clip shows", visible=False, max_length=2000)
                 with gradio.Row():
-                    preview = gradio.Button(f"Preview {PREVIEW:g} s", elem_id="preview")
-                    restore = gradio.Button("Restore", variant="primary", elem_id="restore")
-                    cancel = gradio.Button("Cancel", variant="stop", elem_id="cancel")
+                    narrow = {"min_width": 80}  # all three beside each other
+                    preview = gradio.Button(f"Preview {PREVIEW:g} s", elem_id="preview", **narrow)
+                    restore = gradio.Button("Restore", variant="primary", elem_id="restore", **narrow)
+                    cancel = gradio.Button("Cancel", variant="stop", elem_id="cancel", **narrow)
             with gradio.Column(scale=2, min_width=320):
                 status = gradio.Markdown("Ready.", elem_id="status")
                 plan = gradio.Markdown(elem_id="plan")
