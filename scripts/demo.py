@@ -275,7 +275,7 @@ def import_gradio(folder: Path):
     try:
         import gradio
     except ImportError as error:
-        install = "pip install -c constraints.txt 'mgld-vsr[demo]'"
+        install = "in the clone, pip install -c constraints.txt -e '.[demo]'"
         raise ValueError(f"got no package {error.name}, expected the extra demo; {install}") from None
     return gradio
 

@@ -44,6 +44,7 @@ FIGURES, NONCOMMERCIAL = "-e '.[metrics]'", "-e '.[metrics-noncommercial]'"  # a
 VISION = "; it brings torchvision, which must be built for this torch (docs/METRICS.md)"
 OPTIONAL = {  # distribution: (module, what for, what to install, what to note)
     "tensorboard": ("tensorboard", "looking at training logs", "tensorboard", ""),
+    "gradio": ("gradio", "the page of vsr-demo", "-e '.[demo]'", ""),
     "imageio-ffmpeg": ("imageio_ffmpeg", "VMAF", "imageio-ffmpeg", ""),
     "lpips": ("lpips", "LPIPS and tLPIPS", FIGURES, VISION),
     "DISTS-pytorch": ("DISTS_pytorch", "DISTS", FIGURES, VISION),

@@ -27,6 +27,7 @@ from scripts.command import Parser, exit_status, progress_bar, tell
 PROGRAM = "weights.py"
 FOLDER = Path("weights")  # FOLDER/FAMILY unless --folder names another
 OFFLINE = ("1", "true", "yes", "on")
+WHOLE_HASH = 64  # hexadecimal digits; of some files only the first eight are known, from their names
 DOCUMENT_SIZE = 1 << 20  # bytes of a JSON file beside weights, at most about
 
 
@@ -120,7 +121,9 @@ def show(choice: Choice) -> None:
     suffixes = dict.fromkeys(source.saved_as(address) for address in source.addresses())
     target = " or ".join(suffixes) or source.target
     tell(f"  {choice.name} ({needed}, about {size_text(source.size)}): {target}")
-    tell(f"    from {source.place}{how}; licence: {source.licence}; SHA-256: {source.sha256 or 'unknown'}")
+    known = source.sha256 or "unknown"
+    digits = f"{known}..." if source.sha256 and len(source.sha256) < WHOLE_HASH else known
+    tell(f"    from {source.place}{how}; licence: {source.licence}; SHA-256: {digits}")
 
 
 # ---- check

@@ -29,6 +29,7 @@ def test_all_files_are_listed_with_licence_and_place(capsys):
     entries = [entry for card in family_cards() for entry in weight_files(read_model(card)) if entry.source]
     assert len(entries) > 10 and all(f"/{entry.name} (" in text for entry in entries)
     assert text.count("licence: ") == text.count("SHA-256: ") > 10 and "SHA-256: unknown" in text
+    assert "SHA-256: ff5fadd5...\n" in text and "MIT (code); not stated for the weights" in text
 
 
 def test_every_source_can_be_read_and_found():
