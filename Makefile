@@ -28,9 +28,10 @@ extras: $(READY)  ## install what the tests of the page, the site and the ComfyU
 lint: $(READY)  ## check style and imports
 	$(PY) -m ruff check .
 
+# Not --quiet: MkDocs counts the warnings that it prints.
 docs: $(READY)  ## build the documentation into build/site, with warnings as errors
 	$(PY) -m pip install -q -c constraints.txt -e '.[docs]'
-	$(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean:  ## remove .venv, results/ and caches
 	rm -rf $(VENV) build results .pytest_cache .ruff_cache *.egg-info

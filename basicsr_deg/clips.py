@@ -88,9 +88,10 @@ def find_clips(root: str | Path, *, only: Sequence[str] | None = (), without: Se
     if not sequences:
         raise ValueError(f"got {root} without clips, expected sub-folders of pictures, video files, or pictures")
     for kind, patterns in (("only", only), ("without", without)):
-        for pattern in patterns:
-            if not any(matches_any(sequence.name, [pattern]) for sequence in sequences):
-                LOG.warning("%s: %s=%s fits no clip of %s", root, kind, pattern, some(s.name for s in sequences))
+        idle = [one for one in patterns if not any(matches_any(sequence.name, [one]) for sequence in sequences)]
+        if idle:
+            names = some(s.name for s in sequences)
+            LOG.warning("%s: %s=%s matches none of the clips, %s", root, kind, ",".join(idle), names)
     chosen = [s for s in sequences if (not only or matches_any(s.name, only)) and not matches_any(s.name, without)]
     if not chosen:
         names = some(s.name for s in sequences)

@@ -106,7 +106,7 @@ def test_the_four_test_clips_are_left_out_wherever_they_lie(tmp_path, caplog):
         assert [clip.name for clip in find_reds(tmp_path / root, train=True, partition="REDS4", meta=None)[1]] == [
             "001"
         ]
-    assert "without=020 fits no clip" in caplog.text
+    assert "without=015,020 matches none of the clips, " in caplog.text
 
 
 def test_patterns_may_be_left_out_but_are_lists(tmp_path):
