@@ -49,6 +49,7 @@ LARGEST_SEED = 2**32 - 1
 WAITING = 36  # jobs that may run and wait; the restorer runs one at a time
 EVERY = 0.4  # seconds between two reports of progress
 HOURS = 3600  # seconds after which files of Gradio's own are removed
+TITLE = f"# Video super-resolution\nDrop a video or a picture, look at a preview of {PREVIEW:g} seconds, restore it."
 CSS = """
 .compare { position: relative; max-width: 1280px; }
 .compare img { display: block; width: 100%; margin: 0; }
@@ -203,7 +204,7 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
     page = Page(gradio, restorer)
     bound = with_request(gradio, page)
     with gradio.Blocks(title="MGLD-VSR", analytics_enabled=False, delete_cache=(HOURS, HOURS)) as blocks:
-        gradio.Markdown("# Video super-resolution\nDrop a video or a picture, look at a preview, restore it.")
+        gradio.Markdown(TITLE)
         with gradio.Row():
             with gradio.Column(scale=1, min_width=320):
                 upload = gradio.File(label="Video or picture", file_types=list(SUFFIXES), elem_id="upload")
@@ -217,7 +218,7 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
                 prompt = gradio.Textbox(label="What the clip shows", visible=False, max_length=2000)
                 with gradio.Row():
                     narrow = {"min_width": 80}  # all three beside each other
-                    preview = gradio.Button(f"Preview {PREVIEW:g} s", elem_id="preview", **narrow)
+                    preview = gradio.Button("Preview", elem_id="preview", **narrow)
                     restore = gradio.Button("Restore", variant="primary", elem_id="restore", **narrow)
                     cancel = gradio.Button("Cancel", variant="stop", elem_id="cancel", **narrow)
             with gradio.Column(scale=2, min_width=320):
