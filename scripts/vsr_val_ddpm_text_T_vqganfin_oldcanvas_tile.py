@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from ldm.engine.assemble import CONFIGS, Weights
 from ldm.engine.device import usable_device
 from ldm.engine.jobs import Job
-from ldm.methods.mgld.settings import COLOR_FIXES
+from ldm.ops.color import COLOR_FIXES
 from scripts import upscale
 from scripts.command import Parser, exit_status, non_negative_int, positive_int
 

@@ -74,3 +74,10 @@ def wavelet_fix_keeping_flat(content: Tensor, style: Tensor) -> Tensor:
     fixed = wavelet_color_fix(content, style)
     spread = style.float().amax((2, 3), keepdim=True) - style.float().amin((2, 3), keepdim=True)
     return torch.where((spread <= _FLAT).all(1, keepdim=True), style.to(fixed.dtype), fixed)
+
+
+COLOR_FIXES = {  # fn(content, style), both (n, c, h, w) in [-1, 1]
+    "adain": adain_color_fix,
+    "wavelet": wavelet_fix_keeping_flat,
+    "nofix": lambda content, style: content,
+}

@@ -9,9 +9,9 @@ from torch import nn
 from ldm.diffusion.noise import FrameNoise
 from ldm.engine.assemble import find_weights, load_method
 from ldm.methods.contract import Request
-from ldm.methods.mgld.settings import Windows
 from ldm.methods.upscale_a_video.released import ReleasedUpscaleAVideo
 from ldm.methods.upscale_a_video.settings import MERGINGS, ClipDecoding, ClipSampling, Words
+from ldm.methods.windows import Windows
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.ops.crop_tiles import released_tiles
 from ldm.streaming.pipeline import Frame

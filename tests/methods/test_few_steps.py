@@ -2,7 +2,8 @@
 
 import pytest
 
-from ldm.methods.mgld.settings import Sampling, Windows
+from ldm.methods.mgld.settings import Sampling
+from ldm.methods.windows import Windows
 from tests.methods.toy import clip, pixelwise
 
 CUTS = [

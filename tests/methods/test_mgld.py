@@ -10,7 +10,8 @@ from ldm.methods.geometry import floor_pixels
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.methods.mgld.restoration import Restoration, motion_between
-from ldm.methods.mgld.settings import Decoding, Sampling, Windows
+from ldm.methods.mgld.settings import Decoding, Sampling
+from ldm.methods.windows import Windows
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling

@@ -13,8 +13,8 @@ from basicsr_deg.latent_clips import LatentClips
 from basicsr_deg.reading import read_picture
 from ldm import config
 from ldm.engine.assemble import load_method
-from ldm.methods.mgld.settings import COLOR_FIXES
 from ldm.nets.spynet import SpyNet
+from ldm.ops.color import COLOR_FIXES
 from ldm.weights import checkpoint
 from scripts import degrade, make_latents
 from tests.scripts import toy

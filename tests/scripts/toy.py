@@ -50,7 +50,7 @@ FLOWS = {
 def settings(flow="dis"):
     """A model's configuration like assets/tiny/model.yaml, but as narrow as the networks allow."""
     windows = {"n_frames": 4, "frame_overlap": 2, "tile": 16, "tile_overlap": 4}
-    windows = {"target": f"{PLACE}.Windows", "params": windows}
+    windows = {"target": "ldm.methods.windows.Windows", "params": windows}
     networks = {name: {"target": target, "params": dict(params)} for name, (target, params) in NETWORKS.items()}
     method = {
         "scale_factor": 0.5,

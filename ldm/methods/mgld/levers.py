@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from ldm.methods.contract import Costs, Request
 from ldm.methods.mgld.conditions import MAX_CACHED_BYTES
-from ldm.methods.mgld.settings import Decoding, Windows
+from ldm.methods.mgld.settings import Decoding
+from ldm.methods.windows import Windows, smaller_tiles
 from ldm.nets.whole_frame import HOLD
 
 if TYPE_CHECKING:
     from ldm.methods.mgld.method import MGLD
 
-MIN_TILE = 16  # latent pixels; smaller tiles are nearly all overlap
 UNLIMITED = 2**60  # a limit in bytes that no map exceeds
 MAPS_AT_ONCE = 3  # maps of the maximum held size that exist at the same time
 COPIES = 3.5  # float32 copies of a window of enlarged frames during decoding
@@ -34,11 +34,11 @@ class TileLevers:
 
     def sampling_windows(self, windows: Windows) -> Windows:
         """Return the windows of the denoiser with these tiles."""
-        return replace(windows, tile=self.tile, tile_overlap=self.tile_overlap, tile_stride=None)
+        return windows.with_tiles(self.tile, self.tile_overlap)
 
     def decoding(self, decoding: Decoding) -> Decoding:
         """Return the decoding settings with these tiles and norms."""
-        tiles = replace(decoding.windows, tile=self.decoder_tile, tile_overlap=self.decoder_overlap, tile_stride=None)
+        tiles = decoding.windows.with_tiles(self.decoder_tile, self.decoder_overlap)
         return replace(decoding, windows=tiles, norms=self.norms, hold=self.hold)
 
     def __str__(self) -> str:
@@ -77,18 +77,7 @@ def _descend(levers: TileLevers, step: int) -> Iterator[TileLevers]:
     if levers.norms == "shared":
         levers = replace(levers, norms="tile")
         yield levers
-    while max(levers.tile, levers.decoder_tile) > MIN_TILE:
-        if levers.decoder_tile >= levers.tile:
-            side = _halved(levers.decoder_tile, step)
-            levers = replace(levers, decoder_tile=side, decoder_overlap=min(levers.decoder_overlap, side // 3))
-        else:
-            side = _halved(levers.tile, step)
-            levers = replace(levers, tile=side, tile_overlap=min(levers.tile_overlap, side // 2))
-        yield levers
-
-
-def _halved(side: int, step: int) -> int:
-    return max(side // 2 // step * step, MIN_TILE, step)
+    yield from smaller_tiles(levers, step=step)
 
 
 # ---- memory

@@ -15,8 +15,9 @@ from ldm.methods.mgld import levers as memory
 from ldm.methods.mgld.codec import Codec
 from ldm.methods.mgld.levers import TileLevers
 from ldm.methods.mgld.restoration import Restoration
-from ldm.methods.mgld.settings import Decoding, Sampling, Windows
+from ldm.methods.mgld.settings import Decoding, Sampling
 from ldm.methods.progress import Tally
+from ldm.methods.windows import Windows
 from ldm.methods.words import PRECISIONS, choose
 from ldm.nets.layers import channels_last
 from ldm.ops.padding import pad_to_multiple

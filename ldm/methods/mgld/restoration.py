@@ -10,8 +10,10 @@ from ldm.diffusion.multistep import HISTORY
 from ldm.diffusion.samplers import assert_finite
 from ldm.methods.mgld.codec import Codec
 from ldm.methods.mgld.conditions import Conditions
-from ldm.methods.mgld.settings import COLOR_FIXES, Sampling, Windows
+from ldm.methods.mgld.settings import Sampling
 from ldm.methods.progress import Tally
+from ldm.methods.windows import Windows
+from ldm.ops.color import COLOR_FIXES
 from ldm.ops.cuts import scene_ends
 from ldm.ops.flow import Motion, estimate_motion
 from ldm.ops.resize import resize

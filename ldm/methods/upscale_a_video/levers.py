@@ -1,19 +1,16 @@
 """How Upscale-A-Video cuts its work to fit into memory, and what that takes."""
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from ldm.methods.contract import Costs, Request
-from ldm.methods.mgld.settings import Windows
 from ldm.methods.upscale_a_video.settings import BLOCK, ClipDecoding, ClipSampling
+from ldm.methods.windows import Windows, smaller_tiles
 
 if TYPE_CHECKING:
     from ldm.methods.upscale_a_video.method import UpscaleAVideo
 
-SMALLEST_TILE = 16  # latent pixels; smaller tiles are nearly all overlap
-STEP = 8  # tiles are multiples of this
 COPIES = 3.5  # float32 copies of a window of frames while it is decoded and blended
 UNKNOWN = 10**9  # frames of a clip whose length is not known
 
@@ -29,12 +26,11 @@ class ClipLevers:
 
     def sampling_windows(self, windows: Windows) -> Windows:
         """The denoiser's windows with these tiles."""
-        return replace(windows, tile=self.tile, tile_overlap=self.tile_overlap, tile_stride=None)
+        return windows.with_tiles(self.tile, self.tile_overlap)
 
     def decoding(self, decoding: ClipDecoding) -> ClipDecoding:
         """The decoding with these tiles."""
-        tiles = replace(decoding.windows, tile=self.decoder_tile, tile_overlap=self.decoder_overlap, tile_stride=None)
-        return replace(decoding, windows=tiles)
+        return replace(decoding, windows=decoding.windows.with_tiles(self.decoder_tile, self.decoder_overlap))
 
     def __str__(self) -> str:
         sampled = f"{self.tile} every {self.tile - self.tile_overlap}"
@@ -45,23 +41,8 @@ class ClipLevers:
 def clip_ladder(windows: Windows, decoding: ClipDecoding) -> list[ClipLevers]:
     """All levers, from the tiles of the settings down, the larger of both halved at every rung."""
     tiles = decoding.windows
-    return list(_halvings(ClipLevers(windows.tile, windows.tile_overlap, tiles.tile, tiles.tile_overlap)))
-
-
-def _halvings(levers: ClipLevers) -> Iterator[ClipLevers]:
-    yield levers
-    while max(levers.tile, levers.decoder_tile) > SMALLEST_TILE:
-        if levers.decoder_tile >= levers.tile:
-            side = _half(levers.decoder_tile)
-            levers = replace(levers, decoder_tile=side, decoder_overlap=min(levers.decoder_overlap, side // 3))
-        else:
-            side = _half(levers.tile)
-            levers = replace(levers, tile=side, tile_overlap=min(levers.tile_overlap, side // 2))
-        yield levers
-
-
-def _half(side: int) -> int:
-    return max(side // 2 // STEP * STEP, SMALLEST_TILE)
+    first = ClipLevers(windows.tile, windows.tile_overlap, tiles.tile, tiles.tile_overlap)
+    return [first, *smaller_tiles(first)]
 
 
 # ---- memory

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from ldm.diffusion.noise import FrameNoise
 from ldm.methods.contract import Costs, Progress, Request, no_progress
-from ldm.methods.mgld.settings import Windows
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video import levers as memory
 from ldm.methods.upscale_a_video.levers import ClipLevers
@@ -16,6 +15,7 @@ from ldm.methods.upscale_a_video.models import LatentDecoder, PromptedDenoiser
 from ldm.methods.upscale_a_video.restoration import ClipRestoration
 from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Words
 from ldm.methods.upscale_a_video.sizes import LowGeometry
+from ldm.methods.windows import Windows
 from ldm.methods.words import PRECISIONS, choose
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes

@@ -12,13 +12,13 @@ from ldm.diffusion.clip_noise import ReleasedClipNoise
 from ldm.diffusion.propagation import latent_flow, propagate
 from ldm.diffusion.refined import sample_refined
 from ldm.methods.contract import Costs, Progress, Request, no_progress
-from ldm.methods.mgld.settings import COLOR_FIXES
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video.method import UpscaleAVideo
 from ldm.methods.upscale_a_video.models import PromptedDenoiser
 from ldm.methods.upscale_a_video.restoration import FLOWS
 from ldm.methods.upscale_a_video.sizes import LowGeometry, inside
 from ldm.ops.clip_flow import flows_of_clip
+from ldm.ops.color import COLOR_FIXES
 from ldm.ops.crop_tiles import AREA, MARGIN, released_tiles
 from ldm.ops.resize import resize
 from ldm.ops.tiling import Patch

@@ -10,11 +10,12 @@ from ldm.diffusion.denoiser import to_eps, to_x0
 from ldm.diffusion.propagation import propagate
 from ldm.diffusion.refined import clean_and_noise, refined_step
 from ldm.diffusion.samplers import assert_finite
-from ldm.methods.mgld.settings import COLOR_FIXES, Windows
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video.models import LatentDecoder, PromptedDenoiser
 from ldm.methods.upscale_a_video.settings import BLOCK, ClipDecoding
+from ldm.methods.windows import Windows
 from ldm.ops.clip_flow import flows_of_clip
+from ldm.ops.color import COLOR_FIXES
 from ldm.ops.cuts import scene_ends
 from ldm.ops.flow import Motion, forward_backward_occlusion
 from ldm.ops.resize import resize

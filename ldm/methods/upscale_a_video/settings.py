@@ -11,8 +11,9 @@ from ldm.diffusion.classifier_free import noise_label
 from ldm.diffusion.refined import refined_steps
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.spacing import choose_timesteps, spaced
-from ldm.methods.mgld.settings import COLOR_FIXES, Windows
+from ldm.methods.windows import Windows
 from ldm.methods.words import choose
+from ldm.ops.color import COLOR_FIXES
 from ldm.ops.windows import WindowPlan, crossfaded_windows, released_windows
 from ldm.streaming.blending import AVERAGE, CROSSFADE, Blend
 
