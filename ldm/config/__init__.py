@@ -5,7 +5,19 @@ A configuration is data, whoever wrote it: it names classes that the project dec
 
 from ldm.config.building import check_target, instantiate
 from ldm.config.errors import ConfigError
-from ldm.config.reading import load, merge, override, part_of, plain, save, select, to_yaml, trusted, with_document
+from ldm.config.reading import (
+    load,
+    merge,
+    merge_under,
+    override,
+    part_of,
+    plain,
+    save,
+    select,
+    to_yaml,
+    trusted,
+    with_document,
+)
 
 __all__ = [
     "ConfigError",
@@ -13,6 +25,7 @@ __all__ = [
     "instantiate",
     "load",
     "merge",
+    "merge_under",
     "override",
     "part_of",
     "plain",

@@ -4,9 +4,11 @@ A file is refused that is larger or deeper than a configuration is, that grows w
 asks for a resolver such as `${oc.env:NAME}`, or that includes files from elsewhere.
 """
 
+import contextlib
+import functools
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ PROJECT = product_folder()
 SHIPPED = (PROJECT / "configs", PROJECT / "assets")  # where any file may include from
 MOST_BYTES, MOST_FILES, MOST_VALUES, DEEPEST = 1 << 19, 32, 50_000, 32
 LARGEST = 1 << 63  # whole numbers
+Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where PyYAML was built with it
 
 # The top-level keys that the commands read, and the variables of the shipped files. A file may hold others only if
 # an interpolation names them.
@@ -53,7 +56,7 @@ def load(*paths: str | Path, overrides: Iterable[str] = (), trust: Iterable[str]
         merged = OmegaConf.merge(*[_File(Path(path)).content() for path in paths])
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
         raise ConfigError(f"{', '.join(map(str, paths))} do not merge: {first_line(error)}") from error
-    return _checked(_changed(OmegaConf.to_container(merged), overrides, trust), paths)
+    return _checked(_merged(merged, overrides, trust), paths)
 
 
 def merge(config: DictConfig, path: str | Path) -> DictConfig:
@@ -62,7 +65,16 @@ def merge(config: DictConfig, path: str | Path) -> DictConfig:
         merged = OmegaConf.merge(config, _File(Path(path)).content())
     except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
         raise ConfigError(f"{path} does not merge with the configuration: {first_line(error)}") from error
-    return _checked(_changed(OmegaConf.to_container(merged), (), trusted(config)), [path])
+    return _checked(_merged(merged, (), trusted(config)), [path])
+
+
+def merge_under(config: DictConfig, path: str | Path) -> DictConfig:
+    """`config` merged over the YAML file `path`. Raises as `load`."""
+    try:
+        merged = OmegaConf.merge(_File(Path(path)).content(), config)
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
+        raise ConfigError(f"the configuration does not merge with {path}: {first_line(error)}") from error
+    return _checked(_merged(merged, (), trusted(config)), [path])
 
 
 def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
@@ -102,11 +114,13 @@ def _document(path: Path) -> dict:
     if not isinstance(found, dict):
         raise ConfigError(f"{path}: got {type(found).__name__}, expected a mapping")
     _check_document(found, path, DEEPEST)
+    with _error_prefix(path):
+        _check_values(found)
     return found
 
 
 def _check_document(node: Any, path: Path, levels: int) -> None:
-    """Refuse deep nesting, references, numbers that no setting has, and anything that names a class to build."""
+    """Refuse deep nesting, references, and anything that names a class to build."""
     if not levels:
         raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
     if isinstance(node, dict):
@@ -118,7 +132,6 @@ def _check_document(node: Any, path: Path, levels: int) -> None:
             _check_document(child, path, levels - 1)
     elif isinstance(node, str) and "${" in node:
         raise ConfigError(f"{path}: holds the reference {brief(node)}, expected plain values")
-    _check_values(node if isinstance(node, int) else 0, path)
 
 
 def select(config: DictConfig, key: str) -> Any:
@@ -155,6 +168,15 @@ def trusted(config: Any) -> tuple[str, ...]:
     """The modules that a configuration, or the whole that it is a part of, was loaded with as trusted."""
     flags = config._get_root()._metadata.flags if OmegaConf.is_config(config) else None
     return tuple(flag.removeprefix(TRUST) for flag in flags or () if flag.startswith(TRUST))
+
+
+def _merged(config: DictConfig, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
+    """A configuration that files were merged into, changed by words; made again only if they change something."""
+    tree, words, trust = OmegaConf.to_container(config), tuple(words), tuple(trust)
+    if words or trust:
+        return _changed(tree, words, trust)
+    check_references(tree)
+    return config
 
 
 def _changed(tree: dict, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
@@ -195,7 +217,7 @@ class _File:
         if self.read > MOST_FILES:
             raise ConfigError(f"{self.path}: includes more than {MOST_FILES} files")
         own = _parsed(path)
-        includes = own.pop("include", None) or []
+        includes = own.get("include") or []
         includes = [includes] if isinstance(includes, str) else includes
         if not (OmegaConf.is_list(includes) or isinstance(includes, list)) or not all(
             isinstance(name, str) for name in includes
@@ -203,9 +225,12 @@ class _File:
             raise ConfigError(f"{path}: include must be a list of file names, got {brief(plain(includes))}")
         below = [self._content(self._place(name, path), (*chain, path)) for name in includes]
         try:
-            return OmegaConf.merge(*below, own)
+            merged = OmegaConf.merge(*below, own)
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
             raise ConfigError(f"{path} does not merge with what it includes: {first_line(error)}") from error
+        if "include" in merged:
+            del merged["include"]
+        return merged
 
     def _place(self, name: str, by: Path) -> Path:
         """Where an included file is: beside the file that names it, else among the shipped ones."""
@@ -220,19 +245,14 @@ class _File:
 
 
 def _parsed(path: Path) -> DictConfig:
-    """The mapping in one file."""
+    """The mapping in one file, not to be changed."""
     with path.open("rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
         raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
     try:
-        text = data.decode("utf-8")
-        _check_depth(text, path)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        if not isinstance(root, yaml.MappingNode):
-            raise ConfigError(f"{path}: not a YAML mapping: expected `key: value` lines at the top level")
-        _check_size(root, path)
-        loaded = OmegaConf.load(io.StringIO(text))
+        with _error_prefix(path):
+            return _parsed_text(data.decode("utf-8"))
     except ConfigError:
         raise
     except RecursionError:
@@ -242,27 +262,47 @@ def _parsed(path: Path) -> DictConfig:
         raise ConfigError(f"{path}{line}: not valid YAML: {error.problem or first_line(error)}") from error
     except (yaml.YAMLError, ValueError, TypeError, OverflowError, OmegaConfBaseException) as error:
         raise ConfigError(f"{path}: not a YAML mapping: {first_line(error)}") from error
-    _check_values(OmegaConf.to_container(loaded), path)
+
+
+@contextlib.contextmanager
+def _error_prefix(path: Path) -> Iterator[None]:
+    """Begin the message of a ConfigError with the path."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error.__cause__
+
+
+@functools.lru_cache(maxsize=64)
+def _parsed_text(text: str) -> DictConfig:
+    """The mapping in a text, not to be changed. Cached: a command reads the files of a family several times."""
+    _check_depth(text)
+    root = yaml.compose(text, Loader=Loader)
+    if not isinstance(root, yaml.MappingNode):
+        raise ConfigError("not a YAML mapping: expected `key: value` lines at the top level")
+    _check_size(root)
+    loaded = OmegaConf.load(io.StringIO(text))
+    _check_values(OmegaConf.to_container(loaded))
     return loaded
 
 
-def _check_depth(text: str, path: Path) -> None:
+def _check_depth(text: str) -> None:
     """Refuse deep nesting before it is read further, which takes time that grows with its square."""
     depth = 0
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+    for event in yaml.parse(text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST + 1:
-            raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
+            raise ConfigError(f"nested deeper than {DEEPEST} levels")
 
 
-def _check_size(root: yaml.Node, path: Path) -> None:
+def _check_size(root: yaml.Node) -> None:
     """Refuse a file whose anchors, followed, hold more or deeper values than a configuration does."""
     known: dict[int, tuple[int, int]] = {}
 
     def measured(node: yaml.Node, above: tuple[int, ...]) -> tuple[int, int]:
         """(values, levels) of a node."""
         if id(node) in above:
-            raise ConfigError(f"{path}: an anchor holds itself")
+            raise ConfigError("an anchor holds itself")
         if id(node) not in known:
             pairs = node.value if isinstance(node, yaml.MappingNode) else ()
             children = node.value if isinstance(node, yaml.SequenceNode) else [part for pair in pairs for part in pair]
@@ -272,17 +312,17 @@ def _check_size(root: yaml.Node, path: Path) -> None:
 
     values, levels = measured(root, ())
     if levels > DEEPEST + 1:
-        raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
+        raise ConfigError(f"nested deeper than {DEEPEST} levels")
     if values > MOST_VALUES:
-        raise ConfigError(f"{path}: more than {MOST_VALUES} values, expected a configuration")
+        raise ConfigError(f"more than {MOST_VALUES} values, expected a configuration")
 
 
-def _check_values(node: Any, path: Path) -> None:
+def _check_values(node: Any) -> None:
     """Refuse numbers that no setting has: whole ones of more than 64 bits."""
     if isinstance(node, Mapping):
         node = [*node, *node.values()]
     if isinstance(node, list):
         for child in node:
-            _check_values(child, path)
+            _check_values(child)
     elif isinstance(node, int) and abs(node) >= LARGEST:
-        raise ConfigError(f"{path}: holds a whole number of {node.bit_length()} bits, expected at most 64")
+        raise ConfigError(f"holds a whole number of {node.bit_length()} bits, expected at most 64")

@@ -18,6 +18,7 @@ from ldm.engine.device import exact_float32
 from ldm.methods.contract import Method
 from ldm.paths import product_folder
 from ldm.weights import checkpoint
+from ldm.weights.blank import without_values
 from ldm.weights.checkpoint import CheckpointError
 from ldm.weights.files import WeightFile, find_all, match_files
 from ldm.weights.fill import error_prefix, fill
@@ -97,7 +98,7 @@ def read_model(*paths: str | Path, trust: Iterable[str] = ()):
         if not re.fullmatch(r"\w+", str(family)) or not shared.is_file():
             known = ", ".join(sorted(path.parent.name for path in CONFIGS.glob(f"*/{FAMILY}")))
             raise config.ConfigError(f"{paths[0]}: got family {family!r}, expected one of {known}")
-        settings = config.load(shared, *paths, trust=trust)
+        settings = config.merge_under(settings, shared)
     for key in REQUIRED_KEYS:
         if settings.get(key) is None:
             raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
@@ -171,7 +172,7 @@ def find_weights(*words: str | Path, configs: Iterable[str | Path] = ()) -> Weig
 def _find_in_folder(folder: Path, configs: list[Path]) -> Weights:
     own = folder / CARD
     cards = [configs] if configs else [[own]] if own.is_file() else [[card] for card in family_cards()]
-    if folder.is_dir():
+    if folder.is_dir() and len(cards) > 1:
         cards.sort(key=lambda files: -sum(e.find(folder) is not None for e in weight_files(read_model(*files))))
     settings = read_model(*cards[0])
     return Weights(find_all(folder, weight_files(settings)), cards[0][0], folder, _documents(settings, folder))
@@ -234,8 +235,8 @@ def _with_merges(settings, found: Weights):
 
 
 def _build_network(name: str, node, *, filled: bool) -> nn.Module:
-    """Build a network, on the meta device if a file holds all its weights (saves the initialisation)."""
-    with torch.device("meta" if filled else "cpu"):
+    """Build a network, without values if a file holds all its weights."""
+    with without_values() if filled else torch.device("cpu"):
         network = config.instantiate(node)
     if not isinstance(network, nn.Module):
         raise config.ConfigError(f"config.networks.{name}: got no network, expected target and params")
