@@ -1,5 +1,6 @@
 # Every target first creates .venv with the tested versions. For another Python: make test PYTHON=python3.12
-# Tests run in CORES processes with one thread each.
+# Tests run in CORES processes with one thread each. Work is stolen from the end of a process's list, so that most
+# fixtures of a module are made once.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
@@ -16,10 +17,10 @@ demo: $(READY)  ## upscale the demo clip on the CPU, with a comparison picture, 
 	$(PY) scripts/upscale.py -i assets/demo/clip.mp4 -o results/demo.mp4 --max_frames 16 --compare
 
 test: $(READY)  ## run all tests except the slow ones
-	$(PY) -m pytest -n $(CORES) -m "not slow"
+	$(PY) -m pytest -n $(CORES) --dist worksteal -m "not slow"
 
 test-all: $(READY)  ## run every test, the slow ones included
-	$(PY) -m pytest -n $(CORES)
+	$(PY) -m pytest -n $(CORES) --dist worksteal
 
 extras: $(READY)  ## install what the tests of the page, the site and the ComfyUI nodes need; without it they skip
 	$(PY) -m pip install -q -c constraints.txt -e '.[demo,docs]'

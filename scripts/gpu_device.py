@@ -1,7 +1,6 @@
 """The device that scripts/gpu_check.py measures, and the networks with random weights on it."""
 
 import contextlib
-import time
 from collections.abc import Callable, Iterable
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm import config
-from ldm.engine.device import Peak, exact_float32, usable_device
+from ldm.engine.device import Peak, exact_float32, seconds_of, usable_device
 from ldm.methods.words import PRECISIONS
 from ldm.nets.layers import channels_last
 from ldm.ops.resize import resize
@@ -69,21 +68,10 @@ class Check:
         generator = torch.Generator().manual_seed(sum(shape))
         return torch.rand(*shape, generator=generator, device="cpu").to(device or self.device)
 
-    def wait(self) -> None:
-        if self.is_cuda:
-            torch.cuda.synchronize(self.device)
-
     def seconds(self, work: Callable[[], object], *, repeat: int = 3) -> float:
         """The best of up to `repeat` runs, after one that warms up; of one run at toy size."""
-        first = self._timed(work)
-        return min((self._timed(work) for _ in range(min(repeat, self.size.repeat))), default=first)
-
-    def _timed(self, work: Callable[[], object]) -> float:
-        self.wait()
-        began = time.perf_counter()
-        work()
-        self.wait()
-        return time.perf_counter() - began
+        first = seconds_of(work, self.device)
+        return min((seconds_of(work, self.device) for _ in range(min(repeat, self.size.repeat))), default=first)
 
     def measured(self, work: Callable[[], object], *, repeat: int = 3) -> dict:
         """Seconds and peak memory of some work."""

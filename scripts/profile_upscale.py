@@ -12,7 +12,6 @@ import json
 import os
 import platform
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm.engine.assemble import CARD, EMBEDDED, Weights, build_method, read_settings
-from ldm.engine.device import Peak, hardware, is_out_of_memory, usable_device
+from ldm.engine.device import Peak, hardware, is_out_of_memory, seconds_of, usable_device
 from ldm.files import write_whole
 from ldm.methods.contract import Method
 from ldm.methods.words import PRECISIONS
@@ -65,11 +64,7 @@ class Machine:
 
     def seconds(self, work: Callable[[], object]) -> float:
         """Return the duration of `work()`."""
-        self._wait()
-        began = time.perf_counter()
-        work()
-        self._wait()
-        return time.perf_counter() - began
+        return seconds_of(work, self.device)
 
     def measure_rates(self, times: int = 2) -> None:
         """Measure the references once more."""
@@ -80,13 +75,8 @@ class Machine:
         """Return the peak memory during `work()` in bytes: of the GPU, otherwise of this process; weights included."""
         peak = Peak(str(self.device))
         peak.reset()
-        work()
-        self._wait()
+        self.seconds(work)
         return peak.read()
-
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
 
 
 def count_flops(work: Callable[[], object]) -> int:

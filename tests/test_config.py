@@ -62,6 +62,23 @@ def message(function, *args, kind=ConfigError, **kwargs) -> str:
     return str(error.value)
 
 
+def test_a_configuration_may_be_changed_and_its_file_read_again(base, write):
+    for read in (lambda: config.load(base), lambda: config.merge_under(config.load(base), write("u.yaml", "seed: 3"))):
+        first, kept = read(), config.plain(read())
+        first.networks.linear.params.out_features = 9
+        first.init.append(2)
+        assert config.plain(read()) == kept
+
+
+def test_a_configuration_is_merged_over_a_file(base, write):
+    under = write("under.yaml", "width: 9\nseed: 3\nnetworks: {linear: {params: {bias: false}}}\n")
+    merged = config.plain(config.merge_under(config.load(base), under))
+    assert (merged["width"], merged["seed"]) == (4, 3)
+    assert merged["networks"]["linear"]["params"] == {"in_features": 4, "out_features": 3, "bias": False}
+    line = message(config.merge_under, config.load(base), write("other.yaml", "networks: [1]\n"))
+    assert "does not merge with" in line and "other.yaml" in line
+
+
 # ---- the repository's own files
 
 

@@ -65,7 +65,8 @@ def propagate(
     """Latents (B, T, C, h, w) after a sweep from the last frame to the first and one back.
 
     Args:
-        x: the whole clip; for parts of it see `propagate_in_blocks`.
+        x: a clip. Each frame multiplies another's influence by `fuse`: at 0.5, blocks of a clip agree with the whole to
+            3e-5 of latents of unit scale with 16 frames of context on either side, and to 3e-7 with 24.
         to_next: at frame i, the flow to frame i+1, (B, T-1, 2, h, w) in pixels of the latents.
         to_prev: at frame i+1, the flow to frame i.
         how: strength and limits.
@@ -98,48 +99,6 @@ def _fused(frame: Tensor, neighbour: Tensor, flow: Tensor, keep: Tensor, how: Pr
     """The frame with part of its neighbour, fetched along the flow, where `keep`; all (B, ..., h, w)."""
     fetched = flow_warp(neighbour, flow, mode=how.interpolation)
     return torch.where(keep, how.fuse * fetched + (1 - how.fuse) * frame, frame)
-
-
-class BlockSpan(NamedTuple):
-    """Frames `core` of a clip, to be computed from the frames `cut` around them."""
-
-    core: slice
-    cut: slice
-
-
-def block_spans(frames: int, *, block: int, context: int) -> list[BlockSpan]:
-    """Blocks that cover `frames` once, each with up to `context` frames on either side.
-
-    Raises ValueError unless block >= 1 and context >= 0.
-    """
-    if block < 1 or context < 0:
-        raise ValueError(f"got block {block} and context {context}, expected at least 1 and 0")
-    cores = [slice(first, min(first + block, frames)) for first in range(0, frames, block)]
-    return [BlockSpan(core, slice(max(core.start - context, 0), min(core.stop + context, frames))) for core in cores]
-
-
-def propagate_in_blocks(
-    x: Tensor,
-    to_next: Tensor,
-    to_prev: Tensor,
-    *,
-    block: int,
-    context: int = 16,
-    how: Propagation = RELEASED,
-    cuts: Collection[int] = (),
-) -> Tensor:
-    """`propagate`, block by block: at `fuse` 0.5 equal to the whole clip to about 2**-context.
-
-    A frame's influence is multiplied by `fuse` with every frame, so that 16 frames of context agree to 3e-5 and 24 to
-    3e-7 of latents of unit scale. Where `fuse` is 1 there is no such bound.
-    """
-    done = []
-    for core, cut in block_spans(x.shape[1], block=block, context=context):
-        inside = [pair - cut.start for pair in cuts if cut.start <= pair < cut.stop - 1]
-        pairs = slice(cut.start, cut.stop - 1)
-        part = propagate(x[:, cut], to_next[:, pairs], to_prev[:, pairs], how=how, cuts=inside)
-        done.append(part[:, core.start - cut.start : core.stop - cut.start])
-    return torch.cat(done, 1)
 
 
 def latent_flow(flow: Tensor, size: tuple[int, int], *, scaling: str = "per_axis") -> Tensor:

@@ -3,6 +3,8 @@
 import contextlib
 import ctypes
 import platform
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -93,6 +95,21 @@ class Peak:
         if self.device.startswith("cuda"):
             return torch.cuda.max_memory_allocated(self.device)
         return _status("VmHWM")
+
+
+def _wait(device: str | torch.device) -> None:
+    """Wait until a device has finished all queued work."""
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds_of(work: Callable[[], object], device: str | torch.device) -> float:
+    """Return the duration of `work()` on a device, including the work that it queues there."""
+    _wait(device)
+    began = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - began
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -34,11 +34,6 @@ def low_frequency_part(frame: np.ndarray, truth: np.ndarray) -> float:
     return float(np.square(block_means(error)).mean(dtype=np.float64)) / total if total else 0.0
 
 
-def colour_shift(frame: np.ndarray, truth: np.ndarray) -> float:
-    """The mean absolute difference of the means of 16-pixel blocks, in values of 255."""
-    return float(np.abs(block_means(frame) - block_means(truth)).mean(dtype=np.float64))
-
-
 class LinearCode:
     """The best linear code of the blocks of some frames: their principal components (Pearson 1901).
 

@@ -66,14 +66,6 @@ STAGE_ONE = Layout(
     },
     ignored=SCHEDULE_BUFFERS,
 )
-# Stage 2 was trained with LPIPS, a discriminator, SpyNet and logvar (`loss.*`); inference does not need them.
-STAGE_TWO = Layout(
-    file="video_vae_cfw.ckpt",
-    slots={
-        "sequence_autoencoder": {p: p for p in ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "linear.")},
-    },
-    ignored=("loss.*",),
-)
 
 # (name, substrings that some entry must contain, substrings that no entry may contain); the first match is used.
 KNOWN_FILES = (

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldm.metrics.gates import LinearCode, block_means, colour_shift, kept, low_frequency_part
+from ldm.metrics.gates import LinearCode, block_means, kept, low_frequency_part
 
 
 def frames(count: int = 2, *, height: int = 32, width: int = 48) -> list[np.ndarray]:
@@ -25,7 +25,6 @@ def test_a_shift_is_all_low_frequency_and_a_chequerboard_none():
     assert low_frequency_part(truth + 3, truth) == pytest.approx(1)
     assert low_frequency_part(board.astype(np.uint8), truth) == pytest.approx(0)
     assert low_frequency_part(truth, truth) == 0
-    assert colour_shift(truth + 3, truth) == pytest.approx(3)
 
 
 def test_a_linear_code_of_all_numbers_is_exact_and_of_few_is_the_best_projection():

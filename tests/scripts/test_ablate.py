@@ -93,19 +93,20 @@ def test_a_finished_run_restores_nothing_and_other_settings_are_refused(done, cl
     assert "dec_w=0.5, now 0.1" in capsys.readouterr().err
 
 
-@pytest.mark.slow  # restores a clip with every row
-def test_an_ablation_is_an_option_of_the_benchmark(done, model, tmp_path):
+def test_an_ablation_is_an_option_of_the_benchmark(model, tmp_path):
+    toy.make_clip(tmp_path / "truth" / "one.mkv", 2, size=(64, 64))
     (tmp_path / "rows.yaml").write_text(
         "ablation:\n  target: ldm.benchmark.ablation.Ablation\n  params:\n    metrics: [psnr]\n"
         "    rows: {none: {label: no guidance, options: [--guidance, none]}}\n"
     )
-    words = ["--dataset", "own", "--root", done / "truth", "-o", tmp_path / "out", "--lq", "bicubic_x4", "--no_report"]
-    words += ["--ablation", tmp_path / "rows.yaml", "--weights", model, "--ddpm_steps", "1"]
+    words = ["--dataset", "own", "--root", tmp_path / "truth", "-o", tmp_path / "out", "--lq", "bicubic_x4"]
+    words += ["--no_report", "--ablation", tmp_path / "rows.yaml", "--weights", model, "--ddpm_steps", "1"]
     assert benchmark.main([*map(str, words)]) == 0
     assert value(tmp_path / "out", "psnr", "none", "one", 42) is not None
     assert read(tmp_path / "out")["findings"] == []
 
 
+@pytest.mark.slow  # restores a clip with every row
 def test_a_dry_run_claims_nothing(clips, model, tmp_path):
     assert run(clips / "one.mkv", tmp_path, model, "--dry") == 0
     document = (tmp_path / "ABLATION.md").read_text()

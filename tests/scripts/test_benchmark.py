@@ -14,6 +14,7 @@ from ldm.benchmark.sets import Clip
 from ldm.metrics import learned
 from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import Options
+from tests.marks import mostly_slow
 from tests.scripts import sets, toy
 from tests.scripts.sets import FAST, read, run, value
 
@@ -93,16 +94,17 @@ def test_lossless_videos_score_like_frames(mini, scored):
     assert not [note for note in read(mini / "out2")["notes"] if "halved" in note]
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("dataset", "make", "lq"),
     [
+        ("videolq", {"gt": None, "lq": "Input"}, "given"),
         ("reds4", {"gt": "train_sharp", "lq": "train_sharp_bicubic/X4", "clips": ("000", "011")}, "bicubic_x4"),
         ("vid4", {"gt": "GT", "lq": "BDx4", "clips": ("city", "walk")}, "blur_down_x4"),
         ("spmcs", {"gt": "{clip}/truth", "lq": "{clip}/input4"}, "input4"),
         ("mvsr4x", {"shrink": 1}, "given"),
-        ("videolq", {"gt": None, "lq": "Input"}, "given"),
         ("own", {"gt": "hr", "lq": "lr"}, "given"),
     ],
+    fast=2,
 )
 def test_every_layout_is_scored(tmp_path, dataset, make, lq):
     sets.make_set(tmp_path / "root", **make)
@@ -272,6 +274,7 @@ def _stamps(folder):
     return {str(path.relative_to(folder)): path.stat().st_mtime_ns for path in paths}
 
 
+@pytest.mark.slow  # restores clips in three runs
 def test_an_interrupted_benchmark_resumes(tmp_path, upscaled, monkeypatch, capfd):
     assert run(*upscaled) == 0
     whole = read(tmp_path / "out")["rows"]
@@ -295,6 +298,7 @@ def test_an_interrupted_benchmark_resumes(tmp_path, upscaled, monkeypatch, capfd
     assert before.items() <= after.items() and read(tmp_path / "out")["rows"] == whole
 
 
+@pytest.mark.slow  # restores clips in two runs
 def test_frames_of_other_settings_are_refused(tmp_path, upscaled, capfd):
     assert run(*upscaled) == 0
     capfd.readouterr()

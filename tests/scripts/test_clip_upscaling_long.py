@@ -1,6 +1,6 @@
 """Upscale-A-Video in processes of its own: the peak memory of a longer clip, and runs that are killed.
 
-MEMORY_FRAMES (default 60,180) are the lengths that are compared; KILLS (default 2) is the number of kills.
+MEMORY_FRAMES (default 40,120) are the lengths that are compared; KILLS (default 2) is the number of kills.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.methods import upscale_toy
 from tests.scripts import toy
 
 ROOT = Path(__file__).parents[2]
-LENGTHS = [int(word) for word in os.environ.get("MEMORY_FRAMES", "60,180").split(",")]
+LENGTHS = [int(word) for word in os.environ.get("MEMORY_FRAMES", "40,120").split(",")]
 KILLS = int(os.environ.get("KILLS", "2"))
 MOST = 1.05  # times the peak of the shorter clip
 WORDS = ["--device", "cpu", "--upscale", "1", "--inference_steps", "2", "--propagation_steps", "0,1", "--n_frames", "8"]

@@ -21,6 +21,7 @@ from ldm import video
 from ldm.engine.resume import WorkFolder, folder_beside, recorded_plan
 from ldm.methods.mgld.codec import Codec
 from scripts import upscale
+from tests.marks import mostly_slow
 from tests.scripts import toy
 from tests.video.films import film
 
@@ -158,7 +159,7 @@ def spoiled_clip(path: Path, number: int) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     "change",
     [
         {"written": "x"},
@@ -168,6 +169,7 @@ def spoiled_clip(path: Path, number: int) -> Path:
         {"calls": 3},
         {"pipeline": {"stages": []}},
     ],
+    fast=2,
 )
 def test_a_state_of_others_is_one_line(stopped, change, capfd):
     words, output = stopped

@@ -175,6 +175,7 @@ def test_crops_and_parts_cover_the_clip(tmp_path, model, clips):
     np.testing.assert_array_equal(shown, read_picture(clips / "a/2.png")[34:66, 36:68])
 
 
+@pytest.mark.slow  # makes the whole set again
 def test_pairs_that_are_there_are_taken(tmp_path, made, model):
     """The degraded frames of another set, as a release has them."""
     words = ("--gt", made / "gt", "--lq", made / "lq", "--weights", model, "-o", tmp_path / "again")
@@ -212,6 +213,7 @@ def test_examples_of_a_training_set_are_taken(tmp_path, model):
     np.testing.assert_array_equal(shown, (source["gt"][2] * 255).round().byte().permute(1, 2, 0).numpy())
 
 
+@pytest.mark.slow  # three sets
 def test_a_run_of_main_is_a_place_of_weights(tmp_path, model, clips):
     """Its last checkpoint, named itself or by its run's folder, with the configuration that lies there."""
     run = tmp_path / "run"
@@ -229,6 +231,7 @@ def test_a_run_of_main_is_a_place_of_weights(tmp_path, model, clips):
     assert tree(tmp_path / "a") == tree(tmp_path / "b") != tree(tmp_path / "c")
 
 
+@pytest.mark.slow  # whole flow networks
 def test_a_flow_network_is_taken_from_beside_the_weights(tmp_path, model, clips, capfd):
     """Whatever flow the stage-1 file holds; as in upscaling."""
     words = ["-i", clips / "b", "method.params.sampling.params.steps=1", "-o", tmp_path / "set", "--weights"]

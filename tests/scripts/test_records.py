@@ -23,9 +23,10 @@ def model(tmp_path_factory):
     return str(toy.make_model(tmp_path_factory.mktemp("weights") / "model"))
 
 
-@pytest.fixture
-def made(tmp_path, model):
-    clip, output = toy.make_clip(tmp_path / "clip.mp4", 4), tmp_path / "out.mkv"
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, model):
+    folder = tmp_path_factory.mktemp("made")
+    clip, output = toy.make_clip(folder / "clip.mp4", 4), folder / "out.mkv"
     assert upscale.main(["-i", str(clip), "-o", str(output), "--weights", model, *FAST, "--seed", "7"]) == 0
     return clip, output, output.with_name("out.mkv.json")
 
@@ -58,9 +59,12 @@ def test_verify_names_what_is_no_longer_as_recorded(made, capfd):
     said = capfd.readouterr().out.splitlines()
     assert said[-4:] == [f"{line}: as recorded" for line in (
         f"output {output}", f"input {clip}", *(said[k].removesuffix(": as recorded") for k in (-2, -1)))]  # fmt: skip
-    output.write_bytes(output.read_bytes()[:-1] + b"!")
-    clip.unlink()
+    whole, other = output.read_bytes(), clip.with_name("other.mp4")
+    output.write_bytes(whole[:-1] + b"!")
+    clip.rename(other)
     assert upscale.main(["--verify", str(record)]) == 2
+    output.write_bytes(whole)
+    other.rename(clip)
     said = capfd.readouterr().out
     assert f"output {output}: differs" in said and f"input {clip}: not found" in said
 
@@ -106,13 +110,13 @@ def test_an_estimate_is_in_a_unit_that_says_something(tmp_path, frames, each, sa
 
 
 def test_shards_share_the_clips_out(tmp_path, model):
-    for name in "abcde":
+    for name in "abc":
         toy.make_clip(tmp_path / "in" / name, 1)
     for part in (1, 2):
         words = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", model, *FAST]
         assert upscale.main([*words, "--shard", f"{part}/2", "--overwrite"]) == 0
         done = sorted(path.name for path in (tmp_path / "out").iterdir() if path.is_dir())
-        assert done == (["a", "c", "e"] if part == 1 else list("abcde"))
+        assert done == (["a", "c"] if part == 1 else list("abc"))
 
 
 @pytest.mark.parametrize("word", ["0/2", "3/2", "1", "a/b", "1/0"])

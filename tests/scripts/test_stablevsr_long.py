@@ -1,6 +1,6 @@
 """Long clips through StableVSR in blocks: memory that does not grow, and runs killed at any moment.
 
-KILLS says how often a run is killed (default 3), FRAMES how long the longer clip is (default 180).
+KILLS says how often a run is killed (default 3), FRAMES how long the longer clip is (default 120).
 """
 
 import multiprocessing
@@ -19,7 +19,7 @@ from scripts import upscale
 from tests.methods.pipeline_folder import make_pipeline
 from tests.scripts import toy
 
-KILLS, LONG = int(os.environ.get("KILLS", "3")), int(os.environ.get("FRAMES", "180"))
+KILLS, LONG = int(os.environ.get("KILLS", "3")), int(os.environ.get("FRAMES", "120"))
 SHORT = 60
 SETTINGS = ["--device", "cpu", "--flow", "dis", "--scenes", "blocks", "--block", "8", "method.params.ahead=4"]
 pytestmark = [

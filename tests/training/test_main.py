@@ -82,7 +82,7 @@ def refused(capfd, folder, words) -> str:
         (2, ["lightning.gradient_clip_val=1"], "gradient"),
         (2, ["model.params.loss.params.form=best"], "got form 'best'"),
     ],
-    fast=20,
+    fast=8,
 )
 def test_a_wrong_training_is_one_line_and_leaves_no_files(tmp_path, data, capfd, stage, words, says):
     assert says in refused(
@@ -109,7 +109,7 @@ def test_the_value_of_checkpoints_best_must_be_logged(tmp_path, data, capfd):
     assert "checkpoints.best=train/lss, expected one of train/loss, train/" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@mostly_slow("workers", [0, 1])
 def test_a_bad_clip_during_training_is_one_line(tmp_path, capfd, workers):
     words = runs.write_clips(tmp_path / "clips", count=2)
     for bad in (tmp_path / "clips" / "clip1").iterdir():
@@ -126,7 +126,7 @@ def test_a_bad_clip_during_training_is_one_line(tmp_path, capfd, workers):
 # ---- losses that are not finite
 
 
-@pytest.mark.parametrize(("stage", "term"), [(1, "denoising"), (2, "l1")])
+@mostly_slow(("stage", "term"), [(1, "denoising"), (2, "l1")])
 def test_a_loss_that_is_not_finite_stops_and_saves_its_batch(tmp_path, data, capfd, stage, term):
     words = runs.command(stage, data[stage], *runs.narrow(stage), "learning_rate=1.0e+30", folder=tmp_path)
     assert main.main(words) == 2
@@ -140,7 +140,7 @@ def test_a_loss_that_is_not_finite_stops_and_saves_its_batch(tmp_path, data, cap
     assert kept["index"].tolist() == [1] and {"gt", "lq"} <= kept.keys() and torch.isfinite(kept["gt"]).all()
 
 
-@pytest.mark.parametrize(("stage", "kind"), [(1, StageOne), (2, StageTwo)])
+@mostly_slow(("stage", "kind"), [(2, StageTwo), (1, StageOne)])
 def test_a_gradient_that_overflows_reaches_no_checkpoint(tmp_path, data, capfd, monkeypatch, stage, kind):
     def overflow(module, _batch, number):
         if number == 2:
@@ -240,13 +240,17 @@ def test_pictures_with_sharded_weights_are_refused():
     check_strategy(FSDPStrategy(), settings | {"pictures": {"every": 0}})
 
 
-def test_unfilled_frozen_weights_are_reported(tmp_path, data, capsys):
+@pytest.mark.slow  # two trainings
+def test_unfilled_frozen_weights_are_named_by_a_training(tmp_path, data, capsys):
     runs.train(2, data[2], "flow=spynet", "steps=1", folder=tmp_path)
     first = "loss.flownet.basic_module.0.basic_module.0.weight"
     line = f"loss: 60 frozen weights, such as {first}, stay random: this configuration has no `init`"
     assert line in capsys.readouterr().out.splitlines()
     runs.train(2, data[2], "steps=1", folder=tmp_path / "dis")
     assert "loss.flownet" not in capsys.readouterr().out
+
+
+def test_unfilled_frozen_weights_are_reported():
     model = torch.nn.ModuleDict({name: torch.nn.Linear(1, 1).requires_grad_(False) for name in ("a", "b")})
     (said,) = left_random(model, [{"file": "x", "modules": ["a"]}])
     assert said == "b: 2 frozen weights, such as b.weight, stay random: no entry of `init` fills them"

@@ -99,6 +99,7 @@ def test_a_killed_run_resumes_from_its_last_checkpoint(tmp_path, data):
     assert not runs.differing(runs.learned(runs.saved(whole)), runs.learned(runs.saved(run)))
 
 
+@pytest.mark.slow  # two trainings
 def test_a_resumed_run_takes_a_new_learning_rate(tmp_path, data):
     run = runs.train(1, data[1], "steps=1", folder=tmp_path)
     begun = runs.saved(run)
@@ -167,6 +168,7 @@ def test_a_path_that_is_not_a_run_is_refused(finished, tmp_path, capsys):
         assert "not a complete training checkpoint" in refused(capsys, "--resume", tmp_path / "run", "steps=2")
 
 
+@pytest.mark.slow  # two trainings
 def test_a_learning_rate_schedule_is_not_extended(tmp_path, data, capsys):
     cosine = "+model.params.optimizer.params={schedule: cosine, steps: 2}"
     run = runs.train(1, data[1], cosine, "steps=1", folder=tmp_path)

@@ -145,6 +145,7 @@ WIDTHS = {
 }
 
 
+@pytest.mark.slow  # two trainings
 def test_the_recipe_of_the_published_model_trains_and_writes_the_released_names(tmp_path):
     words = [f"networks.{name}.params.{key}={value}" for name, own in WIDTHS.items() for key, value in own.items()]
     words += ["networks.text={target: ldm.nets.text.FixedContext, params: {tokens: 1, width: 8}}"]

@@ -154,6 +154,7 @@ def run(stage: str, folder: Path, *words: str, name: str | None = None) -> Path:
     return runs.run_of(folder, name or stage)
 
 
+@pytest.mark.slow  # four trainings
 def test_an_upscaler_is_trained_and_then_its_control_network(tmp_path):
     upscaler, out = tmp_path / "unet.safetensors", tmp_path / "out"
     run("unet", tmp_path, "steps=1", f"export.file={upscaler}")

@@ -107,12 +107,12 @@ def read_all(paths, limit):
 
 
 @pytest.mark.slow
-def test_a_thousand_mutated_files_are_read_or_refused(tmp_path):
-    paths = list(corpus(tmp_path, 1000))
+def test_many_mutated_files_are_read_or_refused(tmp_path):
+    paths = list(corpus(tmp_path, 400))
     before = sorted(path.name for path in tmp_path.iterdir())
     bad = {}
-    for first in range(0, len(paths), 100):
-        bad |= read_all(paths[first : first + 100], limit=600)
+    for first in range(0, len(paths), 200):
+        bad |= read_all(paths[first : first + 200], limit=600)
     assert not bad
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 

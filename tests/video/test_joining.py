@@ -8,6 +8,7 @@ import pytest
 
 from ldm import video
 from ldm.video import Source, VideoError, choose_format, join, probe, read, write_part
+from tests.marks import mostly_slow
 from tests.video.clips import frames_of, leftovers, save
 from tests.video.films import UNEVEN, film, packets_of, through
 
@@ -49,7 +50,7 @@ def test_parts_give_the_frames_of_one_piece_reproducibly(tmp_path, name):
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc"])
-@pytest.mark.parametrize("count", [1, 2, 3, 9])
+@mostly_slow("count", [3, 1, 2, 9])
 def test_a_part_is_reproducible(tmp_path, codec, count):
     source = Source("video", tmp_path / "in", count, 64, 48, Fraction(25))
     chosen = choose_format(source, "o.mp4", size=(48, 64), codec=codec, depth=10 if codec == "hevc" else 8)
@@ -68,7 +69,7 @@ def test_the_number_of_threads_does_not_depend_on_the_machine(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "mov"])
 @pytest.mark.parametrize("late", [0, 9000])
-@pytest.mark.parametrize("cuts", [(), (1, 5), (4,)])
+@mostly_slow("cuts", [(1, 5), (), (4,)])
 def test_frames_keep_the_times_of_the_source(tmp_path, suffix, late, cuts):
     source = probe(film(tmp_path / "in.mp4", times=[time + late for time in UNEVEN], encoder={"bf": "3"}))
     assert source.times == tuple(time + late for time in UNEVEN)
@@ -94,7 +95,7 @@ def test_decoding_times_increase_and_precede_presentation(tmp_path):
     assert [packet.is_keyframe for packet in packets[:3]] == [True] * 3
 
 
-@pytest.mark.parametrize("rate", [Fraction(24000, 1001), Fraction(30000, 1001), 25, Fraction(25, 2)])
+@mostly_slow("rate", [Fraction(24000, 1001), Fraction(25, 2), Fraction(30000, 1001), 25], fast=2)
 @pytest.mark.parametrize("way", [("mkv", "mp4"), ("mkv", "mkv"), ("mp4", "mkv"), ("mp4", "mov")])
 def test_constant_rates_stay_exact(tmp_path, rate, way):
     through(film(tmp_path / f"in.{way[0]}", 31, rate=rate), tmp_path / f"out.{way[1]}", cuts=(7,))
@@ -114,8 +115,8 @@ def test_a_span_starts_at_the_time_of_the_source(tmp_path, span):
     ]
 
 
-@pytest.mark.parametrize("count", [1, 2, 3])
-@pytest.mark.parametrize("size", [(48, 64), (47, 65), (33, 17)])
+@mostly_slow("count", [1, 2, 3])
+@mostly_slow("size", [(47, 65), (48, 64), (33, 17)])
 @pytest.mark.parametrize("name", ["o.mp4", "o.mkv", "o.mov", "p.mov", "f.mkv", "folder"])
 def test_short_and_odd_videos(tmp_path, count, size, name):
     deep = {} if name[0] == "o" else {"pix_fmt": "yuv444p16le"}

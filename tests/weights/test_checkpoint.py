@@ -12,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from ldm.weights import checkpoint
-from ldm.weights.checkpoint import CheckpointError
+from ldm.weights.checkpoint import CheckpointError, Layout
 from scripts import convert_checkpoint
 
 ONE = torch.ones(1)
@@ -286,14 +286,17 @@ class Sequence(nn.Module):
         self.encoder, self.decoder, self.quant_conv, self.post_quant_conv = (network() for _ in range(4))
 
 
-def test_stage_two_leaves_out_only_what_belongs_to_the_loss():
+def test_only_entries_that_match_a_pattern_are_ignored():
+    """As in stage 2, which was trained with networks of the loss."""
+    parts = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+    layout = Layout("video_vae_cfw.ckpt", {"sequence_autoencoder": {part: part for part in parts}}, ("loss.*",))
     source, target = Sequence(), Sequence()
     state = source.state_dict() | {"loss.logvar": torch.zeros(()), "loss.flownet.mean": torch.ones(3)}
-    checkpoint.load_slots({"sequence_autoencoder": target}, state, checkpoint.STAGE_TWO)
+    checkpoint.load_slots({"sequence_autoencoder": target}, state, layout)
     assert torch.equal(source.decoder[0].weight, target.decoder[0].weight)
     with pytest.raises(CheckpointError, match="1 unexpected: lossy"):
         state["lossy"] = torch.ones(1)
-        checkpoint.load_slots({"sequence_autoencoder": target}, state, checkpoint.STAGE_TWO)
+        checkpoint.load_slots({"sequence_autoencoder": target}, state, layout)
 
 
 def test_the_other_file_is_recognised():
