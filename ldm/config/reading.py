@@ -5,6 +5,7 @@ asks for a resolver such as `${oc.env:NAME}`, or that includes files from elsewh
 """
 
 import contextlib
+import copy
 import functools
 import io
 import json
@@ -79,7 +80,8 @@ def merge_under(config: DictConfig, path: str | Path) -> DictConfig:
 
 def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
     """A copy of `config` changed by `key.sub=value` words, as `load` takes them. Raises ConfigError."""
-    return _changed(OmegaConf.to_container(config), words, trusted(config))
+    words = tuple(words)
+    return _changed(OmegaConf.to_container(config), words, trusted(config)) if words else copy.deepcopy(config)
 
 
 def with_document(config: DictConfig, key: str, path: str | Path) -> DictConfig:
@@ -204,6 +206,7 @@ class _File:
         self.read = 0
 
     def content(self) -> DictConfig:
+        """The mapping, not to be changed."""
         return self._content(self.path, ())
 
     def _content(self, path: Path, chain: tuple[Path, ...]) -> DictConfig:
@@ -217,6 +220,8 @@ class _File:
         if self.read > MOST_FILES:
             raise ConfigError(f"{self.path}: includes more than {MOST_FILES} files")
         own = _parsed(path)
+        if "include" not in own:
+            return own
         includes = own.get("include") or []
         includes = [includes] if isinstance(includes, str) else includes
         if not (OmegaConf.is_list(includes) or isinstance(includes, list)) or not all(
@@ -228,8 +233,7 @@ class _File:
             merged = OmegaConf.merge(*below, own)
         except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
             raise ConfigError(f"{path} does not merge with what it includes: {first_line(error)}") from error
-        if "include" in merged:
-            del merged["include"]
+        del merged["include"]
         return merged
 
     def _place(self, name: str, by: Path) -> Path:

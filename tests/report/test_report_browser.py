@@ -7,6 +7,7 @@ from ldm.report.page import report_of
 from tests.scripts import browser, results
 
 TINT = {"lq": (230, 40, 40), "ours": (40, 60, 230), "other": (40, 200, 60), "gt": (128, 128, 128)}
+pytestmark = pytest.mark.slow  # starts a browser
 STAGE, SLIDER = "#clip-0 .stage", "#clip-0 .stage input"
 
 
