@@ -11,6 +11,7 @@ from tests.golden_checks.case import DEVICE, FOLDER, Case, check_for, checks_of,
 
 ON_A_DEVICE = ("unet", "structure", "autoencoder", "flow", "sampling", "colour", "end_to_end", "blocks")
 CHECKS = checks_of("tests.golden_checks", None if DEVICE == "cpu" else ON_A_DEVICE)
+LONG = ("f_canvas", "a_unet_T3")  # f_canvas_guided and a_unet_T5 compare the same functions, and more
 CASES = names() if DEVICE == "cpu" else [name for name in names() if name.startswith(tuple(CHECKS))]
 
 
@@ -19,7 +20,7 @@ def test_there_are_cases():
 
 
 @pytest.mark.golden
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in LONG else x for x in CASES])
 def test_equals_the_recording(name):
     check = check_for(name, CHECKS)
     if DEVICE == "cpu" or name.startswith("k_"):  # that one moves its networks itself
