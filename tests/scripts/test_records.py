@@ -98,7 +98,7 @@ def test_a_preview_does_a_stretch_and_estimates_the_rest(tmp_path, model, capfd)
     words = ["-i", str(clip), "-o", str(tmp_path / "out.mp4"), "--weights", model, *FAST, "--preview", "0.1s"]
     assert upscale.main(words) == 0
     assert video.probe(tmp_path / "out.preview.mp4").frames == 2 and not (tmp_path / "out.mp4").exists()
-    assert re.search(r"all 50 frames would take about \d+ s at", capfd.readouterr().out)
+    assert re.search(r"all 50 frames would take about \d+ (s|min) at", capfd.readouterr().out)
 
 
 @pytest.mark.parametrize(
