@@ -36,6 +36,10 @@ class WorkError(ValueError):
     """A work folder that cannot be used; the message is one line with a remedy."""
 
 
+class InUse(WorkError):
+    """A work folder that another process uses."""
+
+
 class WorkFolder:
     """The folder `OUTPUT.work` beside an output, locked by one process. Use it in a `with` block.
 
@@ -216,7 +220,7 @@ class WorkFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise WorkError(f"{self.path}: another process is working on it; wait for it, or stop it") from None
+            raise InUse(f"{self.path}: another process is working on it; wait for it, or stop it") from None
 
     def _release(self) -> None:
         if self._lock is not None:
