@@ -7,6 +7,7 @@ Words like method.params.windows.params.batch=2 change settings of the model.
 """
 
 import argparse
+import contextlib
 import logging
 import os
 import sys
@@ -23,13 +24,16 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
 from ldm.engine.captions import captioned
+from ldm.engine.claims import holder, take
 from ldm.engine.device import is_out_of_memory, usable_device
 from ldm.engine.finished import is_finished
 from ldm.engine.flags import flag_words, known_flags
 from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, made_of, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.restoring import rounding_of
-from ldm.engine.resume import folder_beside
+from ldm.engine.resume import folder_beside, remove_partials
+from ldm.engine.sharing import share
+from ldm.engine.splitting import restore_split, split_folder
 from ldm.picture import comparison
 from ldm.printable import printable
 from ldm.video.source import DAMAGED
@@ -46,8 +50,11 @@ from scripts.command import (
 )
 
 PROGRAM = "upscale.py"
+SHARD = "of several clips, do every n-th from the i-th, or auto: all that no other process has taken (default: all)"
 log = logging.getLogger("scripts.upscale")
 STOPPED = "interrupted; the same command resumes"
+AUTO = "auto"  # of --shard: clips are shared by claims
+SPLITS, ENGINES = ("scenes",), ("ray",)
 COMPARED = 64  # maximum number of frames, and of bytes, in the picture of --compare
 COMPARED_BYTES = 10**9
 
@@ -65,10 +72,12 @@ def seconds(text: str) -> float:
     return positive(text.removesuffix("s"))
 
 
-def part_of(text: str) -> tuple[int, int]:
+def part_of(text: str) -> tuple[int, int] | str:
+    if text == AUTO:
+        return text
     index, _, count = text.partition("/")
     if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
-        raise argparse.ArgumentTypeError(f"got {text!r}, expected i/n with i from 1 to n, such as 1/4")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected i/n with i from 1 to n, such as 1/4, or auto")
     return int(index), int(count)
 
 
@@ -126,7 +135,9 @@ def add_running(group) -> None:
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
     add("--preview", type=seconds, metavar="2s", help="restore only this much, to OUTPUT.preview, estimate the rest")
-    add("--shard", type=part_of, default=(1, 1), metavar="i/n", help="of several clips, do every n-th from the i-th")
+    add("--shard", type=part_of, default=(1, 1), metavar="i/n", help=SHARD)
+    add("--split", choices=SPLITS, help="share parts of a film with processes that run the same command (default: no)")
+    add("--engine", choices=ENGINES, help="ray: one worker per GPU or machine of a Ray cluster (default: this process)")
     add("--save_every", type=positive_int, default=16, metavar="N", help="frames between savings (default: 16)")
     add("--keep-work", action="store_true", help="keep the work folder OUTPUT.work when all is done (default: no)")
     add("--verbose", action="store_true", help="print more messages, and tracebacks of errors (default: no)")
@@ -151,21 +162,34 @@ def options_of(args: argparse.Namespace) -> JobOptions:
 
 def is_up_to_date(job: Job, model: Model) -> bool:
     """Whether the output of a clip is the one that this command writes, and was not interrupted."""
-    return not folder_beside(job.output).exists() and is_finished(job.output, made_of(job, model, "format"))
+    begun = folder_beside(job.output).exists() or split_folder(job.output).exists()
+    return not begun and is_finished(job.output, made_of(job, model, "format"))
 
 
-def skip_clip(job: Job, args: argparse.Namespace) -> None:
+def skip_clip(job: Job, args: argparse.Namespace) -> Job:
     """Report that a clip is finished, and draw its picture of --compare if it is missing."""
     tell(f"{job.output}: finished before, from the same input, weights and settings (--overwrite makes it again)")
     if args.compare and not compare_path(job.output).exists():
         save_picture(compared(job), compare_path(job.output))
+    return job
 
 
-def restore_clip(job: Job, model: Model, args: argparse.Namespace) -> Job:
-    """Restore a clip, and print the time and memory that it took. The output is written atomically."""
+def restore_clip(job: Job, model: Model, args: argparse.Namespace, *, check: Callable[[], None] = lambda: None) -> Job:
+    """Restore a clip, and print the time and memory that it took. The output is written atomically.
+
+    `check()` is called after each network call and may raise an error.
+    """
     began = time.perf_counter()
-    with progress_bar(job.path.name) as report:
-        done = restore_job(job, model, report=report, warn=log.warning, log=tell)
+    with progress_bar(job.path.name) as bar:
+
+        def report(*progress) -> None:
+            check()
+            bar(*progress)
+
+        restore = restore_split if args.split else restore_job
+        done = restore(job, model, report=report, warn=log.warning, log=tell)
+    if done is None:  # others work on it
+        return job
     if args.compare:
         save_picture(compared(job), compare_path(job.output))
     seconds, frames = time.perf_counter() - began, done["frames"]
@@ -203,17 +227,101 @@ def save_picture(picture, path: Path) -> None:
         writer.write(picture)
 
 
+def weights_of(args: argparse.Namespace) -> Weights:
+    return find_weights(*args.weights or (EMBEDDED,), configs=args.config)
+
+
+def model_for(weights: Weights, args: argparse.Namespace) -> Model:
+    """Return the model with the settings of the command line; it is built at first use."""
+    settings = choose_settings(weights, args)
+    return Model(weights, settings, usable_device(args.device), rounding_of(settings))
+
+
+def clip_restorer(args: argparse.Namespace) -> Callable[..., bool]:
+    """Return restore(job, check) -> whether a clip was made, now or before; errors of a clip are logged.
+
+    Everything about a clip is checked when its turn comes, since another process may have written its output.
+    """
+    options, model = options_of(args), model_for(weights_of(args), args)
+    attempt = partial(attempt_all, alone=False)
+
+    def restore(job: Job, check: Callable[[], None]) -> bool:
+        good = attempt([job], lambda job: captioned(prepare(job, options, warn=log.warning), model))
+        if good and is_up_to_date(good[0], model):
+            remove_partials(job.output)
+            return bool(attempt(good, partial(skip_clip, args=args)))
+        if good:
+            model.build()  # outside of the attempt: invalid weights end the command
+        return bool(attempt(good, partial(restore_clip, model=model, args=args, check=check)))
+
+    return restore
+
+
+def restore_free(jobs: list[Job], args: argparse.Namespace) -> int:
+    """Restore every clip that no other process has taken, and return the exit status."""
+    if [job.path for job in jobs] == [args.input]:
+        raise ValueError(f"got --shard auto for one clip, {args.input}, expected a folder of clips, or --split scenes")
+    restore = clip_restorer(args)
+    args.output.mkdir(parents=True, exist_ok=True)
+    failed, left = share(jobs, lambda job, claim: restore(job, claim.check), place=lambda job: job.output)
+    for job in left:
+        tell(f"{job.output}: left to {holder(job.output)}, which is working on it")
+    return status_of(failed, len(jobs))
+
+
+def restore_claimed(path: Path, output: Path, args: argparse.Namespace, restore: Callable[..., bool]) -> str:
+    """Restore a clip, or free parts of it, unless another process has it; return "made", "failed" or "left"."""
+    claim = None if args.split else take(output)
+    if claim is None and not args.split:
+        return "left"
+    with claim or contextlib.nullcontext():
+        made = restore(Job(path, output), claim.check if claim else lambda: None)
+    if args.split and made and split_folder(output).exists():
+        return "left"
+    return "made" if made else "failed"
+
+
+def restore_on_cluster(jobs: list[Job], args: argparse.Namespace) -> int:
+    """Restore all jobs on a Ray cluster, and return the exit status."""
+    for name in ("weights", "config"):  # workers may start in other folders
+        words = getattr(args, name)
+        setattr(args, name, [str(Path(word).absolute()) if Path(word).exists() else word for word in words])
+    try:
+        from scripts.ray_workers import restore_all_on_ray
+    except ImportError:
+        raise ValueError("got --engine ray without Ray, expected it: pip install -c constraints.txt '.[ray]'") from None
+    return status_of(len(restore_all_on_ray(jobs, args, log=tell)), len(jobs))
+
+
+def status_of(failed: int, count: int) -> int:
+    """Return the exit status after so many of the inputs failed, and say so."""
+    if failed:
+        log.warning(f"{failed} of {count} inputs failed")
+    return 2 if failed else 0
+
+
+def check_sharing(args: argparse.Namespace) -> None:
+    """Raise ValueError for arguments with which several processes would do the same work."""
+    shared = {"--engine ray": args.engine, "--split scenes": args.split, "--shard auto": args.shard == AUTO}
+    how = next((word for word, given in shared.items() if given), None)
+    for name in ("overwrite", "preview"):
+        if how and getattr(args, name):
+            raise ValueError(f"got --{name} with {how}, expected it without: every process would make everything")
+    if args.engine and args.split and args.keep_work:
+        raise ValueError(
+            "got --keep-work with --engine ray and --split, expected it without: its folder means work left"
+        )
+
+
 def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argparse.Namespace) -> int:
     """Restore all jobs and return the exit status; weights are only searched for after the inputs are checked."""
     options = options_of(args)
-    if [job.path for job in jobs] == [args.input]:  # a single clip is always made again
+    if not args.split and [job.path for job in jobs] == [args.input]:  # a single clip is always made again
         options = replace(options, skip_finished=False)
     attempt = partial(attempt_all, alone=len(jobs) == 1)
     good = attempt(jobs, partial(prepare, options=options, warn=log.warning))
     if good:
-        weights, device = find_files(), usable_device(args.device)
-        settings = choose_settings(weights, args)
-        model = Model(weights, settings, device, rounding_of(settings))
+        model = model_for(find_files(), args)
         good = attempt(good, partial(captioned, model=model))
         done = [job for job in good if job.options.skip_finished and is_up_to_date(job, model)]
         for job in done:
@@ -221,9 +329,7 @@ def restore_all(jobs: list[Job], find_files: Callable[[], Weights], args: argpar
         if left := [job for job in good if job not in done]:
             model.build()  # before any clip, so that invalid weights are reported once
             good = done + attempt(left, partial(restore_clip, model=model, args=args))
-    if failed := len(jobs) - len(good):
-        log.warning(f"{failed} of {len(jobs)} inputs failed")
-    return 2 if failed else 0
+    return status_of(len(jobs) - len(good), len(jobs))
 
 
 def verify(path: Path) -> int:
@@ -262,8 +368,13 @@ def run(args: argparse.Namespace) -> int:
         return verify(args.verify)
     if args.input is None or args.output is None:
         raise ValueError("got no -i/--input and -o/--output, expected both (--help lists the options)")
-    jobs = find_jobs(args.input, args.output, shard=args.shard)
-    return restore_all(jobs, lambda: find_weights(*args.weights or (EMBEDDED,), configs=args.config), args)
+    check_sharing(args)
+    jobs = find_jobs(args.input, args.output, shard=(1, 1) if args.shard == AUTO else args.shard)
+    if args.engine:
+        return restore_on_cluster(jobs, args)
+    if args.shard == AUTO and not args.split:
+        return restore_free(jobs, args)
+    return restore_all(jobs, lambda: weights_of(args), args)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -65,8 +65,9 @@ class Claim:
             return
         self._stopping.set()
         self._heart.join()
-        for number in [number for number in _numbers(self.place) if number <= self.number and not self._lost]:
-            _path(self.place, number).unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed with all that was made in it
+            for number in [number for number in _numbers(self.place) if number <= self.number and not self._lost]:
+                _path(self.place, number).unlink(missing_ok=True)
         os.close(self._handle)
 
     def _beat(self) -> None:

@@ -6,7 +6,7 @@ of several outputs has a manifest with the settings that it was started with.
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,11 @@ def finished(output: Path, made_of: Mapping) -> dict | None:
         return None
     try:
         record = read_object(beside)
-        was = _without_paths({key: record[key] for key in made_of})
+        was = portable({key: record[key] for key in made_of})
         recorded = record["output"]["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputDiffers(f"{beside}: not a record of an output; remove it and {output}") from None
-    if found := changes(continued(was, made_of), _without_paths(made_of)):
+    if found := changes(continued(was, made_of), portable(made_of)):
         raise OutputDiffers(f"{output}: made with {found}; choose another -o, or remove it")
     if recorded != provenance.digest(output):
         raise OutputDiffers(f"{output}: its frames have changed since they were written; remove it")
@@ -60,8 +60,12 @@ def is_finished(output: Path, made_of: Mapping) -> bool:
     return unchanged(output, made_of) is not None
 
 
-def stored_manifest(path: Path, now: Mapping, *, remedy: str) -> dict | None:
+def stored_manifest(
+    path: Path, now: Mapping, *, remedy: str, compared: Callable[[Mapping], dict] = dict
+) -> dict | None:
     """Return the manifest of a folder that was started with the values of `now`; None if there is none.
+
+    `compared` returns the part of a manifest that must be equal.
 
     Raises OutputDiffers, whose message ends in `remedy`, for other values; OutputDiffers or OSError for a file that
     cannot be read.
@@ -72,7 +76,7 @@ def stored_manifest(path: Path, now: Mapping, *, remedy: str) -> dict | None:
         stored = read_object(path)
     except ValueError:
         raise OutputDiffers(f"{path}: not readable as a manifest; remove it, or choose another folder") from None
-    if found := changes(continued({key: stored.get(key) for key in now}, now), now):
+    if found := changes(compared(continued({key: stored.get(key) for key in now}, now)), compared(now)):
         raise OutputDiffers(f"{path.parent}: started with {found}; {remedy}")
     return stored
 
@@ -114,7 +118,15 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:28] + "..." + text[-28:]
 
 
-def _without_paths(made_of: Mapping) -> dict:
-    """Remove paths of this machine."""
-    weights = {name: {**entry, "path": ""} for name, entry in made_of.get("weights", {}).items()}
-    return {**made_of, "input": {**made_of["input"], "path": ""}, "weights": weights}
+def portable(made_of: Mapping) -> dict:
+    """Return the entries of a record or manifest without what may differ where an output is the same.
+
+    These are the paths of the input and of weights, whose hashes remain, and the device with its number of threads.
+    """
+    kept = {key: value for key, value in made_of.items() if key != "hardware"}
+    if isinstance(kept.get("input"), Mapping):
+        kept["input"] = {**kept["input"], "path": ""}
+    if isinstance(kept.get("weights"), Mapping):
+        entries = kept["weights"].items()
+        kept["weights"] = {name: {**one, "path": ""} if isinstance(one, Mapping) else one for name, one in entries}
+    return kept

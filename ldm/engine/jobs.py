@@ -2,7 +2,7 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -197,34 +197,20 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
     began, peak = time.perf_counter(), Peak(model.device)
     _try_output(job)  # again: earlier clips may have changed it since `prepare`
     task = replace(job.task, rounding=model.rounding)
-    plan, predicted = plan_for(job, model, log)
+    plan, predicted = plan_for(job, model, log, begun=recorded_plan(job.output))
     manifest = manifest_of(job, model, plan)
     base = peak.reset()
-    with WorkFolder(job.output, manifest) as work:
+    with WorkFolder(job.output, manifest, warn=warn) as work:
         try:
             state, plan = restore_parts(model.method, task, work, plan, report=report, warn=warn)
-            parts = [work.parts / name for name in state["parts"]]
-            metadata = {"encoder_settings": f"mgld-vsr {manifest['versions'][provenance.NAME]} seed {task.seed}"}
-            metadata["weights"] = " ".join(f"{slot}:{value[:16]}" for slot, value in model.hashes.items())
-            remove_partials(job.output)
-            span, overwrite = (task.start, task.stop), job.options.overwrite
             with work.computing():
-                video.join(
-                    parts,
-                    job.output,
-                    source=task.source,
-                    format=task.format,
-                    span=span,
-                    metadata=metadata,
-                    overwrite=overwrite,
-                )
+                join_parts([work.parts / name for name in state["parts"]], job, model)
         except BaseException as error:
             _give_up(work, error, warn, keep=job.options.preview is None)
             raise
-        seconds = {name: round(value, 3) for name, value in sorted(state["seconds"].items())}
         figures = {
             "frames": state["written"],
-            "seconds": {**seconds, "this run": round(time.perf_counter() - began, 3)},
+            "seconds": {**rounded(state["seconds"]), "this run": round(time.perf_counter() - began, 3)},
             "memory": {"before": base, "predicted peak": predicted, "peak": peak.read()},
         }
         manifest = {**manifest, "plan": plan.plain()}
@@ -232,6 +218,28 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
         if not job.options.keep_work:
             work.remove()
     return {**manifest, **figures}
+
+
+def join_parts(parts: Sequence[Path], job: Job, model: Model) -> None:
+    """Join the parts of a clip, in order, to its output, which appears when it is complete. Raises VideoError."""
+    version = provenance.versions()[provenance.NAME]
+    metadata = {"encoder_settings": f"mgld-vsr {version} seed {job.task.seed}"}
+    metadata["weights"] = " ".join(f"{slot}:{value[:16]}" for slot, value in model.hashes.items())
+    remove_partials(job.output)
+    video.join(
+        parts,
+        job.output,
+        source=job.task.source,
+        format=job.task.format,
+        span=(job.task.start, job.task.stop),
+        metadata=metadata,
+        overwrite=job.options.overwrite,
+    )
+
+
+def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    """Return the seconds by stage as records state them."""
+    return {name: round(value, 3) for name, value in sorted(seconds.items())}
 
 
 def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -> None:
@@ -243,11 +251,14 @@ def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -
         warn(f"finished parts are kept in {work.path}; the same command resumes from there")
 
 
-def plan_for(job: Job, model: Model, log: Log) -> tuple[Plan, int | None]:
-    """Return the plan and its predicted peak in bytes (None if unknown). Raises ValueError if no plan fits."""
+def plan_for(job: Job, model: Model, log: Log, *, begun: Mapping | None) -> tuple[Plan, int | None]:
+    """Return the plan and its predicted peak in bytes (None if unknown). Raises ValueError if no plan fits.
+
+    `begun` is the recorded plan of an interrupted run, which is kept.
+    """
     method, request = model.method, job.task.request
     plan = Plan(method.levers()[0], job.options.save_every)
-    resumed = resumed_plan(method, recorded_plan(job.output), part_frames=job.options.save_every)
+    resumed = resumed_plan(method, begun, part_frames=job.options.save_every)
     costs = measured_costs(method, signature=_signature(model), cache=cache_folder())
 
     def predict(plan: Plan) -> int | None:

@@ -6,7 +6,7 @@ import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +28,8 @@ READ_AHEAD, WRITE_BEHIND = 4, 2  # frames
 class Task:
     """One clip to restore: the source, its frames `start` to `stop`, and the output format.
 
-    `rounding` converts a restored frame (c, h, w) in [0, 1] to the type that the writer expects.
+    `rounding` converts a restored frame (c, h, w) in [0, 1] to the type that the writer expects. A task may be a
+    part of one with the frames `whole` of the source, from its scene number `scene` on.
     """
 
     source: video.Source
@@ -38,6 +39,8 @@ class Task:
     start: int = 0
     stop: int | None = None
     prompt: str | None = None
+    whole: tuple[int, int | None] | None = None
+    scene: int = 0
     rounding: Callable[[Tensor], Tensor | np.ndarray] = lambda frame: frame
 
     @property
@@ -51,7 +54,14 @@ class Task:
     def request(self) -> Request:
         """The request to the method."""
         size = (self.source.height, self.source.width)
-        return Request(size, self.frames, self.upscale, self.seed, self.prompt)
+        return Request(size, self.frames, self.upscale, self.seed, self.prompt, self.scene)
+
+    @property
+    def png_names(self) -> Sequence[str]:
+        """Names of restored images; empty unless the source has names."""
+        start, stop = self.whole or (self.start, self.stop)
+        names = video.png_names(self.source.names[start:stop])  # of the whole: a name may depend on the others
+        return names[self.start - start :]
 
 
 def restore_parts(
@@ -83,7 +93,7 @@ def restore_parts(
 
 
 def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Progress) -> dict:
-    names = video.png_names(task.source.names[task.start : task.stop])  # of all parts: a name may depend on the others
+    names = task.png_names
     state = work.load()
     if state:
         _check_progress(state, work)
@@ -105,7 +115,7 @@ def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Pro
 
 def _check_progress(state: dict, work: WorkFolder) -> None:
     """Raise WorkError unless the counts of a saved state are counts, and its times are times."""
-    counts = [state.get(name, 0) for name in ("written", "taken")]
+    counts = [state.get(name, 0) for name in ("written", "taken", "scene")]
     switches = [state.get(name, False) for name in ("finished", "exhausted")]
     tables = [state.get(name, {}) for name in ("seconds", "calls")]
     with work.resuming():
@@ -123,6 +133,8 @@ class _Stopped(Exception):
 class _Run:
     """The progress of a restoration, with the frames between two saved states.
 
+    `written` and `taken` count the frames written and read, `scene` those before the scene that is being written.
+
     Frames may be computed in another thread. When the event `stopping` is set, that thread stops at its next network
     call.
     """
@@ -131,7 +143,7 @@ class _Run:
         state = state or {}
         self.task, self.report = task, report
         self.parts, self.written = list(state.get("parts", ())), state.get("written", 0)
-        self.taken, self.finished = state.get("taken", 0), state.get("finished", False)
+        self.taken, self.scene = state.get("taken", 0), state.get("scene", 0)
         self.exhausted = state.get("exhausted", False)  # whether the last frame was read
         self.seconds, self.calls = Counter(state.get("seconds", {})), Counter(state.get("calls", {}))
         self.before = Counter(self.calls)
@@ -146,32 +158,44 @@ class _Run:
         self.source.close()
         self.pipeline = None  # its stages hold a reference to this run
 
-    def until_saved(self, count: int) -> Iterator[Tensor | np.ndarray]:
-        """Yield restored frames until `count` frames are read or `count` units of work are done.
+    @property
+    def finished(self) -> bool:
+        """Whether all frames were restored."""
+        return self.exhausted and not self.pipeline.frames_held
 
-        After the last input frame, yields at most `count` frames. The ends of parts depend on the clip alone, not on
-        where a run was interrupted.
+    def until_saved(self, count: int) -> Iterator[Tensor | np.ndarray]:
+        """Yield restored frames until a part ends: with a scene, after `count` frames, or after `count` units of work.
+
+        Without a restored frame, stops when `count` frames of the scene, or a multiple of it, were read. All this is
+        counted from the beginning of a scene, so that the ends of parts depend neither on where a run was interrupted
+        nor on the scenes before (`ldm.engine.splitting`).
         """
         self.stopping.clear()
-        pipeline, last_unit = self.pipeline, self.pipeline.units + count
-        while not self.exhausted:
-            yield from self._pictures(pipeline.pull(units=last_unit - pipeline.units))
-            if not count or not pipeline.idle:
+        pipeline, made, last_unit = self.pipeline, 0, self.pipeline.units + count
+        while True:
+            if pipeline.idle and not self.exhausted:
+                self._read()
+            for frame in pipeline.pull(finish=self.exhausted, units=last_unit - pipeline.units):
+                yield self._picture(frame)
+                return_memory()
+                made += 1
+                if frame.last:
+                    self.scene = frame.number + 1 - self.task.start
+                if frame.last or made == count:
+                    return
+            if self.finished or not pipeline.idle:
                 return
-            pixels = next(self.source, None)
-            if pixels is None:
-                self.exhausted = True
-            else:
-                pipeline.push(Frame(self.task.start + self.taken, _values(pixels)))
-                self.taken, count = self.taken + 1, count - 1
-        left = pipeline.pull(finish=True, units=last_unit - pipeline.units)
-        yield from self._pictures(itertools.islice(left, count))
-        self.finished = not pipeline.frames_held
+            if not made and not self.exhausted and (self.taken - self.scene) % count == 0:
+                return
 
-    def _pictures(self, frames: Iterable[Frame]) -> Iterator[Tensor | np.ndarray]:
-        for frame in frames:
-            yield self._picture(frame)
-            return_memory()
+    def _read(self) -> None:
+        """Give the next frame of the source to the pipeline."""
+        pixels = next(self.source, None)
+        if pixels is None:
+            self.exhausted = True
+            return
+        self.pipeline.push(Frame(self.task.start + self.taken, frame_values(pixels)))
+        self.taken += 1
 
     def _picture(self, frame: Frame) -> Tensor | np.ndarray:
         """Convert a restored frame for the writer; resize its alpha channel, if it has one."""
@@ -193,13 +217,13 @@ class _Run:
         self.pipeline.seconds.clear()
         self.seconds = seconds
         return {
-            "parts": self.parts, "written": self.written, "taken": self.taken, "finished": self.finished,
-            "exhausted": self.exhausted, "seconds": dict(seconds), "calls": dict(self.calls),
+            "parts": self.parts, "written": self.written, "taken": self.taken, "scene": self.scene,
+            "finished": self.finished, "exhausted": self.exhausted, "seconds": dict(seconds), "calls": dict(self.calls),
             "pipeline": self.pipeline.state(),
         }  # fmt: skip
 
 
-def _values(pixels: np.ndarray) -> dict[str, Tensor]:
+def frame_values(pixels: np.ndarray) -> dict[str, Tensor]:
     """(h, w, 3 or 4) uint8 or uint16 -> "lq" (1, 3, h, w), and "alpha" (1, h, w) if there is a fourth channel."""
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     values = {"lq": planes[None, :3]}

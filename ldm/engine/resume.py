@@ -3,8 +3,10 @@
 import contextlib
 import glob
 import json
+import logging
 import os
 import re
+import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -13,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ldm.engine.device import is_out_of_memory
-from ldm.engine.finished import OutputDiffers, stored_manifest
+from ldm.engine.finished import OutputDiffers, changes, continued, portable, stored_manifest
 from ldm.engine.tensor_store import FILE, TensorStore
 from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, shortened, sync, write_whole
 from ldm.printable import printable
@@ -25,6 +27,7 @@ except ImportError:  # Windows: concurrent runs on one folder are not detected
     fcntl = None
 
 
+LOG = logging.getLogger(__name__)
 PART = re.compile(r"\d{6}(\.\w{1,8})?")
 OWN = ("manifest.json", "state.pt", "lock", "parts", "tensors")  # names in a work folder, besides unfinished files
 MAX_PARTS = 1_000_000
@@ -50,11 +53,12 @@ class WorkFolder:
 
     The folder is not trusted: links and files with unexpected names are refused, and only expected files are ever
     removed. Raises WorkError for such files, for a folder in use by another process, and for one with a different
-    manifest; the message lists the differences.
+    manifest; the message lists the differences. Paths, the device and its threads may differ: hashes tell whether input
+    and weights are the same. `warn` receives a line about them.
     """
 
-    def __init__(self, output: Path, manifest: Mapping) -> None:
-        self.path = folder_beside(output)
+    def __init__(self, output: Path, manifest: Mapping, *, warn: Callable[[str], None] = LOG.warning) -> None:
+        self.path, self._warn = folder_beside(output), warn
         self.manifest = manifest
         self.tensors = TensorStore(self.path / "tensors")
         self._lock, self._made, self._loaded = None, [], False
@@ -99,9 +103,13 @@ class WorkFolder:
             remove(left)
         path = self.path / "manifest.json"
         try:
-            stored = stored_manifest(path, self.manifest, remedy="repeat that, or remove the folder to start again")
+            remedy = "repeat that, or remove the folder to start again"
+            stored = stored_manifest(path, self.manifest, remedy=remedy, compared=portable)
         except OutputDiffers as error:
             raise WorkError(str(error)) from None
+        was = {key: stored.get(key) for key in self.manifest} if stored else self.manifest
+        if moved := changes(continued(was, self.manifest), self.manifest):
+            self._warn(f"{self.path}: started with {moved}; another device may round in another way")
         if stored != json.loads(json.dumps(self.manifest)):
             write_whole(path, json.dumps(self.manifest, indent=1).encode())
 
@@ -199,12 +207,21 @@ class WorkFolder:
         write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def remove(self) -> None:
-        """Remove the folder with its own files, and parent folders created for it if they are empty."""
+        """Remove the folder with its own files, and parent folders created for it if they are empty.
+
+        It gets the name of a temporary file first, so that a run that is killed here leaves no incomplete work folder.
+        """
         self._release()
+        name, token = shortened(self.path.name), secrets.token_hex(4)
+        doomed = self.path.with_name(f".{name}.old-{os.getpid()}-{token}")
         with contextlib.suppress(OSError):
-            _clear(self.parts, PART.fullmatch)
-            _clear(self.tensors.folder, FILE.fullmatch)
-            _clear(self.path, lambda name: name in OWN)
+            self.path.rename(doomed)
+        with contextlib.suppress(OSError):
+            _clear(doomed / self.parts.name, PART.fullmatch)
+            _clear(doomed / self.tensors.folder.name, FILE.fullmatch)
+            _clear(doomed, lambda name: name in OWN)
+        with contextlib.suppress(OSError):  # files of others remain where they were
+            doomed.rename(self.path)
         for parent in self._made:
             with contextlib.suppress(OSError):
                 parent.rmdir()

@@ -32,6 +32,7 @@ class Request:
         upscale: ratio of the output size to the input size.
         seed: seed of the noise.
         prompt: description of the clip, for methods with text conditioning.
+        scene: number of the first scene, of a clip that is cut out of a longer one: prompts have a line for each.
     """
 
     size: tuple[int, int]
@@ -39,6 +40,7 @@ class Request:
     upscale: float = 4.0
     seed: int = 42
     prompt: str | None = None
+    scene: int = 0
 
 
 class Levers(Protocol):
@@ -83,6 +85,17 @@ class Method(Protocol):
         """Predict the peak memory of restoring a clip, in bytes on the method's device; None if unknown.
 
         Weights are not counted; frames held between stages are.
+        """
+        ...
+
+
+class SceneMethod(Method, Protocol):
+    """A method whose scenes can be restored one by one, with equal results."""
+
+    def find_scenes(self, request: Request) -> Pipeline | None:
+        """Return a pipeline that sets `last` in the frames as that of `stream` does; None if scenes depend on others.
+
+        Frames have the value "lq".
         """
         ...
 

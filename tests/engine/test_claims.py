@@ -14,7 +14,7 @@ from ldm.engine import claims
 from ldm.engine.claims import ClaimError, holder, take
 from ldm.engine.sharing import share
 
-OTHER = {"process": 7, "host": "elsewhere", "machine": "another", "locked": True}
+OTHER = json.dumps({"process": 7, "host": "elsewhere", "machine": "another", "locked": True})
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def place(tmp_path):
     return tmp_path / "clip.mp4"
 
 
-def claim_of(place, number=1, age=0.0, content=json.dumps(OTHER)):
+def claim_of(place, number=1, age=0.0, content=OTHER):
     """The claim of a process on another machine, whose last heartbeat was `age` seconds ago."""
     path = place.with_name(f".{place.name}.claim-{number}")
     path.write_text(content)

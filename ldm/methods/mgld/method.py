@@ -82,11 +82,11 @@ class MGLD:
         calls = self.calls(request.frames, geometry.latent, levers) if request.frames else {}
         run = self.restoration(levers, seed=request.seed, tally=Tally(progress, calls))
         enlarge = Each(lambda frame: frame.put(picture=geometry.enlarge(frame["lq"]))).labelled("enlarging")
-        kept = memory.caches_pictures(self, request)
+        kept, compare = memory.caches_pictures(self, request), partial(run.compare, size=geometry.latent)
         stages = [
             enlarge,
             Each(partial(run.encode, size=geometry.latent)).labelled("encoding"),
-            Scenes(run.compare, drop=("small", "lq" if kept else "picture")).labelled("flow"),
+            Scenes(compare, drop=("small", "lq" if kept else "picture")).labelled("flow"),
             *run.sampling_stages(),
             *([] if kept else [enlarge]),
             run.decoding_stage(),
@@ -94,6 +94,13 @@ class MGLD:
             Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("lq", "picture")).labelled("colours"),
         ]
         return Pipeline(stages, device=self.device)
+
+    def find_scenes(self, request: Request) -> Pipeline | None:
+        """Return a pipeline that finds the scenes of a clip; see `ldm.methods.contract.SceneMethod.find_scenes`."""
+        geometry = self.geometry(request.size, request.upscale)
+        run = self.restoration(self.levers()[0], seed=request.seed, tally=Tally(no_progress, {}))
+        shrink = Each(lambda frame: run.shrink(frame.put(picture=geometry.enlarge(frame["lq"]))).without("picture"))
+        return Pipeline([shrink, Scenes(partial(run.compare, size=geometry.latent))], device=self.device)
 
     def levers(self) -> list[TileLevers]:
         """Return tiles and norms from those of the settings down to the least memory."""
@@ -158,7 +165,8 @@ class MGLD:
         run = self.restoration(self.levers()[0], seed=seed, tally=Tally(no_progress, {}))
         f = self.networks["autoencoder"].downsampling
         size = (pictures.shape[-2] // f, pictures.shape[-1] // f)
-        stages = [Each(partial(run.encode, size=size)), Scenes(run.compare, drop=("small", "picture"))]
+        compare = partial(run.compare, size=size)
+        stages = [Each(partial(run.encode, size=size)), Scenes(compare, drop=("small", "picture"))]
         frames = [Frame(number, {"picture": frame[None]}) for number, frame in enumerate(pictures)]
         return run_all([*stages, *run.sampling_stages()], frames, device=self.device)
 

@@ -77,6 +77,9 @@ class ReleasedMGLD(MGLD):
         ]
         return Pipeline(stages, device=self.device)
 
+    def find_scenes(self, request: Request) -> None:
+        """Return None: segments continue across scene cuts."""
+
     def levers(self) -> list[PatchLevers]:
         """Return the only levers."""
         return [PatchLevers(self.n_frames, self.patch, self.stride)]

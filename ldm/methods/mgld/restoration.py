@@ -55,10 +55,13 @@ class Restoration:
 
     def encode(self, frame: Frame, *, size: tuple[int, int]) -> Frame:
         """Add the LQ latent "z" of `size`, the initial sample "x" and a small picture for the optical flow."""
-        picture = frame["picture"]
-        small = resize(picture, (picture.shape[-2] // FLOW_SCALE, picture.shape[-1] // FLOW_SCALE))
-        z = self.latents(picture[:, None], [frame.number], size)
-        return frame.put(z=z[:, 0], x=self.first_sample(z, [frame.number])[:, 0], small=small)
+        z = self.latents(frame["picture"][:, None], [frame.number], size)
+        return self.shrink(frame).put(z=z[:, 0], x=self.first_sample(z, [frame.number])[:, 0])
+
+    def shrink(self, frame: Frame) -> Frame:
+        """Add the small picture for the optical flow."""
+        height, width = frame["picture"].shape[-2:]
+        return frame.put(small=resize(frame["picture"], (height // FLOW_SCALE, width // FLOW_SCALE)))
 
     def latents(self, pictures: Tensor, numbers: Sequence[int], size: tuple[int, int]) -> Tensor:
         """Encode pictures (1, T, 3, H, W) of these frames to LQ latents (1, T, c, *size).
@@ -76,10 +79,13 @@ class Restoration:
             return z
         return self.sampling.start(z, self.noise("start", numbers, tuple(z.shape[2:]))[None].to(z))
 
-    def compare(self, before: Frame, frame: Frame) -> tuple[bool, Frame]:
-        """Return whether a scene ends between two frames, and the second frame, with its motion if none ends."""
+    def compare(self, before: Frame, frame: Frame, *, size: tuple[int, int]) -> tuple[bool, Frame]:
+        """Return whether a scene ends between two frames, and the second frame, with its motion if none ends.
+
+        `size` (h, w) is that of the latents and of the motion.
+        """
         pair = torch.stack([before["small"], frame["small"]], dim=1)
-        motion = estimate_motion(self.flow, pair, size=frame["z"].shape[-2:])
+        motion = estimate_motion(self.flow, pair, size=size)
         unmatched = self.windows.scene_cut
         if unmatched is not None and scene_ends(pair[:, 0], pair[:, 1], motion, unmatched=unmatched):
             return True, frame

@@ -94,6 +94,12 @@ class StableVSR:
         run = self.restoration(request, levers or self.levers()[0], progress=progress)
         return Pipeline(self.stages(run), device=self.device)
 
+    def find_scenes(self, request: Request) -> Pipeline | None:
+        """The stages up to the scenes; None with sequential draws, which continue from scene to scene."""
+        if not self.sampling.addressed:
+            return None
+        return Pipeline(self.stages(self.restoration(request, self.levers()[0]))[:2], device=self.device)
+
     def levers(self) -> list[SceneLevers]:
         """From whole scenes (or the blocks that the settings name), decoded in one piece, down to the least memory."""
         ahead = self.ahead if self.sampling.looks_ahead else 0

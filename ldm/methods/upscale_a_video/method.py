@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -85,7 +86,7 @@ class UpscaleAVideo:
         run = self.restoration(request, levers, Tally(progress, calls))
         stages = [
             Each(lambda frame: frame.put(low=geometry.reduce(frame["lq"])).without("lq")).labelled("reducing"),
-            Each(run.prepare).labelled("noising"),
+            Each(partial(run.prepare, scene=request.scene)).labelled("noising"),
             Scenes(run.compare).labelled("flow"),
             *run.sampling_stages(),
             Each(lambda frame: frame.without("noised", "scene", "to_next", "to_prev")),
@@ -94,6 +95,10 @@ class UpscaleAVideo:
             Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", "x")).labelled("colours"),
         ]
         return Pipeline(stages, device=self.device)
+
+    def find_scenes(self, request: Request) -> Pipeline | None:
+        """The stages up to the scenes; see `ldm.methods.contract.SceneMethod.find_scenes`."""
+        return Pipeline(self.stream(request).stages[:3], device=self.device)
 
     def levers(self) -> list[ClipLevers]:
         """Tiles from those of the settings down to the least memory."""

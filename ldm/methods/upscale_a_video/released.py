@@ -76,6 +76,9 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
         ]
         return Pipeline(stages, device=self.device)
 
+    def find_scenes(self, request: Request) -> None:
+        """None: the whole clip is one scene."""
+
     def levers(self) -> list[CropLevers]:
         """The one cut there is."""
         return [CropLevers(self.crop, MARGIN, self.windows.n_frames, self.decoding.windows.n_frames)]

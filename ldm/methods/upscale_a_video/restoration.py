@@ -56,12 +56,12 @@ class ClipRestoration:
 
     # ---- before sampling
 
-    def prepare(self, frame: Frame) -> Frame:
-        """Add "noised", the low-resolution frame with noise, the pure noise "x" and the number of the "scene"."""
+    def prepare(self, frame: Frame, *, scene: int = 0) -> Frame:
+        """Add "noised", the low-resolution frame with noise, the pure noise "x" and the number of the first "scene"."""
         low, numbers = frame["low"], [frame.number]
         noised = self.sampling.noised(low, self.noise("low", numbers, tuple(low.shape[1:])).to(low))
         x = self.noise("start", numbers, (self.denoiser.unet.out_channels, *low.shape[2:])).to(low)
-        return frame.put(noised=noised, x=x, scene=torch.zeros(1, dtype=torch.int64, device=low.device))
+        return frame.put(noised=noised, x=x, scene=torch.full((1,), scene, dtype=torch.int64, device=low.device))
 
     def compare(self, before: Frame, frame: Frame) -> tuple[bool, Frame]:
         """Whether a scene ends between two frames, and the second one with its scene and its flows."""
