@@ -206,7 +206,34 @@ def test_another_input_of_the_same_name_is_refused(stopped, uninterrupted, capfd
     other = toy.make_clip(tmp_path / "other.mp4", FRAMES, rate=24)
     capfd.readouterr()
     assert upscale.main([*words, "-i", str(other)]) == 2
-    assert "input.path" in capfd.readouterr().err
+    assert "started with input.sha256=" in capfd.readouterr().err
+
+
+def test_a_work_folder_continues_elsewhere(stopped, uninterrupted, tmp_path, capfd):
+    """On another card, with another number of threads and other paths; hashes tell that all else is the same."""
+    words, output = stopped
+    path = folder_beside(output) / "manifest.json"
+    manifest = json.loads(path.read_text())
+    part = folder_beside(output) / "parts" / "000000"
+    written = part.stat().st_mtime_ns
+    clip, weights = shutil.copy(words[1], tmp_path / "moved.mp4"), shutil.copytree(words[3], tmp_path / "moved")
+    path.write_text(json.dumps(manifest | {"hardware": {"device": "cuda", "name": "Another", "threads": 64}}))
+    capfd.readouterr()
+    assert upscale.main([*words, "-i", str(clip), "--weights", str(weights), "--keep-work"]) == 0
+    said = capfd.readouterr().err
+    assert "started with hardware.device=cuda, now cpu" in said and said.count("\n") == 1
+    assert part.stat().st_mtime_ns == written and output.read_bytes() == uninterrupted[1]
+
+
+@pytest.mark.parametrize("change", [{"input": 3}, {"weights": [1]}, {"weights": {"unet": 1}}, {"hardware": None}])
+def test_a_manifest_of_another_form_is_one_line(stopped, change, capfd):
+    words, output = stopped
+    path = folder_beside(output) / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    capfd.readouterr()
+    assert upscale.main(words) == (0 if "hardware" in change else 2)
+    said = capfd.readouterr().err
+    assert f"started with {next(iter(change))}" in said and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("broken", ["state.pt", "manifest.json"])
