@@ -17,7 +17,7 @@ from ldm.ops.crop_tiles import released_tiles
 from ldm.streaming.pipeline import Frame
 from tests.golden_checks.uav.case import FOLDER, UavCase, network
 from tests.methods import upscale_toy
-from tests.methods.toy import clip
+from tests.methods.toy import clip, scene_ends_of
 
 SIZE = (8, 12)
 
@@ -229,6 +229,13 @@ def test_a_caption_has_a_line_for_each_scene_and_decides_the_result(toy):
     results = [restored(method, scenes, prompt=prompt) for prompt in ("a cat", "a cat\na boat", "a boat")]
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[1][1], results[2][1])
     assert not torch.equal(results[0][1], results[1][1])
+    second = [
+        restored(method, scenes[1:], prompt=prompt, scene=k) for prompt, k in (("a cat\na boat", 1), ("a boat", 0))
+    ]
+    assert torch.equal(*second)
+    ends = [scene_ends_of(run(Request(SIZE)), scenes) for run in (method.find_scenes, method.stream)]
+    assert ends == [[0, 1], [0, 1]]
+    assert changed(method, kind=ReleasedUpscaleAVideo).find_scenes(Request(SIZE)) is None
 
 
 # ---- memory, failures, settings

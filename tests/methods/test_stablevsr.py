@@ -18,7 +18,7 @@ from tests.golden_checks.case import Case
 from tests.golden_checks.stablevsr.folder import STABLEVSR, case_names
 from tests.golden_checks.stablevsr.method import check_method
 from tests.methods.pipeline_folder import make_pipeline
-from tests.methods.toy import clip
+from tests.methods.toy import clip, scene_ends_of
 
 STEPS = 3
 RUNS = [name for name in case_names() if name.startswith("pipeline_run")]
@@ -221,6 +221,9 @@ def test_scenes_do_not_guide_each_other(method):
     two = torch.cat([clip(2, seed=1) * 0.1, clip(2, seed=2)])
     other = torch.cat([two[:2], two[2:].flip(-1)])
     assert torch.equal(streamed(method, two)[0][:2], streamed(method, other)[0][:2])
+    request = Request(tuple(two.shape[-2:]))
+    assert scene_ends_of(method.find_scenes(request), two) == scene_ends_of(method.stream(request), two) == [1, 3]
+    assert changed(method, draws="sequential").find_scenes(request) is None
 
 
 def test_levers_take_less_and_less(method):

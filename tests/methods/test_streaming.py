@@ -5,7 +5,7 @@ import torch
 
 from ldm.methods.contract import Request
 from ldm.streaming.pipeline import Frame
-from tests.methods.toy import clip, method, pixelwise
+from tests.methods.toy import clip, method, pixelwise, scene_ends_of
 
 
 @pytest.mark.parametrize(
@@ -55,6 +55,8 @@ def test_nothing_crosses_a_scene_cut():
     assert torch.equal(both[6:], torch.cat([frame["sr"] for frame in run.pull(finish=True)]))
     blended = method(*words, "windows.scene_cut=null").restore(torch.cat([dark, bright]))
     assert (blended[:6] - both[:6]).abs().max() > 1e-3
+    two, request = torch.cat([dark, bright]), Request((16, 16))
+    assert scene_ends_of(toy.find_scenes(request), two) == scene_ends_of(toy.stream(request), two) == [5, 10]
 
 
 def test_frames_of_8_and_16_bits_are_accepted():

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from ldm import config
 from ldm.engine.assemble import CONFIGS
 from ldm.nets.autoencoder import posterior
+from ldm.streaming.pipeline import Frame
 
 PLAIN = ("min_size", "precision", "scale_factor", "n_frames", "patch", "stride")  # below `method.params`
 TOY = Path(__file__).with_name("toy.yaml")
@@ -119,3 +120,12 @@ def pixelwise(*words, preset=None):
         "sequence_decoder": ClipBlocks(),
     }
     return method(*words, preset=preset, **nets)
+
+
+def scene_ends_of(run, lq):
+    """Return the numbers of the frames with which scenes end, of a clip (T, 3, h, w) through a pipeline."""
+    frames = []
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None]}))
+        frames += run.pull()
+    return [frame.number for frame in (*frames, *run.pull(finish=True)) if frame.last]
