@@ -45,47 +45,60 @@ def restore_all_on_ray(jobs: list[Job], args: Namespace, *, log: Callable[[str],
 
 def _distribute(waiting: list[tuple[Job, int]], pool: ActorPool, log: Callable[[str], None]) -> list[Job]:
     """Give each item to a worker that is free; returns the jobs that failed."""
-    failed, later, deaths, running = [], [], Counter(), {}
+    failed, later, deaths, running, lost = [], [], Counter(), {}, set()
 
     def start(worker, item):
-        running[item] = worker.restore.remote(str(item[0].path.absolute()), str(item[0].output.absolute()))
-        return running[item]
+        call = worker.restore.remote(str(item[0].path.absolute()), str(item[0].output.absolute()))
+        running[item] = worker, call
+        return call
 
     while waiting or later or running:
         while waiting and pool.has_free():
             pool.submit(start, waiting.pop(0))
-        if running:
-            with contextlib.suppress(RayActorError):  # found among the results
-                pool.get_next_unordered()
-        elif waiting:
+        if waiting and not running:
             raise ValueError("got a Ray cluster whose workers all died, expected one; the same command resumes")
-        else:
-            time.sleep(WAIT)
+        _wait(pool)
         waiting, later = waiting + later, []
-        for item, status in _results(running):
-            job = item[0]
+        for item, status in _results(running, lost):
+            if status == "died":
+                deaths[item[0]] += 1
+                log(f"{item[0].output}: its worker died; another one resumes it")
             if status == "left":
                 later.append(item)
-            elif status == "died" and (deaths.update([job.path]) or deaths[job.path] < MOST_DEATHS):
-                log(f"{job.output}: its worker died; another one resumes it")
+            elif status in ("died", "refused") and deaths[item[0]] < MOST_DEATHS:
                 waiting.append(item)
-            elif status != "made" and job not in failed:
-                failed.append(job)
-    return failed
+            elif status != "made":
+                failed.append(item[0])
+    return list(dict.fromkeys(failed))
 
 
-def _results(running: dict) -> list[tuple]:
-    """Remove the calls that ended from `running`, and return (item, "made", "failed", "left" or "died") for each.
+def _wait(pool: ActorPool) -> None:
+    """Wait until a call ends, or a moment if none runs."""
+    if not pool.has_next():
+        time.sleep(WAIT)
+        return
+    with contextlib.suppress(RayActorError):  # it is among the results, too
+        pool.get_next_unordered()
 
-    Raises ValueError with the message of a worker that cannot restore any clip.
+
+def _results(running: dict, lost: set) -> list[tuple]:
+    """Remove the calls that ended from `running`; return (item, status) for each.
+
+    The status is "made", "failed", "left", "died", or "refused" by a worker that was among the `lost` ones already: the
+    pool may have kept it, since at first it was only out of reach. Raises ValueError with the message of a worker that
+    cannot restore any clip.
     """
-    ended, _ = ray.wait(list(running.values()), num_returns=len(running), timeout=0) if running else ([], [])
+    calls = [call for _, call in running.values()]
+    ended, _ = ray.wait(calls, num_returns=len(calls), timeout=0) if calls else ([], [])
     results = []
-    for item in [item for item, call in running.items() if call in ended]:
+    for item in [item for item, (_, call) in running.items() if call in ended]:
+        worker, call = running.pop(item)
         try:
-            status, line = ray.get(running.pop(item))
+            status, line = ray.get(call)
         except RayActorError:
-            status, line = "died", None
+            status, line = "refused" if worker in lost else "died", None
+            lost.add(worker)
+            ray.kill(worker)  # in case that it is only out of reach
         if line:
             raise ValueError(line)
         results.append((item, status))

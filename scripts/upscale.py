@@ -248,7 +248,8 @@ def clip_restorer(args: argparse.Namespace) -> Callable[..., bool]:
     def restore(job: Job, check: Callable[[], None]) -> bool:
         good = attempt([job], lambda job: captioned(prepare(job, options, warn=log.warning), model))
         if good and is_up_to_date(good[0], model):
-            remove_partials(job.output)
+            if not args.split:  # this process has the claim on it
+                remove_partials(job.output)
             return bool(attempt(good, partial(skip_clip, args=args)))
         if good:
             model.build()  # outside of the attempt: invalid weights end the command

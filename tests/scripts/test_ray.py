@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ldm import config
+from ldm import config, video
 from ldm.weights import checkpoint
 from scripts import upscale
 from tests import scenic
@@ -21,7 +21,7 @@ from tests.scripts import toy
 INSTALLED = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not INSTALLED, reason="Ray is not installed: pip install -c constraints.txt '.[ray]'")
 STORE = 80 * 10**6  # bytes of the object store of a node
-CLIPS, FRAMES = 4, 40
+CLIPS, FRAMES, SCENE = 4, 40, 10
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def words(tmp_path_factory):
     checkpoint.save(folder / "soft.safetensors", {"weight": torch.eye(3)[..., None, None], "bias": torch.zeros(3)})
     config.save(scenic.CARD, folder / "model.yaml")
     for number in range(CLIPS):
-        toy.make_clip(folder / "in" / f"{number}.mp4", FRAMES)
+        with video.open_writer(folder / "in" / f"{number}.mp4", size=(24, 32), rate=25) as writer:
+            for k, frame in enumerate(toy.make_frames(FRAMES)):
+                writer.write(frame // 3 + 160 * (k // SCENE % 2))
     trust = ["--trust", "tests.scenic", "--trust", "tests.foreign"]
     return ["-i", str(folder / "in"), "--weights", str(folder), *trust, "--upscale", "2", "--save_every", "2"]
 
@@ -70,9 +72,9 @@ def test_a_cluster_that_loses_a_node_makes_the_same_bytes(words, cluster, tmp_pa
             warnings.simplefilter("ignore")
             nodes.remove_node(second, allow_graceful=False)
         said = driver.communicate(timeout=300)[0]
-    print(said)
     assert driver.returncode == 0, said
-    assert "Ray: 2 workers" in said and "its worker died; another one resumes it" in said
+    assert "Ray: 2 workers" in said and ("scenes: 4, parts: 4" in said) == split
+    assert "its worker died; another one resumes it" in said
     assert upscale.main([*words, "-o", str(alone), "--device", "cpu"]) == 0
     names = ["0.mp4"] if split else [f"{number}.mp4" for number in range(CLIPS)]
     for name in names:
