@@ -33,6 +33,8 @@ def finished(output: Path, made_of: Mapping) -> dict | None:
     try:
         record = read_object(beside)
         was = portable({key: record[key] for key in made_of})
+        if not all(isinstance(was[key], Mapping) for key in ("input", "weights") if key in was):
+            raise TypeError("got values of another kind")
         recorded = record["output"]["sha256"]
     except (ValueError, KeyError, TypeError, AttributeError):
         raise OutputDiffers(f"{beside}: not a record of an output; remove it and {output}") from None
