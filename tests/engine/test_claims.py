@@ -59,6 +59,13 @@ def test_heartbeats_decide_between_machines(place):
         assert claim.number == 2 and take(place) is None
 
 
+@pytest.mark.skipif(claims.fcntl is None, reason="no locks on this system")
+def test_a_lock_counts_more_than_an_old_heartbeat(place):
+    with take(place):
+        os.utime(place.with_name(f".{place.name}.claim-1"), (0, 0))
+        assert take(place) is None
+
+
 @pytest.mark.parametrize("content", ["", "{", "[" * 3000, "[1]"])
 def test_an_unreadable_claim_ages_too(place, content):
     claim_of(place, content=content)

@@ -14,7 +14,7 @@ import torch
 from ldm import video
 from ldm.engine.parts import Task, prefetched, restore_parts
 from ldm.engine.plan import Plan
-from ldm.engine.resume import WorkFolder
+from ldm.engine.resume import WorkFolder, remove_partials
 from ldm.methods.mgld.codec import Codec
 from ldm.streaming.pipeline import Each, Pipeline, Scenes
 from ldm.streaming.scene import WholeScene
@@ -119,6 +119,20 @@ def test_an_error_in_prefetching_leaves_no_reference_cycle():
         assert seen[0]() is None
     finally:
         gc.enable()
+
+
+def test_a_run_that_is_killed_while_it_removes_its_work_folder_leaves_none(tmp_path, monkeypatch):
+    def killed(path):
+        raise KeyboardInterrupt
+
+    with WorkFolder(tmp_path / "out", {}) as work:
+        work.save({"parts": []})
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("ldm.engine.resume.remove", killed)
+        work.remove()
+    assert not work.path.exists() and len(list(tmp_path.iterdir())) == 1
+    remove_partials(tmp_path / "out")
+    assert not list(tmp_path.iterdir())
 
 
 # ---- units of work over scenes
