@@ -84,7 +84,7 @@ def test_the_parts_of_two_turns_are_joined_to_the_same_bytes(words, alone, tmp_p
 
 
 def test_a_span_of_the_film(words, tmp_path):
-    span = ["--start", "5", "--max_frames", "24"]
+    span = ["--start", "3", "--max_frames", "36"]  # three parts
     for name, more in (("one", []), ("split", ["--split", "scenes"])):
         assert upscale.main([*words, *span, "-o", str(tmp_path / f"{name}.mp4"), *more]) == 0
     assert (tmp_path / "one.mp4").read_bytes() == (tmp_path / "split.mp4").read_bytes()
