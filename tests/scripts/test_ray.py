@@ -29,7 +29,7 @@ def words(tmp_path_factory):
     """A command without its output: clips and a model that takes little time."""
     folder = tmp_path_factory.mktemp("clips")
     checkpoint.save(folder / "soft.safetensors", {"weight": torch.eye(3)[..., None, None], "bias": torch.zeros(3)})
-    config.save(scenic.CARD, folder / "model.yaml")
+    config.save(scenic.card(), folder / "model.yaml")
     for number in range(CLIPS):
         with video.open_writer(folder / "in" / f"{number}.mp4", size=(24, 32), rate=25) as writer:
             for k, frame in enumerate(toy.make_frames(FRAMES)):

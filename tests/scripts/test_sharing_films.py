@@ -31,7 +31,7 @@ def words(tmp_path_factory):
     """A command without its output: a film with sound and uneven times, and a model that takes next to no time."""
     folder = tmp_path_factory.mktemp("film")
     checkpoint.save(folder / "soft.safetensors", {"weight": torch.eye(3)[..., None, None], "bias": torch.zeros(3)})
-    config.save(scenic.CARD, folder / "model.yaml")
+    config.save(scenic.card(), folder / "model.yaml")
     fast = ["--trust", "tests.scenic", "--trust", "tests.foreign", "--upscale", "2", "--device", "cpu"]
     return ["-i", str(make_film(folder / "film.mp4")), "--weights", str(folder), *fast, "--save_every", "3"]
 
@@ -83,7 +83,11 @@ def test_the_parts_of_two_turns_are_joined_to_the_same_bytes(words, alone, tmp_p
     assert upscale.main(split) == 0 and "finished before" in capfd.readouterr().out
 
 
-def test_a_span_of_the_film(words, tmp_path):
+@pytest.mark.parametrize("method", [scenic.Scenic, scenic.Backwards])
+def test_a_span_of_the_film(words, tmp_path, method):
+    config.save(scenic.card(method), tmp_path / "model.yaml")
+    shutil.copy(Path(words[3]) / "soft.safetensors", tmp_path)
+    words = [*words, "--weights", str(tmp_path)]
     span = ["--start", "3", "--max_frames", "36"]  # three parts
     for name, more in (("one", []), ("split", ["--split", "scenes"])):
         assert upscale.main([*words, *span, "-o", str(tmp_path / f"{name}.mp4"), *more]) == 0
