@@ -84,8 +84,9 @@ class PeerUpscaler:
             raise ValueError(f"{self.peer.title}: got a scale of {size[0] / frame.shape[1]:g}, expected {SCALE}")
 
         x = frame.numpy()
+        given = _extended(x, self.peer.context)  # ncnn reads this memory until the output is computed
         with self._net.create_extractor() as extractor:
-            extractor.input(self.peer.blobs[0], ncnn.Mat(_extended(x, self.peer.context)).clone())
+            extractor.input(self.peer.blobs[0], ncnn.Mat(given))
             code, output = extractor.extract(self.peer.blobs[1])
             if code != 0:
                 raise RuntimeError(f"{self.peer.title}: got code {code} from ncnn for {x.shape[2]}x{x.shape[1]} pixels")
