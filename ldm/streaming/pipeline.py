@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.ops.finite import one_check
 from ldm.streaming.blending import CROSSFADE, Blend, is_weighted
 
 
@@ -216,7 +217,8 @@ class Windowed(Stage):
             at = begin - self.first
             window = self.held[at : at + self.size]
             try:
-                values = self.fn(window)
+                with one_check():
+                    values = self.fn(window)
             except FloatingPointError as error:
                 raise FloatingPointError(f"frames {window[0].number} to {window[-1].number}: {error}") from None
             for k, weight in enumerate(self.blend.weigh(len(window), visits)):
@@ -341,11 +343,12 @@ class Pipeline:
     @torch.no_grad()
     def _run(self, k: int) -> None:
         stage, began = self.stages[k], time.perf_counter()
-        if stage.pending:
-            self.waiting[k + 1].extend(stage.work())
-            self.units += 1
-        else:
-            self.waiting[k + 1].extend(stage.push(self.waiting[k].popleft()))
+        with one_check():
+            if stage.pending:
+                self.waiting[k + 1].extend(stage.work())
+                self.units += 1
+            else:
+                self.waiting[k + 1].extend(stage.push(self.waiting[k].popleft()))
         self.seconds[stage.label] += time.perf_counter() - began
 
     @property
