@@ -26,7 +26,7 @@ class Conditions:
         self._kept: dict[tuple, dict[int, list[Tensor]]] = {}
 
     def __call__(self, z: Tensor, t: Tensor, *, place: tuple, frames: Sequence[int]) -> list[Tensor]:
-        """Encode tiles z (B, T, c, h, w) of these frames at `place`, time step t (1,), to (B*T, c', h', w') per level."""
+        """Encode tiles z (B, T, c, h, w) of `frames` at `place`, time step t (1,) -> (B*T, c', h', w') per level."""
         maps = self._kept.pop(place, {})
         new = [k for k, frame in enumerate(frames) if frame not in maps]
         maps |= zip([frames[k] for k in new], self._encoded([z[:, k] for k in new], t), strict=True)

@@ -18,13 +18,14 @@ from ldm.methods.mgld.restoration import Restoration
 from ldm.methods.mgld.settings import Decoding, Sampling
 from ldm.methods.progress import Tally
 from ldm.methods.windows import Windows
-from ldm.methods.words import PRECISIONS, choose
-from ldm.nets.layers import channels_last
+from ldm.methods.words import PRECISIONS, precision_on
+from ldm.nets.layers import channels_last, half_weights
 from ldm.ops.padding import pad_to_multiple
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, run_all
 
 BUILDABLE = ("MGLD",)
 NETWORKS = ("unet", "structure", "autoencoder", "sequence_decoder", "text", "flow")
+HALVED = ("unet", "structure", "autoencoder", "sequence_decoder")  # run under autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,8 @@ class MGLD:
         scale_factor: latents are samples of the autoencoder's posterior times this factor.
         sampling, windows, decoding: settings of the sampler, of windows and tiles, and of the decoder.
         min_size: minimum short side, in pixels, to which frames are enlarged before restoration.
-        precision: dtype of the networks: "fp32", "bf16" or "fp16".
+        precision: dtype of the networks: "fp32", "bf16", "fp16", or "auto" (`ldm.methods.words.precision_on`). Off the
+            CPU, the weights of convolutions and linear layers are converted in place.
         compiled: compile the networks with torch.compile.
 
     Raises ValueError for a missing network, an unknown word, or a tile that the U-Net cannot downsample.
@@ -56,12 +58,15 @@ class MGLD:
         for name in NETWORKS:
             if name not in self.networks:
                 raise ValueError(f"got networks {sorted(self.networks)}, expected {name} among them")
-        choose(PRECISIONS, self.precision, "precision")
+        precision_on(self.device, self.precision)  # raises for an unknown word
         step = self.networks["unet"].downsampling
         if self.windows.tile % step:
             raise ValueError(f"got tile {self.windows.tile}, expected a multiple of {step}")
         for network in self.networks.values():
             channels_last(network).eval().requires_grad_(False)
+        if self.dtype is not None and self.device.type != "cpu":
+            for name in HALVED:
+                half_weights(self.networks[name], self.dtype)
         if self.compiled:
             compile_networks(self.networks)
 
@@ -188,7 +193,7 @@ class MGLD:
             self.networks["sequence_decoder"],
             levers.decoding(self.decoding),
             scale_factor=self.scale_factor,
-            dtype=PRECISIONS[self.precision],
+            dtype=self.dtype,
         )
 
     def geometry(self, size: tuple[int, int], upscale: float) -> Geometry:
@@ -196,6 +201,11 @@ class MGLD:
         f = self.networks["autoencoder"].downsampling
         pad = partial(pad_to_multiple, multiple=f * self.networks["unet"].downsampling)
         return Geometry(size, upscale=upscale, min_size=self.min_size, pad=pad, downsampling=f)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of autocast; None disables it."""
+        return PRECISIONS[precision_on(self.device, self.precision)]
 
     @property
     def channels(self) -> int:
