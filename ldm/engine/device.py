@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm import memory
 
@@ -52,6 +53,30 @@ def check_cards(numbers: Sequence[int]) -> None:
 def exact_float32() -> None:
     """Disable TF32 on CUDA, which keeps only 10 of the 23 mantissa bits of float32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def on_its_way(x: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU whose copy to a device need not wait: pinned if the device is a CUDA device."""
+    return x.pin_memory() if torch.device(device).type == "cuda" else x
+
+
+def to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the CPU, and return a function that returns the copy, waiting for it if necessary.
+
+    From CUDA devices the copy is asynchronous, into pinned memory.
+    """
+    if x.device.type != "cuda":
+        here = x.cpu()
+        return lambda: here
+    here = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    here.copy_(x, non_blocking=True)
+    copied = torch.cuda.current_stream(x.device).record_event()
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return here
+
+    return arrived
 
 
 def hardware(device: str) -> dict[str, str | int]:

@@ -39,8 +39,12 @@ class Frame:
         return replace(self, values={name: value for name, value in self.values.items() if name not in names})
 
     def to(self, device: torch.device | str) -> "Frame":
-        """Return the frame with its values on `device`."""
-        return replace(self, values={name: value.to(device) for name, value in self.values.items()})
+        """Return the frame with its values on `device`. Copies from pinned memory do not wait."""
+        return replace(self, values={name: _sent(value, device) for name, value in self.values.items()})
+
+
+def _sent(value: Tensor, device: torch.device | str) -> Tensor:
+    return value.to(device, non_blocking=value.device.type == "cpu" and value.is_pinned())
 
 
 def frames_from(saved: list[dict]) -> list[Frame]:
