@@ -3,7 +3,9 @@
 It is played by the meta device. What the host reads is made up: flags are true, other values are zero.
 """
 
+import contextlib
 from collections import Counter
+from unittest import mock
 
 import torch
 from torch import Tensor
@@ -26,7 +28,25 @@ class Counting(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts = Counter()
+        self.counts, self.stack = Counter(), contextlib.ExitStack()
+
+    def __enter__(self):
+        """Also count values of Python that become tensors of the device: each is a copy for which the host waits."""
+        for owner, name in ((torch, "tensor"), (Tensor, "new_tensor")):
+            self.stack.enter_context(mock.patch.object(owner, name, self._counted(getattr(owner, name))))
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        self.stack.close()
+        return super().__exit__(*error)
+
+    def _counted(self, make):
+        def made(*args, **kwargs):
+            out = make(*args, **kwargs)
+            self.counts["to device"] += out.is_meta
+            return out
+
+        return made
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         name, kwargs = func.overloadpacket.__name__, kwargs or {}

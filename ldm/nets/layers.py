@@ -302,6 +302,12 @@ def down_path(
     return nn.ModuleList(blocks), levels, channels
 
 
+def compile_once(module: nn.Module) -> None:
+    """Compile a module in place by torch.compile, for fixed shapes, unless it is compiled already."""
+    if module._compiled_call_impl is None:
+        module.compile(dynamic=False)
+
+
 def half_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """`module` with the weights of its convolutions and linear layers in half precision; others, as of norms, stay.
 

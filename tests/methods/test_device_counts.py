@@ -46,7 +46,9 @@ def counts_of(*words: str) -> Counter:
 def test_the_host_waits_once_per_window_and_copies_a_handful():
     counts = counts_of("windows.tile=16", "decoding.windows.tile=24")
     guidance = 2  # of three frames, and of the others
-    assert counts["reads"] <= 2 * FRAMES - 1 + 2 * WINDOWS + guidance  # frame: encoded, compared; window: sampled, decoded
+    assert (
+        counts["reads"] <= 2 * FRAMES - 1 + 2 * WINDOWS + guidance
+    )  # frame: encoded, compared; window: sampled, decoded
     assert counts["to host"] == FRAMES
     assert counts["to device"] <= 3 * FRAMES + WINDOWS  # frame: pixels, two draws of noise; window: one draw
     tiled = counts_of("windows.tile=8", "windows.tile_overlap=4", "decoding.windows.tile=24")

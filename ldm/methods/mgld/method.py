@@ -19,7 +19,7 @@ from ldm.methods.mgld.settings import Decoding, Sampling
 from ldm.methods.progress import Tally
 from ldm.methods.windows import Windows
 from ldm.methods.words import PRECISIONS, precision_on
-from ldm.nets.layers import channels_last, half_weights
+from ldm.nets.layers import channels_last, compile_once, half_weights
 from ldm.ops.padding import pad_to_multiple
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, run_all
 
@@ -67,8 +67,6 @@ class MGLD:
         if self.dtype is not None and self.device.type != "cpu":
             for name in HALVED:
                 half_weights(self.networks[name], self.dtype)
-        if self.compiled:
-            compile_networks(self.networks)
 
     # ---- the contract
 
@@ -83,6 +81,8 @@ class MGLD:
         Each sampling step waits for a window of frames, so results are delayed. The noise of a frame depends on its
         number and the seed alone.
         """
+        if self.compiled:
+            compile_networks(self.networks)  # not before: memory is probed on other sizes
         levers, geometry = levers or self.levers()[0], self.geometry(request.size, request.upscale)
         calls = self.calls(request.frames, geometry.latent, levers) if request.frames else {}
         run = self.restoration(levers, seed=request.seed, tally=Tally(progress, calls))
@@ -109,7 +109,8 @@ class MGLD:
 
     def levers(self) -> list[TileLevers]:
         """Return tiles and norms from those of the settings down to the least memory."""
-        return memory.ladder(self.windows, self.decoding, step=self.networks["unet"].downsampling)
+        step, on_cpu = self.networks["unet"].downsampling, self.device.type == "cpu"
+        return memory.ladder(self.windows, self.decoding, step=step, on_cpu=on_cpu)
 
     def probes(self, levers: TileLevers) -> dict[str, Callable[[int], int | None]]:
         """Return runs of one window per stage, and the bytes of the structure encoder's maps of a frame ("maps")."""
@@ -184,6 +185,7 @@ class MGLD:
             windows=levers.sampling_windows(self.windows),
             noise=FrameNoise(seed),
             tally=tally,
+            cached=levers.cached,
         )
 
     def codec(self, levers: TileLevers) -> Codec:
@@ -232,7 +234,7 @@ class MGLD:
 
 
 def compile_networks(networks: Mapping[str, nn.Module]) -> None:
-    """Compile the slow networks in place. Encoder and decoder run compiled only on blended tiles."""
+    """Compile the slow networks in place, for fixed shapes. Encoder and decoder run compiled only on blended tiles."""
     parts = networks["autoencoder"].encoder, networks["sequence_decoder"].decoder
     for network in (networks["unet"], networks["structure"], *parts):
-        network.compile()
+        compile_once(network)

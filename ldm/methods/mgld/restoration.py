@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldm.diffusion.multistep import HISTORY
 from ldm.diffusion.samplers import assert_finite
 from ldm.methods.mgld.codec import Codec
-from ldm.methods.mgld.conditions import Conditions
+from ldm.methods.mgld.conditions import MAX_CACHED_BYTES, Conditions
 from ldm.methods.mgld.settings import Sampling
 from ldm.methods.progress import Tally
 from ldm.methods.windows import Windows
@@ -34,6 +34,7 @@ class Restoration:
         windows: windows of frames and tiles of latents.
         noise: source of standard normal noise, such as `ldm.diffusion.noise.FrameNoise`.
         tally: counter of network calls.
+        cached: maximum size of the cache of conditions, in bytes.
     """
 
     def __init__(
@@ -45,10 +46,11 @@ class Restoration:
         windows: Windows,
         noise: Noise,
         tally: Tally,
+        cached: int = MAX_CACHED_BYTES,
     ) -> None:
         self.unet, self.text, self.flow = networks["unet"], networks["text"], networks["flow"]
         self.codec, self.sampling, self.windows, self.noise, self.tally = codec, sampling, windows, noise, tally
-        self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap)
+        self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap, limit=cached)
         self._context: Tensor | None = None
         self._in_tiles: dict[tuple[int, int], Callable[..., Tensor]] = {}
 

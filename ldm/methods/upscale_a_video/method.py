@@ -18,6 +18,7 @@ from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Wor
 from ldm.methods.upscale_a_video.sizes import LowGeometry
 from ldm.methods.windows import Windows
 from ldm.methods.words import PRECISIONS, precision_on
+from ldm.nets.layers import compile_once
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes
 
@@ -65,8 +66,6 @@ class UpscaleAVideo:
             raise ValueError(f"got {got}, expected a number above 0 and at least 1 pixel")
         for network in self.networks.values():
             network.eval().requires_grad_(False)
-        if self.compiled:
-            self.networks["unet"].compile()
 
     # ---- the contract
 
@@ -81,6 +80,8 @@ class UpscaleAVideo:
         Each sampling step waits for a window of frames, so frames come out late. The noise of a frame depends on its
         number and the seed alone. A prompt of several lines has one for each scene.
         """
+        if self.compiled:
+            compile_once(self.networks["unet"])  # not before: memory is probed on other sizes
         levers, geometry = levers or self.levers()[0], self.geometry(request.size, request.upscale)
         calls = self.calls(request.frames, geometry.low, levers) if request.frames else {}
         run = self.restoration(request, levers, Tally(progress, calls))
