@@ -38,7 +38,9 @@ class Conditions:
         return [torch.stack(level, dim=1).flatten(0, 1) for level in levels]
 
     def _encoded(self, frames: list[Tensor], t: Tensor) -> list[list[Tensor]]:
-        """Return the maps of each of the latents (B, c, h, w)."""
+        """Return the maps of each of the latents (B, c, h, w), in the dtype of the weights."""
+        dtype = next(self.structure.parameters()).dtype
+        frames = [z.to(dtype) for z in frames]
         if len(frames) < 2 or frames[0].device.type == "cpu":
             return [self.structure(z, t) for z in frames]
         levels = [level.chunk(len(frames)) for level in self.structure(torch.cat(frames), t)]

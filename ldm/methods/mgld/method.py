@@ -139,7 +139,7 @@ class MGLD:
 
         @torch.no_grad()
         def maps(side: int) -> int:
-            z = latents(1, side)
+            z = latents(1, side).to(next(self.networks["structure"].parameters()).dtype)
             with codec.autocast():
                 made = self.networks["structure"](z[:, 0], torch.zeros(1, dtype=torch.long, device=self.device))
             return sum(value.nbytes for value in (z, *made))
