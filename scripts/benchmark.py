@@ -236,10 +236,9 @@ class Degrader:
 
 def restorer_of(args: argparse.Namespace) -> Restorer:
     """Return the model that the arguments describe."""
-    weights = find_weights(*args.weights or (EMBEDDED,), configs=args.config)
-    settings = upscale.choose_settings(weights, args)
-    device = usable_device(args.device)
-    model = Model(weights, with_precision(settings, device), device, upscale.rounding_of(settings))
+    weights, device = find_weights(*args.weights or (EMBEDDED,), configs=args.config), usable_device(args.device)
+    settings = with_precision(upscale.choose_settings(weights, args), device)
+    model = Model(weights, settings, device, upscale.rounding_of(settings))
     memory = upscale.parse_bytes(args.memory) if args.memory else None
     return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), log.warning, log.info)
 

@@ -1,18 +1,23 @@
 """The share of the processor time of a run that is spent outside of calls of networks."""
 
+import itertools
+import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from unittest import mock
 
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from ldm.engine.jobs import Job, JobOptions, Model, plan_for, prepare, restore_job
 
+STEPWISE = ("encode_frames", "decode_frames")  # of `ldm.nets.whole_frame`: they call parts of networks one by one
+
 
 class NetworkTime:
-    """Processor time, in seconds, of this thread within the outermost calls of modules."""
+    """Processor time, in seconds, of this thread within the outermost calls of modules and of `STEPWISE`."""
 
     def __init__(self) -> None:
         self.seconds, self._depth, self._began = 0.0, 0, 0.0
@@ -20,19 +25,35 @@ class NetworkTime:
     @contextmanager
     def counted(self) -> Iterator[None]:
         """Count the calls within. Only for modules that run in one thread."""
-        hooks = register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)
-        try:
-            yield
-        finally:
+        hooks = (
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, always_call=True),
+        )
+        users = [module for name, module in sys.modules.items() if name.startswith("ldm.methods.")]
+        with ExitStack() as stack:
             for hook in hooks:
-                hook.remove()
+                stack.callback(hook.remove)
+            for user, name in itertools.product(users, STEPWISE):
+                if hasattr(user, name):
+                    stack.enter_context(mock.patch.object(user, name, self._counted(getattr(user, name))))
+            yield
 
-    def _enter(self, module, args) -> None:
+    def _counted(self, function: Callable) -> Callable:
+        def counted(*args, **options):
+            self._enter()
+            try:
+                return function(*args, **options)
+            finally:
+                self._leave()
+
+        return counted
+
+    def _enter(self, *call) -> None:
         self._depth += 1
         if self._depth == 1:
             self._began = time.thread_time()
 
-    def _leave(self, module, args, out) -> None:
+    def _leave(self, *call) -> None:
         self._depth -= 1
         if not self._depth:
             self.seconds += time.thread_time() - self._began

@@ -40,11 +40,7 @@ class Frame:
 
     def to(self, device: torch.device | str) -> "Frame":
         """Return the frame with its values on `device`. Copies from pinned memory do not wait."""
-        return replace(self, values={name: _sent(value, device) for name, value in self.values.items()})
-
-
-def _sent(value: Tensor, device: torch.device | str) -> Tensor:
-    return value.to(device, non_blocking=value.device.type == "cpu" and value.is_pinned())
+        return replace(self, values=_moved(self.values, device))
 
 
 def frames_from(saved: list[dict]) -> list[Frame]:
@@ -389,7 +385,7 @@ class Pipeline:
 def _moved(tree, device: torch.device | str):
     """Move the tensors of nested dictionaries, lists and tuples to `device`."""
     if isinstance(tree, Tensor):
-        return tree.to(device)
+        return tree.to(device, non_blocking=tree.device.type == "cpu" and tree.is_pinned())
     if isinstance(tree, dict):
         return {key: _moved(value, device) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -142,7 +142,7 @@ class MGLD:
             z = latents(1, side).to(next(self.networks["structure"].parameters()).dtype)
             with codec.autocast():
                 made = self.networks["structure"](z[:, 0], torch.zeros(1, dtype=torch.long, device=self.device))
-            return sum(value.nbytes for value in (z, *made))
+            return sum(value.nbytes for value in made)
 
         return {"sampling": sampling, "encoding": encoding, "decoding": decoding, "maps": maps}
 
