@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nets.layers import PIXELS, group_moments
-from ldm.ops.finite import require_finite
+from ldm.ops.finite import checked_finite
 from ldm.ops.tiling import Patch
 
 
@@ -76,7 +76,7 @@ class FrameNorms:
             count, total, squares = sums
             mean = total / count
             deviation = (squares / count - mean**2).clamp_min(0).add(norm.eps).sqrt()
-            require_finite(deviation, partial(_not_finite, frame))
+            checked_finite(deviation, partial(_not_finite, frame))
             self._known[norm, frame] = torch.stack([mean, 1 / deviation])
         counted = bool(self._sums)
         self._sums.clear()

@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ldm.ops.finite import require_finite
+from ldm.ops.finite import checked_finite
 from ldm.ops.flow import resize_flow
 from ldm.ops.resize import resize
 
@@ -63,7 +63,7 @@ def flows_of_clip(
             continue
         here, there = clip[:, :-1].flatten(0, 1), clip[:, 1:].flatten(0, 1)
         for found, images in zip(parts, ((here, there), (there, here)), strict=True):
-            flow = require_finite(flow_net(*images), partial(_not_finite, chunk))
+            flow = checked_finite(flow_net(*images), partial(_not_finite, chunk))
             found.append(back(flow.float(), size=size).unflatten(0, pairs))
     none = frames.new_zeros(frames.shape[0], 0, 2, *size, dtype=torch.float32)
     return tuple(torch.cat(found, 1) if found else none for found in parts)

@@ -10,7 +10,7 @@ from torch import Tensor
 _waiting: ContextVar[list[tuple[Tensor, Callable[[], str]]] | None] = ContextVar("waiting", default=None)
 
 
-def require_finite(x: Tensor, message: Callable[[], str]) -> Tensor:
+def checked_finite(x: Tensor, message: Callable[[], str]) -> Tensor:
     """Return x. Raises FloatingPointError with `message()` if it has NaN or infinite values.
 
     Within `one_check`, the error is raised at its end.

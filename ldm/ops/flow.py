@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.ops.finite import require_finite
+from ldm.ops.finite import checked_finite
 from ldm.ops.tiling import Tile
 
 _GRIDS = ("aligned", "released")
@@ -194,7 +194,7 @@ def estimate_motion(
     for i in range(0, len(first), batch):
         x, y, what = first[i : i + batch], second[i : i + batch], f"of pairs {i} to {min(i + batch, len(first)) - 1}"
         for flows, out, where in zip((to_next, to_prev), _both_ways(flow_net, x, y), ("next", "previous"), strict=True):
-            require_finite(out, partial(_not_finite, f"to the {where} frame {what}"))
+            checked_finite(out, partial(_not_finite, f"to the {where} frame {what}"))
             flows.append(resize_flow(out, size=size))
     none = frames.new_zeros(0, 2, *size, dtype=torch.float32)
     flows = [torch.cat(x) if x else none for x in (to_next, to_prev)]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ldm.ops.finite import require_finite
+from ldm.ops.finite import checked_finite
 
 _log = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ def _share(tile: Tile, tiles: list[Tile], scale: tuple[Fraction, ...], weights: 
 
 def _assert_tile_finite(out: Tensor, tile: "Tile | Patch") -> None:
     """Raise FloatingPointError with the position of the tile if `out` is not finite."""
-    require_finite(out, lambda: f"the tile at {tile} is not finite; use float32, or check the input there")
+    checked_finite(out, lambda: f"the tile at {tile} is not finite; use float32, or check the input there")
 
 
 class _Shares:

@@ -344,11 +344,10 @@ class Pipeline:
     def _run(self, k: int) -> None:
         stage, began = self.stages[k], time.perf_counter()
         with one_check():
-            if stage.pending:
-                self.waiting[k + 1].extend(stage.work())
-                self.units += 1
-            else:
-                self.waiting[k + 1].extend(stage.push(self.waiting[k].popleft()))
+            is_unit = stage.pending
+            ready = stage.work() if is_unit else stage.push(self.waiting[k].popleft())
+        self.waiting[k + 1].extend(ready)
+        self.units += is_unit
         self.seconds[stage.label] += time.perf_counter() - began
 
     @property

@@ -3,35 +3,35 @@
 import pytest
 import torch
 
-from ldm.ops.finite import one_check, require_finite
+from ldm.ops.finite import checked_finite, one_check
 
 FINE, BROKEN = torch.zeros(3), torch.tensor([1.0, float("nan")])
 
 
 def test_a_check_alone_raises_at_once():
-    assert require_finite(FINE, lambda: "fine") is FINE
+    assert checked_finite(FINE, lambda: "fine") is FINE
     with pytest.raises(FloatingPointError, match="broken"):
-        require_finite(BROKEN, lambda: "broken")
+        checked_finite(BROKEN, lambda: "broken")
 
 
 def test_checks_together_name_the_first_that_failed_at_the_end():
     reached = False
     with pytest.raises(FloatingPointError, match="first"), one_check():
-        require_finite(FINE, lambda: "fine")
-        require_finite(BROKEN, lambda: "first")
-        require_finite(BROKEN, lambda: "second")
+        checked_finite(FINE, lambda: "fine")
+        checked_finite(BROKEN, lambda: "first")
+        checked_finite(BROKEN, lambda: "second")
         reached = True
     assert reached
-    require_finite(FINE, lambda: "fine")
+    checked_finite(FINE, lambda: "fine")
 
 
 def test_an_inner_group_is_checked_at_its_own_end():
     with one_check():
         with pytest.raises(FloatingPointError, match="inner"), one_check():
-            require_finite(BROKEN, lambda: "inner")
+            checked_finite(BROKEN, lambda: "inner")
 
 
 def test_another_error_is_not_replaced():
     with pytest.raises(KeyError), one_check():
-        require_finite(BROKEN, lambda: "broken")
+        checked_finite(BROKEN, lambda: "broken")
         raise KeyError

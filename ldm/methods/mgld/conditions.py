@@ -39,8 +39,7 @@ class Conditions:
 
     def _encoded(self, frames: list[Tensor], t: Tensor) -> list[list[Tensor]]:
         """Return the maps of each of the latents (B, c, h, w), in the dtype of the weights."""
-        dtype = next(self.structure.parameters()).dtype
-        frames = [z.to(dtype) for z in frames]
+        frames = [z.to(dtype_of(self.structure, z.dtype)) for z in frames]
         if len(frames) < 2 or frames[0].device.type == "cpu":
             return [self.structure(z, t) for z in frames]
         levels = [level.chunk(len(frames)) for level in self.structure(torch.cat(frames), t)]
@@ -50,6 +49,11 @@ class Conditions:
     def bytes_kept(self) -> int:
         """Size of the cached maps in bytes."""
         return sum(_bytes_of(maps) for frames in self._kept.values() for maps in frames.values())
+
+
+def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the dtype of the first weight of a network, or `default` if it has none."""
+    return next((weight.dtype for weight in network.parameters()), default)
 
 
 def _bytes_of(maps: list[Tensor]) -> int:

@@ -13,6 +13,7 @@ from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.geometry import Geometry
 from ldm.methods.mgld import levers as memory
 from ldm.methods.mgld.codec import Codec
+from ldm.methods.mgld.conditions import dtype_of
 from ldm.methods.mgld.levers import TileLevers
 from ldm.methods.mgld.restoration import Restoration
 from ldm.methods.mgld.settings import Decoding, Sampling
@@ -139,7 +140,7 @@ class MGLD:
 
         @torch.no_grad()
         def maps(side: int) -> int:
-            z = latents(1, side).to(next(self.networks["structure"].parameters()).dtype)
+            z = latents(1, side).to(dtype_of(self.networks["structure"], torch.float32))
             with codec.autocast():
                 made = self.networks["structure"](z[:, 0], torch.zeros(1, dtype=torch.long, device=self.device))
             return sum(value.nbytes for value in made)

@@ -15,7 +15,7 @@ from ldm.methods.stablevsr.settings import BidirectionalSampling
 from ldm.methods.stablevsr.sizes import Sizes
 from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.cuts import scene_ends
-from ldm.ops.finite import require_finite
+from ldm.ops.finite import checked_finite
 from ldm.ops.flow import Motion, forward_backward_occlusion
 from ldm.streaming.pipeline import Frame
 from ldm.streaming.scene import BEFORE, Block
@@ -129,7 +129,7 @@ class SceneRestoration:
         to_prev = self.flow(frame["large"], before["large"])
         from_prev = self.flow(before["large"], frame["large"])
         for flow in (to_prev, from_prev):
-            require_finite(flow, lambda: f"the flow between frames {before.number} and {frame.number} is not finite")
+            checked_finite(flow, lambda: f"the flow between frames {before.number} and {frame.number} is not finite")
         if self.scene_cut is not None:
             masks = forward_backward_occlusion(from_prev, to_prev)
             motion = Motion(*(value[:, None] for value in (from_prev, to_prev, *masks)))
