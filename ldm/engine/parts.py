@@ -173,9 +173,10 @@ class _Run:
     def until_saved(self, count: int) -> Iterator[Callable[[], Tensor]]:
         """Yield restored frames until a part ends: with a scene, after `count` frames, or after `count` units of work.
 
-        A frame is a function that returns its picture for `pixels`. Without a restored frame, stops when `count` frames of the scene, or a multiple of it, were read. All this is
-        counted from the beginning of a scene, so that the ends of parts depend neither on where a run was interrupted
-        nor on the scenes before (`ldm.engine.splitting`).
+        A frame is a function that returns its picture, for `pixels`. Without a restored frame, stops when `count`
+        frames of the scene, or a multiple of it, were read. All this is counted from the beginning of a scene, so that
+        the ends of parts depend neither on where a run was interrupted nor on the scenes before
+        (`ldm.engine.splitting`).
         """
         self.stopping.clear()
         pipeline, made, last_unit = self.pipeline, 0, self.pipeline.units + count

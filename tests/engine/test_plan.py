@@ -21,7 +21,8 @@ from ldm.methods.contract import Request
 from ldm.methods.mgld.conditions import MAX_CACHED_BYTES
 from ldm.methods.mgld.levers import UNLIMITED, WHOLE, TileLevers, ladder
 from ldm.methods.mgld.method import MGLD
-from ldm.methods.mgld.settings import Decoding, Windows
+from ldm.methods.mgld.settings import Decoding
+from ldm.methods.windows import Windows
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
 
