@@ -25,7 +25,7 @@ from pytorch_lightning.utilities.rank_zero import rank_zero_only
 
 from ldm import config
 from ldm.engine.assemble import CARD
-from ldm.engine.device import is_out_of_memory, usable_device
+from ldm.engine.device import check_cards, is_out_of_memory
 from ldm.engine.export import card_text, write_export
 from ldm.files import is_partial
 from ldm.training import preflight
@@ -103,8 +103,7 @@ def devices_of(gpus: str) -> dict:
     numbers = [word.strip() for word in gpus.split(",") if word.strip()]
     if not all(number.isdigit() for number in numbers):
         raise ValueError(f"got --gpus {gpus!r}, expected numbers such as 0, or 0,1 or nothing for the CPU")
-    for number in numbers:
-        usable_device(f"cuda:{number}")
+    check_cards([int(number) for number in numbers])
     if not numbers:
         return {"accelerator": "cpu", "devices": 1}
     several = {"strategy": "ddp_find_unused_parameters_true"} if len(numbers) > 1 else {}

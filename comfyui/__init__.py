@@ -26,7 +26,7 @@ CATEGORY = "video/super-resolution"
 SUBFOLDER = "mgld_vsr"  # of the models and of the outputs
 OWN = "embedded"
 NONE = "none"
-PRECISIONS = ["fp32", "bf16", "fp16"]
+PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 VsrModel = io.Custom("MGLD_VSR_MODEL")
 
 

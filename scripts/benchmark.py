@@ -43,7 +43,7 @@ from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
 from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdown
-from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
+from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings, with_precision
 from ldm.engine.device import usable_device
 from ldm.engine.flags import flags_of
 from ldm.engine.jobs import JobOptions, Model
@@ -236,9 +236,9 @@ class Degrader:
 
 def restorer_of(args: argparse.Namespace) -> Restorer:
     """Return the model that the arguments describe."""
-    weights = find_weights(*args.weights or (EMBEDDED,), configs=args.config)
-    settings = upscale.choose_settings(weights, args)
-    model = Model(weights, settings, usable_device(args.device), upscale.rounding_of(settings))
+    weights, device = find_weights(*args.weights or (EMBEDDED,), configs=args.config), usable_device(args.device)
+    settings = with_precision(upscale.choose_settings(weights, args), device)
+    model = Model(weights, settings, device, upscale.rounding_of(settings))
     memory = upscale.parse_bytes(args.memory) if args.memory else None
     return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), log.warning, log.info)
 

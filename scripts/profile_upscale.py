@@ -24,12 +24,19 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm.engine.assemble import CARD, EMBEDDED, Weights, build_method, read_settings
 from ldm.engine.device import Peak, hardware, is_out_of_memory, seconds_of, usable_device
+from ldm.engine.restoring import model_of
 from ldm.files import write_whole
-from ldm.methods.contract import Method
+from ldm.methods.contract import Method, Request
+from ldm.methods.geometry import MIN_SIDE
 from ldm.methods.words import PRECISIONS
 from scripts.command import Parser, add_trust, exit_status, explained, positive_int, tell
+from scripts.host_share import host_share
 
 PROGRAM = "profile_upscale.py"
+HOST_LINE = (
+    "{clip}, {frames} frames x{upscale:g}: {seconds:.2f} s of processor time, {networks:.2f} s in networks; "
+    "outside {share:.1%}, {outside_per_frame:.3f} s per frame"
+)
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +48,13 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of the networks (default: fp32)")
     add("--parts", nargs="+", default=[], help="parts of the method to measure (default: all)")
     add("--repeat", type=positive_int, default=2, help="timed runs of each part, the best counts (default: 2)")
+    add(
+        "--clip",
+        type=Path,
+        help="instead: the share of time outside networks, of restoring a clip with the embedded model",
+    )
+    add("--upscale", type=float, default=4.0, help="of --clip (default: 4)")
+    add("--frames", type=positive_int, help="of --clip (default: all)")
     add("-o", "--output", type=Path, help="a JSON file for all figures")
     add_trust(parser)
     args = parser.parse_with_overrides(words, ("parts",))
@@ -121,7 +135,9 @@ def measure(work: Callable[[], object], machine: Machine, *, repeat: int) -> dic
 def profile(args: argparse.Namespace) -> dict:
     """Return all figures, and what was measured on which machine. Raises ValueError."""
     device = usable_device(args.device)
-    probes, machine = probes_of(random_method(args, device), args.parts), Machine(device, args.precision)
+    method = random_method(args, device)
+    method.stream(Request((MIN_SIDE, MIN_SIDE)))  # compiles the networks, if asked for
+    probes, machine = probes_of(method, args.parts), Machine(device, args.precision)
     parts = {name: measure(partial(run, args.side), machine, repeat=args.repeat) for name, run in probes.items()}
     for figures in parts.values():
         figures |= {f"share_of_{name}": figures["flops_per_second"] / rate for name, rate in machine.rates.items()}
@@ -149,8 +165,13 @@ def table(figures: dict) -> list[str]:
 
 
 def run(args: argparse.Namespace) -> None:
-    figures = profile(args)
-    tell(*table(figures))
+    if args.clip:
+        model = model_of(overrides=[f"method.params.precision={args.precision}", *args.overrides], device=args.device)
+        figures = host_share(model, args.clip, upscale=args.upscale, frames=args.frames)
+        tell(HOST_LINE.format(**figures))
+    else:
+        figures = profile(args)
+        tell(*table(figures))
     if args.output:
         write_whole(args.output, (json.dumps(figures, indent=2) + "\n").encode())
 

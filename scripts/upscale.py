@@ -22,7 +22,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # threads that spin while w
 
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
+from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings, with_precision
 from ldm.engine.captions import captioned
 from ldm.engine.claims import holder, take
 from ldm.engine.device import is_out_of_memory, usable_device
@@ -233,8 +233,9 @@ def weights_of(args: argparse.Namespace) -> Weights:
 
 def model_for(weights: Weights, args: argparse.Namespace) -> Model:
     """Return the model with the settings of the command line; it is built at first use."""
-    settings = choose_settings(weights, args)
-    return Model(weights, settings, usable_device(args.device), rounding_of(settings))
+    device = usable_device(args.device)
+    settings = with_precision(choose_settings(weights, args), device)
+    return Model(weights, settings, device, rounding_of(settings))
 
 
 def clip_restorer(args: argparse.Namespace) -> Callable[..., bool]:

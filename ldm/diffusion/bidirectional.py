@@ -102,7 +102,7 @@ def conditioned_prediction(
     """
 
     def predict(z: Tensor, lr: Tensor, t: int, condition: Tensor | None, scale: float) -> Tensor:
-        x, time = torch.cat([z, lr.to(z)], dim=1), torch.tensor([t], device=z.device)
+        x, time = torch.cat([z, lr.to(z)], dim=1), torch.full((1,), t, device=z.device)
         if condition is None or scale == 0:
             return unet(x, time, context).float()
         return unet(x, time, context, control(x, time, context, condition, scale=scale)).float()

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.ops.flow import flow_warp
+from ldm.ops.flow import flow_warp, pair_of
 
 _SCALINGS = ("released", "per_axis")
 
@@ -114,4 +114,4 @@ def latent_flow(flow: Tensor, size: tuple[int, int], *, scaling: str = "per_axis
         return flow if flow.shape[1] else flow.new_zeros(*flow.shape[:3], *size)
     ratios = (size[1] / w, size[1] / w if scaling == "released" else size[0] / h)
     resized = F.interpolate(flow.flatten(0, 1), size=tuple(size), mode="area")
-    return (resized * flow.new_tensor(ratios).view(1, 2, 1, 1)).unflatten(0, flow.shape[:2])
+    return (resized * pair_of(*ratios, flow).view(1, 2, 1, 1)).unflatten(0, flow.shape[:2])

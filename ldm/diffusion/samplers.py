@@ -11,13 +11,12 @@ from torch import Tensor
 
 from ldm.diffusion.denoiser import to_eps
 from ldm.diffusion.schedule import Schedule
+from ldm.ops.finite import checked_finite
 
 
 def assert_finite(x: Tensor, i: int) -> Tensor:
     """Return x. Raises FloatingPointError with the step if it has NaN or infinite values."""
-    if not torch.isfinite(x).all():
-        raise FloatingPointError(f"the sample is not finite after step {i}; use float32, or weaken the guidance")
-    return x
+    return checked_finite(x, lambda: f"the sample is not finite after step {i}; use float32, or weaken the guidance")
 
 
 def ddpm_step(x0: Tensor, x: Tensor, i: int, schedule: Schedule, *, noise: Callable[[int], Tensor]) -> Tensor:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ldm import config
-from ldm.engine.device import exact_float32
+from ldm.engine.device import usable_device
 from ldm.methods.contract import Method
+from ldm.methods.words import AUTO, precision_on
 from ldm.paths import product_folder
 from ldm.weights import checkpoint
 from ldm.weights.blank import without_values
@@ -139,6 +140,14 @@ def check_settings(settings):
     return settings
 
 
+def with_precision(settings, device: str):
+    """Return the settings with a precision of "auto" replaced by what it means on the device, as records keep it."""
+    params = settings["method"].get("params") or {}
+    if params.get("precision") != AUTO:
+        return settings
+    return config.override(settings, [f"method.params.precision={precision_on(device, AUTO)}"])
+
+
 def find_preset(settings, name: str) -> Path:
     """Return the path of a preset of the model's family. Raises ValueError for an unknown name."""
     folder = CONFIGS / str(settings.get("family")) / "presets"
@@ -203,7 +212,7 @@ def build_method(
     Networks in `unfilled` keep random weights, and files that fill no others are not read. Every other file is read
     once. Raises CheckpointError, ConfigError or ValueError.
     """
-    exact_float32()
+    usable_device(device)
     entries = {entry.name: entry for entry in weight_files(settings) if entry.used_with(settings)}
     entries = {name: entry for name, entry in entries.items() if not entry.fills.keys() <= set(unfilled)}
     states = {name: found.read(name) for name in entries if name in found.files}

@@ -4,16 +4,34 @@ import contextlib
 import ctypes
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm import memory
 
+# Of errors when memory runs out, besides OutOfMemoryError: of the allocator on CPUs, of CUDA, cuBLAS and cuDNN, of
+# cuDNN when no algorithm finds room for its workspace, and of MPS
+OUT_OF_MEMORY = (
+    "allocate memory",
+    "out of memory",
+    "cublas_status_alloc_failed",
+    "cusolver_status_alloc_failed",
+    "cufft_alloc_failed",
+    "cudnn_status_alloc_failed",
+    "cudnn_status_internal_error_device_allocation_failed",
+    "unable to find an engine to execute this computation",
+)
+
 
 def usable_device(name: str | None) -> str:
-    """Return the name of a usable device; default: CUDA if available, otherwise the CPU. Raises ValueError."""
+    """Return the name of a usable device; default: CUDA if available, otherwise the CPU. Raises ValueError.
+
+    Every command asks for its device here, so that all compute float32 without TF32.
+    """
+    exact_float32()
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=name)
@@ -23,9 +41,42 @@ def usable_device(name: str | None) -> str:
     return name
 
 
+def check_cards(numbers: Sequence[int]) -> None:
+    """Raise ValueError unless there are CUDA devices of these numbers; opens no context on them, as a tensor would."""
+    exact_float32()
+    count = torch.cuda.device_count()
+    for number in numbers:
+        if number >= count:
+            raise ValueError(f"got device 'cuda:{number}', expected one that works here ({count} CUDA devices found)")
+
+
 def exact_float32() -> None:
     """Disable TF32 on CUDA, which keeps only 10 of the 23 mantissa bits of float32."""
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def on_its_way(x: Tensor, device: torch.device | str) -> Tensor:
+    """Return a tensor of the CPU whose copy to a device need not wait: pinned if the device is a CUDA device."""
+    return x.pin_memory() if torch.device(device).type == "cuda" else x
+
+
+def to_host(x: Tensor) -> Callable[[], Tensor]:
+    """Begin to copy a tensor to the CPU, and return a function that returns the copy, waiting for it if necessary.
+
+    From CUDA devices the copy is asynchronous, into pinned memory.
+    """
+    if x.device.type != "cuda":
+        here = x.cpu()
+        return lambda: here
+    here = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
+    here.copy_(x, non_blocking=True)
+    copied = torch.cuda.current_stream(x.device).record_event()
+
+    def arrived() -> Tensor:
+        copied.synchronize()
+        return here
+
+    return arrived
 
 
 def hardware(device: str) -> dict[str, str | int]:
@@ -116,4 +167,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error means that memory ran out, on any device."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)

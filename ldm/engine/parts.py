@@ -8,13 +8,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldm import video
-from ldm.engine.device import is_out_of_memory, return_memory
+from ldm.engine.device import is_out_of_memory, on_its_way, return_memory, to_host
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.contract import Method, Progress, Request, no_progress
@@ -22,6 +25,7 @@ from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Frame
 
 READ_AHEAD, WRITE_BEHIND = 4, 2  # frames
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -104,13 +108,16 @@ def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Pro
             began, path = time.perf_counter(), work.part(len(run.parts))
             frames = run.until_saved(plan.part_frames)
             if (first := next(frames, None)) is not None:
-                frames = prefetched(itertools.chain([first], frames), WRITE_BEHIND, run.stopping)
-                with contextlib.closing(frames) as rest:
-                    run.written += video.write_part(path, rest, task.format, names=names[run.written :])
+                write = partial(_write_part, run, path, names=names[run.written :])
+                run.written += consumed(write, itertools.chain([first], frames), WRITE_BEHIND, run.stopping)
                 run.parts.append(path.name)
             run.seconds["all"] += time.perf_counter() - began
             work.save(run.state())
         return run.state()
+
+
+def _write_part(run: "_Run", path: Path, frames: Iterator[Callable[[], Tensor]], *, names: Sequence[str]) -> int:
+    return video.write_part(path, map(run.pixels, frames), run.task.format, names=names)
 
 
 def _check_progress(state: dict, work: WorkFolder) -> None:
@@ -127,7 +134,7 @@ def _check_progress(state: dict, work: WorkFolder) -> None:
 
 
 class _Stopped(Exception):
-    """Raised in the producer thread when the consumer of the frames has stopped."""
+    """Raised where frames are made when they cannot be written, and where they are written when none follow."""
 
 
 class _Run:
@@ -135,8 +142,8 @@ class _Run:
 
     `written` and `taken` count the frames written and read, `scene` those before the scene that is being written.
 
-    Frames may be computed in another thread. When the event `stopping` is set, that thread stops at its next network
-    call.
+    Frames are computed in the calling thread, since libraries such as cuDNN keep their plans per thread, and written in
+    another. When the event `stopping` is set, computing stops at its next network call.
     """
 
     def __init__(self, method: Method, task: Task, plan: Plan, state: dict | None, report: Progress) -> None:
@@ -163,12 +170,13 @@ class _Run:
         """Whether all frames were restored."""
         return self.exhausted and not self.pipeline.frames_held
 
-    def until_saved(self, count: int) -> Iterator[Tensor | np.ndarray]:
+    def until_saved(self, count: int) -> Iterator[Callable[[], Tensor]]:
         """Yield restored frames until a part ends: with a scene, after `count` frames, or after `count` units of work.
 
-        Without a restored frame, stops when `count` frames of the scene, or a multiple of it, were read. All this is
-        counted from the beginning of a scene, so that the ends of parts depend neither on where a run was interrupted
-        nor on the scenes before (`ldm.engine.splitting`).
+        A frame is a function that returns its picture, for `pixels`. Without a restored frame, stops when `count`
+        frames of the scene, or a multiple of it, were read. All this is counted from the beginning of a scene, so that
+        the ends of parts depend neither on where a run was interrupted nor on the scenes before
+        (`ldm.engine.splitting`).
         """
         self.stopping.clear()
         pipeline, made, last_unit = self.pipeline, 0, self.pipeline.units + count
@@ -176,7 +184,7 @@ class _Run:
             if pipeline.idle and not self.exhausted:
                 self._read()
             for frame in pipeline.pull(finish=self.exhausted, units=last_unit - pipeline.units):
-                yield self._picture(frame)
+                yield to_host(self._picture(frame))
                 return_memory()
                 made += 1
                 if frame.last:
@@ -194,16 +202,21 @@ class _Run:
         if pixels is None:
             self.exhausted = True
             return
-        self.pipeline.push(Frame(self.task.start + self.taken, frame_values(pixels)))
+        values = {name: on_its_way(value, self.pipeline.device) for name, value in frame_values(pixels).items()}
+        self.pipeline.push(Frame(self.task.start + self.taken, values))
         self.taken += 1
 
-    def _picture(self, frame: Frame) -> Tensor | np.ndarray:
-        """Convert a restored frame for the writer; resize its alpha channel, if it has one."""
+    def pixels(self, arrived: Callable[[], Tensor]) -> Tensor | np.ndarray:
+        """Convert a frame of `until_saved` for the writer; called in its thread."""
+        return self.task.rounding(arrived())
+
+    def _picture(self, frame: Frame) -> Tensor:
+        """Return the picture (3 or 4, H, W) of a restored frame, with its resized alpha channel, if it has one."""
         sr = frame["sr"][0]
         if "alpha" in frame.values:
             alpha = frame["alpha"].float() / torch.iinfo(frame["alpha"].dtype).max
             sr = torch.cat([sr, resize(alpha, tuple(sr.shape[-2:])).clamp(0, 1)])
-        return self.task.rounding(sr.cpu())
+        return sr
 
     def _progress(self, stage: str, done: int, total: int | None) -> None:
         if self.stopping.is_set():
@@ -230,12 +243,53 @@ def frame_values(pixels: np.ndarray) -> dict[str, Tensor]:
     return values | {"alpha": planes[3:]} if len(planes) > 3 else values
 
 
-def prefetched(items: Iterable, depth: int, stop: threading.Event | None = None) -> Iterator:
-    """Iterate over `items` in another thread, up to `depth` items ahead; its errors are raised here.
+def consumed(consume: Callable[[Iterator], Result], items: Iterable, depth: int, stop: threading.Event) -> Result:
+    """Return `consume(items)`, called in another thread while the items, up to `depth` ahead, are made in this one.
 
-    `stop` is set when no more items are needed; a slow iterator may check it.
+    `stop` is set when no more items are needed; slow items may check it and raise. Errors of either side are raised
+    here; the other side ends with an error or without taking all items.
     """
-    ready, stop = queue.Queue(depth), stop or threading.Event()
+    ready, results, failures = queue.Queue(depth), [], []
+
+    def work() -> None:
+        try:
+            results.append(consume(_received(ready)))
+        except BaseException as error:  # raised again in the thread that makes the items
+            failures.append(error)
+        finally:
+            stop.set()
+
+    thread, last = threading.Thread(target=work, daemon=True), _Stopped()
+    thread.start()
+    try:
+        with contextlib.suppress(_Stopped):
+            if all(_put(ready, (item, None), stop) for item in items):
+                last = StopIteration()
+    finally:
+        _put(ready, (None, last), stop)
+        thread.join()
+    if failures:
+        raise failures.pop()
+    return results[0]
+
+
+def _received(ready: queue.Queue) -> Iterator:
+    """Iterate over what another thread puts into a queue; raises the error that ends it."""
+    while True:
+        item, end = ready.get()
+        if isinstance(end, StopIteration):
+            return
+        if end is not None:
+            try:
+                raise end
+            finally:
+                end = None  # avoid a reference cycle between the error and this frame
+        yield item
+
+
+def prefetched(items: Iterable, depth: int) -> Iterator:
+    """Iterate over `items` in another thread, up to `depth` items ahead; its errors are raised here."""
+    ready, stop = queue.Queue(depth), threading.Event()
 
     def make() -> None:
         try:
@@ -249,17 +303,10 @@ def prefetched(items: Iterable, depth: int, stop: threading.Event | None = None)
     thread = threading.Thread(target=make, daemon=True)
     thread.start()
     try:
-        while True:
-            item, end = ready.get()
-            if isinstance(end, StopIteration):
-                return
-            if end is not None:
-                raise end
-            yield item
+        yield from _received(ready)
     finally:
         stop.set()
         thread.join()
-        end = None  # avoid a reference cycle between the error and this frame
 
 
 def _put(ready: queue.Queue, item: tuple, stop: threading.Event) -> bool:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.engine.assemble import EMBEDDED, find_weights, read_settings
+from ldm.engine.assemble import EMBEDDED, find_weights, read_settings, with_precision
 from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, return_memory, usable_device
 from ldm.engine.finished import OutputDiffers, finished
@@ -42,8 +42,8 @@ def model_of(
     Raises FileNotFoundError, CheckpointError, ConfigError or ValueError. Each message is one line with a remedy.
     """
     found = find_weights(*weights or (EMBEDDED,))
-    settings = read_settings(found, preset=preset, overrides=overrides)
-    return Model(found, settings, usable_device(device), rounding_of(settings))
+    settings, device = read_settings(found, preset=preset, overrides=overrides), usable_device(device)
+    return Model(found, with_precision(settings, device), device, rounding_of(settings))
 
 
 def restore_file(

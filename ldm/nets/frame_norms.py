@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.nets.layers import PIXELS, group_moments
+from ldm.ops.finite import checked_finite
 from ldm.ops.tiling import Patch
 
 
@@ -75,8 +76,7 @@ class FrameNorms:
             count, total, squares = sums
             mean = total / count
             deviation = (squares / count - mean**2).clamp_min(0).add(norm.eps).sqrt()
-            if not torch.isfinite(deviation).all():
-                raise FloatingPointError(f"the maps of frame {frame} are not finite; use float32, or check the input")
+            checked_finite(deviation, partial(_not_finite, frame))
             self._known[norm, frame] = torch.stack([mean, 1 / deviation])
         counted = bool(self._sums)
         self._sums.clear()
@@ -94,6 +94,10 @@ class FrameNorms:
         if self._wait:
             raise StatisticsMissing
         return type(norm).forward(norm, x)
+
+
+def _not_finite(frame: int) -> str:
+    return f"the maps of frame {frame} are not finite; use float32, or check the input"
 
 
 def _moments(x: Tensor, groups: int) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.ops.flow import pixel_grid
+from ldm.ops.flow import pair_of, pixel_grid
 
 BUILDABLE = ("RAFT",)  # what a configuration may name as a target
 
@@ -164,7 +164,7 @@ def _window(radius: int, like: Tensor) -> Tensor:
 
 def _sample(maps: Tensor, positions: Tensor) -> Tensor:
     """Sample maps (n, c, h, w) bilinearly at positions (n, a, b, 2) in pixels, 0 outside -> (n, c, a, b)."""
-    size = positions.new_tensor([maps.shape[-1], maps.shape[-2]])
+    size = pair_of(maps.shape[-1], maps.shape[-2], positions)
     # with align_corners False the same sampling is also defined for a side of one pixel
     return F.grid_sample(maps, (2 * positions + 1) / size - 1, padding_mode="zeros", align_corners=False)
 

@@ -1,10 +1,12 @@
 """Optical flow of a clip as Upscale-A-Video prepares it: chunks of frames, frames enlarged to multiples of 8."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from ldm.ops.finite import checked_finite
 from ldm.ops.flow import resize_flow
 from ldm.ops.resize import resize
 
@@ -61,9 +63,11 @@ def flows_of_clip(
             continue
         here, there = clip[:, :-1].flatten(0, 1), clip[:, 1:].flatten(0, 1)
         for found, images in zip(parts, ((here, there), (there, here)), strict=True):
-            flow = flow_net(*images)
-            if not torch.isfinite(flow).all():
-                raise FloatingPointError(f"a flow of frames {chunk.start} to {chunk.stop - 1} is not finite")
+            flow = checked_finite(flow_net(*images), partial(_not_finite, chunk))
             found.append(back(flow.float(), size=size).unflatten(0, pairs))
     none = frames.new_zeros(frames.shape[0], 0, 2, *size, dtype=torch.float32)
     return tuple(torch.cat(found, 1) if found else none for found in parts)
+
+
+def _not_finite(chunk: slice) -> str:
+    return f"a flow of frames {chunk.start} to {chunk.stop - 1} is not finite"

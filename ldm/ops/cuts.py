@@ -20,7 +20,7 @@ def scene_ends(first: Tensor, second: Tensor, motion: Motion, *, unmatched: floa
     other. This misses images of fine texture, for which the estimator finds no motion. Therefore a scene also ends if
     the second frame, warped to the first, has a low correlation of brightness with it and a large mean difference.
     """
-    if min(motion.occluded_next.mean().item(), motion.occluded_prev.mean().item()) > unmatched:
+    if torch.minimum(motion.occluded_next.mean(), motion.occluded_prev.mean()).item() > unmatched:
         return True
     grid = motion.to_next.shape[-2:]
     here, there = (resize(frame.mean(1, keepdim=True), grid, mode="area") for frame in (first, second))

@@ -6,12 +6,14 @@ in the reference implementations.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ldm.ops.finite import checked_finite
 from ldm.ops.tiling import Tile
 
 _GRIDS = ("aligned", "released")
@@ -31,6 +33,11 @@ def pixel_grid(h: int, w: int, like: Tensor) -> Tensor:
         indexing="ij",
     )
     return torch.stack((x, y))[None]
+
+
+def pair_of(x: float, y: float, like: Tensor) -> Tensor:
+    """Return two numbers (2,) on the device and in the dtype of `like`, made there: without a copy from the host."""
+    return torch.cat([like.new_full((1,), x), like.new_full((1,), y)])
 
 
 def flow_warp(
@@ -56,7 +63,7 @@ def flow_warp(
     dtype = torch.promote_types(torch.promote_types(x.dtype, flow.dtype), torch.float32)
     flow = flow.to(dtype)
     there = pixel_grid(h, w, flow) + flow
-    span = there.new_tensor([max(w - 1, 1), max(h - 1, 1)]).view(1, 2, 1, 1)
+    span = pair_of(max(w - 1, 1), max(h - 1, 1), there).view(1, 2, 1, 1)
     place = (2 * there / span - 1).movedim(1, -1)
     aligned = grid == "aligned"
     return F.grid_sample(x.to(dtype), place, mode=mode, padding_mode=padding, align_corners=aligned).to(x.dtype)
@@ -81,7 +88,7 @@ def resize_flow(flow: Tensor, *, size: tuple[int, int]) -> Tensor:
         raise ValueError(f"got flow size {tuple(size)}, expected at least one pixel a side; flow is {h}x{w}")
     if tuple(size) == (h, w):
         return flow
-    ratio = flow.new_tensor([size[1] / w, size[0] / h]).view(1, 2, 1, 1)
+    ratio = pair_of(size[1] / w, size[0] / h, flow).view(1, 2, 1, 1)
     if not flow.numel():  # interpolate does not support an empty batch on some devices
         return flow.new_zeros(*flow.shape[:2], *size)
     return F.interpolate(flow * ratio, size=tuple(size), mode="bilinear", align_corners=False)
@@ -183,21 +190,30 @@ def estimate_motion(
     clip = (frames.shape[0], frames.shape[1] - 1)
     first, second = frames[:, :-1].flatten(0, 1), frames[:, 1:].flatten(0, 1)
 
-    def flow(x: Tensor, y: Tensor, what: str) -> Tensor:
-        out = flow_net(x, y)
-        if not torch.isfinite(out).all():
-            raise FloatingPointError(f"the flow {what} is not finite; check the frames and the flow network's weights")
-        return resize_flow(out, size=size)
-
     to_next, to_prev = [], []
     for i in range(0, len(first), batch):
         x, y, what = first[i : i + batch], second[i : i + batch], f"of pairs {i} to {min(i + batch, len(first)) - 1}"
-        to_next.append(flow(x, y, f"to the next frame {what}"))
-        to_prev.append(flow(y, x, f"to the previous frame {what}"))
+        for flows, out, where in zip((to_next, to_prev), _both_ways(flow_net, x, y), ("next", "previous"), strict=True):
+            checked_finite(out, partial(_not_finite, f"to the {where} frame {what}"))
+            flows.append(resize_flow(out, size=size))
     none = frames.new_zeros(0, 2, *size, dtype=torch.float32)
     flows = [torch.cat(x) if x else none for x in (to_next, to_prev)]
     masks = forward_backward_occlusion(*flows, alpha=alpha, beta=beta)
     return Motion(*(x.unflatten(0, clip) for x in (*flows, *masks)))
+
+
+def _both_ways(flow_net: Callable[[Tensor, Tensor], Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the flows from x to y and from y to x: in one call, except on CPUs, where that saves nothing.
+
+    It is not done for norms that use the statistics of all images of a call (`ldm.nets.raft.RAFT`, "released").
+    """
+    if x.device.type == "cpu" or getattr(flow_net, "statistics", "trained") == "released":
+        return flow_net(x, y), flow_net(y, x)
+    return flow_net(torch.cat([x, y]), torch.cat([y, x])).chunk(2)
+
+
+def _not_finite(what: str) -> str:
+    return f"the flow {what} is not finite; check the frames and the flow network's weights"
 
 
 def cut_motion(motion: Motion, tile: Tile, f: int) -> Motion:
@@ -213,7 +229,7 @@ def cut_motion(motion: Motion, tile: Tile, f: int) -> Motion:
 
     def shifted(x: Tensor) -> Tensor:
         pairs = x.flatten(0, 1)
-        offset = pairs.new_tensor([left - int(left), top - int(top)]).view(1, 2, 1, 1)
+        offset = pair_of(left - int(left), top - int(top), pairs).view(1, 2, 1, 1)
         moved = flow_warp(pairs, offset.expand(len(pairs), -1, *x.shape[-2:]), padding="border")
         return moved.unflatten(0, x.shape[:2])
 

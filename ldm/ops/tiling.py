@@ -14,9 +14,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ldm.ops.finite import checked_finite
+
 _log = logging.getLogger(__name__)
 
 _Window = Callable[[int, int, int], Tensor]
+_KEPT = 2**25  # bytes of the weights of tiles that are kept for further calls
 
 
 class Tile(NamedTuple):
@@ -140,8 +143,26 @@ def _share(tile: Tile, tiles: list[Tile], scale: tuple[Fraction, ...], weights: 
 
 def _assert_tile_finite(out: Tensor, tile: "Tile | Patch") -> None:
     """Raise FloatingPointError with the position of the tile if `out` is not finite."""
-    if not torch.isfinite(out).all():
-        raise FloatingPointError(f"the tile at {tile} is not finite; use float32, or check the input there")
+    checked_finite(out, lambda: f"the tile at {tile} is not finite; use float32, or check the input there")
+
+
+class _Shares:
+    """The normalised weights of tiles (`_share`), kept on the device of the results while they are small."""
+
+    def __init__(self, window: _Window) -> None:
+        self.window, self.known, self.bytes = window, {}, 0
+
+    def __call__(self, k: int, tiles: list[Tile], value: Tensor, out: Tensor) -> Tensor:
+        """Return the weights of the result `value` of tile k, in the dtype of `out`."""
+        key = (k, _grid_of(value), _grid_of(out), out.dtype, out.device)
+        if key in self.known:
+            return self.known[key]
+        weights = _positive(self.window(*_grid_of(value)).double())
+        share = _share(tiles[k], tiles, _value_scale(value, tiles[k]), weights).to(out)
+        if self.bytes + share.nbytes <= _KEPT:
+            self.known[key] = share
+            self.bytes += share.nbytes
+        return share
 
 
 def tiled(
@@ -166,6 +187,7 @@ def tiled(
     """
     if batch < 1 or min(tile) < 1:
         raise ValueError(f"got tile {tile} and batch {batch}, expected at least 1 each")
+    shares = _Shares(window)
 
     def run(*tensors: Tensor, **others) -> Tensor:
         first = tensors[0]
@@ -181,12 +203,10 @@ def tiled(
             _check_values(values, group, rows=len(first))
             if len(tiles) == 1:
                 return values.to(first.dtype)
-            for place, value in zip(group, values.split(len(first)), strict=True):
-                if out is None:
-                    scale = _value_scale(value, place)
-                    out = _empty_result(value, first, scale)
-                    weights = _positive(window(*_grid_of(value)).double())
-                _cut(out, place, scale).add_(value * _share(place, tiles, scale, weights).to(out))
+            for i, value in enumerate(values.split(len(first)), start=k):
+                scale = _value_scale(value, tiles[i])
+                out = _empty_result(value, first, scale) if out is None else out
+                _cut(out, tiles[i], scale).add_(value * shares(i, tiles, value, out))
         return out.to(first.dtype)
 
     return run

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldm.ops.finite import one_check
 from ldm.streaming.blending import CROSSFADE, Blend, is_weighted
 
 
@@ -38,8 +39,8 @@ class Frame:
         return replace(self, values={name: value for name, value in self.values.items() if name not in names})
 
     def to(self, device: torch.device | str) -> "Frame":
-        """Return the frame with its values on `device`."""
-        return replace(self, values={name: value.to(device) for name, value in self.values.items()})
+        """Return the frame with its values on `device`. Copies from pinned memory do not wait."""
+        return replace(self, values=_moved(self.values, device))
 
 
 def frames_from(saved: list[dict]) -> list[Frame]:
@@ -216,7 +217,8 @@ class Windowed(Stage):
             at = begin - self.first
             window = self.held[at : at + self.size]
             try:
-                values = self.fn(window)
+                with one_check():
+                    values = self.fn(window)
             except FloatingPointError as error:
                 raise FloatingPointError(f"frames {window[0].number} to {window[-1].number}: {error}") from None
             for k, weight in enumerate(self.blend.weigh(len(window), visits)):
@@ -341,11 +343,11 @@ class Pipeline:
     @torch.no_grad()
     def _run(self, k: int) -> None:
         stage, began = self.stages[k], time.perf_counter()
-        if stage.pending:
-            self.waiting[k + 1].extend(stage.work())
-            self.units += 1
-        else:
-            self.waiting[k + 1].extend(stage.push(self.waiting[k].popleft()))
+        with one_check():
+            is_unit = stage.pending
+            ready = stage.work() if is_unit else stage.push(self.waiting[k].popleft())
+        self.waiting[k + 1].extend(ready)
+        self.units += is_unit
         self.seconds[stage.label] += time.perf_counter() - began
 
     @property
@@ -382,7 +384,7 @@ class Pipeline:
 def _moved(tree, device: torch.device | str):
     """Move the tensors of nested dictionaries, lists and tuples to `device`."""
     if isinstance(tree, Tensor):
-        return tree.to(device)
+        return tree.to(device, non_blocking=tree.device.type == "cpu" and tree.is_pinned())
     if isinstance(tree, dict):
         return {key: _moved(value, device) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):

@@ -19,8 +19,10 @@ from ldm.engine.plan import (
 )
 from ldm.methods.contract import Request
 from ldm.methods.mgld.conditions import MAX_CACHED_BYTES
-from ldm.methods.mgld.levers import UNLIMITED, TileLevers
+from ldm.methods.mgld.levers import UNLIMITED, WHOLE, TileLevers, ladder
 from ldm.methods.mgld.method import MGLD
+from ldm.methods.mgld.settings import Decoding
+from ldm.methods.windows import Windows
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
 
@@ -80,6 +82,10 @@ def test_a_peak_is_measured():
 
 def test_out_of_memory_errors_are_recognised():
     assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"))
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert is_out_of_memory(RuntimeError("GET was unable to find an engine to execute this computation"))
     assert is_out_of_memory(RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"))
     assert not is_out_of_memory(RuntimeError("shapes do not match")) and not is_out_of_memory(ValueError("memory"))
 
@@ -94,12 +100,22 @@ def peak_of(toy, levers=LEVERS, *, costs=NOTHING, part_frames=16, size=(64, 64),
 
 
 def test_levers_shrink_step_by_step_to_the_smallest():
-    ladder = method("decoding.norms=auto", "windows.tile=64", "decoding.windows.tile=120").levers()
-    assert all(levers.tile_overlap < levers.tile and levers.decoder_overlap < levers.decoder_tile for levers in ladder)
-    seen = [(levers.norms, levers.tile, levers.decoder_tile) for levers in ladder]
+    found = method("decoding.norms=auto", "windows.tile=64", "decoding.windows.tile=120").levers()
+    assert all(levers.tile_overlap < levers.tile and levers.decoder_overlap < levers.decoder_tile for levers in found)
+    seen = [(levers.norms, levers.tile, levers.decoder_tile) for levers in found]
     assert list(dict.fromkeys(seen))[:3] == [("frame", 64, 120), ("shared", 64, 120), ("tile", 64, 120)]
-    assert seen[-1] == ("tile", 16, 16) and len(ladder) == len(set(ladder))
+    assert seen[-1] == ("tile", 16, 16) and len(found) == len(set(found))
     assert all(tile % 2 == 0 for _, tile, _ in seen)
+
+
+def test_plans_off_the_cpu_begin_with_the_whole_frame():
+    windows, decoding = Windows(tile=64), Decoding(norms="auto")
+    here, there = ladder(windows, decoding, step=8), ladder(windows, decoding, step=8, on_cpu=False)
+    assert there[2:] == here
+    assert [levers.decoder_tile for levers in there[:3]] == [WHOLE, WHOLE, decoding.windows.tile]
+    assert there[0].cached > there[1].cached == here[0].cached
+    cut = ladder(windows, Decoding(norms="tile"), step=8, on_cpu=False)[0]
+    assert cut.decoder_tile == decoding.windows.tile  # blended tiles are another result
 
 
 def test_the_largest_plan_that_fits_is_taken():

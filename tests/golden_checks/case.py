@@ -86,6 +86,7 @@ class Case(NamedTuple):
     def weights(self) -> dict[str, Tensor]:
         return self.stored_weights() or self.recipe_weights()
 
+
 def names(folder: Path = FOLDER) -> list[str]:
     """Every case in the folder, by its JSON file."""
     return sorted({file.name.removesuffix(".gz").removesuffix(".json") for file in folder.glob("*.json*")})

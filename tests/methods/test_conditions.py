@@ -33,22 +33,22 @@ def test_shared_frames_are_encoded_once_with_bitwise_equal_results():
     for start in (0, 3):
         window = z[:, start : start + 5]
         before = net.frames
-        maps = kept(window, T3, place=(3, (0, 0)))
+        maps = kept(window, T3, place=(3, (0, 0)), frames=range(start, start + 5))
         assert net.frames - before == (5 if start == 0 else 3)
-        expected = fresh(window, T3, place=(3, (0, 0)))
+        expected = fresh(window, T3, place=(3, (0, 0)), frames=range(start, start + 5))
         assert all(torch.equal(a, b) for a, b in zip(maps, expected, strict=True))
     reference = net.net(z[:, 3:].flatten(0, 1), T3)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(maps, reference, strict=True))
 
 
 @torch.no_grad()
-def test_maps_of_another_place_step_or_clip_are_not_used():
+def test_maps_of_another_place_step_or_frame_are_not_used():
     net = Counted()
     conditions, z = Conditions(net, shared=2), torch.randn(1, 3, 4, 8, 8)
-    conditions(z, T3, place=(3, (0, 0)))
-    for place, frames in (((3, (0, 8)), z), ((2, (0, 0)), z), ((3, (0, 0)), z + 1)):
+    conditions(z, T3, place=(3, (0, 0)), frames=range(3))
+    for place, frames in (((3, (0, 8)), range(3)), ((2, (0, 0)), range(3)), ((3, (0, 0)), range(3, 6))):
         before = net.frames
-        conditions(frames, T3, place=place)
+        conditions(z, T3, place=place, frames=frames)
         assert net.frames - before == 3, place
 
 
@@ -57,5 +57,5 @@ def test_the_cache_is_bounded():
     net = Counted()
     conditions = Conditions(net, shared=2, limit=40_000)
     for k in range(9):
-        conditions(torch.randn(1, 3, 4, 8, 8), T3, place=(3, (0, k)))
+        conditions(torch.randn(1, 3, 4, 8, 8), T3, place=(3, (0, k)), frames=range(3))
     assert 0 < conditions.bytes_kept <= 40_000

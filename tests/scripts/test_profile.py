@@ -1,6 +1,7 @@
 """The profiler at toy size: every part of a method is measured, FLOPs equal those counted by hand."""
 
 import json
+import time
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 
 from ldm.nets.attention import CrossAttention
 from scripts import profile_upscale
+from scripts.host_share import NetworkTime
 from tests.methods.toy import TOY
 
 SMALL = ["--config", str(TOY), "--side", "16", "--device", "cpu", "--repeat", "1"]
@@ -71,3 +73,31 @@ def test_errors_are_one_line(capsys, words, expected):
     assert profile_upscale.main([*SMALL, *words]) == 2
     line = capsys.readouterr().err
     assert expected in line and line.startswith("profile_upscale.py: ") and line.count("\n") == 1
+
+
+def test_the_time_of_networks_is_that_of_their_outermost_calls():
+    inner = torch.nn.Sequential(torch.nn.Linear(400, 400), torch.nn.Linear(400, 400))
+    net, x, spent = torch.nn.Sequential(inner, torch.nn.ReLU()), torch.ones(4000, 400), NetworkTime()
+    with spent.counted():
+        began = time.thread_time()
+        net(x)
+        most = time.thread_time() - began
+        x @ x.t()  # not in a network
+    assert 0 < spent.seconds <= most
+    kept = spent.seconds
+    net(x)
+    assert spent.seconds == kept
+
+
+def test_an_error_in_a_network_ends_its_call():
+    class Broken(torch.nn.Module):
+        def forward(self, x):
+            raise ValueError
+
+    spent = NetworkTime()
+    with spent.counted():
+        with pytest.raises(ValueError):
+            Broken()(0)
+        began = spent.seconds
+        torch.nn.Identity()(0)
+    assert spent.seconds > began

@@ -1,5 +1,7 @@
 """A cache of the structure encoder's maps for frames that consecutive windows share."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -9,8 +11,9 @@ MAX_CACHED_BYTES = 256 * 2**20  # maximum size of the cache
 class Conditions:
     """Compute the maps of a window and cache those that the next window needs.
 
-    A map depends only on the latents of a frame in a tile and on the time step, which form the key of the cache. Frames
-    are encoded one by one, so that cached and computed results are bitwise equal.
+    A map depends only on the latents of a frame in a tile and on the time step; its key is the number of the frame, its
+    tile and the step. On a CPU, frames are encoded one by one, so that cached and computed results are bitwise equal;
+    on other devices, all frames of a window that are not cached in one call.
 
     Args:
         structure: the structure encoder.
@@ -20,27 +23,38 @@ class Conditions:
 
     def __init__(self, structure: nn.Module, *, shared: int, limit: int = MAX_CACHED_BYTES) -> None:
         self.structure, self.shared, self.limit = structure, shared, limit
-        self._kept: dict[tuple, list[tuple[Tensor, list[Tensor]]]] = {}
+        self._kept: dict[tuple, dict[int, list[Tensor]]] = {}
 
-    def __call__(self, z: Tensor, t: Tensor, *, place: tuple) -> list[Tensor]:
-        """Encode tiles z (B, T, c, h, w) at `place`, time step t (1,) -> a map (B*T, c', h', w') for each level."""
-        before = self._kept.pop(place, [])
-        frames = [(z[:, k], self._maps(z[:, k], t, before)) for k in range(z.shape[1])]
-        if self.shared and self.bytes_kept + sum(map(_bytes_of, frames[-self.shared :])) <= self.limit:
-            self._kept[place] = frames[-self.shared :]
-        levels = zip(*(maps for _, maps in frames), strict=True)
+    def __call__(self, z: Tensor, t: Tensor, *, place: tuple, frames: Sequence[int]) -> list[Tensor]:
+        """Encode tiles z (B, T, c, h, w) of `frames` at `place`, time step t (1,) -> (B*T, c', h', w') per level."""
+        maps = self._kept.pop(place, {})
+        new = [k for k, frame in enumerate(frames) if frame not in maps]
+        maps |= zip([frames[k] for k in new], self._encoded([z[:, k] for k in new], t), strict=True)
+        if self.shared:
+            shared = {frame: maps[frame] for frame in frames[-self.shared :]}
+            if self.bytes_kept + sum(map(_bytes_of, shared.values())) <= self.limit:
+                self._kept[place] = shared
+        levels = zip(*(maps[frame] for frame in frames), strict=True)
         return [torch.stack(level, dim=1).flatten(0, 1) for level in levels]
 
-    def _maps(self, z: Tensor, t: Tensor, before: list[tuple[Tensor, list[Tensor]]]) -> list[Tensor]:
-        same = (maps for known, maps in before if known.shape == z.shape and torch.equal(known, z))
-        maps = next(same, None)
-        return self.structure(z, t) if maps is None else maps
+    def _encoded(self, frames: list[Tensor], t: Tensor) -> list[list[Tensor]]:
+        """Return the maps of each of the latents (B, c, h, w), in the dtype of the weights."""
+        frames = [z.to(dtype_of(self.structure, z.dtype)) for z in frames]
+        if len(frames) < 2 or frames[0].device.type == "cpu":
+            return [self.structure(z, t) for z in frames]
+        levels = [level.chunk(len(frames)) for level in self.structure(torch.cat(frames), t)]
+        return [list(maps) for maps in zip(*levels, strict=True)]
 
     @property
     def bytes_kept(self) -> int:
-        """Size of the cached maps and their latents in bytes."""
-        return sum(_bytes_of(frame) for frames in self._kept.values() for frame in frames)
+        """Size of the cached maps in bytes."""
+        return sum(_bytes_of(maps) for frames in self._kept.values() for maps in frames.values())
 
 
-def _bytes_of(frame: tuple[Tensor, list[Tensor]]) -> int:
-    return sum(value.nbytes for value in (frame[0], *frame[1]))
+def dtype_of(network: nn.Module, default: torch.dtype) -> torch.dtype:
+    """Return the dtype of the first weight of a network, or `default` if it has none."""
+    return next((weight.dtype for weight in network.parameters()), default)
+
+
+def _bytes_of(maps: list[Tensor]) -> int:
+    return sum(level.nbytes for level in maps)

@@ -17,12 +17,14 @@ if TYPE_CHECKING:
 UNLIMITED = 2**60  # a limit in bytes that no map exceeds
 MAPS_AT_ONCE = 3  # maps of the maximum held size that exist at the same time
 COPIES = 3.5  # float32 copies of a window of enlarged frames during decoding
+WHOLE = 2**16  # side of a tile that no latent exceeds
+LARGE_CACHE = 2**33  # bytes of the cache of conditions on a device whose memory allows it
 MAX_CACHED_PICTURES = 2**30  # bytes of enlarged frames cached from encoding to decoding
 
 
 @dataclass(frozen=True)
 class TileLevers:
-    """Tiles in latent pixels, and the norms of the autoencoders (`settings.Decoding`)."""
+    """Tiles in latent pixels, the norms of the autoencoders (`settings.Decoding`), and bytes of cached conditions."""
 
     tile: int
     tile_overlap: int
@@ -31,6 +33,7 @@ class TileLevers:
     norms: str
     hold: int
     attention: int = 0
+    cached: int = MAX_CACHED_BYTES
 
     def sampling_windows(self, windows: Windows) -> Windows:
         """Return the windows of the denoiser with these tiles."""
@@ -47,15 +50,22 @@ class TileLevers:
         if self.norms == "shared":
             decoder = f"in tiles of {self.decoder_tile} with shared statistics (approximate)"
         if self.norms == "frame":
-            decoder = "exactly" if self.hold >= UNLIMITED else f"exactly, in tiles of {self.decoder_tile}"
+            decoder = (
+                "exactly"
+                if self.hold >= UNLIMITED or self.decoder_tile == WHOLE
+                else f"exactly, in tiles of {self.decoder_tile}"
+            )
         text = f"sampled in tiles of {latent} latent pixels, decoded {decoder}"
         if self.attention and self.norms != "tile":
             text += f", attention within {self.attention} latent pixels (approximate)"
         return text
 
 
-def ladder(windows: Windows, decoding: Decoding, *, step: int) -> list[TileLevers]:
+def ladder(windows: Windows, decoding: Decoding, *, step: int, on_cpu: bool = True) -> list[TileLevers]:
     """Return all levers, from those of the settings down to the least memory.
+
+    Off the CPU, where each tile costs launches of kernels, they begin above the settings: a large cache of conditions
+    and, if norms are those of the whole frame, a decoder without tiles, which has the same result.
 
     First the norms use less of the frame; then the larger of the two tiles is halved repeatedly. Tiles stay multiples
     of `step`. Norms "auto" start with the exact statistics of the whole frame.
@@ -65,7 +75,11 @@ def ladder(windows: Windows, decoding: Decoding, *, step: int) -> list[TileLever
     first = TileLevers(
         windows.tile, windows.tile_overlap, tiles.tile, tiles.tile_overlap, norms, hold, decoding.attention
     )
-    return list(_descend(first, step))
+    largest = []
+    if not on_cpu:
+        whole = replace(first, decoder_tile=WHOLE, decoder_overlap=0) if norms == "frame" else first
+        largest = [levers for levers in (replace(whole, cached=LARGE_CACHE), whole) if levers != first]
+    return [*largest, *_descend(first, step)]
 
 
 def _descend(levers: TileLevers, step: int) -> Iterator[TileLevers]:
@@ -110,14 +124,15 @@ def peak(method: "MGLD", request: Request, levers: TileLevers, costs: Costs) -> 
         tile("encoding", side) + picture * COPIES + held,
         tile("decoding", side, decoding.batch) + count * picture * COPIES + held,
     )
-    return int(work + costs["once"][0] + _cached_maps(method, windows, costs, (h, w)) + _held_frames(method, request))
+    return int(work + costs["once"][0] + _cached_maps(method, levers, costs, (h, w)) + _held_frames(method, request))
 
 
-def _cached_maps(method: "MGLD", windows: Windows, costs: Costs, latent: tuple[int, int]) -> float:
+def _cached_maps(method: "MGLD", levers: TileLevers, costs: Costs, latent: tuple[int, int]) -> float:
     """Return the bytes of cached maps for frames that windows share, over all steps and tiles (`conditions`)."""
+    windows = levers.sampling_windows(method.windows)
     tiles = replace(windows, batch=1).calls(1, *latent)
     pixels = tiles * min(windows.tile, latent[0]) * min(windows.tile, latent[1])
-    return min(MAX_CACHED_BYTES, len(method.sampling.schedule) * windows.frame_overlap * pixels * costs["maps"][1])
+    return min(levers.cached, len(method.sampling.schedule) * windows.frame_overlap * pixels * costs["maps"][1])
 
 
 def _held_frames(method: "MGLD", request: Request) -> int:

@@ -13,18 +13,20 @@ from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.geometry import Geometry
 from ldm.methods.mgld import levers as memory
 from ldm.methods.mgld.codec import Codec
+from ldm.methods.mgld.conditions import dtype_of
 from ldm.methods.mgld.levers import TileLevers
 from ldm.methods.mgld.restoration import Restoration
 from ldm.methods.mgld.settings import Decoding, Sampling
 from ldm.methods.progress import Tally
 from ldm.methods.windows import Windows
-from ldm.methods.words import PRECISIONS, choose
-from ldm.nets.layers import channels_last
+from ldm.methods.words import PRECISIONS, precision_on
+from ldm.nets.layers import channels_last, compile_once, half_weights
 from ldm.ops.padding import pad_to_multiple
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, run_all
 
 BUILDABLE = ("MGLD",)
 NETWORKS = ("unet", "structure", "autoencoder", "sequence_decoder", "text", "flow")
+HALVED = ("unet", "structure", "autoencoder", "sequence_decoder")  # run under autocast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +39,8 @@ class MGLD:
         scale_factor: latents are samples of the autoencoder's posterior times this factor.
         sampling, windows, decoding: settings of the sampler, of windows and tiles, and of the decoder.
         min_size: minimum short side, in pixels, to which frames are enlarged before restoration.
-        precision: dtype of the networks: "fp32", "bf16" or "fp16".
+        precision: dtype of the networks: "fp32", "bf16", "fp16", or "auto" (`ldm.methods.words.precision_on`). Off the
+            CPU, the weights of convolutions and linear layers are converted in place.
         compiled: compile the networks with torch.compile.
 
     Raises ValueError for a missing network, an unknown word, or a tile that the U-Net cannot downsample.
@@ -56,14 +59,15 @@ class MGLD:
         for name in NETWORKS:
             if name not in self.networks:
                 raise ValueError(f"got networks {sorted(self.networks)}, expected {name} among them")
-        choose(PRECISIONS, self.precision, "precision")
+        precision_on(self.device, self.precision)  # raises for an unknown word
         step = self.networks["unet"].downsampling
         if self.windows.tile % step:
             raise ValueError(f"got tile {self.windows.tile}, expected a multiple of {step}")
         for network in self.networks.values():
             channels_last(network).eval().requires_grad_(False)
-        if self.compiled:
-            compile_networks(self.networks)
+        if self.dtype is not None and self.device.type != "cpu":
+            for name in HALVED:
+                half_weights(self.networks[name], self.dtype)
 
     # ---- the contract
 
@@ -78,6 +82,8 @@ class MGLD:
         Each sampling step waits for a window of frames, so results are delayed. The noise of a frame depends on its
         number and the seed alone.
         """
+        if self.compiled:
+            compile_networks(self.networks)  # not before: memory is probed on other sizes
         levers, geometry = levers or self.levers()[0], self.geometry(request.size, request.upscale)
         calls = self.calls(request.frames, geometry.latent, levers) if request.frames else {}
         run = self.restoration(levers, seed=request.seed, tally=Tally(progress, calls))
@@ -104,7 +110,8 @@ class MGLD:
 
     def levers(self) -> list[TileLevers]:
         """Return tiles and norms from those of the settings down to the least memory."""
-        return memory.ladder(self.windows, self.decoding, step=self.networks["unet"].downsampling)
+        step, on_cpu = self.networks["unet"].downsampling, self.device.type == "cpu"
+        return memory.ladder(self.windows, self.decoding, step=step, on_cpu=on_cpu)
 
     def probes(self, levers: TileLevers) -> dict[str, Callable[[int], int | None]]:
         """Return runs of one window per stage, and the bytes of the structure encoder's maps of a frame ("maps")."""
@@ -133,10 +140,10 @@ class MGLD:
 
         @torch.no_grad()
         def maps(side: int) -> int:
-            z = latents(1, side)
+            z = latents(1, side).to(dtype_of(self.networks["structure"], torch.float32))
             with codec.autocast():
                 made = self.networks["structure"](z[:, 0], torch.zeros(1, dtype=torch.long, device=self.device))
-            return sum(value.nbytes for value in (z, *made))
+            return sum(value.nbytes for value in made)
 
         return {"sampling": sampling, "encoding": encoding, "decoding": decoding, "maps": maps}
 
@@ -179,6 +186,7 @@ class MGLD:
             windows=levers.sampling_windows(self.windows),
             noise=FrameNoise(seed),
             tally=tally,
+            cached=levers.cached,
         )
 
     def codec(self, levers: TileLevers) -> Codec:
@@ -188,7 +196,7 @@ class MGLD:
             self.networks["sequence_decoder"],
             levers.decoding(self.decoding),
             scale_factor=self.scale_factor,
-            dtype=PRECISIONS[self.precision],
+            dtype=self.dtype,
         )
 
     def geometry(self, size: tuple[int, int], upscale: float) -> Geometry:
@@ -196,6 +204,11 @@ class MGLD:
         f = self.networks["autoencoder"].downsampling
         pad = partial(pad_to_multiple, multiple=f * self.networks["unet"].downsampling)
         return Geometry(size, upscale=upscale, min_size=self.min_size, pad=pad, downsampling=f)
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The dtype of autocast; None disables it."""
+        return PRECISIONS[precision_on(self.device, self.precision)]
 
     @property
     def channels(self) -> int:
@@ -222,7 +235,7 @@ class MGLD:
 
 
 def compile_networks(networks: Mapping[str, nn.Module]) -> None:
-    """Compile the slow networks in place. Encoder and decoder run compiled only on blended tiles."""
+    """Compile the slow networks in place, for fixed shapes. Encoder and decoder run compiled only on blended tiles."""
     parts = networks["autoencoder"].encoder, networks["sequence_decoder"].decoder
     for network in (networks["unet"], networks["structure"], *parts):
-        network.compile()
+        compile_once(network)

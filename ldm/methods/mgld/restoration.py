@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ldm.diffusion.multistep import HISTORY
 from ldm.diffusion.samplers import assert_finite
 from ldm.methods.mgld.codec import Codec
-from ldm.methods.mgld.conditions import Conditions
+from ldm.methods.mgld.conditions import MAX_CACHED_BYTES, Conditions
 from ldm.methods.mgld.settings import Sampling
 from ldm.methods.progress import Tally
 from ldm.methods.windows import Windows
@@ -34,6 +34,7 @@ class Restoration:
         windows: windows of frames and tiles of latents.
         noise: source of standard normal noise, such as `ldm.diffusion.noise.FrameNoise`.
         tally: counter of network calls.
+        cached: maximum size of the cache of conditions, in bytes.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class Restoration:
         windows: Windows,
         noise: Noise,
         tally: Tally,
+        cached: int = MAX_CACHED_BYTES,
     ) -> None:
         self.unet, self.text, self.flow = networks["unet"], networks["text"], networks["flow"]
         self.codec, self.sampling, self.windows, self.noise, self.tally = codec, sampling, windows, noise, tally
-        self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap)
+        self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap, limit=cached)
         self._context: Tensor | None = None
+        self._in_tiles: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     # ---- before sampling
 
@@ -111,29 +114,33 @@ class Restoration:
     def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
         x, z = stack(frames, "x"), stack(frames, "z")
-        prediction = self._predictor(i, z.shape[-2:])(x, z)
         numbers, shape = [frame.number for frame in frames], tuple(x.shape[2:])
+        prediction = self._prediction(x, z, i, numbers)
         return assert_finite(self.sampling.step(prediction, x, i, lambda k: self.noise(k, numbers, shape)[None]), i)
 
     def denoise_to_clean(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x0 (1, T, c, h, w) of a window of frames with values x_i."""
         x, z = stack(frames, "x"), stack(frames, "z")
-        prediction = self._predictor(i, z.shape[-2:])(x, z)
+        prediction = self._prediction(x, z, i, [frame.number for frame in frames])
         return assert_finite(self.sampling.clean(prediction, x, i), i)
 
     def advance(self, frame: Frame, *, i: int) -> Frame:
         """Return a frame with values x_i and x0 with x_{i-1} and what the next step needs."""
         return frame.without("x0", *HISTORY).put(**self.sampling.advance(frame.values, i))
 
-    def _predictor(self, i: int, latent: tuple[int, int]) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the function of x_i and z (1, T, c, h, w) that predicts a window in tiles; `latent` is (h, w)."""
-        return self.windows.over(partial(self._predict, t=int(self.sampling.schedule.t[i])), latent)
+    def _prediction(self, x: Tensor, z: Tensor, i: int, numbers: Sequence[int]) -> Tensor:
+        """Return the prediction for x_i and z (1, T, c, h, w) of the frames with these numbers, computed in tiles."""
+        latent = tuple(z.shape[-2:])
+        if latent not in self._in_tiles:  # kept, for it keeps the weights of the tiles
+            self._in_tiles[latent] = self.windows.over(self._predict, latent)
+        return self._in_tiles[latent](x, z, t=int(self.sampling.schedule.t[i]), frames=numbers)
 
-    def _predict(self, x: Tensor, z: Tensor, *, t: int, tiles: list) -> Tensor:
-        """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) at time step t."""
-        step = torch.tensor([t], device=x.device)
+    def _predict(self, x: Tensor, z: Tensor, *, t: int, frames: Sequence[int], tiles: list) -> Tensor:
+        """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) of these frames at time step t."""
+        step = torch.full((1,), t, device=x.device)
         with self.codec.autocast():
-            maps = self.conditions(z, step, place=(t, *((tile.y.start, tile.x.start) for tile in tiles)))
+            place = (t, tuple(z.shape[-2:]), *((tile.y.start, tile.x.start) for tile in tiles))
+            maps = self.conditions(z, step, place=place, frames=frames)
             out = self.unet(x.flatten(0, 1), step, self.context(x.device), maps, num_frames=x.shape[1])
         self.tally("sampling")
         return out.float().unflatten(0, x.shape[:2])

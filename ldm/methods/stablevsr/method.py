@@ -13,7 +13,7 @@ from ldm.methods.stablevsr.levers import SceneLevers
 from ldm.methods.stablevsr.restoration import HOST, Draws, FrameNetworks, SceneRestoration, Watch, unwatched
 from ldm.methods.stablevsr.settings import DRAWS, BidirectionalSampling
 from ldm.methods.stablevsr.sizes import Sizes
-from ldm.methods.words import PRECISIONS, choose
+from ldm.methods.words import PRECISIONS, choose, precision_on
 from ldm.nets.layers import channels_last
 from ldm.streaming.pipeline import Each, Pipeline, Scenes, Stage
 from ldm.streaming.scene import WholeScene
@@ -35,7 +35,7 @@ class StableVSR:
         scene_cut: a scene ends where more than this part of the pixels has no match in the neighbouring frame, in
             either direction (`ldm.ops.cuts.scene_ends`); None: never, as released.
         fit: how sides become multiples of 4: "padded" or "floored" (`ldm.methods.stablevsr.sizes.Sizes`).
-        precision: "fp32", or "bf16" or "fp16" for the networks alone.
+        precision: "fp32", "bf16" or "fp16" for the networks alone, or "auto" (`ldm.methods.words.precision_on`).
         scenes: "whole", or "blocks" for memory that does not grow with a scene. In blocks, forward passes continue over
             the end of a block, backward passes start `ahead` frames after it: exact where one block holds the scene, or
             without backward passes. Little memory also leads to blocks.
@@ -59,7 +59,7 @@ class StableVSR:
         for name in NETWORKS:
             if name not in self.networks:
                 raise ValueError(f"got networks {sorted(self.networks)}, expected {name} among them")
-        choose(PRECISIONS, self.precision, "precision")
+        precision_on(self.device, self.precision)  # raises for an unknown word
         self._check_scenes()
         self.sizes((16, 16), 4)  # raises for an unknown fit
         if not self.scale_factor > 0 or not (self.scene_cut is None or 0 < self.scene_cut < 1):
@@ -181,7 +181,7 @@ class StableVSR:
     @property
     def dtype(self) -> torch.dtype | None:
         """Of autocast."""
-        return PRECISIONS[self.precision]
+        return PRECISIONS[precision_on(self.device, self.precision)]
 
     @property
     def factor(self) -> int:

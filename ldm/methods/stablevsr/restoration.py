@@ -15,6 +15,7 @@ from ldm.methods.stablevsr.settings import BidirectionalSampling
 from ldm.methods.stablevsr.sizes import Sizes
 from ldm.nets.whole_frame import Cut, decode_frames
 from ldm.ops.cuts import scene_ends
+from ldm.ops.finite import checked_finite
 from ldm.ops.flow import Motion, forward_backward_occlusion
 from ldm.streaming.pipeline import Frame
 from ldm.streaming.scene import BEFORE, Block
@@ -76,7 +77,7 @@ class FrameNetworks:
 
     def predict(self, z: Tensor, t: int, *, lr: Tensor, condition: Tensor | None, scale: float) -> Tensor:
         """The prediction for latents z (1, c, h, w); lr (1, 3, h, w) in [-1, 1], condition (1, 3, H, W) or None."""
-        x, time, context = torch.cat([z, lr], dim=1), torch.tensor([t], device=z.device), self.context(z.device)
+        x, time, context = torch.cat([z, lr], dim=1), torch.full((1,), t, device=z.device), self.context(z.device)
         with self.autocast(z.device):
             residuals = None
             if condition is not None:
@@ -128,8 +129,7 @@ class SceneRestoration:
         to_prev = self.flow(frame["large"], before["large"])
         from_prev = self.flow(before["large"], frame["large"])
         for flow in (to_prev, from_prev):
-            if not torch.isfinite(flow).all():
-                raise FloatingPointError(f"the flow between frames {before.number} and {frame.number} is not finite")
+            checked_finite(flow, lambda: f"the flow between frames {before.number} and {frame.number} is not finite")
         if self.scene_cut is not None:
             masks = forward_backward_occlusion(from_prev, to_prev)
             motion = Motion(*(value[:, None] for value in (from_prev, to_prev, *masks)))

@@ -17,7 +17,8 @@ from ldm.methods.upscale_a_video.restoration import ClipRestoration
 from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Words
 from ldm.methods.upscale_a_video.sizes import LowGeometry
 from ldm.methods.windows import Windows
-from ldm.methods.words import PRECISIONS, choose
+from ldm.methods.words import PRECISIONS, precision_on
+from ldm.nets.layers import compile_once
 from ldm.ops.clip_flow import flows_of_clip
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes
 
@@ -36,7 +37,7 @@ class UpscaleAVideo:
         sampling, windows, decoding: how latents are sampled, cut into windows and tiles, and decoded.
         words: what describes a clip that has no prompt of its own.
         min_size: pixels that the short side of the latents has at least; smaller frames are enlarged.
-        precision: "fp32", or "bf16" or "fp16" for the networks alone.
+        precision: "fp32", "bf16" or "fp16" for the networks alone, or "auto" (`ldm.methods.words.precision_on`).
         compiled: run the U-Net by torch.compile.
 
     Raises ValueError for a missing network, an unknown word, or a noise level that the U-Net does not know.
@@ -56,7 +57,7 @@ class UpscaleAVideo:
         for name in NEEDED:
             if name not in self.networks:
                 raise ValueError(f"got networks {sorted(self.networks)}, expected {name} among them")
-        choose(PRECISIONS, self.precision, "precision")
+        precision_on(self.device, self.precision)  # raises for an unknown word
         highest = self.networks["unet"].max_noise_level
         if max(self.sampling.label, self.sampling.noise_level) > highest:
             raise ValueError(f"got noise level {self.sampling.label}, expected 0 to {highest}")
@@ -65,8 +66,6 @@ class UpscaleAVideo:
             raise ValueError(f"got {got}, expected a number above 0 and at least 1 pixel")
         for network in self.networks.values():
             network.eval().requires_grad_(False)
-        if self.compiled:
-            self.networks["unet"].compile()
 
     # ---- the contract
 
@@ -81,6 +80,8 @@ class UpscaleAVideo:
         Each sampling step waits for a window of frames, so frames come out late. The noise of a frame depends on its
         number and the seed alone. A prompt of several lines has one for each scene.
         """
+        if self.compiled:
+            compile_once(self.networks["unet"])  # not before: memory is probed on other sizes
         levers, geometry = levers or self.levers()[0], self.geometry(request.size, request.upscale)
         calls = self.calls(request.frames, geometry.low, levers) if request.frames else {}
         run = self.restoration(request, levers, Tally(progress, calls))
@@ -154,7 +155,7 @@ class UpscaleAVideo:
             sampling=self.sampling,
             words=self.words,
             prompts=self.words.prompts(caption),
-            dtype=PRECISIONS[self.precision],
+            dtype=PRECISIONS[precision_on(self.device, self.precision)],
         )
 
     @property
@@ -164,7 +165,7 @@ class UpscaleAVideo:
             self.networks["autoencoder"],
             scale_factor=self.scale_factor,
             condition=self.decoding.condition,
-            dtype=PRECISIONS[self.precision],
+            dtype=PRECISIONS[precision_on(self.device, self.precision)],
         )
 
     def geometry(self, size: tuple[int, int], upscale: float) -> LowGeometry:

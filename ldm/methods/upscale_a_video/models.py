@@ -45,7 +45,7 @@ class PromptedDenoiser:
         return guided(call, positive=positive, negative=negative, scale=scale)(x, noised)
 
     def _call(self, x: Tensor, noised: Tensor, *, context: Tensor, t: int, label: int) -> Tensor:
-        step, level = (torch.tensor([value], device=x.device) for value in (t, label))
+        step, level = (torch.full((1,), value, device=x.device) for value in (t, label))
         with torch.autocast(x.device.type, self.dtype, enabled=self.dtype is not None):
             return self.unet(x, noised, step, context, level).float()
 
