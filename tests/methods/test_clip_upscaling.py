@@ -270,7 +270,7 @@ def test_a_failing_crop_of_the_released_cut_is_named(toy):
     hook = toy.networks["unet"].register_forward_hook(lambda net, inputs, out: out / 0)
     method = changed(toy, kind=ReleasedUpscaleAVideo, sampling={"steps": 1}, always_crop=True, crop=65, min_size=1)
     try:
-        with pytest.raises(FloatingPointError, match=r"the crop at rows 0\.\.3, columns 0\.\.64: the sample"):
+        with pytest.raises(FloatingPointError, match=r"the crop at rows 0\.\.3, columns 0\.\.64: the result is not"):
             restored(method, clip(1, 4, 130))
     finally:
         hook.remove()

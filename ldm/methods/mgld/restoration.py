@@ -52,7 +52,7 @@ class Restoration:
         self.codec, self.sampling, self.windows, self.noise, self.tally = codec, sampling, windows, noise, tally
         self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap, limit=cached)
         self._context: Tensor | None = None
-        self._in_tiles: dict[tuple[int, int], Callable[..., Tensor]] = {}
+        self._tiled: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
     # ---- before sampling
 
@@ -115,25 +115,26 @@ class Restoration:
         """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
         x, z = stack(frames, "x"), stack(frames, "z")
         numbers, shape = [frame.number for frame in frames], tuple(x.shape[2:])
-        prediction = self._prediction(x, z, i, numbers)
+        prediction = self._in_tiles(z)(x, z, t=int(self.sampling.schedule.t[i]), frames=numbers)
         return assert_finite(self.sampling.step(prediction, x, i, lambda k: self.noise(k, numbers, shape)[None]), i)
 
     def denoise_to_clean(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x0 (1, T, c, h, w) of a window of frames with values x_i."""
         x, z = stack(frames, "x"), stack(frames, "z")
-        prediction = self._prediction(x, z, i, [frame.number for frame in frames])
+        numbers = [frame.number for frame in frames]
+        prediction = self._in_tiles(z)(x, z, t=int(self.sampling.schedule.t[i]), frames=numbers)
         return assert_finite(self.sampling.clean(prediction, x, i), i)
 
     def advance(self, frame: Frame, *, i: int) -> Frame:
         """Return a frame with values x_i and x0 with x_{i-1} and what the next step needs."""
         return frame.without("x0", *HISTORY).put(**self.sampling.advance(frame.values, i))
 
-    def _prediction(self, x: Tensor, z: Tensor, i: int, numbers: Sequence[int]) -> Tensor:
-        """Return the prediction for x_i and z (1, T, c, h, w) of the frames with these numbers, computed in tiles."""
+    def _in_tiles(self, z: Tensor) -> Callable:
+        """Return `_predict`, called in tiles of latents of the size of z; it is kept, with the weights of its tiles."""
         latent = tuple(z.shape[-2:])
-        if latent not in self._in_tiles:  # kept, for it keeps the weights of the tiles
-            self._in_tiles[latent] = self.windows.over(self._predict, latent)
-        return self._in_tiles[latent](x, z, t=int(self.sampling.schedule.t[i]), frames=numbers)
+        if latent not in self._tiled:
+            self._tiled[latent] = self.windows.over(self._predict, latent)
+        return self._tiled[latent]
 
     def _predict(self, x: Tensor, z: Tensor, *, t: int, frames: Sequence[int], tiles: list) -> Tensor:
         """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) of these frames at time step t."""
