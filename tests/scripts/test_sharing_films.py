@@ -163,6 +163,8 @@ def test_two_processes_one_killed_make_the_same_bytes(words, alone, tmp_path):
         said = doomed.communicate()[0], other.communicate()[0]
     assert doomed.returncode == -signal.SIGKILL and other.returncode == 0, said
     assert output.read_bytes() == alone
+    if "finished" in said[1]:  # the other was killed after it had joined the parts: its folder remains
+        return
     assert [name for name in toy.left_behind(tmp_path) if "partial" not in name] == ["out.mp4", "out.mp4.json"]
 
 
