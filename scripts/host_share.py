@@ -71,7 +71,7 @@ def host_share(model: Model, clip: Path, *, upscale: float, frames: int | None =
     with tempfile.TemporaryDirectory() as folder:
         options = JobOptions(upscale=upscale, max_frames=frames)
         job = prepare(Job(clip, Path(folder) / "out.mp4"), options, warn=_ignore)
-        plan_for(job, model, _ignore)  # costs are measured here, or read
+        plan_for(job, model, _ignore, begun=None)  # costs are measured here, or read
         began = time.process_time()
         with spent.counted():
             record = restore_job(job, model, report=_ignore, warn=_ignore, log=_ignore)

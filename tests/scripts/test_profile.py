@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from ldm import video
 from ldm.nets.attention import CrossAttention
 from scripts import profile_upscale
 from scripts.host_share import NetworkTime
@@ -101,3 +102,17 @@ def test_an_error_in_a_network_ends_its_call():
         began = spent.seconds
         torch.nn.Identity()(0)
     assert spent.seconds > began
+
+
+def test_the_share_outside_of_networks_is_measured_on_a_whole_run(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("MGLDVSR_CACHE", str(tmp_path / "cache"))
+    with video.open_writer(tmp_path / "in.mp4", size=(16, 16)) as writer:
+        for _ in range(2):
+            writer.write(torch.zeros(3, 16, 16))
+    out = tmp_path / "share.json"
+    words = ["--clip", str(tmp_path / "in.mp4"), "--upscale", "1", "--device", "cpu", "-o", str(out)]
+    assert profile_upscale.main([*words, "method.params.sampling.params.steps=1"]) == 0
+    figures = json.loads(out.read_text())
+    assert figures["frames"] == 2 and 0 < figures["networks"] < figures["seconds"]
+    assert figures["share"] == pytest.approx(1 - figures["networks"] / figures["seconds"])
+    assert "outside" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.methods.mgld.settings import Decoding
+from ldm.methods.windows import Windows
 from ldm.nets.whole_frame import Cut, decode_frames, encode_frames
 
 
@@ -34,6 +35,7 @@ class Codec:
     ) -> None:
         self.autoencoder, self.sequence_decoder, self.decoding = autoencoder, sequence_decoder, decoding
         self.scale_factor, self.dtype = scale_factor, dtype
+        self._known: dict[tuple, Callable[..., Tensor]] = {}
 
     @property
     def channels(self) -> int:
@@ -60,7 +62,7 @@ class Codec:
                 moments = encode_frames(self.autoencoder, pictures.flatten(0, 1) * 2 - 1, cut).float()
         else:
             frame_by_frame = replace(self.decoding.windows, n_frames=1, frame_overlap=0, batch=1)
-            moments = frame_by_frame.over(self._encode_tile, eps.shape[-2:])(eps, pictures).flatten(0, 1)
+            moments = self._in_tiles(frame_by_frame, self._encode_tile, eps)(eps, pictures).flatten(0, 1)
         posterior = self.autoencoder.posterior(moments)
         return posterior.sample(eps.flatten(0, 1)).unflatten(0, pictures.shape[:2]) * self.scale_factor
 
@@ -83,16 +85,23 @@ class Codec:
             report()
             return out.float().unflatten(0, x.shape[:2])
 
-        def decode_tile(z: Tensor, frames: Tensor, *, tiles: list) -> Tensor:
-            with self.autocast():
-                _, features = self.sequence_decoder.encode(frames.flatten(0, 1) * 2 - 1)
-                out = self.sequence_decoder.decode(
-                    z.flatten(0, 1) / self.scale_factor, features, num_frames=z.shape[1], fusion_w=self.decoding.dec_w
-                )
-            report()
-            return out.float().unflatten(0, z.shape[:2])
+        return self._in_tiles(self.decoding.windows, self._decode_tile, x)(x, pictures, report=report)
 
-        return self.decoding.windows.over(decode_tile, x.shape[-2:])(x, pictures)
+    def _decode_tile(self, z: Tensor, pictures: Tensor, *, report: Callable[[], None], tiles: list) -> Tensor:
+        with self.autocast():
+            _, features = self.sequence_decoder.encode(pictures.flatten(0, 1) * 2 - 1)
+            out = self.sequence_decoder.decode(
+                z.flatten(0, 1) / self.scale_factor, features, num_frames=z.shape[1], fusion_w=self.decoding.dec_w
+            )
+        report()
+        return out.float().unflatten(0, z.shape[:2])
+
+    def _in_tiles(self, windows: Windows, fn: Callable[..., Tensor], latents: Tensor) -> Callable[..., Tensor]:
+        """Return `fn` applied to tiles of latents of this size; kept, for it keeps the weights of the tiles."""
+        key = (fn.__name__, tuple(latents.shape[-2:]))
+        if key not in self._known:
+            self._known[key] = windows.over(fn, key[1])
+        return self._known[key]
 
     def cut_of(self, latent: tuple[int, int]) -> Cut | None:
         """Return how the autoencoders cut latents of this size; None for blended tiles."""
