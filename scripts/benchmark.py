@@ -38,17 +38,19 @@ from ldm.benchmark.ablation import BICUBIC, Ablation
 from ldm.benchmark.flows import paper_flow, stablevsr_flow
 from ldm.benchmark.inspection import inspect, inspect_results
 from ldm.benchmark.peers import PEERS, upscalers
-from ldm.benchmark.restoration import Restorer, bicubic
+from ldm.benchmark.restoration import Restorer
 from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
 from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdown
-from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings, with_precision
+from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
 from ldm.engine.device import usable_device
 from ldm.engine.flags import flags_of
-from ldm.engine.jobs import JobOptions, Model
+from ldm.engine.jobs import JobOptions
+from ldm.engine.plan import parse_bytes
 from ldm.metrics import protocol
 from ldm.metrics.protocol import measures
+from ldm.ops.resize import resize
 from ldm.paths import product_folder
 from ldm.printable import printable
 from ldm.report.page import report_of
@@ -66,6 +68,7 @@ from scripts.command import (
     tell,
     with_bar,
 )
+from scripts.upscale_jobs import model_for, weights_of
 
 PROGRAM = "benchmark.py"
 log = logging.getLogger("scripts.benchmark")
@@ -236,11 +239,9 @@ class Degrader:
 
 def restorer_of(args: argparse.Namespace) -> Restorer:
     """Return the model that the arguments describe."""
-    weights, device = find_weights(*args.weights or (EMBEDDED,), configs=args.config), usable_device(args.device)
-    settings = with_precision(upscale.choose_settings(weights, args), device)
-    model = Model(weights, settings, device, upscale.rounding_of(settings))
-    memory = upscale.parse_bytes(args.memory) if args.memory else None
-    return Restorer(model, JobOptions(save_every=args.save_every, memory=memory), log.warning, log.info)
+    memory = parse_bytes(args.memory) if args.memory else None
+    options = JobOptions(save_every=args.save_every, memory=memory)
+    return Restorer(model_for(weights_of(args), args), options, log.warning, log.info)
 
 
 def models_of(args: argparse.Namespace) -> dict[str, Path]:
@@ -330,9 +331,8 @@ def run(args: argparse.Namespace) -> int:
         log.info("not the published set: %s", line)
     results = inspect_results(folders, clips)
     if (upscaling or plain or peers) and kind not in found.lq and not found.gt:
-        raise ValueError(
-            f"{args.root}: no LQ ({kind}) and no truth to make it from; found {first_few(found.lq) or 'none'}"
-        )
+        others = first_few(found.lq) or "none"
+        raise ValueError(f"{args.root}: no LQ ({kind}) and no truth to make it from; found {others}")
     asked = RunOptions(
         Path(args.dataset).stem, args.root, folder, scale, args.max_clips, args.max_frames, args.published,
         usable_device(args.device), shlex.join(["python", "scripts/benchmark.py", *args.words]),
@@ -345,7 +345,7 @@ def run(args: argparse.Namespace) -> int:
     restorers = build(args, ablation, models, folders) if upscaling else {}  # finds errors before hours of scoring
     work.score_folders(folders, results)
     if plain:
-        work.score_enlarged(BICUBIC, bicubic, {})
+        work.score_enlarged(BICUBIC, resize, {})
     for name, peer in peers.items():
         work.score_enlarged(name, peer, peer.hashes)
     for name, restorer in restorers.items():

@@ -24,12 +24,12 @@ from torch import nn
 
 from ldm import config
 from ldm.engine.assemble import find_preset
+from ldm.engine.device import count_flops
 from ldm.files import write_whole
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.ops.tiling import splitter_starts
 from scripts.command import Parser, exit_status, positive_int, size_from, tell
-from scripts.profile_upscale import count_flops
 
 PROGRAM = "clip_flops.py"
 ROOT = Path(__file__).resolve().parents[1]

@@ -17,7 +17,7 @@ from ldm import video
 from ldm.engine.assemble import Weights, find_weights
 from ldm.engine.captions import caption_beside
 from ldm.engine.jobs import Job
-from scripts import upscale
+from scripts import upscale, upscale_jobs
 from scripts.command import Parser, exit_status, non_negative_int, positive_int
 
 PROGRAM = Path(__file__).name
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
         by_scale.setdefault(scale_of(job), []).append(job)
     for scale, group in by_scale.items():
         group[0].output.parent.mkdir(parents=True, exist_ok=True)
-        status = max(status, upscale.restore_all(group, lambda: files_of(args), translate(args, scale=scale)))
+        status = max(status, upscale_jobs.restore_all(group, lambda: files_of(args), translate(args, scale=scale)))
     return status
 
 
@@ -108,7 +108,7 @@ def files_of(args: argparse.Namespace) -> Weights:
 
 
 def main(words: list[str] | None = None) -> int:
-    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=upscale.STOPPED, explain=upscale.explain)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=upscale.STOPPED, explain=upscale_jobs.explain)
 
 
 if __name__ == "__main__":

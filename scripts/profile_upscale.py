@@ -20,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 import torch
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm.engine.assemble import CARD, EMBEDDED, Weights, build_method, read_settings
-from ldm.engine.device import Peak, hardware, is_out_of_memory, seconds_of, usable_device
+from ldm.engine.device import Peak, count_flops, hardware, is_out_of_memory, seconds_of, usable_device
 from ldm.engine.restoring import model_of
 from ldm.files import write_whole
 from ldm.methods.contract import Method, Request
@@ -91,18 +90,6 @@ class Machine:
         peak.reset()
         self.seconds(work)
         return peak.read()
-
-
-def count_flops(work: Callable[[], object]) -> int:
-    """Return the multiplications and additions in products, convolutions and attention during `work()`."""
-
-    def attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # which torch does not count
-    with FlopCounterMode(display=False, custom_mapping=own) as counter:
-        work()
-    return counter.get_total_flops()
 
 
 def random_method(args: argparse.Namespace, device: str) -> Method:

@@ -148,13 +148,13 @@ def _worker_class() -> type:
 
         def restore(self, path: str, output: str) -> tuple[str, str | None]:
             """Return "made", "failed" or "left", and the message of an error that concerns all clips."""
-            from scripts import upscale
+            from scripts import upscale_jobs
 
             try:
-                self.restorer = self.restorer or upscale.clip_restorer(self.args)
-                return upscale.restore_claimed(Path(path), Path(output), self.args, self.restorer), None
+                self.restorer = self.restorer or upscale_jobs.clip_restorer(self.args)
+                return upscale_jobs.restore_claimed(Path(path), Path(output), self.args, self.restorer), None
             except Exception as error:
-                if (line := upscale.explain(error)) is None:
+                if (line := upscale_jobs.explain(error)) is None:
                     raise
                 return "failed", line
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ldm.engine.assemble import Weights, find_weights
 from ldm.engine.jobs import Job
-from scripts import upscale
+from scripts import upscale, upscale_jobs
 from scripts.command import Parser, exit_status, positive_int
 
 PROGRAM = Path(__file__).name
@@ -70,11 +70,11 @@ def find_files(args: argparse.Namespace) -> Weights:
 
 
 def run(args: argparse.Namespace) -> int:
-    return upscale.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
+    return upscale_jobs.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=upscale.STOPPED, explain=upscale.explain)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), stopped=upscale.STOPPED, explain=upscale_jobs.explain)
 
 
 if __name__ == "__main__":

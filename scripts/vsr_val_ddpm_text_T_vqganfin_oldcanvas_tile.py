@@ -17,7 +17,7 @@ from ldm.engine.assemble import CONFIGS, Weights
 from ldm.engine.device import usable_device
 from ldm.engine.jobs import Job
 from ldm.ops.color import COLOR_FIXES
-from scripts import upscale
+from scripts import upscale, upscale_jobs
 from scripts.command import Parser, exit_status, non_negative_int, positive_int
 
 PROGRAM = Path(__file__).name
@@ -62,10 +62,10 @@ def translate(args: argparse.Namespace) -> argparse.Namespace:
     device = usable_device(args.device)
     precision = PRECISIONS[args.precision].get(device.partition(":")[0], "fp32")
     if args.precision == "autocast" and precision == "fp32":
-        upscale.log.warning(f"autocast needs cuda, computing in fp32 on {device}")
+        upscale_jobs.log.warning(f"autocast needs cuda, computing in fp32 on {device}")
     ignored = [f"--{name}" for name in ("n_samples", "n_iter", "C", "f") if getattr(args, name) is not None]
     if ignored := [*ignored, *(word for word in args.unknown if word.startswith("-"))]:
-        upscale.log.warning(f"without effect: {' '.join(ignored)}")
+        upscale_jobs.log.warning(f"without effect: {' '.join(ignored)}")
     same = ("config", "ddpm_steps", "dec_w", "colorfix_type", "n_frames", "tile_overlap", "vqgantile_size")
     same += ("vqgantile_stride", "upscale", "seed")
     words = [word for name in same for word in (f"--{name}", str(getattr(args, name)))]
@@ -91,11 +91,11 @@ def find_files(args: argparse.Namespace) -> Weights:
 
 
 def run(args: argparse.Namespace) -> int:
-    return upscale.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
+    return upscale_jobs.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
 
 
 def main(words: list[str] | None = None) -> int:
-    return exit_status(PROGRAM, lambda: run(arguments(words)), explain=upscale.explain)
+    return exit_status(PROGRAM, lambda: run(arguments(words)), explain=upscale_jobs.explain)
 
 
 if __name__ == "__main__":

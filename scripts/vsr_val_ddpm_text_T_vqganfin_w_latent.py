@@ -20,12 +20,13 @@ import torch
 from ldm import video
 from ldm.diffusion.noise import ReleasedNoise, sequential
 from ldm.engine.assemble import Weights, build_method
+from ldm.engine.restoring import rounding_of
 from ldm.files import partial
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.methods.progress import Tally
 from ldm.ops.flow import estimate_motion
 from ldm.ops.resize import resize
-from scripts import upscale
+from scripts import upscale_jobs
 from scripts import vsr_val_ddpm_text_T_vqganfin_oldcanvas_tile as tiles
 from scripts.command import exit_status, progress_bar, tell
 
@@ -88,7 +89,7 @@ def settings_of(files: Weights, words: argparse.Namespace):
         "method.params.windows.params.tile=100000",
     ]
     words.flags = {name: value for name, value in words.flags.items() if not name.startswith("vqgantile_")}
-    return upscale.choose_settings(files, words)
+    return upscale_jobs.choose_settings(files, words)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     words, files, jobs = tiles.translate(args), tiles.find_files(args), tiles.find_jobs(args)
     sources = [video.probe(job.path) for job in jobs]
     settings = settings_of(files, words)
-    method, rounding = build_method(settings, files, device=words.device), upscale.rounding_of(settings)
+    method, rounding = build_method(settings, files, device=words.device), rounding_of(settings)
     for number, (job, source) in enumerate(zip(jobs, sources, strict=True)):
         names = list(source.names) or [f"{frame:08d}.png" for frame in range(source.frames)]
         size = (args.input_size, args.input_size)
@@ -117,7 +118,7 @@ def main(words: list[str] | None = None) -> int:
     def work() -> int:
         return run(tiles.arguments(words, program=PROGRAM, description=__doc__, steps=STEPS))
 
-    return exit_status(PROGRAM, work, explain=upscale.explain)
+    return exit_status(PROGRAM, work, explain=upscale_jobs.explain)
 
 
 if __name__ == "__main__":

@@ -16,15 +16,9 @@ from ldm.engine.finished import finished, unchanged
 from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
 from ldm.engine.resume import remove_partials
 from ldm.methods.contract import Progress
-from ldm.ops.resize import resize
 from ldm.video.sinks import Pictures
 
 Enlarge = Callable[[Tensor, tuple[int, int]], Tensor]
-
-
-def bicubic(frame: Tensor, size: tuple[int, int]) -> Tensor:
-    """Enlarge (3, h, w) in [0, 1] to (3, H, W) by bicubic interpolation, the usual baseline."""
-    return resize(frame, size)
 
 
 def enlarge_clip(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm import memory
 
@@ -152,6 +153,18 @@ def _wait(device: str | torch.device) -> None:
     """Wait until a device has finished all queued work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def count_flops(work: Callable[[], object]) -> int:
+    """Return the multiplications and additions in products, convolutions and attention during `work()`."""
+
+    def attention(query, key, value, *args, out_shape=None, **kwargs) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    own = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}  # which torch does not count
+    with FlopCounterMode(display=False, custom_mapping=own) as counter:
+        work()
+    return counter.get_total_flops()
 
 
 def seconds_of(work: Callable[[], object], device: str | torch.device) -> float:

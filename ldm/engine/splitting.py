@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -184,7 +185,7 @@ def scene_spans(task: Task, model: Model, claim: Claim) -> list[tuple[int, int]]
             ends.append(frame.number + 1)
     if not ends:
         raise ValueError(f"{task.source.path}: got no frames from number {task.start} on, expected some")
-    return list(zip([task.start, *ends], ends, strict=False))
+    return list(pairwise([task.start, *ends]))
 
 
 def _passed(pipeline, task: Task) -> Iterator[Frame]:
@@ -209,7 +210,7 @@ def _checked(parts: object, path: Path) -> tuple[Part, ...]:
     """Return the parts in a file. Raises WorkError unless they are successive."""
     rows = parts if isinstance(parts, list) and len(parts) <= MAX_SCENES else []
     valid = [Part(*row) for row in rows if isinstance(row, list) and [type(value) for value in row] == [int] * 3]
-    follow = all(one.stop == other.start for one, other in zip(valid, valid[1:], strict=False))
+    follow = all(one.stop == other.start for one, other in pairwise(valid))
     if not valid or len(valid) != len(rows) or not follow or not all(0 <= p.start < p.stop < 10**8 for p in valid):
         raise WorkError(f"{path}: no list of parts; remove {path.parent} to start again")
     return tuple(valid)

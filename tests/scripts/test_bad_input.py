@@ -10,7 +10,7 @@ import torch
 from ldm import config
 from ldm.methods.mgld.method import MGLD
 from ldm.weights import checkpoint
-from scripts import upscale
+from scripts import upscale, upscale_jobs
 from tests.scripts import toy
 
 FAST = ["--upscale", "2", "--ddpm_steps", "1", "--device", "cpu"]
@@ -86,7 +86,7 @@ def tiny(path):
     ],
 )
 def test_inputs(tmp_path, capfd, monkeypatch, make, why):
-    monkeypatch.setattr(upscale, "find_weights", lambda *args: pytest.fail("weights were looked for"))
+    monkeypatch.setattr(upscale_jobs, "find_weights", lambda *args: pytest.fail("weights were looked for"))
     path = tmp_path / "in.mp4"
     path = make(path) or path
     line = refuse(capfd, tmp_path, "-i", path, "-o", tmp_path / "new" / "out.mp4")
@@ -222,6 +222,6 @@ def in_use(folder):
     ],
 )
 def test_outputs(tmp_path, capfd, monkeypatch, make, why):
-    monkeypatch.setattr(upscale, "find_weights", lambda *args: pytest.fail("weights were looked for"))
+    monkeypatch.setattr(upscale_jobs, "find_weights", lambda *args: pytest.fail("weights were looked for"))
     clip = toy.make_clip(tmp_path / "in.mp4", 2)
     assert why in refuse(capfd, tmp_path, "-i", clip, "-o", make(tmp_path))

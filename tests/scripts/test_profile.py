@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from ldm import video
+from ldm.engine.device import count_flops
 from ldm.nets.attention import CrossAttention
 from scripts import profile_upscale
 from scripts.host_share import NetworkTime
@@ -45,11 +46,11 @@ def test_parts_and_settings_can_be_chosen(tmp_path):
 
 def test_flops_are_twice_the_multiplications():
     x, kernel = torch.zeros(2, 8, 5, 6), torch.zeros(16, 8, 3, 3)
-    assert profile_upscale.count_flops(lambda: F.conv2d(x, kernel, padding=1)) == 2 * (2 * 5 * 6) * (16 * 8 * 9)
+    assert count_flops(lambda: F.conv2d(x, kernel, padding=1)) == 2 * (2 * 5 * 6) * (16 * 8 * 9)
     layer, tokens = CrossAttention(12, heads=3, dim_head=4), torch.zeros(2, 10, 12)
     products, attention = 4 * (2 * 2 * 10 * 12 * 12), 2 * (2 * 2 * 10 * 10 * 12)
     with torch.no_grad():
-        assert profile_upscale.count_flops(lambda: layer(tokens)) == products + attention
+        assert count_flops(lambda: layer(tokens)) == products + attention
 
 
 def test_the_peak_falls_when_memory_is_freed():

@@ -12,7 +12,7 @@ import pytest
 from ldm import video
 from ldm.engine.jobs import Job
 from ldm.engine.resume import folder_beside
-from scripts import upscale
+from scripts import upscale, upscale_jobs
 from tests.scripts import toy
 
 FAST = ["--upscale", "2", "--ddpm_steps", "1", "--device", "cpu"]
@@ -106,7 +106,7 @@ def test_a_preview_does_a_stretch_and_estimates_the_rest(tmp_path, model, capfd)
     [(50, 0.25, "all 50 frames would take about 12 s"), (1000, 3.0, "50 min"), (1, 3.0, "its one frame would take")],
 )
 def test_an_estimate_is_in_a_unit_that_says_something(tmp_path, frames, each, said):
-    assert said in upscale.estimate(Job(tmp_path, tmp_path, whole_clip=frames), each)
+    assert said in upscale_jobs.estimate(Job(tmp_path, tmp_path, whole_clip=frames), each)
 
 
 def test_shards_share_the_clips_out(tmp_path, model):

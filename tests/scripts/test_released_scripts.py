@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from ldm import config, video
-from scripts import upscale
+from scripts import upscale_jobs
 from scripts import vsr_val_ddpm_text_T_vqganfin_oldcanvas_tile as tiles
 from scripts import vsr_val_ddpm_text_T_vqganfin_w_latent as latents
 from tests.scripts import toy
@@ -44,7 +44,7 @@ def test_the_test_command(tmp_path, words, capfd):
 def test_the_test_command_uses_the_released_preset_and_defaults(words):
     args = tiles.arguments([*words[:8], "--outdir", "o"])
     assert (args.ddpm_steps, args.dec_w, args.colorfix_type, args.seed) == (1000, 0.5, "nofix", 42)
-    settings = upscale.choose_settings(tiles.find_files(args), tiles.translate(args))
+    settings = upscale_jobs.choose_settings(tiles.find_files(args), tiles.translate(args))
     params = settings.method.params
     assert (params.sampling.params.guidance, params.sampling.params.guidance_scale) == ("released", -10)
     assert (params.patch, params.stride, params.min_size) == (960, 750, 512)

@@ -159,7 +159,10 @@ def test_two_processes_one_killed_make_the_same_bytes(words, alone, tmp_path):
             break
     else:
         pytest.fail("no process could be killed at work")
+    # If the killed process was joining the parts, the other one has left that to it.
+    assert upscale.main([*words, "-o", str(output), "--split", "scenes"]) == 0
     assert output.read_bytes() == alone
+    assert toy.left_behind(output.parent) == ["out.mp4", "out.mp4.json"]
 
 
 def killed_at_work(words, output) -> bool:

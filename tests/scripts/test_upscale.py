@@ -13,7 +13,7 @@ from ldm.engine.assemble import EMBEDDED, find_weights
 from ldm.engine.restoring import ROUNDING
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Each, Pipeline
-from scripts import upscale
+from scripts import upscale, upscale_jobs
 from tests.scripts import toy
 
 NTSC = Fraction(30000, 1001)
@@ -89,7 +89,7 @@ def test_outputs_of_a_folder_do_not_collide(tmp_path):
 
 def settings_after(model, *words):
     args = upscale.arguments(["-i", "x", "-o", "y", *words])
-    return upscale.choose_settings(find_weights(model), args).method.params
+    return upscale_jobs.choose_settings(find_weights(model), args).method.params
 
 
 @pytest.mark.parametrize(
