@@ -38,12 +38,12 @@ from ldm.benchmark.ablation import BICUBIC, Ablation
 from ldm.benchmark.flows import paper_flow, stablevsr_flow
 from ldm.benchmark.inspection import inspect, inspect_results
 from ldm.benchmark.peers import PEERS, upscalers
-from ldm.benchmark.restoration import Restorer
+from ldm.benchmark.restoration import Restorer, share_networks
 from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
 from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdown
-from ldm.engine.assemble import EMBEDDED, build_method, find_weights, read_settings
+from ldm.engine.assemble import EMBEDDED, find_weights, read_settings
 from ldm.engine.device import usable_device
 from ldm.engine.flags import flags_of
 from ldm.engine.jobs import JobOptions
@@ -281,17 +281,13 @@ def named(restorer: Restorer, args: argparse.Namespace, folders: Mapping[str, Pa
 
 
 def restorers_of(args: argparse.Namespace, ablation: Ablation) -> dict[str, Restorer]:
-    """Return the rows of an ablation that are models; they share one set of networks."""
-    rows, restorers, networks = {name: row for name, row in ablation.rows.items() if name != BICUBIC}, {}, None
-    for name, row in rows.items():
-        restorer = restorer_of(arguments([*args.words, *map(str, row.get("options", ()))]))
-        model, swaps = restorer.model, dict(row.get("networks") or {})
-        networks = networks or build_method(model.settings, model.weights, device=model.device, method=False)
-        built = networks | {network: networks[other] for network, other in swaps.items()}
-        swapped = [f"networks.{network}=${{networks.{other}}}" for network, other in swaps.items()]
-        model = replace(model, settings=config.override(model.settings, swapped), networks=built)
-        restorers[name] = replace(restorer, model=model)
-    return restorers
+    """Return the rows of an ablation that are models."""
+    rows = {name: row for name, row in ablation.rows.items() if name != BICUBIC}
+    words = {name: [*args.words, *map(str, row.get("options", ()))] for name, row in rows.items()}
+    restorers = {name: restorer_of(arguments(words[name])) for name in rows}
+    swaps = {name: row.get("networks") or {} for name, row in rows.items()}
+    models = share_networks({name: restorer.model for name, restorer in restorers.items()}, swaps)
+    return {name: replace(restorer, model=models[name]) for name, restorer in restorers.items()}
 
 
 def build(

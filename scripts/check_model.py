@@ -47,6 +47,7 @@ LEAST_PSNR, LEAST_SHARPNESS, MOST_LOW_FREQUENCY = 28.0, 0.85, 0.05  # limits for
 MOST_LOSS, MOST_ALIKE = 0.7, 35.0  # dB: loss against bicubic interpolation; PSNR between two seeds
 AUTOENCODER, STAGE_ONE = "autoencoder.safetensors", "mgldvsr_unet.safetensors"  # file names of configs/tiny
 CARDS, LAST = ("model.yaml", "config.yaml"), Path("checkpoints", "last.ckpt")
+SEVERAL_STEPS = "+method.params.sampling.params.initial=noised"  # also where a student is the default
 PARTS = {  # of a stage-1 file: the network's name in a configuration, and its module in the training
     "unet": "model.diffusion_model",
     "structure": "structcond_stage_model",
@@ -124,7 +125,7 @@ def read_settings(args: argparse.Namespace, file: Path, *, needed: Iterable[str]
     cards = args.config or [folder / name for folder in folders for name in CARDS if (folder / name).is_file()][:1]
     if not cards:
         raise FileNotFoundError(f"{file}: got no {' or '.join(CARDS)} beside it; name the configuration with --config")
-    settings = config.override(config.load(*cards), args.overrides)
+    settings = config.override(config.load(*cards), [SEVERAL_STEPS, *args.overrides])
     for name in needed:
         config.check_target(settings, f"networks.{name}")
     return settings

@@ -169,7 +169,7 @@ def test_an_honest_card_loads_where_it_was_copied_to(tmp_path):
     text = (EMBEDDED / "model.yaml").read_text()
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "more.yaml").write_text("seed: 7\n")
-    (tmp_path / "model.yaml").write_text(text.replace("[flows.yaml]", "[flows.yaml, sub/more.yaml]"))
+    (tmp_path / "model.yaml").write_text(text.replace("[tiny/model.yaml]", "[tiny/model.yaml, sub/more.yaml]"))
     loaded = config.load(tmp_path / "model.yaml")
     assert loaded.seed == 7 and loaded.networks.flow.target == DIS
     config.instantiate(loaded.networks.flow)

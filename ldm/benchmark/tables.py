@@ -14,7 +14,7 @@ LABELS = {  # metric: heading and digits
     "ilniqe": ("ILNIQE", 2), "nrqm": ("NRQM", 3), "fastervqa": ("FasterVQA", 4), "dover_technical": ("DOVER, x100", 3),
     "e_warp_star": ("E*_warp of STAR, x1000", 2), "e_warp_uav": ("E*_warp of Upscale-A-Video", 3),
     "e_warp_daflow": ("E*_warp of DA-Flow", 3), "dover_percent": ("DOVER, of 100", 2), "pi": ("PI", 3),
-    "tof_stablevsr": ("tOF, RAFT x10", 3), "tlpips": ("tLPIPS, x1000", 3),
+    "tof_stablevsr": ("tOF, RAFT x10", 3), "tlpips": ("tLPIPS, x1000", 3), "stlpips": ("ST-LPIPS", 4),
 }  # fmt: skip
 ARROWS = {"higher": "↑", "lower": "↓"}
 CSV_FIELDS = ("method", "seed", "clip", "metric", "value", "reason")

@@ -106,11 +106,16 @@ class Model:
         device = str(self.method.device)
         return Peak(device).reset()
 
+    @property
+    def files(self) -> dict[str, Path]:
+        """The weight files that the settings use, by the names of their entries."""
+        used = {entry.name for entry in weight_files(self.settings) if entry.used_with(self.settings)}
+        return {name: path for name, path in self.weights.files.items() if name in used}
+
     @cached_property
     def hashes(self) -> dict[str, str]:
-        """SHA-256 of each weight file that the settings use, by the name of its entry."""
-        used = [entry.name for entry in weight_files(self.settings) if entry.used_with(self.settings)]
-        return {name: checkpoint.sha256(path) for name, path in self.weights.files.items() if name in used}
+        """SHA-256 of the `files`, by the names of their entries."""
+        return {name: checkpoint.sha256(path) for name, path in self.files.items()}
 
     @cached_property
     def used_settings(self) -> dict:

@@ -37,7 +37,7 @@ class WeightFile:
         names: library whose names the file has, one of `ldm.weights.names.LAYOUTS`; "" for the network's own names.
         rename: prefixes of names in the file -> their replacements.
         has, lacks: the file is recognised by substrings that some name contains (has) or no name contains (lacks).
-        only: settings (key -> value) for which the file is used; it then replaces other sources of its networks.
+        only: settings (dotted key -> value) with which the file is used, in place of other sources of its networks.
         spare: use the file only if no other file holds its networks.
         optional: the model can be built without the file.
         source: URL, size, hash and licence of the file.
@@ -87,7 +87,7 @@ class WeightFile:
 
     def used_with(self, settings: Mapping) -> bool:
         """Whether the file is used with these settings (`only`)."""
-        return all(settings.get(key) == value for key, value in self.only.items())
+        return all(_value_at(settings, key) == value for key, value in self.only.items())
 
     @property
     def layout(self) -> checkpoint.Layout:
@@ -107,6 +107,13 @@ class WeightFile:
         """Whether a file with entries of these names matches `has` and `lacks`."""
         text = "\n".join(f"\n{name}" for name in names)
         return bool(self.has) and all(part in text for part in self.has) and not any(p in text for p in self.lacks)
+
+
+def _value_at(settings: Mapping, key: str) -> object:
+    """Return the value at a dotted key, None if there is none."""
+    for part in key.split("."):
+        settings = settings.get(part) if isinstance(settings, Mapping) else None
+    return settings
 
 
 def find_all(folder: Path, entries: Iterable[WeightFile]) -> dict[str, Path]:

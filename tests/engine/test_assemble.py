@@ -1,6 +1,7 @@
 """Building methods from weight files and YAML: search, recognition, and error messages."""
 
 import itertools
+import json
 import shutil
 
 import pytest
@@ -69,6 +70,28 @@ def said(*args, kind=(CheckpointError, config.ConfigError, FileNotFoundError, Va
         load_method(*args, **kwargs)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def test_a_file_for_certain_settings_replaces_networks_of_another(folder):
+    """Settings may be nested, such as where sampling starts."""
+    student = {name: value + 1 for name, value in stage_one("unet").items()}
+    write(student, folder / "student.safetensors")
+    entry = {
+        "files": ["student"],
+        "fills": {"unet": "model.diffusion_model."},
+        "only": {"method.params.sampling.params.initial": "lq"},
+    }
+    settings = config.load(folder / "model.yaml", overrides=[f"+weights.student={json.dumps(entry)}"])
+    config.save(settings, folder / "model.yaml")
+    usual = load_method(folder)
+    assert_same_weights(usual)
+    other = load_method(folder, overrides=["+method.params.sampling.params.initial=lq"])
+    for name, value in usual.networks["unet"].state_dict().items():
+        assert torch.equal(other.networks["unet"].state_dict()[name], value + 1)
+    assert_same_state(other.networks["structure"], usual.networks["structure"])
+    (folder / "student.safetensors").unlink()
+    message = said(folder, overrides=["+method.params.sampling.params.initial=lq"])
+    assert "unet with method.params.sampling.params.initial=lq needs student" in message
 
 
 # ---- search and recognition

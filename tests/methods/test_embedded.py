@@ -5,12 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from ldm import video
+from ldm import config, video
 from ldm.diffusion.guidance import motion_loss
-from ldm.engine.assemble import EMBEDDED, load_method
+from ldm.engine.assemble import EMBEDDED, load_method, weight_files
 from ldm.methods.mgld.restoration import motion_between
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import stack
+from scripts import upscale
+from scripts.upscale_jobs import choose_settings, weights_of
 
 pytestmark = pytest.mark.skipif(
     not (EMBEDDED / "mgldvsr_unet.safetensors").is_file(), reason=f"no embedded weights in {EMBEDDED.name}"
@@ -20,7 +22,8 @@ CLIP = Path(__file__).parents[2] / "assets" / "demo" / "clip.mp4"
 
 @pytest.fixture(scope="module")
 def method():
-    return load_method()
+    """The teacher: the student samples in one step, without guidance."""
+    return load_method(preset="teacher")
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +54,32 @@ def test_guidance_keeps_the_content(method, work):
     back = resize(sr, (64, 80), antialias=True)
     assert tuple(sr.shape) == (2, 3, 256, 320)
     assert (back - lq[:2]).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    ("words", "model"),
+    [
+        ([], "student"),
+        (["--ddpm_steps", "1"], "student"),
+        (["--guidance", "none"], "student"),
+        (["--preset", "teacher"], "teacher"),
+        (["--ddpm_steps", "6"], "teacher"),
+        (["--guidance", "paper"], "teacher"),
+        (["--preset", "teacher", "--ddpm_steps", "1", "--guidance", "none"], "teacher"),
+        (["--preset", "released"], "teacher"),
+    ],
+)
+def test_settings_choose_between_the_student_and_its_teacher(words, model):
+    args = upscale.arguments(words)
+    weights = weights_of(args)
+    settings = choose_settings(weights, args)
+    used = {entry.name for entry in weight_files(settings) if entry.used_with(settings)}
+    assert ("student_unet" in used) == (model == "student") and "mgldvsr_unet" in used
+    sampling = config.instantiate(settings.method.params.sampling)
+    steps = 1 if model == "student" or "1" in words else 6 if "6" in words else 4
+    assert (sampling.steps, sampling.initial) == (steps, {"student": "lq", "teacher": "noised"}[model])
+    guidance = "released" if "released" in words else "none" if model == "student" or "none" in words else "paper"
+    assert sampling.guidance == guidance
 
 
 def test_weights_are_small():

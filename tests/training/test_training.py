@@ -91,8 +91,7 @@ def trained(tmp_path_factory):
     set_words = [f"folder={weights}", f"latents={folder / 'set'}", f"{PLACE}.frames=2"]
     words = ["steps=4", "model.params.loss.params.start=2", "model.params.loss.params.discriminator.params.ndf=8"]
     train(folder, "stage2", *set_words, RANDOM, *words)
-    student = [f"student={folder / 'student'}", RANDOM.replace("loss.params.", ""), "steps=2"]
-    train(folder, "student", *set_words, *student)
+    train(folder, "student", *set_words, RANDOM.replace("loss.params.", ""), "steps=2")
     torch.set_rng_state(state)
     return folder
 
@@ -140,7 +139,8 @@ def test_training_does_not_overwrite_the_embedded_model():
     """Nor does it read from it by default."""
     for name in ("autoencoder", "stage1", "stage2", "latents", "student"):
         settings = config.load(runs.TINY / f"{name}.yaml")
-        files = [settings.get(key) for key in ("folder", "weights", "latents", "clips", "student")]
+        files = [settings.get(key) for key in ("folder", "latents", "clips")]
+        files += [settings.weights] if name == "latents" else []
         files += [entry.file for entry in settings.get("init") or []]
         files += [settings.export.file] if settings.get("export") else []
         assert all(file.startswith("logs/tiny") for file in files if file), name
@@ -150,15 +150,16 @@ def test_the_last_line_says_how_to_use_the_files(trained, tmp_path):
     weights = shutil.copytree(trained / "weights", tmp_path / "weights")
     (weights / "mgldvsr_unet.safetensors").unlink()
 
-    def said(name, *words):
-        settings = config.load(CARD, overrides=[f"+export={{file: {weights / name}}}", *words])
+    def said(name, card=CARD):
+        settings = config.load(card, overrides=[f"+export={{file: {weights / name}}}"])
         return write_export(torch.nn.Linear(1, 1), settings).removeprefix(str(weights))
 
     assert said("video_vae_cfw.safetensors") == "/video_vae_cfw.safetensors: written, with model.yaml"
     both = f"/mgldvsr_unet.safetensors: written, with model.yaml; use it with --weights {weights}"
     assert said("mgldvsr_unet.safetensors") == both
     (weights / "model.yaml").unlink()
-    assert said("other.safetensors", "method=null") == "/other.safetensors: written"
+    (tmp_path / "other.yaml").write_text("seed: 1\n")  # no method
+    assert said("other.safetensors", tmp_path / "other.yaml") == "/other.safetensors: written"
     assert not (weights / "model.yaml").exists(), "no model description is written"
 
 
@@ -181,10 +182,14 @@ def test_stage_one_trains_the_unet_and_the_structure_encoder(trained):
 
 def test_the_student_has_the_teacher_s_names_and_another_unet(trained):
     teacher = checkpoint.read(trained / "weights" / "mgldvsr_unet.safetensors")
-    student = checkpoint.read(trained / "student" / "mgldvsr_unet.safetensors")
-    assert student.keys() == teacher.keys()
+    student = checkpoint.read(trained / "weights" / "student_unet.safetensors")
+    assert set(student) == {name for name in teacher if not name.startswith("first_stage_model.")}
     changed = {name.split(".")[0] for name in student if not torch.equal(student[name], teacher[name])}
     assert changed == {"model", "structcond_stage_model"}
+    method = load_method(trained / "weights", overrides=["method.params.sampling.params.initial=lq"])
+    last = "model.diffusion_model.out.2.weight"
+    assert torch.equal(method.networks["unet"].out[2].weight, student[last].float())
+    assert method.sampling.steps == 1 and method.sampling.guidance == "none"
 
 
 def test_unfilled_weights_are_reported_with_a_reason(trained, capsys, tmp_path):
