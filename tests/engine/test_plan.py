@@ -23,6 +23,8 @@ from ldm.methods.mgld.levers import UNLIMITED, WHOLE, TileLevers, ladder
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.settings import Decoding
 from ldm.methods.windows import Windows
+from ldm.nets.autoencoder import AutoencoderKL
+from ldm.nets.sequence_decoder import SequenceAutoencoder
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
 
@@ -181,6 +183,24 @@ def test_cached_maps_have_the_measured_size():
         run.denoise([Frame(k, {"x": z, "z": z + k}) for k in range(toy.windows.n_frames)], i=0)
     tiles = toy.windows.calls(1, 32, 32) * min(toy.windows.tile, 32) ** 2
     assert run.conditions.bytes_kept == costs["maps"][1] * tiles * toy.windows.frame_overlap
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_held_maps_count_as_memory_at_the_size_that_the_networks_compute(patch):
+    params = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "norm_groups": 8, "patch": patch}
+    networks = {"autoencoder": AutoencoderKL(**params), "sequence_decoder": SequenceAutoencoder(**params)}
+    toy, sizes = method(**networks), []
+    for module in networks["sequence_decoder"].decoder.up[0].modules():
+        module.register_forward_hook(lambda module, inputs, result: sizes.append(result.nbytes))
+    h, w = toy.geometry((16, 16), 4).latent
+    frames = toy.decoding.windows.n_frames
+    toy.codec(LEVERS).decode(torch.zeros(1, frames, 4, h, w), torch.zeros(1, frames, 3, 64, 64))
+
+    def peak(**changed):
+        return peak_of(toy, replace(LEVERS, **changed), size=(16, 16))
+
+    assert peak(norms="shared", hold=UNLIMITED) - peak(norms="tile") == 3 * max(sizes)
+    assert peak(norms="shared", hold=1000) - peak(norms="tile") == 3 * 1000
 
 
 def test_the_description_of_a_plan_mentions_approximations():
