@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ldm import memory
+from ldm.engine import plan as plan_module
 from ldm.engine.device import Peak, free_memory, is_out_of_memory, memory_budget
 from ldm.engine.plan import (
     Plan,
@@ -177,12 +178,12 @@ def test_held_frames_count_as_memory():
 
 def test_cached_maps_have_the_measured_size():
     toy = method()
-    costs, run = measured_costs(toy, signature=""), toy.restoration(toy.levers()[0], seed=0, tally=lambda stage: None)
+    probe, run = toy.probes(LEVERS)["maps"], toy.restoration(toy.levers()[0], seed=0, tally=lambda stage: None)
     z = torch.zeros(1, 4, 32, 32)
     with torch.no_grad():
         run.denoise([Frame(k, {"x": z, "z": z + k}) for k in range(toy.windows.n_frames)], i=0)
     tiles = toy.windows.calls(1, 32, 32) * min(toy.windows.tile, 32) ** 2
-    assert run.conditions.bytes_kept == costs["maps"][1] * tiles * toy.windows.frame_overlap
+    assert run.conditions.bytes_kept == probe(16) / 16**2 * tiles * toy.windows.frame_overlap
 
 
 @pytest.mark.parametrize("patch", [1, 2])
@@ -211,6 +212,7 @@ def test_the_description_of_a_plan_mentions_approximations():
 
 def test_costs_are_measured_once(tmp_path, monkeypatch):
     toy = method()
+    monkeypatch.setattr(plan_module, "PROBE_SIDES", (8, 16))
     costs = measured_costs(toy, signature="a", cache=tmp_path)
     assert set(costs) == {"sampling", "encoding", "decoding", "maps", "once"} and all(
         min(pair) >= 0 for pair in costs.values()

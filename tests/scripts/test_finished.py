@@ -94,6 +94,7 @@ def test_a_missing_comparison_is_added(tmp_path, words, capfd):
     ]
 
 
+@pytest.mark.slow  # four runs of the command
 def test_a_single_clip_and_a_preview_are_made_again(tmp_path, words, capfd):
     one = ["-i", str(tmp_path / "in" / "a.mp4"), "-o", str(tmp_path / "out" / "a.mp4"), *words[4:]]
     assert skipped(one, capfd) == []
