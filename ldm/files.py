@@ -43,8 +43,17 @@ def shortened(name: str) -> str:
     return f"{data[:LONGEST].decode('utf-8', 'ignore')}-{hashlib.sha256(data).hexdigest()[:8]}"
 
 
+def set_aside(folder: Path) -> Path:
+    """Rename a folder to a temporary name beside it and return the new path, for removal.
+
+    A process that is killed while it removes the folder then leaves no incomplete one under its name. Raises OSError.
+    """
+    aside = folder.with_name(f".{shortened(folder.name)}.old-{os.getpid()}-{secrets.token_hex(4)}")
+    return folder.rename(aside)
+
+
 def is_partial(name: str) -> bool:
-    """Whether a file has a name that `partial` gives."""
+    """Whether a file or folder has a name that `partial` or `set_aside` gives."""
     return PARTIAL.fullmatch(name) is not None
 
 

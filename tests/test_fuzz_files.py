@@ -187,9 +187,9 @@ def words(draw: random.Random) -> list[str]:
 OFFSETS = [[0, 1 << 62], [16, 0], [8, 24], [-1, 3], [0, 24], ["x", 1], [0]]
 SHAPES = [[1 << 40, 1 << 40], [0], [-1], [2] * 99, "x", "I8", "F8_E4M3", "BOOL", "F64", "U16", "\x1b[2J"]
 KINDS = {  # name: number of files, content, values, how it is written, where, how it is used
-    "card": (150, card, VALUES, write_yaml, "model.yaml", use_card),
-    "text": (100, card_text, [], write_text, "model.yaml", use_text),
-    "words": (100, words, [], write_json, "words.json", use_words),
+    "card": (75, card, VALUES, write_yaml, "model.yaml", use_card),
+    "text": (50, card_text, [], write_text, "model.yaml", use_text),
+    "words": (60, words, [], write_json, "words.json", use_words),
     "manifest": (500, lambda: MANIFEST, VALUES, write_json, "out.mp4.work/manifest.json", use_work),
     "state": (500, lambda: STATE, VALUES + TENSORS, torch.save, "out.mp4.work/state.pt", use_work),
     "checkpoint": (500, trained, VALUES + TENSORS, torch.save, "last.ckpt", use_checkpoint),

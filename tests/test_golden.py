@@ -11,7 +11,9 @@ from tests.golden_checks.case import DEVICE, FOLDER, Case, check_for, checks_of,
 
 ON_A_DEVICE = ("unet", "structure", "autoencoder", "flow", "sampling", "colour", "end_to_end", "blocks")
 CHECKS = checks_of("tests.golden_checks", None if DEVICE == "cpu" else ON_A_DEVICE)
-LONG = ("f_canvas", "a_unet_T3")  # f_canvas_guided and a_unet_T5 compare the same functions, and more
+# Slow, and other cases compare the same functions: f_canvas_guided, a_unet_mc32_T5, f_guided, h_decoder_loss, and one
+# for each stage of k_e2e.
+LONG = ("f_canvas", "a_unet_T3", "a_unet_T5", "f_guided_50", "h_decoder_loss_spynet", "k_e2e")
 CASES = names() if DEVICE == "cpu" else [name for name in names() if name.startswith(tuple(CHECKS))]
 
 

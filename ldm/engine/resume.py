@@ -6,7 +6,6 @@ import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -17,7 +16,7 @@ import torch
 from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import OutputDiffers, changes, continued, portable, stored_manifest
 from ldm.engine.tensor_store import FILE, TensorStore
-from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, shortened, sync, write_whole
+from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, set_aside, shortened, sync, write_whole
 from ldm.printable import printable
 from ldm.weights.safe import check_nested, refuse_bombs
 
@@ -207,24 +206,22 @@ class WorkFolder:
         write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def remove(self) -> None:
-        """Remove the folder with its own files, and parent folders created for it if they are empty.
-
-        It gets the name of a temporary file first, so that a run that is killed here leaves no incomplete work folder.
-        """
+        """Remove the folder with its own files, and parent folders created for it if they are empty."""
         self._release()
-        name, token = shortened(self.path.name), secrets.token_hex(4)
-        doomed = self.path.with_name(f".{name}.old-{os.getpid()}-{token}")
         with contextlib.suppress(OSError):
-            self.path.rename(doomed)
-        with contextlib.suppress(OSError):
-            _clear(doomed / self.parts.name, PART.fullmatch)
-            _clear(doomed / self.tensors.folder.name, FILE.fullmatch)
-            _clear(doomed, lambda name: name in OWN)
-        with contextlib.suppress(OSError):  # files of others remain where they were
-            doomed.rename(self.path)
+            self._clear_aside(set_aside(self.path))
         for parent in self._made:
             with contextlib.suppress(OSError):
                 parent.rmdir()
+
+    def _clear_aside(self, aside: Path) -> None:
+        """Remove the folder's own files under its temporary name; files of others remain where they were."""
+        try:
+            _clear(aside / self.parts.name, PART.fullmatch)
+            _clear(aside / self.tensors.folder.name, FILE.fullmatch)
+            _clear(aside, lambda name: name in OWN)
+        except OSError:
+            aside.rename(self.path)
 
     def _lock_folder(self) -> None:
         """Lock the folder for this process. Opening the lock file follows no link and truncates nothing."""

@@ -10,9 +10,7 @@ work folder, a claim while a process works on it, and an empty file when it is f
 
 import contextlib
 import json
-import os
 import re
-import secrets
 import shutil
 import time
 from collections import Counter
@@ -33,7 +31,7 @@ from ldm.engine.parts import Task, frame_values, restore_parts
 from ldm.engine.plan import Plan, resumed_plan
 from ldm.engine.resume import WorkError, WorkFolder, recorded_plan
 from ldm.engine.sharing import share
-from ldm.files import is_partial, shortened, write_whole
+from ldm.files import is_partial, set_aside, write_whole
 from ldm.methods.contract import Progress
 from ldm.streaming.pipeline import Frame
 
@@ -246,15 +244,10 @@ def _join(film: SharedFilm, warn: Log) -> dict:
 
 
 def _remove(folder: Path, warn: Log) -> None:
-    """Remove the folder of a finished film, unless it holds files of others.
-
-    It gets the name of a temporary file first, so that a process that is killed here leaves no incomplete folder.
-    """
+    """Remove the folder of a finished film, unless it holds files of others."""
     foreign = [path.name for path in folder.iterdir() if not (OWN.fullmatch(path.name) or is_partial(path.name))]
     if foreign:
         warn(f"{folder}: not removed, since it holds {foreign[0]}")
         return
-    doomed = folder.with_name(f".{shortened(folder.name)}.old-{os.getpid()}-{secrets.token_hex(4)}")
     with contextlib.suppress(OSError):
-        folder.rename(doomed)
-        shutil.rmtree(doomed)
+        shutil.rmtree(set_aside(folder))

@@ -128,6 +128,7 @@ def test_frames_are_restored_as_by_the_method(runtime, place):
     assert torch.equal(made, expected.movedim(1, -1))
 
 
+@pytest.mark.slow  # runs the model
 def test_frames_continue_with_smaller_levers_when_memory_runs_out():
     model = model_of(device="cpu")
     method, tried = model.method, []

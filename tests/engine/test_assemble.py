@@ -15,6 +15,7 @@ from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
+from tests.marks import mostly_slow
 from tests.methods.toy import TOY, clip, method, randomise
 
 ONE, TWO = "mgldvsr_unet", "video_vae_cfw"
@@ -104,7 +105,7 @@ def test_a_folder_gives_the_method_of_its_card(weights):
     assert difference.abs().max() < 1e-4
 
 
-@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3)))[::3])
 def test_named_files_come_in_any_order(weights, tmp_path, order):
     raft = RAFT("small", iterations=1)
     write(raft.state_dict(), tmp_path / "any name.safetensors")
@@ -151,7 +152,7 @@ def test_half_precision_files_are_upcast(folder):
     assert_same_weights(load_method(folder), rounded=True)
 
 
-@pytest.mark.parametrize("held", [True, False])
+@mostly_slow("held", [True, False])
 def test_a_model_without_text_needs_none_in_the_file(folder, held):
     write(stage_one(*(ALL if held else ALL[:3])), folder / f"{ONE}.safetensors")
     settings = config.load(folder / "model.yaml")
@@ -162,8 +163,8 @@ def test_a_model_without_text_needs_none_in_the_file(folder, held):
     assert torch.isfinite(built.restore(clip(1), upscale=1)).all()
 
 
-@pytest.mark.parametrize("place", [".", "flownets"])
-@pytest.mark.parametrize("with_constants", [True, False])
+@mostly_slow("place", ["flownets", "."])
+@mostly_slow("with_constants", [False, True])
 def test_a_flow_network_is_found_beside_the_weights(folder, place, with_constants):
     net = randomise(SpyNet(), 3)
     state = {k: v for k, v in net.state_dict().items() if with_constants or k not in net.constant_buffers}
@@ -205,7 +206,7 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
 # ---- errors
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("options", "says"),
     [
         ({"preset": "relased"}, "preset 'relased', expected one of four_steps, released"),
@@ -221,6 +222,7 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
         ({"configs": ["nowhere.yaml"]}, "no configuration file nowhere.yaml"),
         ({"configs": [ROOT / "configs" / "flows.yaml"]}, "key, expected a model's configuration"),
     ],
+    fast=6,
 )
 def test_a_wrong_word_is_refused(weights, options, says):
     assert says in said(weights, **options)
@@ -264,9 +266,7 @@ def test_a_named_flow_needs_its_file(weights):
     assert "flow with flow=raft needs raft-things: name raft-things among the weights (README), or choose" in line
 
 
-@pytest.mark.parametrize(
-    ("name", "entry"), [(ONE, "model.diffusion_model.out.2.weight"), (TWO, "decoder.conv_out.bias")]
-)
+@mostly_slow(("name", "entry"), [(ONE, "model.diffusion_model.out.2.weight"), (TWO, "decoder.conv_out.bias")])
 def test_weights_with_nan_are_reported(folder, name, entry):
     state = checkpoint.read(folder / f"{name}.safetensors")
     state[entry] = torch.full_like(state[entry], float("nan"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ldm import memory
+from ldm.engine import plan as plan_module
 from ldm.engine.device import Peak, free_memory, is_out_of_memory, memory_budget
 from ldm.engine.plan import (
     Plan,
@@ -23,6 +24,8 @@ from ldm.methods.mgld.levers import UNLIMITED, WHOLE, TileLevers, ladder
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.settings import Decoding
 from ldm.methods.windows import Windows
+from ldm.nets.autoencoder import AutoencoderKL
+from ldm.nets.sequence_decoder import SequenceAutoencoder
 from ldm.streaming.pipeline import Frame
 from tests.methods.toy import method
 
@@ -175,12 +178,30 @@ def test_held_frames_count_as_memory():
 
 def test_cached_maps_have_the_measured_size():
     toy = method()
-    costs, run = measured_costs(toy, signature=""), toy.restoration(toy.levers()[0], seed=0, tally=lambda stage: None)
+    probe, run = toy.probes(LEVERS)["maps"], toy.restoration(toy.levers()[0], seed=0, tally=lambda stage: None)
     z = torch.zeros(1, 4, 32, 32)
     with torch.no_grad():
         run.denoise([Frame(k, {"x": z, "z": z + k}) for k in range(toy.windows.n_frames)], i=0)
     tiles = toy.windows.calls(1, 32, 32) * min(toy.windows.tile, 32) ** 2
-    assert run.conditions.bytes_kept == costs["maps"][1] * tiles * toy.windows.frame_overlap
+    assert run.conditions.bytes_kept == probe(16) / 16**2 * tiles * toy.windows.frame_overlap
+
+
+@pytest.mark.parametrize("patch", [1, 2])
+def test_held_maps_count_as_memory_at_the_size_that_the_networks_compute(patch):
+    params = {"ch": 32, "ch_mult": [1, 2], "num_res_blocks": 1, "norm_groups": 8, "patch": patch}
+    networks = {"autoencoder": AutoencoderKL(**params), "sequence_decoder": SequenceAutoencoder(**params)}
+    toy, sizes = method(**networks), []
+    for module in networks["sequence_decoder"].decoder.up[0].modules():
+        module.register_forward_hook(lambda module, inputs, result: sizes.append(result.nbytes))
+    h, w = toy.geometry((16, 16), 4).latent
+    frames = toy.decoding.windows.n_frames
+    toy.codec(LEVERS).decode(torch.zeros(1, frames, 4, h, w), torch.zeros(1, frames, 3, 64, 64))
+
+    def peak(**changed):
+        return peak_of(toy, replace(LEVERS, **changed), size=(16, 16))
+
+    assert peak(norms="shared", hold=UNLIMITED) - peak(norms="tile") == 3 * max(sizes)
+    assert peak(norms="shared", hold=1000) - peak(norms="tile") == 3 * 1000
 
 
 def test_the_description_of_a_plan_mentions_approximations():
@@ -191,6 +212,7 @@ def test_the_description_of_a_plan_mentions_approximations():
 
 def test_costs_are_measured_once(tmp_path, monkeypatch):
     toy = method()
+    monkeypatch.setattr(plan_module, "PROBE_SIDES", (8, 16))
     costs = measured_costs(toy, signature="a", cache=tmp_path)
     assert set(costs) == {"sampling", "encoding", "decoding", "maps", "once"} and all(
         min(pair) >= 0 for pair in costs.values()

@@ -12,7 +12,6 @@ from tests.scripts import toy
 
 ROOT = Path(__file__).parents[2]
 MOST = 1.5  # times the real peak that may be predicted
-TOO_HIGH = ("tiles",)  # known: 1.7 to 1.8 times with the embedded model, whose decoder holds less than is counted
 CLIP = (96, 128)
 SETTINGS = {
     "defaults": [],
@@ -21,7 +20,7 @@ SETTINGS = {
     "tiles": ["--ddpm_steps", "1", "method.params.windows.params.tile=32",
               "method.params.decoding.params.windows.params.tile=48", "method.params.decoding.params.norms=shared"],
     "blended tiles": ["--ddpm_steps", "1", "--n_frames", "2", "method.params.decoding.params.norms=tile",
-                      "method.params.decoding.params.windows.params.tile=32"],
+                      "method.params.decoding.params.windows.params.tile=48"],
     "smaller frames": ["--upscale", "2"],
 }  # fmt: skip
 
@@ -33,9 +32,9 @@ def clip(tmp_path_factory):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("words", SETTINGS.values(), ids=SETTINGS)
-def test_the_peak_is_predicted(clip, tmp_path, words, request):
+def test_the_peak_is_predicted(clip, tmp_path, words):
     command = [sys.executable, "scripts/upscale.py", "-i", clip, "-o", tmp_path / "out.mp4", "--device", "cpu"]
-    command += ["--max_frames", "6", *words]
+    command += ["--max_frames", "5", *words]
     done = subprocess.run(
         list(map(str, command)),
         cwd=ROOT,
@@ -47,7 +46,4 @@ def test_the_peak_is_predicted(clip, tmp_path, words, request):
     memory = json.loads((tmp_path / "out.mp4.json").read_text())["memory"]
     ratio = memory["predicted peak"] / memory["peak"]
     print(f"predicted {memory['predicted peak'] / 1e9:.2f} GB, measured {memory['peak'] / 1e9:.2f}: {ratio:.2f}")
-    assert ratio >= 1
-    if request.node.callspec.id in TOO_HIGH and ratio > MOST:
-        pytest.xfail(f"predicted {ratio:.2f} times the measured peak")
-    assert ratio <= MOST
+    assert 1 <= ratio <= MOST

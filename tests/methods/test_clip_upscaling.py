@@ -16,6 +16,7 @@ from ldm.ops.clip_flow import flows_of_clip
 from ldm.ops.crop_tiles import released_tiles
 from ldm.streaming.pipeline import Frame
 from tests.golden_checks.uav.case import FOLDER, UavCase, network
+from tests.marks import mostly_slow
 from tests.methods import upscale_toy
 from tests.methods.toy import clip, scene_ends_of
 
@@ -121,6 +122,7 @@ def test_a_stream_is_the_whole_clip_propagation_included(toy):
     assert (expected - alone).abs().max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", [7, 8])  # with 7 the last window is visited twice
 def test_released_windows_and_chunks_of_a_stream_are_those_of_the_whole_clip(toy, frames):
     settings = {
@@ -134,7 +136,7 @@ def test_released_windows_and_chunks_of_a_stream_are_those_of_the_whole_clip(toy
     assert (averaged - faded).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("preset", "size", "frames"),
     [(None, (8, 8), 4), ("released", (4, 130), 2)],  # two crops of 65, whose margin is 64
 )

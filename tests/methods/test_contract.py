@@ -37,7 +37,7 @@ def test_a_method_cannot_be_changed():
 
 
 def test_two_streams_with_different_levers_do_not_disturb_each_other():
-    toy, lq = method(), clip(7, 20, 24)
+    toy, lq = method("sampling.steps=1"), clip(4, 16, 20)
     levers = toy.levers()[0], toy.levers()[-1]
     assert levers[0] != levers[1]
     calls = Counter()
@@ -45,12 +45,12 @@ def test_two_streams_with_different_levers_do_not_disturb_each_other():
         toy.networks[name].register_forward_hook(lambda *_, name=name: calls.update([name]))
 
     def alone(k):
-        run = toy.stream(Request((20, 24), 7, seed=k), levers[k])
+        run = toy.stream(Request((16, 20), 4, seed=k), levers[k])
         return sr_of(sum(feed(run, lq), []))
 
     expected, counted = [alone(0), alone(1)], Counter(calls)
     calls.clear()
-    runs = [feed(toy.stream(Request((20, 24), 7, seed=k), levers[k]), lq) for k in range(2)]
+    runs = [feed(toy.stream(Request((16, 20), 4, seed=k), levers[k]), lq) for k in range(2)]
     parts = list(zip(*runs, strict=True))
     for k in range(2):
         assert torch.equal(sr_of(sum((part[k] for part in parts), [])), expected[k])

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from ldm.methods.mgld import restoration
 from scripts import vsr_val_ddpm_text_T_vqganfin_w_latent as latents
+from tests.marks import mostly_slow
 from tests.methods.toy import clip, method
 
 MOVES = ("to", "copy_", "__setitem__")  # and other operations that may see two devices
@@ -64,7 +65,7 @@ def moved(*words, preset=None):
     return toy
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("words", "preset"),
     [
         (("decoding.color_fix=wavelet", "windows.batch=2"), None),

@@ -4,6 +4,7 @@ import pytest
 
 from ldm.methods.mgld.settings import Sampling
 from ldm.methods.windows import Windows
+from tests.marks import mostly_slow
 from tests.methods.toy import clip, pixelwise
 
 CUTS = [
@@ -18,7 +19,7 @@ def difference(a, b) -> float:
     return (a - b).abs().max().item()
 
 
-@pytest.mark.parametrize("sampler", ["lcm", "tcd", "dpmpp_2m", "unipc"])
+@mostly_slow("sampler", ["tcd", "unipc", "lcm", "dpmpp_2m"], fast=2)
 def test_every_sampler_gives_the_same_for_all_windows(sampler):
     """Noise is addressed by step and frame, and clean samples of earlier steps stay with their frames."""
     words = [f"sampling.sampler={sampler}", "sampling.steps=3", "sampling.guidance=none"]

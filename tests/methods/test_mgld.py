@@ -17,6 +17,7 @@ from ldm.nets.spynet import SpyNet
 from ldm.ops import tiling
 from ldm.ops.flow import Motion, cut_motion
 from ldm.streaming.pipeline import stack
+from tests.marks import mostly_slow
 from tests.methods.toy import clip, method, pixelwise, settings
 
 SMALL = ("patch=64", "stride=48", "min_size=32", "sampling.steps=2", "sampling.prediction=v")
@@ -31,17 +32,18 @@ def difference(a, b) -> float:
 # ---- any clip
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("frames", "size", "upscale"),
     [
-        (1, (16, 16), 4),
         (2, (17, 23), 2.5),
+        (4, (21, 16), 0.5),
+        (1, (16, 16), 4),
         (5, (16, 31), 2),
         (7, (19, 16), 1),
         (3, (33, 18), 4),
-        (4, (21, 16), 0.5),
         (1, (50, 41), 1),
     ],
+    fast=2,
 )
 def test_any_number_of_frames_any_size_and_scale(frames, size, upscale):
     out = method().restore(clip(frames, *size), upscale=upscale)
@@ -66,8 +68,8 @@ def test_small_frames_are_enlarged_for_the_networks_only(size, upscale):
 @pytest.mark.parametrize("frames", [1, 2])
 def test_every_flow_estimator_takes_any_clip(flow, frames):
     nets = {"dis": {}, "raft": {"flow": RAFT("small", iterations=1)}, "spynet": {"flow": SpyNet()}}
-    out = method("sampling.steps=1", **nets[flow]).restore(clip(frames, 16, 20))
-    assert out.shape == (frames, 3, 64, 80) and torch.isfinite(out).all()
+    out = method("sampling.steps=1", **nets[flow]).restore(clip(frames, 16, 20), upscale=2)
+    assert out.shape == (frames, 3, 32, 40) and torch.isfinite(out).all()
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def usual():
     return method().restore(clip(2, 16, 36), upscale=2)
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     "words",
     [
         ["sampling.sampler=ddim"],
@@ -95,7 +97,7 @@ def usual():
         ["decoding.color_fix=nofix", "decoding.dec_w=0"],
         ["windows.weight=flat", "decoding.windows.weight=released"],
     ],
-    ids=" ".join,
+    fast=4,
 )
 def test_every_option_runs_and_matters(words, usual):
     out = method(*words).restore(clip(2, 16, 36), upscale=2)
@@ -115,7 +117,7 @@ ALTERNATING = ("windows.frame_overlap=0", "windows.alternate=true", "windows.n_f
 @pytest.mark.parametrize(
     "toy",
     [
-        lambda: method("windows.batch=2"),
+        lambda: method("windows.batch=2", "sampling.steps=1"),
         lambda: pixelwise(*TINY, preset="released"),
         lambda: pixelwise(*ALTERNATING),
         lambda: pixelwise("sampling.sampler=dpmpp_2m"),
@@ -123,7 +125,7 @@ ALTERNATING = ("windows.frame_overlap=0", "windows.alternate=true", "windows.n_f
 )
 def test_progress_reaches_its_total(toy):
     calls = []
-    toy().restore(clip(4, 24, 24), progress=lambda *call: calls.append(call))
+    toy().restore(clip(4, 24, 24), upscale=2, progress=lambda *call: calls.append(call))
     for stage in ("sampling", "decoding"):
         done = [(k, total) for s, k, total in calls if s == stage]
         assert done == [(k + 1, len(done)) for k in range(len(done))] and len(done) > 1
@@ -142,7 +144,7 @@ CUTS = [
 ]
 
 
-@pytest.mark.parametrize("guidance", ["paper", "none"])
+@mostly_slow("guidance", ["paper", "none"])
 @pytest.mark.parametrize("words", CUTS, ids=" ".join)
 def test_tiles_and_windows_do_not_change_the_noise(words, guidance):
     """With pixelwise networks, results agree to 1e-5 for all tiles, windows and batches."""
@@ -162,20 +164,19 @@ def test_the_noise_of_a_frame_does_not_depend_on_the_length_of_the_clip():
 
 
 def test_clips_of_a_batch_equal_clips_alone():
-    clips = torch.stack([clip(4, 18, 22, seed=1), clip(4, 18, 22, seed=2, step=2)])
-    toy = method()
-    together = toy.restore(clips, upscale=2)
-    alone = torch.stack([toy.restore(one, upscale=2) for one in clips])
-    assert together.shape == (2, 4, 3, 36, 44) and difference(together, alone) < 1e-5
+    clips = torch.stack([clip(2, 18, 22, seed=1), clip(2, 18, 22, seed=2, step=2)])
+    toy = method("sampling.steps=1")
+    together = toy.restore(clips, upscale=1)
+    alone = torch.stack([toy.restore(one, upscale=1) for one in clips])
+    assert together.shape == (2, 2, 3, 18, 22) and difference(together, alone) < 1e-5
 
 
 def test_several_windows_and_tiles_in_one_call_equal_one_at_a_time():
-    lq = clip(5, 20, 24)
-    one = method().restore(lq)
-    assert method().windows.calls(5, 20, 24) == 8
-    for batch in (3, 100):
-        many = method(f"windows.batch={batch}", f"decoding.windows.batch={batch}").restore(lq)
-        assert difference(many, one) < 1e-5
+    lq, words = clip(4, 17, 20), ["sampling.steps=1", "windows.n_frames=2", "decoding.windows.n_frames=2"]
+    one = method(*words).restore(lq)
+    assert method(*words).windows.calls(4, 17, 20) == 12
+    many = method(*words, "windows.batch=5", "decoding.windows.batch=100").restore(lq)
+    assert difference(many, one) < 1e-5
 
 
 # ---- guidance
@@ -187,8 +188,9 @@ def latents_of(toy, lq, **kwargs):
     return stack(frames, "x"), motion_between(frames)
 
 
+@pytest.mark.slow  # six steps, twice
 def test_paper_guidance_steadies_the_latents_of_a_moving_clip():
-    lq = clip(5, 64, 96, step=8)
+    lq = clip(3, 64, 96, step=8)
     losses = {}
     for guidance in ("none", "paper"):
         x, motion = latents_of(method(f"sampling.guidance={guidance}", "sampling.steps=6"), lq)
@@ -199,9 +201,9 @@ def test_paper_guidance_steadies_the_latents_of_a_moving_clip():
 
 def test_the_scale_of_the_guidance_is_passed_on():
     lq = clip(2)
-    off = method("sampling.guidance_scale=0").restore(lq)
-    assert torch.equal(off, method("sampling.guidance=none").restore(lq))
-    assert difference(off, method("sampling.guidance_scale=3").restore(lq)) > 1e-5
+    off = method("sampling.guidance_scale=0").restore(lq, upscale=2)
+    assert torch.equal(off, method("sampling.guidance=none").restore(lq, upscale=2))
+    assert difference(off, method("sampling.guidance_scale=3").restore(lq, upscale=2)) > 1e-5
 
 
 # ---- the released preset
@@ -227,7 +229,7 @@ def test_the_released_preset_gives_the_right_size(frames, size, upscale):
 
 def test_the_released_preset_runs_the_networks():
     """Two segments, four patches, the last ones moved inside, and the last frame repeated."""
-    out = method(*TINY, preset="released").restore(clip(3, 16, 17), upscale=2.25)
+    out = method(*TINY, "sampling.steps=1", preset="released").restore(clip(3, 16, 17), upscale=2.25)
     assert out.shape == (3, 3, 36, 38) and torch.isfinite(out).all() and out.std() > 0.02
 
 
@@ -297,13 +299,13 @@ def test_every_segment_gets_the_same_noise():
 # ---- refusals
 
 
-@pytest.mark.parametrize("broken", ["unet", "structure", "autoencoder", "sequence_decoder", "text", "flow"])
+@mostly_slow("broken", ["unet", "structure", "autoencoder", "sequence_decoder", "text", "flow"], fast=2)
 def test_weights_with_nan_stop_the_run(broken):
     net = SpyNet() if broken == "flow" else config.instantiate(settings().networks[broken])
     with torch.no_grad():
         next(p for p in net.parameters() if p.ndim > 1).fill_(float("nan"))
     with pytest.raises(FloatingPointError, match="not finite") as error:
-        method(**{broken: net}).restore(clip(2))
+        method("sampling.steps=1", **{broken: net}).restore(clip(2), upscale=2)
     assert "tile at frames" in str(error.value) or "flow" in str(error.value)
 
 
@@ -373,7 +375,7 @@ def test_no_parameter_requires_gradients_and_none_are_recorded():
     toy = method()
     for network in toy.networks.values():
         assert not network.training and not any(p.requires_grad for p in network.parameters())
-    assert not toy.restore(clip(2).requires_grad_()).requires_grad
+    assert not toy.restore(clip(2).requires_grad_(), upscale=1).requires_grad
 
 
 @pytest.mark.parametrize(("length", "pixels"), [(512 / 49 * 49, 512), (3.9, 3), (24 * 2.5, 60), (4.9999999, 5)])

@@ -17,6 +17,7 @@ from ldm.streaming.pipeline import Frame
 from tests.golden_checks.case import Case
 from tests.golden_checks.stablevsr.folder import STABLEVSR, case_names
 from tests.golden_checks.stablevsr.method import check_method
+from tests.marks import mostly_slow
 from tests.methods.pipeline_folder import make_pipeline
 from tests.methods.toy import clip, scene_ends_of
 
@@ -72,7 +73,7 @@ def test_results_depend_on_the_seed_and_every_frame_on_its_neighbours(method):
     assert not torch.allclose(restored(method, changed)[0], first[0]), "the last frame guides the first"
 
 
-@pytest.mark.parametrize(("size", "upscale"), [((16, 16), 4.0), ((17, 19), 4.0), ((18, 21), 2.5)])
+@mostly_slow(("size", "upscale"), [((16, 16), 4.0), ((17, 19), 4.0), ((18, 21), 2.5)])
 def test_any_size(method, size, upscale):
     sr = restored(method, clip(2, *size), upscale=upscale)
     assert sr.shape == (2, 3, *(int(side * upscale) for side in size))
@@ -106,16 +107,16 @@ def changed(method, scenes="whole", block=32, ahead=8, **sampling):
 # ---- blocks
 
 
-@pytest.mark.parametrize("steps", [2, 3])
-@pytest.mark.parametrize(("block", "ahead"), [(5, 0), (3, 2), (1, 4), (9, 9)])
+@mostly_slow("steps", [2, 3])
+@mostly_slow(("block", "ahead"), [(3, 2), (5, 0), (1, 4), (9, 9)])
 def test_one_block_over_a_scene_equals_the_whole_scene(method, block, ahead, steps):
     method, lq = changed(method, steps=steps), clip(5)
     levers = replace(method.levers()[0], block=block, ahead=ahead)
     assert torch.equal(streamed(method, lq, levers)[0], streamed(method, lq)[0])
 
 
-@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 3, "order": "forward"}])
-@pytest.mark.parametrize("block", [1, 3])
+@mostly_slow("settings", [{"steps": 1}, {"steps": 3, "order": "forward"}])
+@mostly_slow("block", [3, 1])
 def test_without_backward_passes_blocks_are_exact(method, settings, block):
     method, lq = changed(method, **settings), clip(6)
     blocks = changed(method, "blocks", block, **settings)
@@ -124,8 +125,9 @@ def test_without_backward_passes_blocks_are_exact(method, settings, block):
     assert torch.equal(restored, streamed(method, lq)[0]) and held <= block + 2
 
 
+@pytest.mark.slow  # four runs
 def test_blocks_hold_a_bounded_number_of_frames_and_come_near(method):
-    whole, lq = changed(method, steps=2), clip(10)
+    whole, lq = changed(method, steps=2), clip(6)
     expected = streamed(whole, lq)[0]
     errors = []
     for ahead in (0, 1, 3):
@@ -182,6 +184,7 @@ def decodes(method, lq):
     return result, calls["decode"]
 
 
+@pytest.mark.slow  # three runs of six steps
 def test_guidance_may_use_a_picture_again(method):
     lq = clip(4)
     full, most = decodes(changed(method, steps=6), lq)
@@ -192,7 +195,7 @@ def test_guidance_may_use_a_picture_again(method):
     assert torch.equal(once, full) and same == most and not torch.equal(every, full)
 
 
-@pytest.mark.parametrize(("tolerance", "least", "most"), [(0, 19, 19), (1e6, 8, 8), (0.5, 8, 19)])
+@mostly_slow(("tolerance", "least", "most"), [(0, 19, 19), (1e6, 8, 8), (0.5, 8, 19)])
 def test_a_cached_picture_is_used_while_the_estimate_hardly_moves(method, tolerance, least, most):
     settings = {"guidance_decoder": "cached", "guidance_tolerance": tolerance}
     result, count = decodes(changed(method, steps=6, **settings), clip(4))

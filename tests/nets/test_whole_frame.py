@@ -49,7 +49,7 @@ def uneven(frames: int, size=(27, 12), f: int = 4) -> tuple[torch.Tensor, torch.
     return torch.randn(frames, 4, *size) * ramp.flip(0) + ramp, x
 
 
-@pytest.mark.parametrize("hold", [0, LEVEL_1, whole_frame.HOLD])
+@mostly_slow("hold", [LEVEL_1, 0, whole_frame.HOLD])
 @mostly_slow("version", [1, 2])
 def test_five_frames_decode_as_the_untiled_network_does(version, hold):
     net, (z, x) = sequence(version), uneven(5)
@@ -59,7 +59,7 @@ def test_five_frames_decode_as_the_untiled_network_does(version, hold):
     assert expected.std() > 0.1
 
 
-@pytest.mark.parametrize("hold", [0, LEVEL_1 // 5, whole_frame.HOLD])
+@mostly_slow("hold", [LEVEL_1 // 5, 0, whole_frame.HOLD])
 @pytest.mark.parametrize("net", [AutoencoderKL, SequenceAutoencoder])
 def test_images_encode_and_decode_as_the_untiled_network_does(net, hold):
     net, (z, x) = lively(net(**TINY)), uneven(2, (23, 24))
@@ -70,7 +70,7 @@ def test_images_encode_and_decode_as_the_untiled_network_does(net, hold):
     torch.testing.assert_close(actual, image, **EXACT)
 
 
-@pytest.mark.parametrize("hold", [0, whole_frame.HOLD])
+@mostly_slow("hold", [whole_frame.HOLD, 0])
 def test_attention_outside_the_middle_is_exact_too(hold):
     net = lively(SequenceAutoencoder(**TINY, num_fuse_block=1, attn_resolutions=[8], resolution=16))
     z, x = uneven(2)
@@ -109,6 +109,7 @@ def test_approximate_modes_are_close(settings, limit):
     assert 1e-4 < max(errors) < limit
 
 
+@pytest.mark.slow
 def test_half_precision_and_channels_last():
     net, (z, x) = channels_last(sequence()), uneven(2)
     with torch.autocast("cpu", torch.bfloat16):
@@ -140,11 +141,11 @@ def test_no_convolution_reads_more_than_a_tile_of_its_level():
 
 
 def test_with_maps_held_nothing_is_computed_twice():
-    net, (z, x) = sequence(), uneven(5)
+    net, (z, x) = sequence(), uneven(2)
     with FlopCounterMode(display=False) as whole:
-        net.decode(z, net.features(x), num_frames=5)
+        net.decode(z, net.features(x), num_frames=2)
     with FlopCounterMode(display=False) as tiled:
-        decode_frames(net, z, x, cut=Cut(TILE), num_frames=5)
+        decode_frames(net, z, x, cut=Cut(TILE), num_frames=2)
     assert tiled.get_total_flops() < 1.2 * whole.get_total_flops()  # halos
 
 

@@ -11,6 +11,7 @@ from ldm import config
 from ldm.methods.mgld.method import MGLD
 from ldm.weights import checkpoint
 from scripts import upscale, upscale_jobs
+from tests.marks import mostly_slow
 from tests.scripts import toy
 
 FAST = ["--upscale", "2", "--ddpm_steps", "1", "--device", "cpu"]
@@ -136,7 +137,7 @@ def other_widths(folder, state):
     checkpoint.save(folder / "mgldvsr_unet.safetensors", state[0] | {name: torch.zeros(5)})
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("spoil", "why"),
     [
         (another_slot, "looks like video_vae_cfw.ckpt, expected mgldvsr_unet"),
@@ -147,6 +148,7 @@ def other_widths(folder, state):
         (missing, "none of video_vae_cfw.safetensors"),
         (other_widths, "1 mis-shaped: model.diffusion_model.out.2.bias"),
     ],
+    fast=3,
 )
 def test_weights(tmp_path, capfd, monkeypatch, spoil, why):
     monkeypatch.chdir(tmp_path)
@@ -155,7 +157,7 @@ def test_weights(tmp_path, capfd, monkeypatch, spoil, why):
     assert why in refuse(capfd, tmp_path, "-i", clip, "-o", tmp_path / "out", "--weights", folder, *FAST)
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("words", "why"),
     [
         (["method.params.sampling.params.step=3"], "nearest known is method.params.sampling.params.steps"),
@@ -175,6 +177,7 @@ def test_weights(tmp_path, capfd, monkeypatch, spoil, why):
         (["--weights", "nowhere"], "there is no folder nowhere"),
         (["--config", "nowhere.yaml"], "no configuration file nowhere.yaml"),
     ],
+    fast=8,
 )
 def test_words(tmp_path, capfd, model, words, why):
     clip = toy.make_clip(tmp_path / "in.mp4", 2)

@@ -176,7 +176,7 @@ HARM = [
 
 
 @pytest.mark.parametrize("part", ["UDM10/GT/001", "UDM10/LQ/001"])
-@pytest.mark.parametrize(("harm", "says"), HARM)
+@mostly_slow(("harm", "says"), HARM, fast=3)
 def test_an_incomplete_clip_of_the_set_is_named_before_any_work(mini, scored, capfd, part, harm, says):
     harm(mini / part)
     status, said = run(*scored), capfd.readouterr().err
@@ -352,6 +352,7 @@ def test_a_measure_that_failed_is_tried_again(mini, scored, monkeypatch):
     assert run(*words) == 0 and value(mini / "out", "lpips") == 0.25  # kept
 
 
+@pytest.mark.slow  # every allocation is traced
 def test_memory_of_scoring_does_not_grow_with_the_clip(tmp_path):
     scores = scoring.Scores(tmp_path / "scores", ["psnr", "ssim", "e_warp", "tof"], Options())
 

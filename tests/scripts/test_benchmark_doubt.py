@@ -8,6 +8,7 @@ import pytest
 from ldm import video
 from ldm.report.page import report_of
 from scripts import benchmark
+from tests.marks import mostly_slow
 from tests.scripts import sets, toy
 from tests.scripts.sets import FAST, read, run, value
 
@@ -37,8 +38,9 @@ def test_lq_is_made_from_the_present_truth(mini, own, capfd):
     assert run(*own) == 0 and value(mini / "out", "psnr", "bicubic") != first
 
 
+@pytest.mark.slow  # three runs with a model
 @pytest.mark.parametrize(
-    "harm", [lambda path: path.unlink(), lambda path: path.write_bytes(path.with_name("00000003.png").read_bytes())]
+    "harm", [lambda path: path.write_bytes(path.with_name("00000003.png").read_bytes()), lambda path: path.unlink()]
 )
 def test_changed_frames_are_made_again(mini, own, capfd, harm, tmp_path_factory):
     model = toy.make_model(tmp_path_factory.mktemp("model") / "weights")
@@ -192,7 +194,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(mini, own, 
     assert run(*own, "--results", mini / "ours") == 2 and "file: is a file; choose another -o" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("change", "says"),
     [
         ("clips: [000, 011]", "got clips: [0, 9], expected a list of names, each in quotes"),
@@ -210,6 +212,7 @@ def test_an_output_that_cannot_be_written_is_refused_before_any_work(mini, own, 
         ("renamed: [a]", "got 1 renamed clips"),
         ("published: {x: {source: a, protocol: b, lq: given, methods: {m: {psnr: high}}}}", "got psnr: high"),
     ],
+    fast=6,
 )
 def test_the_file_of_an_own_set_is_checked(mini, own, capfd, change, says):
     (mini / "mine.yaml").write_text(f"include: [{benchmark.SETS / 'own.yaml'}]\nbenchmark:\n  params:\n    {change}\n")

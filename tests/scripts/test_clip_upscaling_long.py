@@ -1,6 +1,6 @@
 """Upscale-A-Video in processes of its own: the peak memory of a longer clip, and runs that are killed.
 
-MEMORY_FRAMES (default 40,120) are the lengths that are compared; KILLS (default 2) is the number of kills.
+MEMORY_FRAMES (default 40,80) are the lengths that are compared; KILLS (default 2) is the number of kills.
 """
 
 import os
@@ -18,7 +18,7 @@ from tests.methods import upscale_toy
 from tests.scripts import toy
 
 ROOT = Path(__file__).parents[2]
-LENGTHS = [int(word) for word in os.environ.get("MEMORY_FRAMES", "40,120").split(",")]
+LENGTHS = [int(word) for word in os.environ.get("MEMORY_FRAMES", "40,80").split(",")]
 KILLS = int(os.environ.get("KILLS", "2"))
 MOST = 1.05  # times the peak of the shorter clip
 WORDS = ["--device", "cpu", "--upscale", "1", "--inference_steps", "2", "--propagation_steps", "0,1", "--n_frames", "8"]
@@ -65,7 +65,7 @@ def test_memory_does_not_grow_with_the_clip(command, tmp_path):
 
 
 def test_killed_at_any_moment_it_resumes_to_the_same_bytes(command, tmp_path):
-    frames, began = 40, time.monotonic()
+    frames, began = 24, time.monotonic()
     assert run(command, tmp_path / "undisturbed.mp4", frames)[0]
     seconds, expected = time.monotonic() - began, (tmp_path / "undisturbed.mp4").read_bytes()
     moments, kills, finished = random.Random(0), 0, 0

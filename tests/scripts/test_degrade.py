@@ -9,6 +9,7 @@ import pytest
 
 from ldm import video
 from scripts import degrade
+from tests.marks import mostly_slow
 from tests.scripts import toy
 
 
@@ -98,7 +99,7 @@ def test_an_interruption_leaves_no_partial_output(clips, tmp_path, monkeypatch, 
     assert not (tmp_path / "out").exists() and capfd.readouterr().err == "degrade.py: interrupted\n"
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("words", "what"),
     [
         (["--seed", "1"], "seed=0, now 1"),
@@ -108,6 +109,7 @@ def test_an_interruption_leaves_no_partial_output(clips, tmp_path, monkeypatch, 
         (["--scale", "2"], "settings.params.scale=4, now 2"),
         (["degradation.params.stages.sinc.params.prob=0.5"], "stages.sinc.params.prob=0.8, now 0.5"),
     ],
+    fast=2,
 )
 def test_other_settings_are_refused(clips, tmp_path, capfd, words, what):
     out = tmp_path / "out"
@@ -151,7 +153,7 @@ def test_show_writes_every_stage(clips, tmp_path):
     assert manifest(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("words", "why"),
     [
         (["--protocol", "realbasic"], "got protocol 'realbasic', expected a YAML file or one of"),
@@ -165,6 +167,7 @@ def test_show_writes_every_stage(clips, tmp_path):
         (["-o", "{clips}"], "contains other files"),
         (["-o", "{clips}/film.mp4"], "expected a new or empty folder"),
     ],
+    fast=5,
 )
 def test_invalid_input_is_one_line_and_leaves_no_output(clips, tmp_path, capfd, words, why):
     places = {"clips": clips, "configs": degrade.PROTOCOLS.parent}

@@ -7,8 +7,8 @@ import pytest
 
 from ldm.engine.device import Peak
 from ldm.methods.mgld.method import MGLD
-from ldm.streaming.pipeline import Each, Pipeline
 from scripts import upscale
+from tests.marks import mostly_slow
 from tests.scripts import toy
 
 FAST = ["--upscale", "2", "--ddpm_steps", "1", "--device", "cpu"]
@@ -23,14 +23,7 @@ def model(tmp_path_factory):
 @pytest.fixture
 def words(tmp_path, model, monkeypatch):
     """A command after its three clips were made: a.mp4, b.mp4 and the folder c. The method only enlarges."""
-
-    def stream(self, *args, **options):
-        def enlarge(frame):
-            return frame.put(sr=(frame["lq"].float() / 255).repeat_interleave(2, -1).repeat_interleave(2, -2))
-
-        return Pipeline([Each(enlarge)])
-
-    monkeypatch.setattr(MGLD, "stream", stream)
+    toy.without_networks(monkeypatch)
     for name in ("a.mp4", "b.mp4", "c"):
         toy.make_clip(tmp_path / "in" / name, 2)
     given = ["-i", str(tmp_path / "in"), "-o", str(tmp_path / "out"), "--weights", model, *FAST]
@@ -67,7 +60,7 @@ def test_interrupted_and_changed_clips_are_made(tmp_path, words, capfd):
     assert not (tmp_path / "out" / "a.mp4.work").exists()
 
 
-@pytest.mark.parametrize("change", [["--seed", "1"], ["--max_frames", "1"], ["--dec_w", "0.3"]])
+@mostly_slow("change", [["--seed", "1"], ["--max_frames", "1"], ["--dec_w", "0.3"]])
 def test_clips_of_other_settings_are_made_again(words, change, monkeypatch, capfd):
     given = [*words, *change]
     with monkeypatch.context() as patched:
@@ -101,6 +94,7 @@ def test_a_missing_comparison_is_added(tmp_path, words, capfd):
     ]
 
 
+@pytest.mark.slow  # four runs of the command
 def test_a_single_clip_and_a_preview_are_made_again(tmp_path, words, capfd):
     one = ["-i", str(tmp_path / "in" / "a.mp4"), "-o", str(tmp_path / "out" / "a.mp4"), *words[4:]]
     assert skipped(one, capfd) == []

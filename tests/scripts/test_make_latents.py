@@ -17,6 +17,7 @@ from ldm.nets.spynet import SpyNet
 from ldm.ops.color import COLOR_FIXES
 from ldm.weights import checkpoint
 from scripts import degrade, make_latents
+from tests.marks import mostly_slow
 from tests.scripts import toy
 
 SPYNET = "+flows.spynet={target: ldm.nets.spynet.SpyNet, params: {}}"
@@ -255,7 +256,7 @@ def test_a_training_set_may_name_the_weights(tmp_path, model, capfd):
     assert found.files["mgldvsr_unet"] == model / "mgldvsr_unet.safetensors"
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("words", "message"),
     [
         ([], "expected either -i CLIPS, or --gt CLIPS --lq CLIPS, or --data YAML"),
@@ -272,6 +273,7 @@ def test_a_training_set_may_name_the_weights(tmp_path, model, capfd):
         (["-i", "CLIPS", "--weights", "nowhere"], "nowhere"),
         (["-i", "CLIPS", "method.params.nothing=1"], "nothing"),
     ],
+    fast=6,
 )  # fmt: skip
 def test_mistakes_are_one_line_and_leave_nothing(tmp_path, model, clips, words, message, capfd):
     words = [str(clips) if word == "CLIPS" else word for word in words]

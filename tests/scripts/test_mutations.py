@@ -1,6 +1,6 @@
 """Damaged inputs of every kind: each ends in one line and status 2, or in a whole output; never in anything else.
 
-MUTATIONS says how many (default 160), MUTATION_SEED which ones. All run in one process, as from one loop of a user.
+MUTATIONS says how many (default 96), MUTATION_SEED which ones. All run in one process, as from one loop of a user.
 """
 
 import os
@@ -18,7 +18,7 @@ from scripts import upscale
 from tests import corpus
 from tests.scripts import toy
 
-COUNT, SEED = int(os.environ.get("MUTATIONS", "160")), int(os.environ.get("MUTATION_SEED", "0"))
+COUNT, SEED = int(os.environ.get("MUTATIONS", "96")), int(os.environ.get("MUTATION_SEED", "0"))
 WORDS = ["--upscale", "1", "--ddpm_steps", "1", "--device", "cpu", "--max_frames", "2"]
 LIMIT = 60  # seconds
 

@@ -24,6 +24,7 @@ def small_rates(monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *size, **how: real(*(min(length, 64) for length in size), **how))
 
 
+@pytest.mark.slow  # every part, several times
 def test_every_part_is_measured(tmp_path, capsys):
     out = tmp_path / "profile.json"
     assert profile_upscale.main([*SMALL, "--precision", "bf16", "-o", str(out)]) == 0
@@ -105,6 +106,7 @@ def test_an_error_in_a_network_ends_its_call():
     assert spent.seconds > began
 
 
+@pytest.mark.slow  # a whole run
 def test_the_share_outside_of_networks_is_measured_on_a_whole_run(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("MGLDVSR_CACHE", str(tmp_path / "cache"))
     with video.open_writer(tmp_path / "in.mp4", size=(16, 16)) as writer:

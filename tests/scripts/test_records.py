@@ -42,7 +42,8 @@ def test_the_record_holds_what_made_the_output(made):
     assert record["weights"]["mgldvsr_unet"]["sha256"][:16] in tags and "seed 7" in tags
 
 
-def test_the_record_holds_no_unused_value_of_a_card(tmp_path, model):
+def test_the_record_holds_no_unused_value_of_a_card(tmp_path, model, monkeypatch):
+    toy.without_networks(monkeypatch)
     card = tmp_path / "model.yaml"
     card.write_text((Path(model) / "model.yaml").read_text() + "folder: unused-value\nmeta: {note: [unused-value]}\n")
     clip, output = toy.make_clip(tmp_path / "clip.mp4", 1), tmp_path / "out.mkv"
@@ -109,7 +110,8 @@ def test_an_estimate_is_in_a_unit_that_says_something(tmp_path, frames, each, sa
     assert said in upscale_jobs.estimate(Job(tmp_path, tmp_path, whole_clip=frames), each)
 
 
-def test_shards_share_the_clips_out(tmp_path, model):
+def test_shards_share_the_clips_out(tmp_path, model, monkeypatch):
+    toy.without_networks(monkeypatch)
     for name in "abc":
         toy.make_clip(tmp_path / "in" / name, 1)
     for part in (1, 2):
@@ -125,7 +127,8 @@ def test_what_is_no_shard(word, capfd):
     assert "expected i/n" in capfd.readouterr().err
 
 
-def test_kept_work_and_lossless_parts_come_out_as_they_went_in(tmp_path, model):
+def test_kept_work_and_lossless_parts_come_out_as_they_went_in(tmp_path, model, monkeypatch):
+    toy.without_networks(monkeypatch)
     clip = toy.make_clip(tmp_path / "clip.mp4", 5)
     words = ["-i", str(clip), "-o", str(tmp_path / "o.mkv"), "--weights", model, *FAST, "--lossless"]
     assert upscale.main([*words, "--save_every", "2", "--keep-work"]) == 0
@@ -155,7 +158,8 @@ def make_rich(path):
     return path
 
 
-def test_sound_times_aspect_and_title_arrive(tmp_path, model, capfd):
+def test_sound_times_aspect_and_title_arrive(tmp_path, model, monkeypatch, capfd):
+    toy.without_networks(monkeypatch)
     clip, output = make_rich(tmp_path / "rich.mp4"), tmp_path / "o.mp4"
     capfd.readouterr()  # the encoder's own words
     assert upscale.main(["-i", str(clip), "-o", str(output), "--weights", model, *FAST, "--save_every", "2"]) == 0

@@ -88,6 +88,7 @@ def test_a_stopped_run_resumes_to_the_same_bytes(undisturbed, words, tmp_path, m
 COSTS = ("sampling", "decoding", "flow", "once")
 
 
+@pytest.mark.slow  # two runs of the command
 def test_little_memory_takes_blocks(words, tmp_path, monkeypatch, capfd):
     monkeypatch.setattr("ldm.engine.jobs.measured_costs", lambda *_, **__: dict.fromkeys(COSTS, (0, 0)))
     monkeypatch.setattr(levers, "SHORTER", (2,))
@@ -104,7 +105,7 @@ def with_class_embedding(folder):
     checkpoint.save(file, checkpoint.read(file) | {"class_embedding.weight": torch.zeros(1000, 32)})
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("change", "says"),
     [
         (lambda folder: shutil.rmtree(folder / "controlnet"), "controlnet/diffusion_pytorch_model"),
@@ -127,6 +128,7 @@ def with_class_embedding(folder):
         (lambda folder: (folder / "vae" / "config.json").write_text('{"a": "${oc.env:HOME}"}'), "reference"),
         (lambda folder: (folder / "vae" / "config.json").write_text('{"a": {"target": "os.system"}}'), "target"),
     ],
+    fast=4,
 )
 def test_a_folder_that_does_not_fit_is_one_line(folder, clip, tmp_path, change, says, capfd):
     other = shutil.copytree(folder, tmp_path / "pipeline")
@@ -134,7 +136,7 @@ def test_a_folder_that_does_not_fit_is_one_line(folder, clip, tmp_path, change, 
     assert says in refused(capfd, tmp_path, "-i", clip, "--weights", other, "--flow", "dis")
 
 
-@pytest.mark.parametrize(
+@mostly_slow(
     ("words", "says"),
     [
         (["--guidance_decoder", "half"], "full, cached, or every K"),
@@ -144,6 +146,7 @@ def test_a_folder_that_does_not_fit_is_one_line(folder, clip, tmp_path, change, 
         (["--scenes", "blocks", "--preset", "released", "--flow", "dis", "flows.dis.params={}"], "draws: addressed"),
         (["method.params.sampling.params.order=backward"], "expected one of bidirectional, forward"),
     ],
+    fast=3,
 )
 def test_words_that_make_no_sense_are_one_line(folder, clip, tmp_path, words, says, capfd):
     assert says in refused(capfd, tmp_path, "-i", clip, "--weights", folder, "--flow", "dis", *words)
@@ -175,6 +178,7 @@ def test_raft_that_is_missing_is_named(folder, clip, tmp_path, capfd):
 # ---- the released test command
 
 
+@pytest.mark.slow  # two runs of the command
 def test_the_released_test_command(folder, tmp_path):
     for name in ("a", "b"):
         toy.make_clip(tmp_path / "in" / name, 2, size=(18, 20))

@@ -1,6 +1,6 @@
 """Long clips through StableVSR in blocks: memory that does not grow, and runs killed at any moment.
 
-KILLS says how often a run is killed (default 3), FRAMES how long the longer clip is (default 120).
+KILLS says how often a run is killed (default 2), FRAMES how long the longer clip is (default 96).
 """
 
 import multiprocessing
@@ -19,8 +19,8 @@ from scripts import upscale
 from tests.methods.pipeline_folder import make_pipeline
 from tests.scripts import toy
 
-KILLS, LONG = int(os.environ.get("KILLS", "3")), int(os.environ.get("FRAMES", "120"))
-SHORT = 60
+KILLS, LONG = int(os.environ.get("KILLS", "2")), int(os.environ.get("FRAMES", "96"))
+SHORT = 48
 SETTINGS = ["--device", "cpu", "--flow", "dis", "--scenes", "blocks", "--block", "8", "method.params.ahead=4"]
 pytestmark = [
     pytest.mark.slow,
@@ -37,7 +37,7 @@ def peak_of(folder, place, frames):
     """The largest resident memory, in KiB, of a process that restores a clip of so many frames of 64x48."""
     toy.make_clip(place / f"{frames}.mp4", frames, size=(48, 64))
     words = ["-i", str(place / f"{frames}.mp4"), "-o", str(place / f"{frames}.out.mp4"), "--weights", str(folder)]
-    command = [sys.executable, str(Path(upscale.__file__).resolve()), *words, *SETTINGS, "--ddpm_steps", "2"]
+    command = [sys.executable, str(Path(upscale.__file__).resolve()), *words, *SETTINGS, "--ddpm_steps", "1"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         _, status, used = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)

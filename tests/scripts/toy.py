@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from ldm import config, video
+from ldm.methods.mgld.method import MGLD
+from ldm.streaming.pipeline import Each, Pipeline
 from ldm.weights import checkpoint
 
 PLACE = "ldm.methods.mgld.settings"
@@ -122,6 +124,20 @@ def make_mixed(path):
     for width in (32, 36):
         assert cv2.imwrite(str(path / f"{width}.png"), np.zeros((24, width, 3), np.uint8))
     return path
+
+
+def doubled(lq):
+    """Values (1, 3, h, w) at twice the size, each pixel repeated."""
+    return lq.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+def without_networks(monkeypatch, result=doubled):
+    """Put `result` of the LQ values in [0, 1] in place of the method's work, for tests of what surrounds it."""
+
+    def stream(self, *args, **options):
+        return Pipeline([Each(lambda frame: frame.put(sr=result(frame["lq"].float() / 255)))])
+
+    monkeypatch.setattr(MGLD, "stream", stream)
 
 
 def left_behind(folder):

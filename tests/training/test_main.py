@@ -103,13 +103,15 @@ def test_nothing_to_train(tmp_path, capfd):
     assert "config.model: got None" in refused(capfd, tmp_path, ["--train", "--base", str(tmp_path / "empty.yaml")])
 
 
+@pytest.mark.slow  # one training
 def test_the_value_of_checkpoints_best_must_be_logged(tmp_path, data, capfd):
     words = runs.command(1, data[1], *runs.narrow(1), "checkpoints.best=train/lss", folder=tmp_path)
     assert main.main(words) == 2
     assert "checkpoints.best=train/lss, expected one of train/loss, train/" in capfd.readouterr().err
 
 
-@mostly_slow("workers", [0, 1])
+@pytest.mark.slow  # a training
+@pytest.mark.parametrize("workers", [0, 1])
 def test_a_bad_clip_during_training_is_one_line(tmp_path, capfd, workers):
     words = runs.write_clips(tmp_path / "clips", count=2)
     for bad in (tmp_path / "clips" / "clip1").iterdir():
@@ -140,7 +142,8 @@ def test_a_loss_that_is_not_finite_stops_and_saves_its_batch(tmp_path, data, cap
     assert kept["index"].tolist() == [1] and {"gt", "lq"} <= kept.keys() and torch.isfinite(kept["gt"]).all()
 
 
-@mostly_slow(("stage", "kind"), [(2, StageTwo), (1, StageOne)])
+@pytest.mark.slow  # a training
+@pytest.mark.parametrize(("stage", "kind"), [(2, StageTwo), (1, StageOne)])
 def test_a_gradient_that_overflows_reaches_no_checkpoint(tmp_path, data, capfd, monkeypatch, stage, kind):
     def overflow(module, _batch, number):
         if number == 2:

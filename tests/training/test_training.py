@@ -17,11 +17,13 @@ from scripts import make_latents
 from tests.training import runs
 
 # Lightning warns about workers, folders and hardware, and uses deprecated parts of torch
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.slow,  # two long trainings, and the chain of all stages
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 LOSSES = {1: {"train/loss", "train/loss_simple", "train/loss_vlb"}, 2: {"train/total", "train/l1", "train/consistency"}}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2])
 def test_the_released_command_trains_and_resumes(tmp_path, stage):
     """20 steps, a stop and 20 more: curves, pictures, checkpoints by step and the last one."""

@@ -367,6 +367,7 @@ def test_the_rows_of_the_ablation_take_networks_of_the_small_model():
     assert len(swapped) == 2 and all(name in networks for pair in swapped for name in pair)
 
 
+@pytest.mark.slow  # twelve steps
 def test_an_overfitted_clip_is_learned():
     """One clip with the same draw in every step."""
     model = stage_one(trained="all")

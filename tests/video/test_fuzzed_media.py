@@ -108,14 +108,10 @@ def read_all(paths, limit):
 
 @pytest.mark.slow
 def test_many_mutated_files_are_read_or_refused(tmp_path):
-    paths = list(corpus(tmp_path, 400))
+    paths = list(corpus(tmp_path, 240))
     before = sorted(path.name for path in tmp_path.iterdir())
     bad = {}
-    for first in range(0, len(paths), 200):
-        bad |= read_all(paths[first : first + 200], limit=600)
+    for first in range(0, len(paths), 120):
+        bad |= read_all(paths[first : first + 120], limit=600)
     assert not bad
     assert sorted(path.name for path in tmp_path.iterdir()) == before
-
-
-def test_some_mutated_files_are_read_or_refused(tmp_path):
-    assert not read_all(list(corpus(tmp_path, 18, seed=7)), limit=120)

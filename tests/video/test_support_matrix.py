@@ -210,6 +210,7 @@ def document(found):
     return "\n".join(text) + "\n"
 
 
+@pytest.mark.slow  # makes and tries 87 inputs
 def test_the_document_says_what_becomes_of_every_input(tmp_path):
     found = list(rows(tmp_path))
     assert len(found) >= 30

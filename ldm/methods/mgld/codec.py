@@ -110,7 +110,11 @@ class Codec:
         return self.decoding.cut(self.largest_map(latent))
 
     def largest_map(self, latent: tuple[int, int]) -> int:
-        """Return the bytes of the largest feature map for a window of latents of this size."""
-        width, f = self.autoencoder.decoder.up[0].block[-1].conv2.out_channels, self.downsampling
+        """Return the bytes of the largest feature map for a window of latents of this size.
+
+        The networks compute on blocks of pixels as channels, so maps are smaller than frames by the side of a block.
+        """
+        width = self.autoencoder.decoder.up[0].block[-1].conv2.out_channels
+        f = self.downsampling // self.autoencoder.patch
         values = self.decoding.windows.n_frames * width * math.prod(latent) * f * f
         return values * (2 if self.dtype else 4)
