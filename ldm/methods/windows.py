@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.methods.words import choose
 from ldm.ops import tiling
-from ldm.streaming.steps import offset_of
+from ldm.streaming.steps import offset_of, overlap_of
 
 BUILDABLE = ("Windows",)
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
@@ -28,8 +28,10 @@ class Windows:
     Args:
         n_frames: frames of a window.
         frame_overlap: frames that consecutive windows share, limited to `n_frames` - 1.
-        alternate: let the denoiser's windows of every other sampling step start half their distance later. Without
-            overlap every frame is then denoised once a step, and no two steps in a row meet at the same frames.
+        sharing_steps: number of sampling steps, counted from the last, in which the denoiser's windows share frames; in
+            those before, every frame is denoised once. None for all steps.
+        alternate: let the denoiser's windows of every other sampling step start half their distance later, so that no
+            two steps in a row meet at the same frames.
         tile: side of a tile in latent pixels.
         tile_overlap: latent pixels that neighbouring tiles share.
         tile_stride: distance between tiles in latent pixels, instead of `tile_overlap`.
@@ -53,6 +55,7 @@ class Windows:
     scene_cut: float | None = 0.85
     tile_stride: int | None = None
     alternate: bool = False
+    sharing_steps: int | None = None
 
     def __post_init__(self):
         choose(WEIGHTS, self.weight, "window weight")
@@ -63,6 +66,8 @@ class Windows:
         if self.n_frames < 1 or self.frame_overlap < 0:
             got = f"n_frames={self.n_frames} and frame_overlap={self.frame_overlap}"
             raise ValueError(f"got {got}, expected at least 1 and 0")
+        if self.sharing_steps is not None and self.sharing_steps < 0:
+            raise ValueError(f"got sharing_steps {self.sharing_steps}, expected 0 or more, or null")
         object.__setattr__(self, "frame_overlap", min(self.frame_overlap, self.n_frames - 1))
         if not 0 <= self.tile_overlap < self.tile:
             got = f"tile_overlap={self.tile_overlap} for tiles of {self.tile}"
@@ -94,8 +99,13 @@ class Windows:
 
     def frame_starts(self, frames: int, step: int = 0) -> list[int]:
         """Return the first frames of the windows of a scene in a sampling step."""
-        offset = offset_of(step, self.n_frames - self.frame_overlap) if self.alternate else 0
-        return tiling.starts(frames, self.n_frames, self.frame_overlap, offset=offset)
+        overlap = self.overlap_of(step)
+        offset = offset_of(step, self.n_frames - overlap) if self.alternate else 0
+        return tiling.starts(frames, self.n_frames, overlap, offset=offset)
+
+    def overlap_of(self, step: int) -> int:
+        """Return how many frames windows share in a sampling step, where step 0 is the last."""
+        return overlap_of(step, self.frame_overlap, self.sharing_steps)
 
     def calls(self, frames: int, h: int, w: int, *, steps: int = 1) -> int:
         """Return the number of network calls for latents of this size, over so many steps."""

@@ -20,6 +20,11 @@ def offset_of(i: int, distance: int) -> int:
     return distance // 2 if i % 2 else 0
 
 
+def overlap_of(i: int, overlap: int, sharing_steps: int | None) -> int:
+    """Return how many frames windows share in step i: `overlap` in the last `sharing_steps` (None: all), else 0."""
+    return overlap if sharing_steps is None or i < sharing_steps else 0
+
+
 @dataclass(frozen=True)
 class Steps:
     """The functions of a sampling step; `i` is the index of the step, from the noisiest down to 0.
@@ -28,6 +33,7 @@ class Steps:
         denoise: denoise(frames, i=i) -> (B, T, ...) for a window of frames with values "x": x_{i-1}, or x0 if `refine`
             is given.
         size, overlap: size and overlap of the windows, in frames.
+        sharing_steps: number of steps, counted from the last, whose windows overlap; None for all.
         alternate: let the windows of every other step start half their distance later, so that no two steps in a row
             meet at the same frames.
         flush: whether the last window of a scene is aligned with its end (`Windowed`).
@@ -43,6 +49,7 @@ class Steps:
     denoise: Callable[..., Tensor]
     size: int
     overlap: int = 0
+    sharing_steps: int | None = None
     alternate: bool = False
     flush: bool = True
     blend: Blend = CROSSFADE
@@ -57,14 +64,15 @@ class Steps:
 
     def _stages_of(self, i: int) -> Iterable[Stage]:
         name = "x" if self.refine is None else "x0"
+        overlap = overlap_of(i, self.overlap, self.sharing_steps)
         windows = Windowed(
             partial(self.denoise, i=i),
             size=self.size,
-            overlap=self.overlap,
+            overlap=overlap,
             name=name,
             flush=self.flush,
             blend=self.blend,
-            offset=offset_of(i, self.size - self.overlap) if self.alternate else 0,
+            offset=offset_of(i, self.size - overlap) if self.alternate else 0,
         )
         yield windows.labelled("sampling")
         if self.refine is not None:

@@ -59,3 +59,12 @@ def test_the_cache_is_bounded():
     for k in range(9):
         conditions(torch.randn(1, 3, 4, 8, 8), T3, place=(3, (0, k)), frames=range(3))
     assert 0 < conditions.bytes_kept <= 40_000
+
+
+@torch.no_grad()
+def test_a_call_decides_how_many_frames_are_kept():
+    conditions = Conditions(Counted(), shared=2)
+    conditions(torch.randn(1, 3, 4, 8, 8), T3, place=(3, (0, 0)), frames=range(3), shared=0)
+    assert conditions.bytes_kept == 0
+    conditions(torch.randn(1, 3, 4, 8, 8), T3, place=(3, (0, 0)), frames=range(3))
+    assert conditions.bytes_kept > 0

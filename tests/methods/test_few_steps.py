@@ -11,6 +11,7 @@ CUTS = [
     ["windows.tile=7", "windows.tile_overlap=0", "windows.n_frames=2", "windows.frame_overlap=0"],
     ["windows.tile=16", "windows.tile_overlap=3", "windows.n_frames=4", "windows.frame_overlap=3", "windows.batch=64"],
     ["windows.frame_overlap=0", "windows.alternate=true", "windows.n_frames=3"],
+    ["windows.frame_overlap=1", "windows.sharing_steps=2", "windows.alternate=true", "windows.n_frames=3"],
 ]
 
 
@@ -33,6 +34,13 @@ def test_alternating_windows_meet_at_other_frames_in_every_step():
     assert windows.frame_starts(21, 0) == [0, 5, 10, 15, 16] and windows.frame_starts(21, 1) == [0, 2, 7, 12, 16]
     assert windows.calls(1002, 8, 8, steps=2) == 402
     assert Windows(n_frames=5, frame_overlap=0).frame_starts(21, 1) == [0, 5, 10, 15, 16]
+
+
+def test_windows_share_frames_in_the_last_steps_alone():
+    windows = Windows(n_frames=5, frame_overlap=2, sharing_steps=1, alternate=True)
+    assert [windows.frame_starts(11, step) for step in (0, 1, 2)] == [[0, 3, 6], [0, 2, 6], [0, 5, 6]]
+    assert windows.calls(11, 8, 8, steps=3) == 9
+    assert Windows(n_frames=5, frame_overlap=2, sharing_steps=0).frame_starts(11) == [0, 5, 6]
 
 
 @pytest.mark.parametrize(

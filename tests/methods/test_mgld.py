@@ -111,7 +111,7 @@ def test_the_seed_decides_the_noise():
     assert difference(first, other) > 1e-3
 
 
-ALTERNATING = ("windows.frame_overlap=0", "windows.alternate=true", "windows.n_frames=3", "sampling.steps=3")
+ALTERNATING = ("windows.sharing_steps=1", "windows.alternate=true", "windows.n_frames=3", "sampling.steps=3")
 
 
 @pytest.mark.parametrize(
@@ -338,6 +338,7 @@ def test_wrong_frames_are_refused(lq, upscale, says):
         (lambda: Windows(weight="gauss"), "'gauss', expected one of gaussian"),
         (lambda: Windows(n_frames=3, frame_overlap=-1), "frame_overlap=-1"),
         (lambda: Windows(n_frames=0), "n_frames=0"),
+        (lambda: Windows(sharing_steps=-1), "sharing_steps -1"),
         (lambda: Windows(tile=16, tile_stride=17), "16 every 17"),
         (lambda: Windows(tile=16, tile_overlap=-1), "tile_overlap=-1"),
         (lambda: Windows(scene_cut=1.5), "scene_cut 1.5"),

@@ -15,6 +15,7 @@ from tests.methods.toy import clip, method, pixelwise, scene_ends_of
         ["windows.n_frames=3", "windows.frame_overlap=1"],
         ["sampling.sampler=tcd", "sampling.spacing=trailing", "sampling.steps=3"],
         ["sampling.sampler=unipc", "sampling.steps=4", "windows.frame_overlap=0", "windows.alternate=true"],
+        ["sampling.steps=3", "windows.frame_overlap=2", "windows.alternate=true", "windows.sharing_steps=2"],
     ],
 )
 def test_an_interrupted_and_resumed_stream_gives_the_same_bits(words):

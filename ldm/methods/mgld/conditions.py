@@ -17,7 +17,7 @@ class Conditions:
 
     Args:
         structure: the structure encoder.
-        shared: number of frames that consecutive windows share.
+        shared: number of frames that consecutive windows share, unless a call says otherwise.
         limit: maximum size of the cache in bytes; further maps are computed again.
     """
 
@@ -25,15 +25,21 @@ class Conditions:
         self.structure, self.shared, self.limit = structure, shared, limit
         self._kept: dict[tuple, dict[int, list[Tensor]]] = {}
 
-    def __call__(self, z: Tensor, t: Tensor, *, place: tuple, frames: Sequence[int]) -> list[Tensor]:
-        """Encode tiles z (B, T, c, h, w) of `frames` at `place`, time step t (1,) -> (B*T, c', h', w') per level."""
+    def __call__(
+        self, z: Tensor, t: Tensor, *, place: tuple, frames: Sequence[int], shared: int | None = None
+    ) -> list[Tensor]:
+        """Encode tiles z (B, T, c, h, w) of `frames` at `place`, time step t (1,) -> (B*T, c', h', w') per level.
+
+        `shared` is the number of these frames that the next window has, too.
+        """
+        shared = self.shared if shared is None else shared
         maps = self._kept.pop(place, {})
         new = [k for k, frame in enumerate(frames) if frame not in maps]
         maps |= zip([frames[k] for k in new], self._encoded([z[:, k] for k in new], t), strict=True)
-        if self.shared:
-            shared = {frame: maps[frame] for frame in frames[-self.shared :]}
-            if self.bytes_kept + sum(map(_bytes_of, shared.values())) <= self.limit:
-                self._kept[place] = shared
+        if shared:
+            kept = {frame: maps[frame] for frame in frames[-shared:]}
+            if self.bytes_kept + sum(map(_bytes_of, kept.values())) <= self.limit:
+                self._kept[place] = kept
         levels = zip(*(maps[frame] for frame in frames), strict=True)
         return [torch.stack(level, dim=1).flatten(0, 1) for level in levels]
 

@@ -132,7 +132,8 @@ def _cached_maps(method: "MGLD", levers: TileLevers, costs: Costs, latent: tuple
     windows = levers.sampling_windows(method.windows)
     tiles = replace(windows, batch=1).calls(1, *latent)
     pixels = tiles * min(windows.tile, latent[0]) * min(windows.tile, latent[1])
-    return min(levers.cached, len(method.sampling.schedule) * windows.frame_overlap * pixels * costs["maps"][1])
+    shared = sum(windows.overlap_of(step) for step in range(len(method.sampling.schedule)))
+    return min(levers.cached, shared * pixels * costs["maps"][1])
 
 
 def _held_frames(method: "MGLD", request: Request) -> int:
