@@ -32,6 +32,7 @@ def test_the_arithmetic_is_that_of_the_calls(tmp_path):
         (["--preset", "released"], 610.3, 78.5),
         ([], 676.7, 86.4),
         ([f"{W}.frame_overlap=0", f"{W}.alternate=true", f"{W}.tile_overlap=16", f"{D}.frame_overlap=1"], 275.8, 47.3),
+        (["--preset", "less_arithmetic"], 292.2, 60.5),
     ],
 )
 def test_the_figures_of_the_published_size(tmp_path, words, most, few):
