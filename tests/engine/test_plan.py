@@ -204,6 +204,11 @@ def test_held_maps_count_as_memory_at_the_size_that_the_networks_compute(patch):
     assert peak(norms="shared", hold=1000) - peak(norms="tile") == 3 * 1000
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "dpmpp_2m", "unipc"])
+def test_costs_are_measured_with_every_kind_of_sampler(sampler):
+    assert measured_costs(method(f"sampling.sampler={sampler}", "sampling.steps=2"), signature="")["sampling"]
+
+
 def test_the_description_of_a_plan_mentions_approximations():
     texts = [str(Plan(replace(LEVERS, norms=norms), 16)) for norms in ("frame", "shared", "tile")]
     assert ["approximate" in text for text in texts] == [False, True, True]

@@ -100,7 +100,7 @@ class Restoration:
         """Return the stages of all sampling steps, each followed by its guidance."""
         several = self.sampling.multistep
         steps = Steps(
-            self.denoise_to_clean if several else self.denoise,
+            self.denoise_window,
             size=self.windows.n_frames,
             overlap=self.windows.frame_overlap,
             sharing_steps=self.windows.sharing_steps,
@@ -111,6 +111,10 @@ class Restoration:
             reach=self.sampling.reach,
         )
         return steps.stages(len(self.sampling.schedule))
+
+    def denoise_window(self, frames: list[Frame], *, i: int) -> Tensor:
+        """Return what windows of step i compute: x_{i-1}, or x0 for a sampler of several steps."""
+        return (self.denoise_to_clean if self.sampling.multistep else self.denoise)(frames, i=i)
 
     def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
