@@ -38,7 +38,7 @@ from ldm.benchmark.ablation import BICUBIC, Ablation
 from ldm.benchmark.flows import paper_flow, stablevsr_flow
 from ldm.benchmark.inspection import inspect, inspect_results
 from ldm.benchmark.peers import PEERS, upscalers
-from ldm.benchmark.restoration import Restorer, share_networks
+from ldm.benchmark.restoration import Restorer
 from ldm.benchmark.run import Run, RunOptions
 from ldm.benchmark.scores import Scores
 from ldm.benchmark.sets import GIVEN, Dataset, Found, first_few
@@ -46,7 +46,7 @@ from ldm.benchmark.tables import clip_cells, findings_table, main_cells, markdow
 from ldm.engine.assemble import EMBEDDED, find_weights, read_settings
 from ldm.engine.device import usable_device
 from ldm.engine.flags import flags_of
-from ldm.engine.jobs import JobOptions
+from ldm.engine.jobs import JobOptions, share_networks
 from ldm.engine.plan import parse_bytes
 from ldm.metrics import protocol
 from ldm.metrics.protocol import measures

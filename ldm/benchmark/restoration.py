@@ -1,6 +1,5 @@
 """Enlarge and restore clips before scoring. Outputs that are up to date are kept."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -9,10 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm import config, video
+from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
-from ldm.engine.assemble import build_method
 from ldm.engine.captions import captioned
 from ldm.engine.finished import finished, unchanged
 from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
@@ -50,27 +48,6 @@ def enlarge_clip(
     record = about | {"frames": clip.frames, "seconds": {"all": seconds}}
     provenance.write_record(output, record)
     return record
-
-
-def share_networks(models: Mapping[str, Model], swaps: Mapping[str, Mapping[str, str]]) -> dict[str, Model]:
-    """Return the models with networks that are built once for all models with the same ones and the same weight files.
-
-    Args:
-        swaps: for the name of a model, networks -> the networks of the model that replace them.
-
-    Raises CheckpointError, ConfigError or ValueError.
-    """
-    built, sharing = {}, {}
-    for name, model in models.items():
-        files = {entry: str(path) for entry, path in model.files.items()}
-        key = json.dumps([model.used_settings["networks"], files], sort_keys=True)
-        if key not in built:
-            built[key] = build_method(model.settings, model.weights, device=model.device, method=False)
-        own = swaps.get(name, {})
-        networks = built[key] | {network: built[key][other] for network, other in own.items()}
-        words = [f"networks.{network}=${{networks.{other}}}" for network, other in own.items()]
-        sharing[name] = replace(model, settings=config.override(model.settings, words), networks=networks)
-    return sharing
 
 
 @dataclass(frozen=True)

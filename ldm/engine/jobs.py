@@ -1,5 +1,6 @@
 """Restore clips to files, one job per clip. Outputs are atomic; interrupted jobs resume."""
 
+import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -123,6 +124,27 @@ class Model:
         plain = config.plain(self.settings)
         rounding = (plain.get("output") or {}).get("rounding")
         return {"networks": plain["networks"], "method": plain["method"], "output": {"rounding": rounding}}
+
+
+def share_networks(models: Mapping[str, Model], swaps: Mapping[str, Mapping[str, str]]) -> dict[str, Model]:
+    """Return the models with networks that are built once for all models with the same ones and the same weight files.
+
+    Args:
+        swaps: for the name of a model, networks -> the networks of the model that replace them.
+
+    Raises CheckpointError, ConfigError or ValueError.
+    """
+    built, sharing = {}, {}
+    for name, model in models.items():
+        files = {entry: str(path) for entry, path in model.files.items()}
+        key = json.dumps([model.used_settings["networks"], files], sort_keys=True)
+        if key not in built:
+            built[key] = build_method(model.settings, model.weights, device=model.device, method=False)
+        own = swaps.get(name, {})
+        networks = built[key] | {network: built[key][other] for network, other in own.items()}
+        words = [f"networks.{network}=${{networks.{other}}}" for network, other in own.items()]
+        sharing[name] = replace(model, settings=config.override(model.settings, words), networks=networks)
+    return sharing
 
 
 def find_jobs(path: Path, output: Path, *, shard: tuple[int, int] = (1, 1)) -> list[Job]:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from ldm.benchmark import restoration
 from ldm.benchmark.ablation import Ablation, relative_changes, seed_means, verdict
+from ldm.engine import jobs
 from ldm.engine.restoring import model_of
 from scripts import benchmark
 
@@ -67,7 +67,7 @@ def test_a_claim_about_an_unknown_row_is_refused():
 
 def test_rows_share_networks_if_they_have_the_same_weights_and_settings(monkeypatch):
     """The student has weight files of its own, and another flow is another network."""
-    monkeypatch.setattr(restoration, "build_method", lambda settings, *args, **how: {"unet": object(), "text": 1})
+    monkeypatch.setattr(jobs, "build_method", lambda settings, *args, **how: {"unet": object(), "text": 1})
     models = {
         name: model_of(overrides=words, device="cpu")
         for name, words in {
@@ -77,7 +77,7 @@ def test_rows_share_networks_if_they_have_the_same_weights_and_settings(monkeypa
             "flow": ["method.params.sampling.params.initial=noised", "flow=raft"],
         }.items()
     }
-    shared = restoration.share_networks(models, {"steps": {"text": "unet"}})
+    shared = jobs.share_networks(models, {"steps": {"text": "unet"}})
     unets = {name: model.networks["unet"] for name, model in shared.items()}
     assert unets["teacher"] is unets["steps"] and len({id(net) for net in unets.values()}) == 3
     assert shared["steps"].networks["text"] is unets["steps"] and shared["teacher"].networks["text"] == 1
