@@ -127,7 +127,7 @@ class MGLD:
         @torch.no_grad()
         def sampling(side: int) -> None:
             values = {"x": latents(1, side)[:, 0], "z": latents(1, side)[:, 0]}
-            run.denoise_window([Frame(k, values) for k in range(self.windows.n_frames)], i=0)
+            run.window_step([Frame(k, values) for k in range(self.windows.n_frames)], i=0)
 
         @torch.no_grad()
         def encoding(side: int) -> None:

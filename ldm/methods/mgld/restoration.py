@@ -100,7 +100,7 @@ class Restoration:
         """Return the stages of all sampling steps, each followed by its guidance."""
         several = self.sampling.multistep
         steps = Steps(
-            self.denoise_window,
+            self.window_step,
             size=self.windows.n_frames,
             overlap=self.windows.frame_overlap,
             sharing_steps=self.windows.sharing_steps,
@@ -112,32 +112,28 @@ class Restoration:
         )
         return steps.stages(len(self.sampling.schedule))
 
-    def denoise_window(self, frames: list[Frame], *, i: int) -> Tensor:
-        """Return what windows of step i compute: x_{i-1}, or x0 for a sampler of several steps."""
-        return (self.denoise_to_clean if self.sampling.multistep else self.denoise)(frames, i=i)
+    @property
+    def window_step(self) -> Callable[..., Tensor]:
+        """What a step computes of a window: `denoise`, or `denoise_to_clean` for a sampler of several steps."""
+        return self.denoise_to_clean if self.sampling.multistep else self.denoise
 
     def denoise(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x_{i-1} (1, T, c, h, w) of a window of frames with values x_i."""
         x, z = stack(frames, "x"), stack(frames, "z")
         numbers, shape = [frame.number for frame in frames], tuple(x.shape[2:])
-        prediction = self._prediction(x, z, numbers, i)
+        prediction = self._in_tiles(z)(x, z, i=i, frames=numbers)
         return assert_finite(self.sampling.step(prediction, x, i, lambda k: self.noise(k, numbers, shape)[None]), i)
 
     def denoise_to_clean(self, frames: list[Frame], *, i: int) -> Tensor:
         """Return x0 (1, T, c, h, w) of a window of frames with values x_i."""
         x, z = stack(frames, "x"), stack(frames, "z")
         numbers = [frame.number for frame in frames]
-        prediction = self._prediction(x, z, numbers, i)
+        prediction = self._in_tiles(z)(x, z, i=i, frames=numbers)
         return assert_finite(self.sampling.clean(prediction, x, i), i)
 
     def advance(self, frame: Frame, *, i: int) -> Frame:
         """Return a frame with values x_i and x0 with x_{i-1} and what the next step needs."""
         return frame.without("x0", *HISTORY).put(**self.sampling.advance(frame.values, i))
-
-    def _prediction(self, x: Tensor, z: Tensor, numbers: Sequence[int], i: int) -> Tensor:
-        """Return the prediction of the U-Net for a window of frames with these numbers in step i."""
-        t, shared = int(self.sampling.schedule.t[i]), self.windows.overlap_of(i)
-        return self._in_tiles(z)(x, z, t=t, frames=numbers, shared=shared)
 
     def _in_tiles(self, z: Tensor) -> Callable:
         """Return `_predict`, called in tiles of latents of the size of z; it is kept, with the weights of its tiles."""
@@ -146,15 +142,13 @@ class Restoration:
             self._tiled[latent] = self.windows.over(self._predict, latent)
         return self._tiled[latent]
 
-    def _predict(self, x: Tensor, z: Tensor, *, t: int, frames: Sequence[int], shared: int, tiles: list) -> Tensor:
-        """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) of these frames at time step t.
-
-        `shared` is the number of frames that the next window has, too.
-        """
+    def _predict(self, x: Tensor, z: Tensor, *, i: int, frames: Sequence[int], tiles: list) -> Tensor:
+        """Return the prediction of the U-Net for tiles x, z (B, T, c, h, w) of these frames in step i."""
+        t = int(self.sampling.schedule.t[i])
         step = torch.full((1,), t, device=x.device)
         with self.codec.autocast():
             place = (t, tuple(z.shape[-2:]), *((tile.y.start, tile.x.start) for tile in tiles))
-            maps = self.conditions(z, step, place=place, frames=frames, shared=shared)
+            maps = self.conditions(z, step, place=place, frames=frames, shared=self.windows.overlap_of(i))
             out = self.unet(x.flatten(0, 1), step, self.context(x.device), maps, num_frames=x.shape[1])
         self.tally("sampling")
         return out.float().unflatten(0, x.shape[:2])
