@@ -21,7 +21,7 @@ import torch
 import yaml
 
 from ldm import config
-from ldm.engine.assemble import EMBEDDED
+from ldm.engine.assemble import CONFIGS, EMBEDDED
 from ldm.engine.resume import WorkFolder, recorded_plan
 from ldm.training.preflight import check_checkpoint
 from ldm.weights import checkpoint
@@ -149,8 +149,8 @@ def card() -> dict:
 @functools.cache
 def card_text() -> dict:
     """The card as people write it, with its comments; its includes are found from anywhere."""
-    folder = (EMBEDDED / "../../configs").resolve()
-    return {"text": (EMBEDDED / "model.yaml").read_text(encoding="utf-8").replace("../../configs", str(folder))}
+    text = (CONFIGS / "tiny" / "model.yaml").read_text(encoding="utf-8")
+    return {"text": text.replace("../flows.yaml", "flows.yaml")}
 
 
 def trained() -> dict:

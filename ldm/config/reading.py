@@ -34,8 +34,8 @@ Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where PyY
 KEYS = frozenset(
     """
     ablation accumulate batch_size benchmark cfw_weights channels_last checkpointing checkpoints clips data
-    dataroot_gt dataroot_lq dataroot_lt dataroot_sp degradation documents ema export family flags flow flows folder
-    gt_size init latents learning_rate lightning lpips_weights meta method model networks num_frames num_workers
+    dataroot_gt dataroot_lq dataroot_lt dataroot_sp defaults degradation documents ema export family flags flow flows
+    folder gt_size init latents learning_rate lightning lpips_weights meta method model networks num_frames num_workers
     output perceptual perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student
     teacher text title vgg_weights weights
     """.split()
