@@ -29,15 +29,16 @@ MOST_BYTES, MOST_FILES, MOST_VALUES, DEEPEST = 1 << 19, 32, 50_000, 32
 LARGEST = 1 << 63  # whole numbers
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where PyYAML was built with it
 
-# The top-level keys that the commands read, and the variables of the shipped files. A file may hold others only if
-# an interpolation names them.
+# The top-level keys that the commands read, and the variables of the shipped files, which a run's configuration holds
+# even if an override has replaced what refers to them. A file may hold others only if an interpolation names them.
 KEYS = frozenset(
     """
-    ablation accumulate batch_size benchmark cfw_weights channels_last checkpointing checkpoints clips data
-    dataroot_gt dataroot_lq dataroot_lt dataroot_sp defaults degradation documents ema export family flags flow flows
-    folder gt_size init latents learning_rate lightning lpips_weights meta method model networks num_frames num_workers
-    output perceptual perceptuals photographs pictures plan scale_factor scheduler sd_weights seed steps student
-    teacher text title vgg_weights weights
+    ablation accumulate autoencoder_weights batch_size benchmark captions cfw_weights channels_last checkpointing
+    checkpoints clips data dataroot_gt dataroot_lq dataroot_lt dataroot_sp defaults degradation documents ema export
+    export_folder family flags flow flows folder gt_size init latents learning_rate lightning lpips_weights merges
+    meta method model networks num_frames num_workers output perceptual perceptuals photographs pictures plan
+    scale_factor scheduler sd_weights seed sources steps student teacher text texts title train_set train_sets
+    upscaler_weights vae vaes vgg_weights weights
     """.split()
 )
 TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts

@@ -104,7 +104,7 @@ def test_progress_is_told_with_the_time_that_is_left():
 @pytest.mark.slow  # runs the model twice
 def test_a_clip_is_previewed_cancelled_resumed_and_shown(restorer, tmp_path):
     kept = restorer.receive(write_clip(tmp_path / "clip.mp4", frames=4))
-    wanted = Wanted("embedded", "none", JobOptions(upscale=2.0, overwrite=True, save_every=2))
+    wanted = Wanted("embedded", "teacher", JobOptions(upscale=2.0, overwrite=True, save_every=2))
     seen = []
     progress = Progressing()
     progress.report = lambda *call: seen.append(call)
