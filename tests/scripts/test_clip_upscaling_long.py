@@ -68,10 +68,11 @@ def test_killed_at_any_moment_it_resumes_to_the_same_bytes(command, tmp_path):
     frames, began = 24, time.monotonic()
     assert run(command, tmp_path / "undisturbed.mp4", frames)[0]
     seconds, expected = time.monotonic() - began, (tmp_path / "undisturbed.mp4").read_bytes()
-    moments, kills, finished = random.Random(0), 0, 0
-    while kills < KILLS or not finished:
+    moments, kills, finished, killed = random.Random(0), 0, 0, False
+    while kills < KILLS or killed:  # the last run that is killed is resumed, too
         output, began = tmp_path / f"{finished}.mp4", time.monotonic()
-        if not run(command, output, frames, moments.uniform(0.3, 1.1) * seconds if kills < KILLS else None)[0]:
+        killed = not run(command, output, frames, moments.uniform(0.3, 1.1) * seconds if kills < KILLS else None)[0]
+        if killed:
             kills += 1
             continue
         assert output.read_bytes() == expected
