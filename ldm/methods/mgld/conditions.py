@@ -17,22 +17,18 @@ class Conditions:
 
     Args:
         structure: the structure encoder.
-        shared: number of frames that consecutive windows share, unless a call says otherwise.
         limit: maximum size of the cache in bytes; further maps are computed again.
     """
 
-    def __init__(self, structure: nn.Module, *, shared: int, limit: int = MAX_CACHED_BYTES) -> None:
-        self.structure, self.shared, self.limit = structure, shared, limit
+    def __init__(self, structure: nn.Module, *, limit: int = MAX_CACHED_BYTES) -> None:
+        self.structure, self.limit = structure, limit
         self._kept: dict[tuple, dict[int, list[Tensor]]] = {}
 
-    def __call__(
-        self, z: Tensor, t: Tensor, *, place: tuple, frames: Sequence[int], shared: int | None = None
-    ) -> list[Tensor]:
+    def __call__(self, z: Tensor, t: Tensor, *, place: tuple, frames: Sequence[int], shared: int) -> list[Tensor]:
         """Encode tiles z (B, T, c, h, w) of `frames` at `place`, time step t (1,) -> (B*T, c', h', w') per level.
 
         `shared` is the number of these frames that the next window has, too.
         """
-        shared = self.shared if shared is None else shared
         maps = self._kept.pop(place, {})
         new = [k for k, frame in enumerate(frames) if frame not in maps]
         maps |= zip([frames[k] for k in new], self._encoded([z[:, k] for k in new], t), strict=True)

@@ -50,7 +50,7 @@ class Restoration:
     ) -> None:
         self.unet, self.text, self.flow = networks["unet"], networks["text"], networks["flow"]
         self.codec, self.sampling, self.windows, self.noise, self.tally = codec, sampling, windows, noise, tally
-        self.conditions = Conditions(networks["structure"], shared=windows.frame_overlap, limit=cached)
+        self.conditions = Conditions(networks["structure"], limit=cached)
         self._context: Tensor | None = None
         self._tiled: dict[tuple[int, int], Callable[..., Tensor]] = {}
 
