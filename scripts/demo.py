@@ -234,7 +234,8 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
         chosen = [upload, model, preset, upscale, seed, prompt]
         results = [status, plan, compared, frame, profile, files, settings, taken]
         hidden = {"api_visibility": "private"}
-        upload.change(page.describe, upload, about, **hidden)
+        changes = [upload.change, upload.clear]  # a change so soon after another one may come without its event
+        gradio.on(changes, page.describe, upload, about, trigger_mode="always_last", **hidden)
         model.change(page.choose, model, [preset, prompt], **hidden)
         own = {"concurrency_limit": WAITING, "concurrency_id": "jobs", "show_progress": "hidden", **hidden}
         preview.click(bound["preview"], chosen, results, **own)

@@ -27,6 +27,7 @@ ROOT = Path(__file__).parents[2]
 TEXT = "return document.querySelector(arguments[0]).innerText"
 HAS = "return document.querySelector(arguments[0]).innerText.includes(arguments[1])"
 INPUT = "#upload input[type=file]"
+CLEAR = "#upload button[aria-label=Clear], #upload button[title=Clear]"
 ABOUT = "document.querySelector('#about').innerText"
 DIVIDER = ".compare input"
 AT = "return parseInt(document.querySelector('.compare').style.getPropertyValue('--at'))"
@@ -154,8 +155,8 @@ def test_an_example_is_chosen_and_a_preview_estimates_the_whole(window, tmp_path
         choose = "document.querySelectorAll('#examples button')[arguments[0]].click()"
         window.run(choose, number)
         window.wait(HAS, "#about", shown)
-    window.run("document.querySelector('#upload button[aria-label=Clear], #upload button[title=Clear]').click()")
-    window.wait(f"return document.querySelector('{INPUT}') !== null && {ABOUT} === ''")
+    window.wait(f"document.querySelector('{CLEAR}')?.click(); return document.querySelector('{INPUT}') !== null")
+    window.wait(f"return {ABOUT} === ''")
     boxes = np.zeros((6, 32, 48, 3), dtype=np.uint8)
     upload(window, write_film(tmp_path / "slow.mp4", list(boxes), 2), "6 frames, 2 a second")
     window.click("#preview")
