@@ -81,7 +81,7 @@ def known_flags() -> dict[str, Flag]:
             if other is not None:
                 limited = other.choices and flag.choices
                 choices = tuple(dict.fromkeys((*other.choices, *flag.choices))) if limited else ()
-                families = (*other.families, *flag.families)
+                families = tuple(dict.fromkeys((*other.families, *flag.families)))
                 flag = Flag(name, other.keys, other.kind, other.help, choices, families=families)
             known[name] = flag
     return known

@@ -10,6 +10,7 @@ import torch
 from ldm import config
 from ldm.diffusion.schedule import Schedule
 from ldm.engine.assemble import ROOT, find_weights, load_method, read_model, read_settings, weight_files
+from ldm.engine.flags import known_flags
 from ldm.engine.jobs import Model
 from ldm.nets.raft import RAFT
 from ldm.nets.spynet import SpyNet
@@ -277,3 +278,9 @@ def test_weights_with_nan_are_reported(folder, name, entry):
 def test_a_text_tower_without_weights_is_refused(folder):
     write(stage_one(*ALL[:3]), folder / f"{ONE}.safetensors")
     assert "holds nothing for text" in said(folder, kind=CheckpointError)
+
+
+def test_help_names_each_family_of_a_flag_once():
+    flags = known_flags()
+    assert flags["n_frames"].families == ("mgldvsr", "upscale_a_video")
+    assert all(len(set(flag.families)) == len(flag.families) for flag in flags.values())
