@@ -9,7 +9,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
     "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "configs/tiny/README.md",
-    "assets/report/street.jpg", "assets/demo/compare.png",
+    "assets/tiny/README.md", "assets/stablevsr_tiny/README.md", "assets/report/street.jpg",
+    "assets/demo/compare.png",
 )  # fmt: skip
 
 
@@ -27,7 +28,7 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     """Turn links that are right in the repository into links of the site."""
     if page.file.src_uri in COPIED:
-        markdown = re.sub(r"\]\(docs/", "](", markdown)
+        markdown = re.sub(r"\]\(((?:\.\./)*)docs/", r"](\1", markdown)
     if "/" in page.file.src_uri:  # its links to the folder above are right in the site, too
         return markdown
     return re.sub(r"\]\(\.\./(?=assets/|configs/|[A-Z]+\.md)", "](", markdown)

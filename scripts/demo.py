@@ -70,7 +70,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
     add("--port", type=non_negative_int, default=7860, help="port to listen on (default: 7860)")
-    add("--weights", nargs="+", type=Path, default=[], metavar="FOLDER", help="folders of weights to offer")
+    add("--weights", nargs="+", type=Path, default=[], metavar="FOLDER", help="folders of weights to offer, too")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
     limits = Limits()

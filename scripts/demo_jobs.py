@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ldm import config, video
-from ldm.engine.assemble import CONFIGS, EMBEDDED
+from ldm.engine.assemble import CARD, CONFIGS, EMBEDDED
 from ldm.engine.flags import flags_of
 from ldm.engine.jobs import Job, JobOptions, Model
 from ldm.engine.restoring import Cancelled, model_of, restore_file
@@ -196,11 +196,12 @@ class Restorer:
 
 
 def model_names(folders: list[Path]) -> dict[str, Path]:
-    """Return name -> folder of the models to offer: the embedded one, and the folders by their names.
+    """Return name -> folder of the models to offer: those that ship, the embedded one first, and the folders by name.
 
     Raises ValueError for two folders of the same name.
     """
-    names = {"embedded": EMBEDDED}
+    shipped = sorted(card.parent for card in EMBEDDED.parent.glob(f"*/{CARD}"))
+    names = {"embedded": EMBEDDED, **{folder.name: folder for folder in shipped if folder != EMBEDDED}}
     for folder in folders:
         name = folder.resolve().name
         if name in names:

@@ -325,3 +325,9 @@ def test_a_list_over_a_mapping_is_one_line(tmp_path):
         config.load(tmp_path / "a.yaml", tmp_path / "c.yaml")
     with pytest.raises(config.ConfigError, match="does not merge with the configuration"):
         config.merge(config.load(tmp_path / "a.yaml"), tmp_path / "c.yaml")
+
+
+def test_plain_names_the_place_of_a_reference_that_leads_nowhere(write):
+    settings = config.load(write("x.yaml", "model: {params: {steps: '${steps}'}}\n"))
+    with pytest.raises(config.ConfigError, match=r"^config\.model\.params\.steps: .*'steps' not found; set it"):
+        config.plain(settings)

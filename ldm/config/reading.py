@@ -143,8 +143,16 @@ def select(config: DictConfig, key: str) -> Any:
 
 
 def plain(config: Any) -> dict:
-    """A configuration as dictionaries, lists, numbers and words, references resolved."""
-    return OmegaConf.to_container(config, resolve=True) if OmegaConf.is_config(config) else config
+    """A configuration as dictionaries, lists, numbers and words, references resolved.
+
+    Raises ConfigError for a reference to a key that is missing.
+    """
+    if not OmegaConf.is_config(config):
+        return config
+    try:
+        return OmegaConf.to_container(config, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config.{error.full_key}: {first_line(error)}; set it, or correct the reference") from None
 
 
 def save(config: Any, path: str | Path) -> None:
