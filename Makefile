@@ -1,14 +1,16 @@
 # Every target first creates .venv with the tested versions. For another Python: make test PYTHON=python3.12
 # Tests run in CORES processes with one thread each. Work is stolen from the end of a process's list, so that most
-# fixtures of a module are made once.
+# fixtures of a module are made once. Small models are trained on the photographs of PHOTOS, by default on drawn pictures;
+# SETTINGS are key=value words of configurations, such as SETTINGS="steps=2 batch_size=1" to try the commands.
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 CORES ?= 2
+PHOTOS ?= null
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all extras lint docs clean
+.PHONY: help demo test test-all extras lint docs small-stablevsr small-upscale-a-video clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 16
@@ -33,6 +35,15 @@ lint: $(READY)  ## check style and imports
 docs: $(READY)  ## build the documentation into build/site, with warnings as errors
 	$(PY) -m pip install -q -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+small-stablevsr: $(READY)  ## train the small StableVSR into logs/stablevsr_tiny (an hour; PHOTOS=FOLDER of photographs)
+	$(PY) main.py --train --base configs/stablevsr/tiny_unet.yaml --name unet photographs=$(PHOTOS) $(SETTINGS)
+	$(PY) main.py --train --base configs/stablevsr/tiny_tcm.yaml --name tcm photographs=$(PHOTOS) $(SETTINGS)
+
+small-upscale-a-video: $(READY)  ## train the small Upscale-A-Video into logs/upscale_a_video_tiny (two hours; PHOTOS=FOLDER)
+	$(PY) main.py --train --base configs/upscale_a_video/tiny_frames.yaml --name frames photographs=$(PHOTOS) $(SETTINGS)
+	$(PY) main.py --train --base configs/upscale_a_video/tiny_unet.yaml --name unet photographs=$(PHOTOS) $(SETTINGS)
+	$(PY) main.py --train --base configs/upscale_a_video/tiny_decoder.yaml --name decoder photographs=$(PHOTOS) $(SETTINGS)
 
 clean:  ## remove .venv, results/ and caches
 	rm -rf $(VENV) build results .pytest_cache .ruff_cache *.egg-info

@@ -28,7 +28,6 @@ from ldm.training.optimization import Adam
 from ldm.training.recompute import recompute_blocks
 from ldm.training.temporal_upscaler import TemporalUpscaling, UpscalingObjective, is_temporal, single_frames
 from ldm.training.video_decoder import SampledLatents, VideoDecoderTraining
-from ldm.weights import checkpoint
 from tests.training.runs import differing, learned, rows, saved, write_clips
 
 # Lightning advises on workers, folders and hardware, and lags behind torch
@@ -337,11 +336,6 @@ def test_the_toy_commands_train_and_resume_exactly(stage, tmp_path):
 
 @pytest.mark.slow  # three trainings
 def test_the_small_model_is_trained_and_taken_apart(tmp_path):
-    settings = config.load(CONFIGS / "tiny_rows.yaml")
-    torch.manual_seed(0)
-    image = config.instantiate(settings.vaes.vae_3d).image
-    own = {f"first_stage_model.{name}": value for name, value in image.state_dict().items()}
-    checkpoint.save(tmp_path / "autoencoder.safetensors", own)
     words = [f"folder={tmp_path}", f"clips={tmp_path / 'clips'}", "data.params.train.params.count=1", "steps=1"]
     words += ["batch_size=1", "pictures.every=0", "checkpoints.every=1", "data.params.num_workers=0"]
     for stage in ("frames", "unet", "decoder"):
