@@ -79,7 +79,10 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
         data = file.read(most + 1)
     if len(data) > most:
         raise ValueError(f"{path}: more than {most} bytes")
-    return data.decode("utf-8")
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: got no UTF-8 text ({error.reason} at byte {error.start}), expected it") from None
 
 
 def read_json(path: Path) -> Any:

@@ -1,6 +1,7 @@
 """CLIP's byte-pair tokenizer (Radford et al. 2021; Sennrich et al. 2016): texts -> rows of token ids."""
 
 import gzip
+import heapq
 import logging
 import re
 import unicodedata
@@ -70,6 +71,28 @@ def split_words(text: str) -> list[str]:
     return words
 
 
+class _Chain:
+    """Symbols in a row; a symbol that was joined to the one before it is empty, and skipped."""
+
+    def __init__(self, symbols: list[str]) -> None:
+        self.symbols = symbols
+        self.after, self.before = [k + 1 for k in range(len(symbols))], [k - 1 for k in range(len(symbols))]
+
+    def pair(self, k: int) -> tuple[str, str] | None:
+        """The symbol at k and the one after it; None where either is missing."""
+        after = self.after[k]
+        return (self.symbols[k], self.symbols[after]) if self.symbols[k] and after < len(self.symbols) else None
+
+    def join(self, k: int) -> list[int]:
+        """Join the pair at k, and return the places of the new pairs."""
+        gone = self.after[k]
+        self.symbols[k] += self.symbols[gone]
+        self.symbols[gone], self.after[k] = "", self.after[gone]
+        if self.after[k] < len(self.symbols):
+            self.before[self.after[k]] = k
+        return [place for place in (self.before[k], k) if place >= 0]
+
+
 class ClipTokenizer:
     """Texts as the token ids that the text tower of CLIP was trained with.
 
@@ -96,20 +119,25 @@ class ClipTokenizer:
         return [self.ids[symbol] for word in split_words(text.lower()) for symbol in self._join(word)]
 
     def _join(self, word: str) -> list[str]:
-        """The symbols of a word: its bytes, the pair of the lowest rank joined wherever it stands, again and again."""
+        """The symbols of a word: its bytes, the pair of the lowest rank joined wherever it stands, again and again.
+
+        Pairs wait in a heap by rank and place, so that the time grows little faster than the length of the word.
+        """
         symbols = [self.letters[byte] for byte in word.encode("utf-8", "replace")]
         symbols[-1] += _WORD_END
-        while len(symbols) > 1:
-            best = min(pairwise(symbols), key=lambda pair: self.ranks.get(pair, len(self.ranks)))
-            if best not in self.ranks:
-                break
-            joined, k = [], 0
-            while k < len(symbols):
-                both = tuple(symbols[k : k + 2]) == best
-                joined.append("".join(best) if both else symbols[k])
-                k += 2 if both else 1
-            symbols = joined
-        return symbols
+        chain = _Chain(symbols)
+        waiting = [(self.ranks[pair], k) for k, pair in enumerate(pairwise(symbols)) if pair in self.ranks]
+        heapq.heapify(waiting)
+        while waiting:
+            rank, changed = waiting[0][0], []
+            while waiting and waiting[0][0] == rank:
+                _, k = heapq.heappop(waiting)
+                if self.ranks.get(chain.pair(k)) == rank:
+                    changed += chain.join(k)
+            for k in changed:
+                if (pair := chain.pair(k)) in self.ranks:
+                    heapq.heappush(waiting, (self.ranks[pair], k))
+        return [symbol for symbol in chain.symbols if symbol]
 
     def __call__(self, texts: Sequence[str]) -> Tensor:
         """(n, context_length) int64: start, the tokens, end, padding. Longer texts are cut, with a warning."""

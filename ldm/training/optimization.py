@@ -17,10 +17,11 @@ class Adam:
         lr: learning rate.
         betas: decay rates of the two moments.
         weight_decay: decoupled weight decay; 0 is plain Adam.
+        eps: added to the root of the second moment.
         schedule: "none" for a constant rate; "cosine" for a short warm-up and cosine decay to zero over `steps`.
         steps: optimizer steps of the whole training; only used by "cosine".
     Raises:
-        ValueError: an unknown schedule, "cosine" without steps, or `lr` not above 0.
+        ValueError: an unknown schedule, "cosine" without steps, or `lr` or `eps` not above 0.
     """
 
     def __init__(
@@ -29,20 +30,23 @@ class Adam:
         lr: float,
         betas: Sequence[float] = (0.9, 0.999),
         weight_decay: float = 0.01,
+        eps: float = 1e-8,
         schedule: str = "none",
         steps: int = 0,
     ) -> None:
         if schedule not in SCHEDULES or (schedule == "cosine" and steps < 1):
             raise ValueError(f"got schedule {schedule!r} and {steps} steps, expected none, or cosine with steps")
-        if not lr > 0:
-            raise ValueError(f"got lr {lr}, expected more than 0")
-        self.lr, self.betas, self.weight_decay = lr, tuple(betas), weight_decay
+        if not lr > 0 or not eps > 0:
+            raise ValueError(f"got lr {lr} and eps {eps}, expected more than 0")
+        self.lr, self.betas, self.weight_decay, self.eps = lr, tuple(betas), weight_decay, eps
         self.schedule, self.steps = schedule, steps
 
     def __call__(self, parameters: Iterable[nn.Parameter]) -> dict:
         """Build the optimizer of the parameters that require gradients, as `configure_optimizers` returns it."""
         trained = [parameter for parameter in parameters if parameter.requires_grad]
-        optimizer = torch.optim.AdamW(trained, lr=self.lr, betas=self.betas, eps=1e-8, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            trained, lr=self.lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay
+        )
         if self.schedule == "none":
             return {"optimizer": optimizer}
         rise = max(0.05, 2 / (self.steps + 1))  # OneCycleLR divides by zero for a warm-up of less than one step

@@ -1,6 +1,8 @@
 import gzip
 import logging
 import random
+import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,38 @@ def test_words():
 def test_a_word_of_any_length_and_half_a_surrogate_pair(tokenizer):
     assert len(tokenizer.encode("ab" * 5000)) > 100
     assert tokenizer.encode("\ud83d") == tokenizer.encode("?")
+
+
+def joined_one_by_one(word, merges):
+    """The definition: the first pair of the list that occurs is joined wherever it stands, from the left."""
+    symbols = [*word[:-1], f"{word[-1]}</w>"]
+    while known := [pair for pair in merges if pair in pairwise(symbols)]:
+        k = 0
+        while k < len(symbols) - 1:
+            if (symbols[k], symbols[k + 1]) == known[0]:
+                symbols[k : k + 2] = ["".join(known[0])]
+            k += 1
+    return symbols
+
+
+def test_pairs_are_joined_in_the_order_of_any_list():
+    rng = random.Random(0)
+    for _ in range(200):
+        symbols, merges = ["a", "b", "c", "a</w>", "b</w>", "c</w>"], []
+        for _ in range(rng.randint(0, 12)):
+            pair = rng.choice([s for s in symbols if not s.endswith("</w>")]), rng.choice(symbols)
+            merges += [] if pair in merges else [pair]
+            symbols.append("".join(pair))
+        rng.shuffle(merges)  # even a list in which a pair is joined before its parts are
+        tokenizer, word = ClipTokenizer(merges), "".join(rng.choices("abc", k=rng.randint(1, 20)))
+        assert tokenizer.encode(word) == [tokenizer.ids[symbol] for symbol in joined_one_by_one(word, merges)]
+
+
+def test_a_long_word_without_spaces_takes_seconds_at_most(tokenizer):
+    """A caption file of 64 KiB may be one word; time that grew with its square was minutes."""
+    word, began = "".join(random.Random(0).choices("abcdefghijklmnopqrstuvwxyz", k=20000)), time.process_time()
+    assert len(tokenizer.encode(word)) > 1000
+    assert time.process_time() - began < 5
 
 
 def test_merges_can_be_plain_text(tmp_path):

@@ -62,7 +62,7 @@ def test_captions_are_found_beside_files_and_folders(tmp_path):
     assert caption_beside(tmp_path / "frames") == "a cat" and caption_beside(tmp_path / "a.mp4") == "a dog"
     assert caption_beside(tmp_path / "b.mp4") is None
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"b\.txt: got no UTF-8 text"):
         caption_beside(tmp_path / "b.mp4")
 
 

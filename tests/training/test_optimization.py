@@ -39,11 +39,16 @@ def test_the_rate_rises_and_falls_to_zero(steps):
     assert steps < 19 or (max(rates) > 0.95e-3 and rates[0] < 0.5e-3)
 
 
+def test_eps_reaches_the_optimizer():
+    assert Adam(lr=1, eps=1e-4)(parameters())["optimizer"].param_groups[0]["eps"] == 1e-4
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"lr": 0}, "got lr 0"),
         ({"lr": float("nan")}, "got lr nan"),
+        ({"lr": 1, "eps": 0}, "eps 0"),
         ({"lr": 1, "schedule": "linear"}, "'linear'"),
         ({"lr": 1, "schedule": "cosine"}, "0 steps"),
     ],

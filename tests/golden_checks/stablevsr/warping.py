@@ -27,7 +27,7 @@ def check_ttg(case: Case) -> None:
     x0 = to_x0(case["v_pred"], case["x_t"], scheduler.training, case["t"], scheduler.kind)
     assert_near(x0, case["x0"], limit=3e-5, what="x0")
     decoded = vae.decode(x0 / case.meta.get("scaling_factor", 0.08333))
-    bound = case.meta["tolerance"].get("suggested_atol", NETWORK)
+    bound = case.meta.get("tolerance", {}).get("suggested_atol", NETWORK)
     assert_near(decoded, case["decoded_rgb"], limit=bound, what="decoded_rgb")
     guidance = texture_guidance(decoded, case["flow"].movedim(-1, 1))
     assert_near(guidance, case["warped"], limit=bound, what="warped")

@@ -12,6 +12,8 @@ from ldm.diffusion.clip_noise import ReleasedClipNoise
 from ldm.diffusion.propagation import latent_flow, propagate
 from ldm.diffusion.refined import refined_steps, sample_refined
 from ldm.diffusion.schedule import Schedule
+from ldm.nets.video_unet import UNetVideoModel
+from ldm.nets.video_vae import AutoencoderKLVideo
 from ldm.ops.color import adain_color_fix, wavelet_color_fix
 from ldm.ops.crop_tiles import AREA, released_tiles
 from ldm.ops.resize import resize
@@ -19,7 +21,7 @@ from ldm.ops.windows import consecutive_windows, over_windows, released_windows
 from tests.golden_checks.case import assert_near
 from tests.golden_checks.uav.case import UavCase, network
 from tests.golden_checks.uav.networks import SCALING_FACTOR
-from tests.golden_checks.uav.sampling import schedule_of, steps_of
+from tests.golden_checks.uav.sampling import KINDS, schedule_of, steps_of
 
 SCHEDULER = {
     "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "scaled_linear",
@@ -37,6 +39,7 @@ class Settings(NamedTuple):
     propagation_steps: list[int]
     denoise_level: int | None = None
     w_lr: float = 1.0
+    kind: str = "v"
 
 
 class Call(NamedTuple):
@@ -75,6 +78,7 @@ def run_pipeline(
         lambda x, t: predict(x, low_res, t=t),
         call.latents,
         steps,
+        kind=settings.kind,
         refine=None if flows is None else lambda x0: propagate(x0, *flows),
         refine_at=refined_steps(settings.propagation_steps, len(steps)),
         on_step=on_step,
@@ -85,8 +89,9 @@ def run_pipeline(
 
 
 def networks_of(case: UavCase) -> tuple[nn.Module, nn.Module]:
-    unet, vae = case.meta["weights"]
-    return network(case.folder, unet), network(case.folder, vae)
+    nets = [network(case.folder, name) for name in case.meta["weights"]]
+    unet = next(net for net in nets if isinstance(net, UNetVideoModel))
+    return unet, next(net for net in nets if isinstance(net, AutoencoderKLVideo))
 
 
 def flows_of(case: UavCase) -> tuple[Tensor, Tensor] | None:
@@ -106,7 +111,12 @@ def check_pipeline(case: UavCase) -> None:
     negative = case["embedding_negative"] if "embedding_negative" in case.tensors else None
     call = Call(video, noise, latents, case["embedding_positive"], negative, flows_of(case))
     settings = Settings(
-        meta["guidance_scale"], meta["noise_level"], meta["propagation_steps"], meta["denoise_level"], meta["w_lr"]
+        meta["guidance_scale"],
+        meta["noise_level"],
+        meta.get("propagation_steps") or [],
+        meta.get("denoise_level"),
+        meta.get("w_lr", 1.0),
+        KINDS[meta["scheduler"]["prediction_type"]],
     )
 
     def on_step(i: int, found: dict[str, Tensor]) -> None:

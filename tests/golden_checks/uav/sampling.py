@@ -5,22 +5,20 @@ import torch
 from ldm.diffusion.denoiser import to_eps
 from ldm.diffusion.propagation import Propagation, consistency_masks, latent_flow, propagate
 from ldm.diffusion.refined import clean_and_noise, refined_step
-from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.diffusion.schedule import Schedule
+from ldm.diffusion.scheduler import training_betas
 from ldm.diffusion.spacing import released_timesteps, spaced
 from ldm.ops.windows import consecutive_windows, released_windows
 from tests.golden_checks.case import assert_near
 from tests.golden_checks.uav.case import UavCase
 
 KINDS = {"v_prediction": "v", "epsilon": "eps", "sample": "x0"}
-BETAS = {"scaled_linear": "linear", "linear": "sqrt_linear"}
 ALPHA_LIMIT, SAMPLE_LIMIT = 1e-6, 3e-4
 
 
 def schedule_of(config: dict) -> Schedule:
     """The schedule of a diffusers scheduler's configuration."""
-    total, kind = config["num_train_timesteps"], BETAS[config["beta_schedule"]]
-    assert config.get("trained_betas") is None
-    return Schedule.from_betas(make_betas(kind, total, start=config["beta_start"], end=config["beta_end"]))
+    return Schedule.from_betas(training_betas({"trained_betas": None} | config))
 
 
 def steps_of(config: dict, count: int) -> Schedule:
