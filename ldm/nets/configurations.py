@@ -65,7 +65,7 @@ def refuse_others(config: Mapping[str, Any], known: Mapping[str, tuple], what: s
     for key, values in known.items():
         if config.get(key) not in values:
             hint = PUBLIC if key == "num_class_embeds" else ""
-            raise ValueError(f"{what}: got {key}={config[key]!r}, expected {values[0]!r}{hint}")
+            raise ValueError(f"{what}: got {key}={config.get(key)!r}, expected {values[0]!r}{hint}")
 
 
 def whole_number(config: Mapping[str, Any], key: str, what: str, default: int | None = None) -> int:
@@ -109,9 +109,10 @@ def denoiser_plan(config: Mapping[str, Any], what: str) -> UpscalerPlan:
     widths = listed(config, "block_out_channels", what)
     only_cross = {"only_cross_attention": config.get("only_cross_attention") or False}
     # `attention_head_dim` is misnamed in these files: it is the number of heads
-    heads = {"attention_head_dim": config.get("num_attention_heads") or config.get("attention_head_dim") or 8}
+    given = (config.get(key) for key in ("num_attention_heads", "attention_head_dim"))
+    heads = {"attention_head_dim": next((value for value in given if value is not None), 8)}
     eps = config.get("norm_eps", 1e-5)
-    if not isinstance(eps, float):
+    if not isinstance(eps, float) or not 0 < eps < 1:
         raise ValueError(f"{what}: got norm_eps={eps!r}, expected a number such as 1e-5")
     return UpscalerPlan(
         widths=widths,
