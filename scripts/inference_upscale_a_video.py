@@ -26,6 +26,12 @@ LARGE = 1280  # pixels; frames with both sides so large are shrunk before they a
 COLOR_FIXES = {"None": "nofix", "AdaIn": "adain", "Wavelet": "wavelet"}
 
 
+def name_part(text: str) -> str:
+    if any(separator in text for separator in ("/", "\\", "\0")):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a part of a file's name, without folders")
+    return text
+
+
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     """The released flags."""
     parser = Parser(PROGRAM, __doc__, allow_abbrev=False)
@@ -44,7 +50,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--perform_tile", action="store_true", help="cut small frames, too (default: from 384x384 pixels)")
     add("--tile_size", type=positive_int, default=256, help="side of a crop in pixels of the input (256)")
     add("--save_image", action="store_true", help="write frames instead of a video (default: no)")
-    add("--save_suffix", default="", help="behind the name of the output")
+    add("--save_suffix", type=name_part, default="", help="behind the name of the output")
     add("--pretrained_model_path", type=Path, default=Path("pretrained_models/upscale_a_video"), help="weights")
     add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
     add("--load_8bit_llava", action="store_true", help="accepted, without effect")
@@ -97,7 +103,6 @@ def run(args: argparse.Namespace) -> int:
     for job in jobs:
         by_scale.setdefault(scale_of(job), []).append(job)
     for scale, group in by_scale.items():
-        group[0].output.parent.mkdir(parents=True, exist_ok=True)
         status = max(status, upscale_jobs.restore_all(group, lambda: files_of(args), translate(args, scale=scale)))
     return status
 

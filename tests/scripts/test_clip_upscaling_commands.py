@@ -92,6 +92,10 @@ def test_the_released_flags(tmp_path, weights, capfd):
     assert inference_upscale_a_video.main(words) == 2
     error = capfd.readouterr().err
     assert "clip.txt" in error and "--no_llava" in error and error.count("\n") == 1
+    for wrong, said in ((["-p", "2"], "propagation steps [2]"), (["--save_suffix", "../x"], "--save_suffix")):
+        assert inference_upscale_a_video.main([*words, "--no_llava", *wrong]) == 2
+        error = capfd.readouterr().err
+        assert said in error and error.count("\n") == 1 and not (tmp_path / "out").exists()
     assert inference_upscale_a_video.main([*words, "--no_llava"]) == 0
     output = tmp_path / "out" / "video" / "clip_n20_g6_s2_p1.mp4"
     source = video.probe(clip)
