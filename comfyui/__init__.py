@@ -18,7 +18,7 @@ from comfy_api.latest import ComfyExtension, InputImpl, io
 from ldm import video as videos
 from ldm.engine.assemble import CONFIGS, EMBEDDED
 from ldm.engine.jobs import JobOptions, Model
-from ldm.engine.restoring import Cancelled, model_of, restore_file, restore_frames, with_prompt
+from ldm.engine.restoring import Cancelled, model_of, restore_file, restore_frames
 from ldm.methods.contract import Request
 from ldm.weights.checkpoint import sha256
 
@@ -28,6 +28,12 @@ OWN = "embedded"
 NONE = "none"
 PRECISIONS = ["auto", "fp32", "bf16", "fp16"]
 VsrModel = io.Custom("MGLD_VSR_MODEL")
+SHARED = [  # inputs of both nodes that restore
+    VsrModel.Input("model"),
+    io.Float.Input("upscale", default=4.0, min=0.25, max=8.0, step=0.25),
+    io.Int.Input("seed", default=42, min=0, max=2**32 - 1),
+]
+PROMPT = io.String.Input("prompt", default="", multiline=True, tooltip="for Upscale-A-Video")
 
 
 def model_folders() -> dict[str, Path]:
@@ -115,12 +121,10 @@ class UpscaleVideo(io.ComfyNode):
             description="Streams frames from file to file; cancelled runs resume with the same inputs.",
             inputs=[
                 io.Video.Input("video"),
-                VsrModel.Input("model"),
-                io.Float.Input("upscale", default=4.0, min=0.25, max=8.0, step=0.25),
-                io.Int.Input("seed", default=42, min=0, max=2**32 - 1),
+                *SHARED,
                 io.Float.Input("memory_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip="0: what is free"),
                 io.Int.Input("crf", default=18, min=0, max=51),
-                io.String.Input("prompt", default="", multiline=True, tooltip="for Upscale-A-Video"),
+                PROMPT,
             ],
             outputs=[io.Video.Output("video")],
         )
@@ -130,8 +134,8 @@ class UpscaleVideo(io.ComfyNode):
         cls, video: Any, model: Model, upscale: float, seed: int, memory_gb: float, crf: int, prompt: str
     ) -> io.NodeOutput:
         memory = int(memory_gb * 1e9) or None
-        options = JobOptions(upscale=upscale, seed=seed, crf=crf, memory=memory, overwrite=True)
-        options = with_prompt(options, prompt)
+        prompt = prompt.strip() or None
+        options = JobOptions(upscale, seed, crf=crf, memory=memory, overwrite=True, prompt=prompt)
         path, bar, lines = file_of(video), Bar(), []
         output = output_for(path, model, options)
         comfy.model_management.unload_all_models()  # the planner counts the memory that is free
@@ -154,13 +158,7 @@ class UpscaleFrames(io.ComfyNode):
             display_name="Upscale frames (short clip)",
             category=CATEGORY,
             description="Holds all frames in memory; use the node for videos for more than a few seconds.",
-            inputs=[
-                io.Image.Input("frames"),
-                VsrModel.Input("model"),
-                io.Float.Input("upscale", default=4.0, min=0.25, max=8.0, step=0.25),
-                io.Int.Input("seed", default=42, min=0, max=2**32 - 1),
-                io.String.Input("prompt", default="", multiline=True, tooltip="for Upscale-A-Video"),
-            ],
+            inputs=[io.Image.Input("frames"), *SHARED, PROMPT],
             outputs=[io.Image.Output("frames")],
         )
 

@@ -24,10 +24,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from ldm.engine.jobs import JobOptions
 from ldm.engine.plan import parse_bytes
-from ldm.engine.restoring import Cancelled, with_prompt
+from ldm.engine.restoring import Cancelled
 from ldm.paths import product_folder
 from scripts.command import Parser, exit_status, non_negative_int, positive_int, tell
 from scripts.demo_jobs import (
+    PLAIN,
     PREVIEW,
     SUFFIXES,
     Limits,
@@ -38,7 +39,7 @@ from scripts.demo_jobs import (
     example_files,
     model_names,
     plain_errors,
-    presets_of,
+    preset_choices,
     profile_html,
     takes_prompt,
 )
@@ -90,8 +91,8 @@ class Page:
 
     def choose(self, name: str):
         """The presets of a model, and whether it takes a prompt."""
-        model = self.restorer.model(name, "none")
-        presets = self.gradio.Dropdown(choices=presets_of(model), value="none")
+        model = self.restorer.model(name, PLAIN)
+        presets = self.gradio.Dropdown(choices=preset_choices(model), value=PLAIN)
         return presets, self.gradio.Textbox(visible=takes_prompt(model))
 
     def describe(self, upload: str | None) -> str:
@@ -116,8 +117,8 @@ class Page:
 
     def options(self, upscale: float, seed: float, prompt: str, preview: float | None) -> JobOptions:
         memory, upscale, seed = self.restorer.memory, float(upscale or 4), int(seed or 0)  # None: an emptied field
-        options = JobOptions(upscale=upscale, seed=seed, memory=memory, preview=preview, overwrite=True)
-        return with_prompt(options, prompt)
+        prompt = (prompt or "").strip() or None
+        return JobOptions(upscale, seed, memory=memory, preview=preview, overwrite=True, prompt=prompt)
 
     def work(self, upload, wanted: Wanted, request) -> Iterator[tuple]:
         """Yield updates of (status, plan, comparison, frame, profile, files, settings, box) of a visitor's only job."""
@@ -212,7 +213,7 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
                 gradio.Examples([[str(path)] for path in examples], [upload], label="Examples", elem_id="examples")
                 names = list(restorer.models)
                 model = gradio.Dropdown(names, value=names[0], label="Model", elem_id="model")
-                preset = gradio.Dropdown(presets_of(restorer.model(names[0], "none")), value="none", label="Preset")
+                preset = gradio.Dropdown(preset_choices(restorer.model(names[0], PLAIN)), value=PLAIN, label="Preset")
                 upscale = gradio.Slider(1, 4, value=4, step=0.5, label="Enlarge by")
                 seed = gradio.Number(42, label="Seed", precision=0, minimum=0, maximum=LARGEST_SEED)
                 prompt = gradio.Textbox(label="What the clip shows", visible=False, max_length=2000)
@@ -290,7 +291,7 @@ def serve(args: argparse.Namespace, folder: Path) -> None:
     (folder / "work").mkdir()
     restorer = Restorer(folder / "work", model_names(args.weights), args.device, memory, limits)
     for name in restorer.models:
-        restorer.model(name, "none")  # so that missing weights are named now
+        restorer.model(name, PLAIN)  # so that missing weights are named now
     blocks = build(gradio, restorer, example_files(EXAMPLE, folder / "examples")).queue(max_size=WAITING)
     theme = gradio.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     _, address, _ = blocks.launch(

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ldm import config, video
-from ldm.engine.assemble import CARD, CONFIGS, EMBEDDED
+from ldm.engine.assemble import CARD, EMBEDDED, presets_of
 from ldm.engine.flags import flags_of
 from ldm.engine.jobs import Job, JobOptions, Model
 from ldm.engine.restoring import Cancelled, model_of, restore_file
@@ -218,10 +218,9 @@ def example_files(clip: Path, folder: Path) -> list[Path]:
     return [clip, picture]
 
 
-def presets_of(model: Model) -> list[str]:
-    """Return the presets of a model's family, after the one that changes nothing."""
-    folder = CONFIGS / str(model.settings.get("family")) / "presets"
-    return [PLAIN, *sorted(path.stem for path in folder.glob("*.yaml"))]
+def preset_choices(model: Model) -> list[str]:
+    """Return the names of a model's presets, after the one that changes nothing."""
+    return [PLAIN, *presets_of(model.settings)]
 
 
 def takes_prompt(model: Model) -> bool:

@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm import config
-from ldm.engine.assemble import family_cards, read_model, weight_files
+from ldm.engine.assemble import family_cards, read_model, used_files, weight_files
 from ldm.weights import record
 from ldm.weights.download import DownloadError, Fetched, NotFound, fetch
 from ldm.weights.origins import HUB, Origin, is_inside
@@ -47,9 +47,10 @@ class Choice:
 def choices_of(card: Path) -> tuple[list[Choice], list[str]]:
     """Return the files of a family, and the JSON files that lie beside them."""
     settings, found = read_model(card), []
+    used = used_files(settings)
     for entry in weight_files(settings):
         if entry.source:
-            needed = entry.used_with(settings) and not (entry.optional or entry.spare)
+            needed = entry in used and not (entry.optional or entry.spare)
             found.append(Choice(str(settings["family"]), Origin.of(entry), needed))
     documents = [str(path) for path in config.plain(settings.get("documents") or {}).values()]
     return found, [path for path in documents if is_inside(path)]

@@ -112,6 +112,15 @@ def weight_files(settings) -> list[WeightFile]:
     return [WeightFile.from_config(name, entry) for name, entry in entries.items()]
 
 
+def used_files(settings) -> list[WeightFile]:
+    """Return the entries of `weights:` that are used with the present values of the settings (`WeightFile.only`)."""
+
+    def is_used(entry: WeightFile) -> bool:
+        return all(config.select(settings, key) == value for key, value in entry.only.items())
+
+    return [entry for entry in weight_files(settings) if is_used(entry)]
+
+
 def read_settings(
     found: Weights,
     *,
@@ -148,14 +157,19 @@ def with_precision(settings, device: str):
     return config.override(settings, [f"method.params.precision={precision_on(device, AUTO)}"])
 
 
+def presets_of(settings) -> dict[str, Path]:
+    """Return the presets of the model's family: name -> path, by name."""
+    folder = CONFIGS / str(settings.get("family")) / "presets"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def find_preset(settings, name: str) -> Path:
     """Return the path of a preset of the model's family. Raises ValueError for an unknown name."""
-    folder = CONFIGS / str(settings.get("family")) / "presets"
-    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    known = presets_of(settings)
     if name not in known:
         expected = f"one of {', '.join(known)}" if known else "none: this model has no presets"
         raise ValueError(f"got preset {name!r}, expected {expected}")
-    return folder / f"{name}.yaml"
+    return known[name]
 
 
 # ---- weight files
@@ -213,8 +227,7 @@ def build_method(
     once. Raises CheckpointError, ConfigError or ValueError.
     """
     usable_device(device)
-    entries = {entry.name: entry for entry in weight_files(settings) if entry.used_with(settings)}
-    entries = {name: entry for name, entry in entries.items() if not entry.fills.keys() <= set(unfilled)}
+    entries = {entry.name: entry for entry in used_files(settings) if not entry.fills.keys() <= set(unfilled)}
     states = {name: found.read(name) for name in entries if name in found.files}
     for name, state in states.items():
         with error_prefix(found.files[name]):
@@ -256,7 +269,7 @@ def _build_network(name: str, node, *, filled: bool) -> nn.Module:
 
 def _source_of(network: str, settings, found: Weights, states: Mapping[str, Mapping]) -> str:
     """Return the name of the entry that fills a network. Raises CheckpointError if its file is missing."""
-    entries = [entry for entry in weight_files(settings) if network in entry.fills and entry.used_with(settings)]
+    entries = [entry for entry in used_files(settings) if network in entry.fills]
     exclusive = [entry for entry in entries if entry.only and not entry.spare]
     general = [entry for entry in entries if not entry.only]
     spare = [entry for entry in entries if entry.spare]

@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.assemble import Weights, build_method, weight_files
+from ldm.engine.assemble import Weights, build_method, used_files
 from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_reserve
@@ -110,7 +110,7 @@ class Model:
     @property
     def files(self) -> dict[str, Path]:
         """The weight files that the settings use, by the names of their entries."""
-        used = {entry.name for entry in weight_files(self.settings) if entry.used_with(self.settings)}
+        used = {entry.name for entry in used_files(self.settings)}
         return {name: path for name, path in self.weights.files.items() if name in used}
 
     @cached_property

@@ -1,7 +1,6 @@
 """Restore one file from Python: what the page and the ComfyUI node share."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 from ldm.engine.assemble import EMBEDDED, find_weights, read_settings, with_precision
 from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, return_memory, usable_device
-from ldm.engine.finished import OutputDiffers, finished
+from ldm.engine.finished import unchanged
 from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
 from ldm.methods.contract import Method, Progress, Request, restore_clip
 
@@ -63,27 +62,21 @@ def restore_file(
     asked after each network call. Raises Cancelled, VideoError, ValueError, OSError or FloatingPointError.
     """
 
-    def watched(stage: str, done: int, total: int | None) -> None:
+    job = captioned(prepare(Job(path, output), options, warn=warn), model)
+    if options.preview is None and (record := unchanged(job.output, made_of(job, model))):
+        return job, record
+    return job, restore_job(job, model, report=_stopped_by(stop, report), warn=warn, log=log)
+
+
+def _stopped_by(stop: Callable[[], bool], report: Progress) -> Progress:
+    """Return `report` that raises Cancelled once `stop()` is true."""
+
+    def report_or_stop(stage: str, done: int, total: int | None) -> None:
         if stop():
-            raise Cancelled(f"{path.name}: cancelled")
+            raise Cancelled("cancelled")
         report(stage, done, total)
 
-    job = captioned(prepare(Job(path, output), options, warn=warn), model)
-    if options.preview is None and (record := _finished(job, model)):
-        return job, record
-    return job, restore_job(job, model, report=watched, warn=warn, log=log)
-
-
-def _finished(job: Job, model: Model) -> dict | None:
-    try:
-        return finished(job.output, made_of(job, model))
-    except OutputDiffers:
-        return None
-
-
-def with_prompt(options: JobOptions, prompt: str | None) -> JobOptions:
-    """Return the options with a prompt; without one if it is empty."""
-    return replace(options, prompt=prompt.strip() if prompt and prompt.strip() else None)
+    return report_or_stop
 
 
 def restore_frames(
@@ -94,18 +87,13 @@ def restore_frames(
     Starts with the best levers of the method and continues with smaller ones if memory runs out. Raises Cancelled, and
     the errors of `ldm.methods.contract.restore_clip`.
     """
-
-    def watched(stage: str, done: int, total: int | None) -> None:
-        if stop():
-            raise Cancelled("cancelled")
-        report(stage, done, total)
-
+    report = _stopped_by(stop, report)
     *better, least = method.levers()
     for levers in better:
         try:
-            return restore_clip(method, lq, request, watched, levers=levers)
+            return restore_clip(method, lq, request, report, levers=levers)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
         return_memory()
-    return restore_clip(method, lq, request, watched, levers=least)
+    return restore_clip(method, lq, request, report, levers=least)

@@ -85,10 +85,6 @@ class WeightFile:
         """Whether the model needs the file with all settings."""
         return not self.optional and not self.only
 
-    def used_with(self, settings: Mapping) -> bool:
-        """Whether the file is used with these settings (`only`)."""
-        return all(_value_at(settings, key) == value for key, value in self.only.items())
-
     @property
     def layout(self) -> checkpoint.Layout:
         """The assignment of the entries of the file to networks."""
@@ -107,13 +103,6 @@ class WeightFile:
         """Whether a file with entries of these names matches `has` and `lacks`."""
         text = "\n".join(f"\n{name}" for name in names)
         return bool(self.has) and all(part in text for part in self.has) and not any(p in text for p in self.lacks)
-
-
-def _value_at(settings: Mapping, key: str) -> object:
-    """Return the value at a dotted key, None if there is none."""
-    for part in key.split("."):
-        settings = settings.get(part) if isinstance(settings, Mapping) else None
-    return settings
 
 
 def find_all(folder: Path, entries: Iterable[WeightFile]) -> dict[str, Path]:

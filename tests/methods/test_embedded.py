@@ -7,7 +7,7 @@ import pytest
 
 from ldm import config, video
 from ldm.diffusion.guidance import motion_loss
-from ldm.engine.assemble import EMBEDDED, load_method, weight_files
+from ldm.engine.assemble import EMBEDDED, load_method, used_files
 from ldm.methods.mgld.restoration import motion_between
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import stack
@@ -73,7 +73,7 @@ def test_settings_choose_between_the_student_and_its_teacher(words, model):
     args = upscale.arguments(words)
     weights = weights_of(args)
     settings = choose_settings(weights, args)
-    used = {entry.name for entry in weight_files(settings) if entry.used_with(settings)}
+    used = {entry.name for entry in used_files(settings)}
     assert ("student_unet" in used) == (model == "student") and "mgldvsr_unet" in used
     sampling = config.instantiate(settings.method.params.sampling)
     steps = 1 if model == "student" or "1" in words else 6 if "6" in words else 4
