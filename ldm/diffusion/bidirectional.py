@@ -64,13 +64,6 @@ def sampling_order(frames: int, steps: int) -> Iterator[Unit]:
     return (unit_at(number, frames) for number in range(frames * steps))
 
 
-def flow_pairs(frames: int) -> Iterator[tuple[int, int]]:
-    """The (target, source) pairs whose flow a scene needs, in the released order: flow(i, i-1), then flow(i-1, i)."""
-    for frame in range(1, frames):
-        yield frame, frame - 1
-        yield frame - 1, frame
-
-
 def control_scales(steps: int, scale: float = 1.0, *, start: float = 0.0, end: float = 1.0) -> list[float]:
     """The control network's factor in each step: `scale` between the shares `start` and `end` of the steps, else 0.
 

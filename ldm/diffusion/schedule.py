@@ -81,7 +81,6 @@ class Schedule:
     coef1: Tensor
     coef2: Tensor
     t: Tensor
-    arithmetic: str = "float64"
 
     @classmethod
     def from_betas(cls, betas: Tensor, *, t: Tensor | None = None, arithmetic: str = "float64") -> "Schedule":
@@ -112,7 +111,7 @@ class Schedule:
             arrays = {name: array.astype(np.float32) for name, array in arrays.items()}
         tensors = {name: torch.from_numpy(array.astype(np.float64)) for name, array in arrays.items()}
         steps = torch.arange(len(beta), device="cpu") if t is None else t.long().cpu()
-        return cls(**tensors, t=steps, arithmetic=arithmetic)
+        return cls(**tensors, t=steps)
 
     @classmethod
     def from_signal(cls, abar: Tensor, abar_prev: Tensor, *, t: Tensor, variance: str = "fixed_small") -> "Schedule":
@@ -201,22 +200,3 @@ class Schedule:
             raise ValueError(f"got prediction {kind!r}, expected eps, x0 or v")
         weights[0] = weights[1] if len(self) > 1 else 0.0
         return weights
-
-    def buffers(self) -> dict[str, Tensor]:
-        """Return the twelve float32 arrays of a released checkpoint by their names there."""
-        abar = self.abar.float() if self.arithmetic == "released" else self.abar
-        arrays = {
-            "betas": self.betas,
-            "alphas_cumprod": abar,
-            "alphas_cumprod_prev": self.abar_prev,
-            "sqrt_alphas_cumprod": abar.sqrt(),
-            "sqrt_one_minus_alphas_cumprod": (1 - abar).sqrt(),
-            "log_one_minus_alphas_cumprod": (1 - abar).log(),
-            "sqrt_recip_alphas_cumprod": (1 / abar).sqrt(),
-            "sqrt_recipm1_alphas_cumprod": (1 / abar - 1).sqrt(),
-            "posterior_variance": self.variance,
-            "posterior_log_variance_clipped": self.log_variance,
-            "posterior_mean_coef1": self.coef1,
-            "posterior_mean_coef2": self.coef2,
-        }
-        return {name: array.float() for name, array in arrays.items()}

@@ -21,10 +21,9 @@ from ldm.metrics.measure import Measure, Recipe, SharedLook
 from ldm.metrics.niqe import load_pristine, niqe
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.sharpness import edge_sharpness
-from ldm.metrics.stablevsr import flow_change
 from ldm.metrics.stlpips import stlpips_score
 from ldm.metrics.stlpips import version as stlpips_version
-from ldm.metrics.temporal import e_warp, flow_distance
+from ldm.metrics.temporal import e_warp, flow_change, flow_distance
 from ldm.ops.dis import DISFlow
 
 Flow = Callable[[Tensor, Tensor], Tensor]

@@ -80,6 +80,27 @@ def flow_distance(flow: np.ndarray, truth: np.ndarray) -> float:
     return float(np.linalg.norm(flow - truth, axis=2).mean(dtype=np.float64))
 
 
+def flow_change(
+    output: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    truth: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
+    flow: Callable[[Tensor, Tensor], Tensor],
+) -> float:
+    """tOF of a pair as StableVSR's evaluation counts it: the mean |flow(frame, before) - the truth's| over pixels and
+    components; its tables print 10 times that.
+
+    Each pair is (before, frame), `flow` as for `motion_back`. The released code gives RAFT pictures in [0, 1], which
+    expects [-1, 1]: its figures need an estimator with `scaling="released"`. Raises ValueError for sizes that differ.
+    """
+    flows = []
+    for before, frame in (output, truth):
+        old, new = _pair(before, frame)
+        with torch.no_grad():
+            flows.append(flow(new, old))
+    if flows[0].shape != flows[1].shape:
+        raise ValueError(f"got flows {tuple(flows[0].shape)} and {tuple(flows[1].shape)}, expected frames of one size")
+    return (flows[0] - flows[1]).abs().double().mean().item()
+
+
 def _pair(before, frame) -> tuple[Tensor, Tensor]:
     """Two frames as 8-bit pixels in [0, 1], (1, 3, H, W) each."""
     pixels = [rgb8(picture) for picture in (before, frame)]

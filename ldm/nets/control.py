@@ -81,21 +81,3 @@ class TemporalConditioning(UpscalerEncoder):
         convs = (*self.controlnet_down_blocks, self.controlnet_mid_block)
         maps = [conv(h) * scale for conv, h in zip(convs, (*skips, middle), strict=True)]
         return Residuals(maps[:-1], maps[-1])
-
-
-def start_from_denoiser(control: TemporalConditioning, denoiser: UpscalerEncoder) -> list[str]:
-    """Copy the denoiser's first half and middle into a control network; returns the names that were copied.
-
-    Raises ValueError where an entry of the control network's own half is missing there or has another shape.
-    """
-    state, names = denoiser.state_dict(), []
-    own = control.state_dict()
-    for name, value in own.items():
-        if name.startswith("controlnet_"):
-            continue
-        if name not in state or state[name].shape != value.shape:
-            got = tuple(state[name].shape) if name in state else "nothing"
-            raise ValueError(f"got {got} in the denoiser for {name}, expected {tuple(value.shape)}; use one plan")
-        names.append(name)
-    control.load_state_dict(own | {name: state[name] for name in names})
-    return names

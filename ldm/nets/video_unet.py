@@ -1,7 +1,7 @@
 """The denoiser of Upscale-A-Video (Zhou et al. 2024): the SD x4 upscaler's U-Net with layers over time."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -244,37 +244,3 @@ def _modules_at(places: Collection[int], widths: Sequence[int], emb_channels: in
 
 def _over_time(modules: nn.ModuleDict, i: int, h: Tensor, frames: int, emb: Tensor) -> Tensor:
     return modules[str(i)](h, frames, emb) if str(i) in modules else h
-
-
-_FIXED = {  # of a released configuration: what this file builds, and nothing else
-    "center_input_sample": False, "flip_sin_to_cos": True, "freq_shift": 0, "downsample_padding": 1,
-    "mid_block_scale_factor": 1, "act_fn": "silu", "norm_eps": 1e-5, "dual_cross_attention": False,
-    "use_linear_projection": True, "class_embed_type": None, "upcast_attention": False,
-    "resnet_time_scale_shift": "default", "use_first_frame": False, "use_relative_position": False,
-    "mid_block_type": "UNetMidBlock3DCrossAttn",
-}  # fmt: skip
-_TAKEN = (
-    "in_channels", "out_channels", "block_out_channels", "layers_per_block", "only_cross_attention",
-    "cross_attention_dim", "num_class_embeds", "max_noise_level", "norm_num_groups", "down_temporal_idx",
-    "mid_temporal", "up_temporal_idx",
-)  # fmt: skip
-
-
-def unet_arguments(config: Mapping) -> dict:
-    """Arguments of `UNetVideoModel` from a released `unet_video_config.json`.
-
-    Raises ValueError for a setting that the network is not built for.
-    """
-    for key, wanted in _FIXED.items():
-        if config.get(key, wanted) != wanted:
-            raise ValueError(f"got {key}={config[key]!r} in the configuration of the U-Net, expected {wanted!r}")
-    if any((config.get("temporal_module_config") or {}).get("attention_block_types", [])):
-        raise ValueError("got attention_block_types in the temporal modules, expected none")
-    down, up = config["down_block_types"], config["up_block_types"]
-    attention = [name.startswith("CrossAttn") for name in down]
-    if attention != [name.startswith("CrossAttn") for name in reversed(up)]:
-        raise ValueError(f"got down blocks {down} and up blocks {up}, expected the same levels with attention")
-    arguments = {key: config[key] for key in _TAKEN if key in config}
-    if isinstance(config.get("only_cross_attention"), bool):
-        arguments["only_cross_attention"] = [config["only_cross_attention"]] * len(down)
-    return arguments | {"attention": attention, "num_heads": config["attention_head_dim"]}

@@ -4,7 +4,7 @@ One class for both released files: `vae_3d.bin` (the image autoencoder, no condi
 with 3-D convolutions, conditioned on the clean low-resolution frames).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -251,24 +251,3 @@ class AutoencoderKLVideo(nn.Module):
         h = self.post_quant_conv(z.flatten(0, 1))
         frames = None if low_res is None else low_res.flatten(0, 1)
         return self.decoder(h, z.shape[1], frames, weight).unflatten(0, z.shape[:2])
-
-
-_TAKEN = (
-    "block_out_channels", "layers_per_block", "in_channels", "out_channels", "latent_channels", "norm_num_groups",
-)  # fmt: skip
-
-
-def vae_arguments(config: Mapping) -> dict:
-    """Arguments of `AutoencoderKLVideo` from a released `vae_3d_config.json` or `vae_video_config.json`.
-
-    Raises ValueError for a setting that the network is not built for.
-    """
-    plus = [name.endswith("_plus") for name in config.get("up_block_types", ())]
-    conditioned = bool(config.get("condition_img"))
-    if any(word != conditioned for word in plus) or config.get("act_fn", "silu") != "silu":
-        raise ValueError(
-            f"got up_block_types={config.get('up_block_types')}, condition_img={conditioned} and "
-            f"act_fn={config.get('act_fn')!r}, expected plus blocks with a condition and only then, and silu"
-        )
-    arguments = {key: config[key] for key in _TAKEN if key in config}
-    return arguments | {"condition_channels": config.get("condition_channels", 128) if conditioned else None}

@@ -94,12 +94,6 @@ def resize_flow(flow: Tensor, *, size: tuple[int, int]) -> Tensor:
     return F.interpolate(flow * ratio, size=tuple(size), mode="bilinear", align_corners=False)
 
 
-def resize_flow_by(flow: Tensor, *, ratio: tuple[float, float]) -> Tensor:
-    """Resize a flow (n, 2, h, w) by `ratio` (y, x); sides are truncated (released form 'ratio')."""
-    _check_flow(flow)
-    return resize_flow(flow, size=(int(flow.shape[-2] * ratio[0]), int(flow.shape[-1] * ratio[1])))
-
-
 def forward_backward_occlusion(
     flow_a: Tensor, flow_b: Tensor, *, alpha: float = 0.01, beta: float = 0.5
 ) -> tuple[Tensor, Tensor]:
@@ -115,20 +109,6 @@ def forward_backward_occlusion(
     miss_a = (flow_a + flow_warp(flow_b, flow_a)).norm(dim=1, keepdim=True)
     miss_b = (flow_b + flow_warp(flow_a, flow_b)).norm(dim=1, keepdim=True)
     return (miss_a > limit).float(), (miss_b > limit).float()
-
-
-def floored_flow(flow: Tensor, *, factor: int) -> Tensor:
-    """Downsample a flow (n, 2, h, w) by `factor` as the released StableVSR does.
-
-    Components are divided and rounded down to integers, then resized bilinearly; `resize_flow` is exact. Raises
-    ValueError for a factor outside 1 to the shorter side.
-    """
-    _check_flow(flow)
-    if factor < 1 or min(flow.shape[-2:]) < factor:
-        raise ValueError(f"got factor {factor} for a flow {tuple(flow.shape)}, expected 1 to its shorter side")
-    if factor == 1:
-        return flow
-    return F.interpolate((flow / factor).floor(), scale_factor=1 / factor, mode="bilinear", align_corners=False)
 
 
 class Motion(NamedTuple):

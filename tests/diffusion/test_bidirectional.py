@@ -7,7 +7,6 @@ from ldm.diffusion.bidirectional import (
     conditioned_prediction,
     control_scales,
     ends_clean,
-    flow_pairs,
     sample_scene,
     sampling_order,
     texture_guidance,
@@ -58,7 +57,6 @@ def scene(frames: int, steps: int, **options):
 def test_passes_alternate_and_start_without_guidance():
     forwards = [Unit(0, 0, 0, None), Unit(0, 1, 1, 0), Unit(0, 2, 2, 1)]
     assert list(sampling_order(3, 2)) == [*forwards, Unit(1, 0, 2, None), Unit(1, 1, 1, 2), Unit(1, 2, 0, 1)]
-    assert list(flow_pairs(3)) == [(1, 0), (0, 1), (2, 1), (1, 2)] and not list(flow_pairs(1))
 
 
 def test_the_control_network_counts_in_steps_that_lie_inside_its_share():

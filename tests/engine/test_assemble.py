@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from ldm import config
-from ldm.diffusion.schedule import Schedule
 from ldm.engine.assemble import ROOT, find_weights, load_method, read_model, read_settings, weight_files
 from ldm.engine.flags import known_flags
 from ldm.engine.jobs import Model
@@ -133,7 +132,7 @@ def test_named_configurations_replace_the_card(folder):
 def test_files_as_released_hold_more_than_is_used(folder):
     """All prefixes of the published files, the buffers of the schedule, and the loss networks, as pickles."""
     raft = randomise(RAFT("small", iterations=1))
-    state = stage_one(*ALL, flow=raft) | Schedule.linear_sd().buffers()
+    state = stage_one(*ALL, flow=raft) | dict.fromkeys(checkpoint.SCHEDULE_BUFFERS, torch.ones(1000))
     torch.save({"state_dict": state, "epoch": 3, "global_step": 7, "optimizer_states": []}, folder / f"{ONE}.ckpt")
     (folder / f"{ONE}.safetensors").unlink()
     two = {"loss.logvar": torch.zeros(()), "loss.flownet.x": torch.ones(2)}

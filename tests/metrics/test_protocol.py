@@ -12,8 +12,7 @@ from ldm.metrics.look import Look
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.protocol import METRICS, Options, measures
 from ldm.metrics.sharpness import edge_sharpness
-from ldm.metrics.stablevsr import flow_change
-from ldm.metrics.temporal import e_warp, farneback_flow, flow_distance, motion_back
+from ldm.metrics.temporal import e_warp, farneback_flow, flow_change, flow_distance, motion_back
 from ldm.ops.dis import DISFlow
 
 

@@ -4,7 +4,7 @@ from torch import nn
 
 from ldm.nets.clip_layers import ClipGroupNorm, TemporalModule
 from ldm.nets.layers import GroupNorm
-from ldm.nets.video_unet import UNetVideoModel, unet_arguments
+from ldm.nets.video_unet import UNetVideoModel
 
 TOY = {
     "block_out_channels": (32, 64), "layers_per_block": 1, "attention": (False, True), "num_heads": 2,
@@ -119,30 +119,3 @@ def test_temporal_modules_can_be_left_out():
         UNetVideoModel(**TOY | {"up_temporal_idx": (2,)})
     with pytest.raises(ValueError, match="expected one of each per level"):
         UNetVideoModel(**TOY | {"attention": (True,)})
-
-
-RELEASED = {
-    "block_out_channels": [32, 64], "down_block_types": ["DownBlock3D", "CrossAttnDownBlock3D"],
-    "up_block_types": ["CrossAttnUpBlock3D", "UpBlock3D"], "only_cross_attention": True, "attention_head_dim": 2,
-    "temporal_module_config": {"attention_block_types": ["", ""]}, "norm_eps": 1e-5, "_class_name": "UNetVideoModel",
-}  # fmt: skip
-
-
-def test_a_released_configuration_is_read():
-    arguments = unet_arguments(RELEASED)
-    assert arguments["attention"] == [False, True] and arguments["only_cross_attention"] == [True, True]
-    assert arguments["num_heads"] == 2 and "norm_eps" not in arguments
-
-
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"act_fn": "gelu"},
-        {"use_linear_projection": False},
-        {"temporal_module_config": {"attention_block_types": ["Temporal_Self", ""]}},
-        {"up_block_types": ["UpBlock3D", "UpBlock3D"]},
-    ],
-)
-def test_a_configuration_of_another_network_is_refused(changed):
-    with pytest.raises(ValueError, match="expected"):
-        unet_arguments(RELEASED | changed)

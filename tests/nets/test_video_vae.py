@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from ldm.nets.clip_layers import ClipGroupNorm
-from ldm.nets.video_vae import AutoencoderKLVideo, vae_arguments
+from ldm.nets.video_vae import AutoencoderKLVideo
 
 TOY = {"block_out_channels": (8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
@@ -74,13 +74,3 @@ def test_norms_have_their_own_groups_and_eps():
 def test_what_does_not_fit_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call(shaken(condition_channels=32, block_out_channels=(8, 16, 32)))
-
-
-def test_released_configurations_are_read():
-    image = {"up_block_types": ["UpDecoderBlock3D"] * 2, "block_out_channels": [8, 8], "scaling_factor": 0.08333}
-    video = image | {"up_block_types": ["UpDecoderBlock3D_plus"] * 2, "condition_img": True}
-    assert vae_arguments(image) == {"block_out_channels": [8, 8], "condition_channels": None}
-    assert vae_arguments(video)["condition_channels"] == 128
-    for wrong in (image | {"condition_img": True}, video | {"condition_img": False}, image | {"act_fn": "relu"}):
-        with pytest.raises(ValueError, match="expected plus blocks"):
-            vae_arguments(wrong)

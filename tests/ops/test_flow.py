@@ -8,7 +8,6 @@ from ldm.ops.flow import (
     flow_warp,
     forward_backward_occlusion,
     resize_flow,
-    resize_flow_by,
     warp_validity,
 )
 
@@ -77,11 +76,10 @@ def test_resizing_counts_pixels_of_the_new_grid():
     out = resize_flow(flow, size=(10, 7))
     torch.testing.assert_close(out, constant_flow(2.0, -3.0, n=2, h=10, w=7))
     assert resize_flow(flow, size=(20, 28)).equal(flow)
-    by_ratio = resize_flow_by(constant_flow(8.0, 8.0, h=20, w=28), ratio=(0.125, 0.125))
-    assert by_ratio.shape == (1, 2, 2, 3)  # 2.5 and 3.5 truncated; the components follow the sides that result
-    torch.testing.assert_close(by_ratio[0, :, 0, 0], torch.tensor([8 * 3 / 28, 0.8]))
+    uneven = resize_flow(constant_flow(8.0, 8.0, h=20, w=28), size=(2, 3))
+    torch.testing.assert_close(uneven[0, :, 0, 0], torch.tensor([8 * 3 / 28, 0.8]))
     with pytest.raises(ValueError, match="at least one pixel"):
-        resize_flow_by(flow, ratio=(0.01, 0.01))
+        resize_flow(flow, size=(0, 3))
 
 
 def test_a_resized_flow_still_warps_a_resized_image():

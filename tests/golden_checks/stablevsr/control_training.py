@@ -5,7 +5,6 @@ from random import Random
 import torch
 from torch import Tensor, nn
 
-from basicsr_deg.recurrent_clips import neighbour_index
 from ldm.diffusion.scheduler import Scheduler
 from ldm.training.optimization import Adam
 from ldm.training.temporal_control import ControlDraws, ControlNetworks, control_loss
@@ -27,7 +26,7 @@ class RecordedFlow:
 
 
 def draws_of(case: Case, step: int, recorded: dict) -> ControlDraws:
-    assert [neighbour_index(draw) for draw in recorded["random_draws"]] == recorded["neighbour_index"]
+    assert [2 * round(draw) for draw in recorded["random_draws"]] == recorded["neighbour_index"]
     assert case[f"s{step}_timesteps"].tolist() == recorded["timesteps"]
     names = ("vae_noise_current", "vae_noise_prev", "noise", "noise_prev")
     noises = [case[f"s{step}_{name}"] for name in names]

@@ -11,9 +11,10 @@ from typing import NamedTuple
 from safetensors.torch import load, load_file
 from torch import Tensor, nn
 
-from ldm.nets.video_unet import UNetVideoModel, unet_arguments
-from ldm.nets.video_vae import AutoencoderKLVideo, vae_arguments
+from ldm.nets.video_unet import UNetVideoModel
+from ldm.nets.video_vae import AutoencoderKLVideo
 from tests.golden_checks.case import assert_near
+from tests.golden_checks.uav.configurations import unet_arguments, vae_arguments
 
 FOLDER = Path(os.environ.get("GOLDEN_UAV") or Path(__file__).parents[2] / "golden" / "uav")
 

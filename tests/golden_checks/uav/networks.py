@@ -9,11 +9,12 @@ from ldm.nets.clip_attention import RotaryPositions, RotaryTemporalAttention, re
 from ldm.nets.clip_layers import PlusBlock, TemporalModule, frame_block, time_block
 from ldm.nets.raft import RAFT
 from ldm.nets.text import OpenCLIPText
-from ldm.nets.video_unet import UNetVideoModel, unet_arguments
-from ldm.nets.video_vae import AutoencoderKLVideo, ConditionFusion, vae_arguments
+from ldm.nets.video_unet import UNetVideoModel
+from ldm.nets.video_vae import AutoencoderKLVideo, ConditionFusion
 from ldm.weights.names import text_state
 from tests.golden_checks.case import assert_near
 from tests.golden_checks.uav.case import UavCase, network
+from tests.golden_checks.uav.configurations import unet_arguments, vae_arguments
 
 SCALING_FACTOR = 0.08333
 
