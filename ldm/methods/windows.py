@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.methods.words import choose
 from ldm.ops import tiling
-from ldm.streaming.steps import offset_of, overlap_of
+from ldm.streaming.steps import WindowPlaces
 
 BUILDABLE = ("Windows",)
 TILE_STEP = 8  # fitted tiles are multiples of this, which the U-Net's levels divide
@@ -99,13 +99,13 @@ class Windows:
 
     def frame_starts(self, frames: int, step: int = 0) -> list[int]:
         """Return the first frames of the windows of a scene in a sampling step."""
-        overlap = self.overlap_of(step)
-        offset = offset_of(step, self.n_frames - overlap) if self.alternate else 0
-        return tiling.starts(frames, self.n_frames, overlap, offset=offset)
+        places = self.places
+        return tiling.starts(frames, places.size, places.overlap_of(step), offset=places.offset_of(step))
 
-    def overlap_of(self, step: int) -> int:
-        """Return how many frames windows share in a sampling step, where step 0 is the last."""
-        return overlap_of(step, self.frame_overlap, self.sharing_steps)
+    @property
+    def places(self) -> WindowPlaces:
+        """Where the denoiser's windows of frames start in each sampling step."""
+        return WindowPlaces(self.n_frames, self.frame_overlap, self.sharing_steps, self.alternate)
 
     def calls(self, frames: int, h: int, w: int, *, steps: int = 1) -> int:
         """Return the number of network calls for latents of this size, over so many steps."""

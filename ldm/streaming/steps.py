@@ -8,6 +8,7 @@ prediction, so that windows may be blended after it as well as before.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -15,14 +16,29 @@ from ldm.streaming.blending import CROSSFADE, Blend
 from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run_all, stack
 
 
-def offset_of(i: int, distance: int) -> int:
-    """Return where the second window of step i starts when windows alternate: 0 (usual) for even steps."""
-    return distance // 2 if i % 2 else 0
+class WindowPlaces(NamedTuple):
+    """Where the windows of each sampling step start.
 
+    Args:
+        size: frames of a window.
+        overlap: frames that consecutive windows share.
+        sharing_steps: number of steps, counted from the last, whose windows overlap; None for all.
+        alternate: let the windows of every other step start half their distance later, so that no two steps in a row
+            meet at the same frames.
+    """
 
-def overlap_of(i: int, overlap: int, sharing_steps: int | None) -> int:
-    """Return how many frames windows share in step i: `overlap` in the last `sharing_steps` (None: all), else 0."""
-    return overlap if sharing_steps is None or i < sharing_steps else 0
+    size: int
+    overlap: int = 0
+    sharing_steps: int | None = None
+    alternate: bool = False
+
+    def overlap_of(self, i: int) -> int:
+        """Return how many frames windows share in step i, where step 0 is the last."""
+        return self.overlap if self.sharing_steps is None or i < self.sharing_steps else 0
+
+    def offset_of(self, i: int) -> int:
+        """Return where the second window of step i starts; 0 for the usual distance."""
+        return (self.size - self.overlap_of(i)) // 2 if self.alternate and i % 2 else 0
 
 
 @dataclass(frozen=True)
@@ -32,11 +48,7 @@ class Steps:
     Args:
         denoise: denoise(frames, i=i) -> (B, T, ...) for a window of frames with values "x": x_{i-1}, or x0 if `refine`
             is given.
-        size, overlap: size and overlap of the windows, in frames.
-        sharing_steps: number of steps, counted from the last, whose windows overlap; None for all.
-        alternate: let the windows of every other step start half their distance later, so that no two steps in a row
-            meet at the same frames.
-        flush: whether the last window of a scene is aligned with its end (`Windowed`).
+        windows: the windows of frames.
         blend: how the results of overlapping windows are combined.
         refine: refine(i) -> the stage that computes "refined" from "x0", or None for no refinement in this step; None
             for steps in one call.
@@ -47,11 +59,7 @@ class Steps:
     """
 
     denoise: Callable[..., Tensor]
-    size: int
-    overlap: int = 0
-    sharing_steps: int | None = None
-    alternate: bool = False
-    flush: bool = True
+    windows: WindowPlaces
     blend: Blend = CROSSFADE
     refine: Callable[[int], Stage | None] | None = None
     update: Callable[..., Frame] | None = None
@@ -64,15 +72,13 @@ class Steps:
 
     def _stages_of(self, i: int) -> Iterable[Stage]:
         name = "x" if self.refine is None else "x0"
-        overlap = overlap_of(i, self.overlap, self.sharing_steps)
         windows = Windowed(
             partial(self.denoise, i=i),
-            size=self.size,
-            overlap=overlap,
+            size=self.windows.size,
+            overlap=self.windows.overlap_of(i),
+            offset=self.windows.offset_of(i),
             name=name,
-            flush=self.flush,
             blend=self.blend,
-            offset=offset_of(i, self.size - overlap) if self.alternate else 0,
         )
         yield windows.labelled("sampling")
         if self.refine is not None:

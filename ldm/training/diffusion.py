@@ -10,7 +10,7 @@ from ldm.diffusion.schedule import Schedule
 from ldm.nets.attention import TemporalAttention
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Frame, stack
-from ldm.streaming.steps import Steps, sample_clip
+from ldm.streaming.steps import Steps, WindowPlaces, sample_clip
 from ldm.training.curves import StepMeans
 from ldm.training.draws import SampleDraws
 from ldm.training.losses import check_finite
@@ -175,7 +175,7 @@ class StageOne(LightningModule):
             return ddpm_step(x0, x, i, schedule, noise=noise).unflatten(0, (-1, frames))
 
         start = schedule.add_noise(z_lq, noise("start"), len(schedule) - 1).unflatten(0, (-1, frames))
-        z = sample_clip(Steps(denoise, size=frames), start, len(schedule)).flatten(0, 1)
+        z = sample_clip(Steps(denoise, WindowPlaces(frames)), start, len(schedule)).flatten(0, 1)
         decoded = self.first_stage_model.decode(z / self.scale_factor).float()
         return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (-1, frames))
 

@@ -7,7 +7,7 @@ from ldm.diffusion.multistep import HISTORY, dpmpp_2m, log_snr, unipc
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.spacing import spaced, timesteps_from_end
 from ldm.streaming.pipeline import stack
-from ldm.streaming.steps import Steps, sample_clip
+from ldm.streaming.steps import Steps, WindowPlaces, sample_clip
 
 MEAN, DEVIATION = 0.7, 0.3
 
@@ -38,7 +38,7 @@ def sample(sampler, x, schedule, *, clean=clean_of_gaussian, guide=None):
     def update(frame, *, i):
         return frame.without("x0", *HISTORY).put(**sampler(frame.values, i, schedule))
 
-    steps = Steps(predict, size=1, refine=lambda i: None, update=update, guide=guide, reach=0)
+    steps = Steps(predict, WindowPlaces(1), refine=lambda i: None, update=update, guide=guide, reach=0)
     return sample_clip(steps, x, len(schedule))
 
 

@@ -8,7 +8,7 @@ from ldm.diffusion.samplers import assert_finite, ddim_step, ddpm_step, intermed
 from ldm.diffusion.schedule import Schedule
 from ldm.diffusion.spacing import spaced, timesteps_from_end
 from ldm.streaming.pipeline import Each, stack
-from ldm.streaming.steps import Steps, sample_clip
+from ldm.streaming.steps import Steps, WindowPlaces, sample_clip
 
 MEAN, DEVIATION = 0.7, 0.3
 
@@ -43,7 +43,7 @@ def sample(denoise, x, schedule, *, noise, step=ddpm_step, guide=None, **options
     def guided(frames, start, stop, *, i):
         return guide(stack(frames, "x"), i)[:, start:stop]
 
-    return sample_clip(Steps(window, size=1, guide=guided if guide else None), x, len(schedule))
+    return sample_clip(Steps(window, WindowPlaces(1), guide=guided if guide else None), x, len(schedule))
 
 
 def with_gamma(schedule, gamma):
@@ -163,7 +163,7 @@ def test_a_step_is_denoise_refine_update_guide(refined):
         return stack(frames, "x")[:, start:stop] + (2 if i == 0 else 0)
 
     more = {"refine": refine, "update": update} if refined else {}
-    out = sample_clip(Steps(denoise, size=1, guide=guide, **more), torch.zeros(1, 1, 4), 3)
+    out = sample_clip(Steps(denoise, WindowPlaces(1), guide=guide, **more), torch.zeros(1, 1, 4), 3)
     assert calls == [(name, i) for i in (2, 1, 0) for name in names]
     torch.testing.assert_close(out, torch.full((1, 1, 4), 7.0 if refined else 2.0))
 

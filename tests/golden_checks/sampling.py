@@ -13,7 +13,7 @@ from ldm.nets.unet import UNet
 from ldm.ops.flow import Motion
 from ldm.ops.tiling import released_gaussian_window, tiled
 from ldm.streaming.pipeline import stack
-from ldm.streaming.steps import Steps, sample_clip
+from ldm.streaming.steps import Steps, WindowPlaces, sample_clip
 from tests.golden_checks.case import Case, assert_near
 
 LATENT_LIMIT = 1e-3  # on latents of size up to 90
@@ -129,7 +129,7 @@ def check_sampling(case: Case) -> None:
     guide = None if scale is None else MotionGuidance(motion_of(case), schedule, form="released", scale=scale)
     recorder = Recorder(case, schedule, guide)
     count = start.shape[1]
-    steps = Steps(recorder.denoiser(predictor(case)), size=count, guide=recorder.guided, reach=count)
+    steps = Steps(recorder.denoiser(predictor(case)), WindowPlaces(count), guide=recorder.guided, reach=count)
     sample_clip(steps, start, len(schedule))
 
 

@@ -132,7 +132,7 @@ def _cached_maps(method: "MGLD", levers: TileLevers, costs: Costs, latent: tuple
     windows = levers.sampling_windows(method.windows)
     tiles = replace(windows, batch=1).calls(1, *latent)
     pixels = tiles * min(windows.tile, latent[0]) * min(windows.tile, latent[1])
-    shared = sum(windows.overlap_of(step) for step in range(len(method.sampling.schedule)))
+    shared = sum(windows.places.overlap_of(step) for step in range(len(method.sampling.schedule)))
     return min(levers.cached, shared * pixels * costs["maps"][1])
 
 

@@ -101,10 +101,7 @@ class Restoration:
         several = self.sampling.multistep
         steps = Steps(
             self.window_step,
-            size=self.windows.n_frames,
-            overlap=self.windows.frame_overlap,
-            sharing_steps=self.windows.sharing_steps,
-            alternate=self.windows.alternate,
+            self.windows.places,
             refine=(lambda i: None) if several else None,
             update=self.advance if several else None,
             guide=self.guide if self.sampling.reach else None,
@@ -148,7 +145,7 @@ class Restoration:
         step = torch.full((1,), t, device=x.device)
         with self.codec.autocast():
             place = (t, tuple(z.shape[-2:]), *((tile.y.start, tile.x.start) for tile in tiles))
-            maps = self.conditions(z, step, place=place, frames=frames, shared=self.windows.overlap_of(i))
+            maps = self.conditions(z, step, place=place, frames=frames, shared=self.windows.places.overlap_of(i))
             out = self.unet(x.flatten(0, 1), step, self.context(x.device), maps, num_frames=x.shape[1])
         self.tally("sampling")
         return out.float().unflatten(0, x.shape[:2])

@@ -85,8 +85,7 @@ class ClipRestoration:
         propagates = bool(self.sampling.propagated)
         steps = Steps(
             self.denoise,
-            size=self.windows.n_frames,
-            overlap=self.windows.frame_overlap,
+            self.windows.places,
             blend=self.sampling.blend,
             refine=self.refine if propagates else None,
             update=self.update if propagates else None,
