@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from basicsr_deg.sharpen import unsharp_mask
 
-BUILDABLE = ("TrainingClips",)  # what a configuration may name as a target
+BUILDABLE = ("TrainingClips", "Variation")  # what a configuration may name as a target
 
 SHUFFLE = 1  # separates the random numbers of the order of clips from those of an example
 

@@ -7,6 +7,7 @@ from torch.utils.data import DataLoader
 
 from basicsr_deg.clips import RenderedScenes
 from basicsr_deg.training_clips import TrainingClips, Variation, to_tensor
+from ldm import config
 
 
 def halve(clip, rng):
@@ -99,7 +100,9 @@ def test_all_frames_are_cropped_at_one_place_and_mirrored_together():
 
 
 def test_clips_may_run_backwards_and_in_larger_steps():
-    dataset = clips(variation=Variation(interval_list=[2, 3], random_reverse=True, use_hflip=False))
+    params = {"interval_list": [2, 3], "random_reverse": True, "use_hflip": False}
+    node = {"target": "basicsr_deg.training_clips.Variation", "params": params}
+    dataset = clips(variation=config.instantiate(node))
     seen = set()
     for k in range(24):
         _, columns, frames = places(dataset[k]["gt"])
