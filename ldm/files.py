@@ -65,9 +65,14 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file is on the disk, so that a power cut after its renaming does not leave it empty."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """Wait until a file, or the names in a folder, are on the disk, so that they outlive a power cut."""
+    if os.name == "nt" and path.is_dir():  # Windows has no handles of folders
+        return
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:

@@ -51,12 +51,6 @@ PROGRAM = "degrade.py"
 log = logging.getLogger("scripts.degrade")
 PROTOCOLS = Path(__file__).resolve().parents[1] / "configs" / "degradations"
 SHOWN = 100  # frames of --show at most
-VERSIONS = {  # of everything that determines the pixels
-    "av": av.__version__,
-    "cv2": cv2.__version__,
-    "numpy": np.__version__,
-    "code": provenance.code_digest(PROTOCOLS.parents[1] / "basicsr_deg"),
-}
 
 
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
@@ -233,13 +227,19 @@ def maker_of(args: argparse.Namespace) -> Maker:
     degradation = config.instantiate(settings.degradation)
     if not isinstance(degradation, Degradation):
         raise ValueError(f"{args.protocol}: degradation is a {type(degradation).__name__}, expected a Degradation")
+    versions = {  # of everything that determines the pixels
+        "av": av.__version__,
+        "cv2": cv2.__version__,
+        "numpy": np.__version__,
+        "code": provenance.code_digest(PROTOCOLS.parents[1] / "basicsr_deg"),
+    }
     made_by = {
         "protocol": find_protocol(args.protocol).stem,
         "settings": config.plain(settings.degradation),
         "seed": args.seed,
         "max_frames": args.max_frames,
         "video": args.video,
-        "versions": VERSIONS,
+        "versions": versions,
     }
     return Maker(degradation, Manifest(args.output, made_by), args)
 

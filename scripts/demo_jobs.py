@@ -25,6 +25,7 @@ from ldm.picture import busiest_box, encoded
 from ldm.printable import printable
 from ldm.video.source import DAMAGED
 from ldm.weights.checkpoint import sha256
+from scripts.command import first_line
 
 SUFFIXES = (*video.VIDEO_SUFFIXES, *video.IMAGE_SUFFIXES)
 PREVIEW = 2.0  # seconds
@@ -255,8 +256,7 @@ def plain_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, FloatingPointError) as error:
-        line = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        text = printable(line, 400).replace(f"{path.parent}/", "").replace(path.name, "the file")
+        text = printable(first_line(error), 400).replace(f"{path.parent}/", "").replace(path.name, "the file")
         raise ValueError(text) from None
 
 

@@ -15,6 +15,7 @@ from ldm.files import read_object
 from ldm.printable import printable
 
 log = logging.getLogger(__name__)
+NAMED = 3  # differences in a message, at most
 
 
 class OutputDiffers(ValueError):
@@ -83,10 +84,10 @@ def stored_manifest(
     return stored
 
 
-def changes(stored: Mapping, now: Mapping, most: int = 3) -> str:
-    """Return `key=old, now new; ...` for the first `most` values that differ from a stored JSON object; "" if none."""
+def changes(stored: Mapping, now: Mapping) -> str:
+    """Return `key=old, now new; ...` for the first values that differ from a stored JSON object; "" if none."""
     found = _differences(stored, json.loads(json.dumps(now)))
-    return "; ".join(found[:most]) + (" ..." if len(found) > most else "")
+    return "; ".join(found[:NAMED]) + (" ..." if len(found) > NAMED else "")
 
 
 def continued(stored: Mapping, now: Mapping) -> dict:

@@ -1,6 +1,7 @@
 """Record how an output was made in a JSON file beside it, and verify such records."""
 
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -22,8 +23,9 @@ MAX_NAMES = 1_000_000
 LARGEST_FILE = 1 << 45  # bytes; /proc/kcore says that it is larger
 
 
+@functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of all packages and code that determine a result."""
+    """Return the versions of all packages and code that determine a result; computed once for a process."""
     found = {"python": platform.python_version()}
     for name in (NAME, *PACKAGES):
         try:

@@ -1,9 +1,11 @@
-"""What an output is: container, codec, pixel format, colours, times."""
+"""Choose the format of an output: container, codec, pixel format, colours and times."""
 
 from dataclasses import dataclass
 from fractions import Fraction
 from math import lcm
 from pathlib import Path
+
+import numpy as np
 
 from ldm.video.pixels import FULL, LIMITED, LUMA, matrix_of_size
 from ldm.video.source import DEFAULT_RATE, IMAGE_SUFFIXES, VIDEO_SUFFIXES, Color, Light, Source, VideoError, snap_rate
@@ -24,9 +26,9 @@ MOST_TICKS = 2**31 - 1  # a second of MP4 holds no more
 
 @dataclass(frozen=True)
 class Format:
-    """What an output is. `container` is FFmpeg's name, or "folder" or "image" for PNG; `size` is (height, width).
+    """The format of an output. `container` is FFmpeg's name, or "folder" or "image" for PNG; `size` is (height, width).
 
-    `crf` is None where nothing is lost (and for ProRes, which has no such scale). `time_base` is the unit of the
+    `crf` is None for lossless formats (and for ProRes, which has no such scale). `time_base` is the unit of the
     output's times; frames are shown at `rate`, or at the times of the source.
     """
 
@@ -45,29 +47,39 @@ class Format:
 
     @property
     def is_video(self) -> bool:
-        """Whether frames become one stream, and not a PNG each."""
+        """Whether frames become one stream rather than one PNG each."""
         return self.codec != "png"
 
     @property
+    def dtype(self) -> type:
+        """Type of the samples: uint8, or uint16 of full scale for more than 8 bits."""
+        return np.uint8 if self.depth == 8 else np.uint16
+
+    @property
+    def channels(self) -> int:
+        """Number of channels: 3 for RGB, 4 with transparency."""
+        return 4 if self.alpha else 3
+
+    @property
     def lossless(self) -> bool:
-        """Whether the pixels come back exactly."""
+        """Whether decoded pixels equal the written ones."""
         return self.crf is None and self.codec != "prores"
 
 
 def choose_format(source: Source, output, *, size, codec=None, depth=None, crf=18, lossless=False) -> Format:
-    """The format in which frames made from `source` are best written to `output`.
+    """Return the format that keeps the most of `source` in `output`.
 
     Args:
-        output: its suffix says the container: .mp4, .mkv, .mov, .png; none: a folder of PNGs.
+        output: its suffix selects the container: .mp4, .mkv, .mov, .png; no suffix: a folder of PNGs.
         size: (height, width) of the frames.
         codec: h264, hevc, prores or ffv1. By default H.264; HEVC for more than 8 bits; ProRes in .mov and FFV1 in .mkv
             for transparency; FFV1 in .mkv for lossless frames of more than 8 bits.
-        depth: bits per sample; by default those of the source, as far as the codec goes.
+        depth: bits per sample; by default those of the source, as far as the codec supports them.
         crf: quality of H.264 and HEVC, 0 (best) to 51.
         lossless: keep RGB exactly.
 
     Raises:
-        VideoError: an unknown suffix, codec or depth; two that do not go together; a bad size or crf.
+        VideoError: an unknown suffix, codec or depth; an unsupported combination; an invalid size or crf.
     """
     if min(size) < 1:
         raise VideoError(f"got a size of {size[0]}x{size[1]}, expected (height, width) of at least 1 pixel")
@@ -89,9 +101,9 @@ def choose_format(source: Source, output, *, size, codec=None, depth=None, crf=1
 
 
 def container_of(output, source=None) -> str:
-    """The container an output's name asks for: a value of CONTAINERS, "image" or "folder"; raises VideoError.
+    """Return the container for the name of an output: a value of CONTAINERS, "image" or "folder". Raises VideoError.
 
-    `source`: what is read; a folder may lend its name to the output, dots and all.
+    If `source` is a folder, a dot in the name of the output need not begin a suffix.
     """
     path, suffix = Path(output), Path(output).suffix.lower()
     known = {*CONTAINERS, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES}
@@ -162,7 +174,7 @@ def _pixel_format(codec, depth, alpha, lossless, size):
 
 
 def _color(source, size, rgb):
-    """The colours of the source, with the matrix and range that were assumed in reading where it names none."""
+    """Return the colours of the source; an unknown matrix or range is the one that reading assumed."""
     range_, matrix, primaries, transfer = source.color
     if rgb:
         return Color(FULL, 0, primaries, transfer)
@@ -175,7 +187,7 @@ def _color(source, size, rgb):
 
 
 def _time_base(source, container):
-    """The unit of the output's times: that of the source, or finer if its times are rounded ones of a steady rate."""
+    """Return the unit of the output's times: that of the source, or finer for rounded times of a constant rate."""
     if source.times is None:
         return 1 / snap_rate(source.rate)
     exact = lcm(source.rate.numerator, source.seconds(0).denominator)
@@ -184,14 +196,14 @@ def _time_base(source, container):
 
 
 def is_steady(source) -> bool:
-    """Whether frames follow each other at the rate of the source, but for the rounding of its times."""
+    """Whether the times of a source are those of a constant rate, up to rounding."""
     step = source.time_base * source.rate  # of one tick, in frames
     p, q, first = step.numerator, step.denominator, source.times[0]
     return all(abs((time - first) * p - number * q) < p for number, time in enumerate(source.times))
 
 
 def ticks(source, format, start, stop) -> list[int]:
-    """The times, in units of the format's time base, of frames `start` to `stop` and of the end of the last.
+    """Return the times of frames `start` to `stop` and of the end of the last, in units of the format's time base.
 
     The first frame of a span keeps the time of the source's first frame.
     """

@@ -1,4 +1,4 @@
-"""A dry run of an output, before any work: all that can fail when a file is written and closed fails here."""
+"""Test an output before any work, so that errors of writing or closing a file occur at the beginning."""
 
 import tempfile
 from fractions import Fraction
@@ -15,26 +15,24 @@ from ldm.video.writing import write_part
 MOMENT = Fraction(2)  # seconds of sound and subtitles that are written
 
 
-def rehearse_output(source: Source, format: Format, output, *, start=0, metadata=None):
-    """Write the beginning of an output into a temporary file: one black frame of its size, and what goes along.
+def rehearse_output(source: Source, format: Format, output, *, start=0):
+    """Write one black frame with the other streams of the source to a temporary file in the format of an output.
 
     Args:
-        output: where it is to go, for messages; nothing is written there.
-        start: the first frame of the source that is taken.
-        metadata: as for `join`.
+        output: the final path, for messages; nothing is written there.
+        start: number of the first frame of the source.
 
     Raises:
         VideoError: the encoder refuses the size; the container cannot be written or closed with these streams.
     """
     if not format.is_video:
         return
-    channels, dtype = (4 if format.alpha else 3), np.uint8 if format.depth == 8 else np.uint16
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
         part, whole = Path(folder) / "part", Path(folder) / "whole"
         try:
-            write_part(part, [np.zeros((*format.size, channels), dtype)], format)
+            write_part(part, [np.zeros((*format.size, format.channels), format.dtype)], format)
             span = (start, start + 1)
-            join_videos([part], whole, source, format, span, metadata=metadata or {}, moment=MOMENT)
+            join_videos([part], whole, source, format, span, metadata={}, moment=MOMENT)
         except VideoError as error:
             raise VideoError(f"{output}: cannot be written; {str(error).removeprefix(f'{part}: ')}") from None
         except (OSError, av.FFmpegError, ValueError) as error:

@@ -1,17 +1,17 @@
-"""Outputs that are whole or not there: written under a temporary name beside their own, synchronised, renamed."""
+"""Atomic outputs: written under a temporary name beside their own, synchronised to the disk, and renamed."""
 
 import os
 import secrets
 import shutil
 
-from ldm.files import shortened
+from ldm.files import set_aside, shortened, sync
 from ldm.video.source import VideoError, is_visible
 
 
 class Replacement:
-    """A file or folder that will take the place of `path`; until then it is built at `partial`.
+    """A file or folder that is built at `partial` and then replaces `path`.
 
-    That is `.NAME.partial-PID-RANDOM`, so that no link can wait there.
+    The temporary name `.NAME.partial-PID-RANDOM` is not predictable, so that no link can exist there.
     """
 
     def __init__(self, path, *, overwrite=False):
@@ -20,7 +20,7 @@ class Replacement:
         self._made = []
 
     def prepare(self):
-        """Make the folders above; raises VideoError for a folder in use, OSError where nothing can be written."""
+        """Create the parent folders. Raises VideoError for a folder in use, OSError if nothing can be written."""
         if self.path.is_symlink() and self.path.is_dir():
             raise VideoError(f"{self.path}: is a link to a folder; name the folder itself")
         if self.path.is_dir():
@@ -30,21 +30,20 @@ class Replacement:
             self._made.append(parent)
 
     def publish(self):
-        """Put what was built in the place of `path`, so that it survives a crash of the machine."""
+        """Replace `path` by the finished output, after synchronising it to the disk."""
         for file in sorted(self.partial.iterdir()) if self.partial.is_dir() else [self.partial]:
-            _synchronise(file)
+            sync(file)
         if self.path.is_dir():
-            old = self.path.with_name(f".{shortened(self.path.name)}.old-{os.getpid()}")
-            os.replace(self.path, old)
+            old = set_aside(self.path)
             os.replace(self.partial, self.path)
             shutil.rmtree(old)
         else:
             os.replace(self.partial, self.path)
-        _synchronise(self.path.parent)
+        sync(self.path.parent)
         self._made = []
 
     def discard(self):
-        """Remove what is unfinished, and folders that were made for it."""
+        """Remove the unfinished output, and the parent folders that were created for it."""
         if self.partial.is_dir():
             shutil.rmtree(self.partial)
         elif self.partial.exists():
@@ -60,14 +59,3 @@ class Replacement:
         foreign = [name for name in present if not name.lower().endswith(".png")]
         if foreign:
             raise VideoError(f"{self.path}: the folder holds {foreign[0]}, which is no PNG; choose another folder")
-
-
-def _synchronise(path):
-    """Have the system write a file, or the names in a folder, to the disk."""
-    if os.name == "nt" and path.is_dir():  # Windows keeps no handles on folders
-        return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

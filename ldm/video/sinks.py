@@ -1,4 +1,4 @@
-"""Where frames go: an encoder in a container, a folder of PNGs, one PNG. Equal frames give equal bytes."""
+"""Write frames to an encoder in a container, a folder of PNGs, or one PNG. Equal frames give equal bytes."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -53,7 +53,7 @@ def _options(format):
 
 
 def _light(format):
-    """HDR10's static metadata in x265's words."""
+    """Return HDR10's static metadata as options of x265."""
     display, content = format.light
     words = ":master-display=G({},{})B({},{})R({},{})WP({},{})L({},{})".format(*display) if display else ""
     return words + (":max-cll={},{}".format(*content) if content else "")
@@ -64,11 +64,10 @@ class Film:
 
     def __init__(self, container, format: Format):
         self.container, self.format = container, format
-        self.dtype = np.uint8 if format.depth == 8 else np.uint16
         self.file, self.packets = None, 0
 
     def samples(self, frame, what):
-        return with_channels(to_samples(frame, self.dtype, what), 4 if self.format.alpha else 3)
+        return with_channels(to_samples(frame, self.format.dtype, what), self.format.channels)
 
     def open(self, path):
         path.touch()  # FFmpeg would only complain at the first frame
@@ -113,12 +112,11 @@ class Picture:
         self.format = format
 
     def samples(self, frame, what):
-        """As the format says; without one, arrays as they are and tensors in 8 bits."""
+        """Convert a frame to the format; without a format, arrays are kept and tensors become 8 bits."""
         if self.format is None:
             deep = isinstance(frame, np.ndarray) and frame.dtype == np.uint16
             return to_samples(frame, np.uint16 if deep else np.uint8, what)
-        pixels = to_samples(frame, np.uint8 if self.format.depth == 8 else np.uint16, what)
-        return with_channels(pixels, 4 if self.format.alpha else 3)
+        return with_channels(to_samples(frame, self.format.dtype, what), self.format.channels)
 
     def open(self, path):
         self.path = path
@@ -134,7 +132,7 @@ class Picture:
 
 
 class Pictures(Picture):
-    """A folder of PNGs, named after `names`, or where there are none counted."""
+    """A folder of PNGs with the given names, or numbered without them."""
 
     def __init__(self, names=(), format=None):
         super().__init__(format)
@@ -151,12 +149,12 @@ class Pictures(Picture):
 
 
 def counted_name(number):
-    """The name of an image that has none."""
+    """Return the file name of an image by its number."""
     return f"{number:08d}.png"
 
 
 def png_names(names):
-    """Names with the suffix .png, or in full where only suffixes told them apart (a.jpg and a.bmp)."""
+    """Return names with the suffix .png in place of their own, or after it if names would be equal (a.jpg, a.bmp)."""
     plain = [f"{Path(name).stem}.png" for name in names]
     return plain if len(set(plain)) == len(plain) else [f"{Path(name).name}.png" for name in names]
 

@@ -92,11 +92,11 @@ class WeightFile:
 
     def find(self, folder: Path) -> Path | None:
         """Return the path of the file in `folder`, or None. Raises FileNotFoundError if the folder does not exist."""
-        if not folder.is_dir():
-            raise FileNotFoundError(f"there is no folder {folder} to find {' or '.join(self.files)} in")
         try:
             return checkpoint.find(folder, self.files)
         except FileNotFoundError:
+            if not folder.is_dir():
+                raise
             return None
 
     def matches(self, names: Iterable[str]) -> bool:
