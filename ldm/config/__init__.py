@@ -1,6 +1,6 @@
-"""YAML -> objects. The only room that reads YAML and knows what `target:` and `include:` mean.
+"""Load YAML files and build objects from them; the only package that reads YAML, `target:` and `include:`.
 
-A configuration is data, whoever wrote it: it names classes that the project declares buildable, and nothing else runs.
+A configuration is data: it can name only classes that the project declares buildable. No other code is executed.
 """
 
 from ldm.config.building import check_target, instantiate

@@ -1,4 +1,4 @@
-"""How large what a configuration describes may become while it is built: a card may ask for a million blocks."""
+"""Limits on the size of what a configuration builds, since a file may ask for a million blocks."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ MOST_VALUES = 10**11  # of weights, wherever they are
 def bounded(place: str) -> Iterator[None]:
     """Raise ConfigError as soon as networks built in this block have more modules or weights than fit.
 
-    Weights on the meta device take no memory; the others must fit into what is free, where the system says.
+    Weights on the meta device take no memory; the others must fit into the free memory, if the system reports it.
     """
     count = _Count(place)
     hooks = (

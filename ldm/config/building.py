@@ -1,4 +1,4 @@
-"""Objects from a configuration: every `target:` with its `params:`, children first."""
+"""Build objects from a configuration: every `target:` with its `params:`, children first."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -13,13 +13,13 @@ from ldm.config.kinds import NAMES, choices, described, is_kind, signature_of
 from ldm.config.reading import trusted
 from ldm.config.targets import find_target
 
-# What a constructor raises where its arguments make no sense; of some the name belongs to the message.
+# Errors of constructors for invalid arguments; all but the NAMELESS are reported with the name of their type.
 NAMELESS = (TypeError, ValueError)
 MISTAKES = (*NAMELESS, RuntimeError, ArithmeticError, LookupError, AttributeError, AssertionError, MemoryError)
 
 
 def check_target(config: Mapping, key: str) -> None:
-    """Raise ConfigError unless a mapping with a `target` stands at a dotted key."""
+    """Raise ConfigError unless the value at a dotted key is a mapping with a `target`."""
     try:
         found = OmegaConf.select(config, key)
     except OmegaConfBaseException as error:
@@ -32,14 +32,14 @@ def check_target(config: Mapping, key: str) -> None:
 def instantiate(node: Any, place: str | None = None, *, trust: Iterable[str] | None = None, **built: Any) -> Any:
     """Build every `target:` in `node` with its `params:`, children first, so constructors receive objects, not configs.
 
-    `node` is what `load` returned or a part of it; mappings and lists without `target` keep their form. `place` starts
-    the names of places in messages (default `config` and the node's own path). `trust` are modules whose targets may be
-    built beside the project's own (default: those that `load` was given). `built` are arguments of the outermost target
-    that exist already.
+    Args:
+        node: a configuration from `load`, or a part of it; mappings and lists without `target` keep their form.
+        place: prefix of positions in messages. Default: `config` and the path of the node.
+        trust: modules whose targets may be built besides those of the project. Default: those given to `load`.
+        built: further arguments of the outermost target.
 
-    Raises ConfigError for a target that may not be built, an unknown or missing argument or one of another kind than
-    its annotation, a key beside `target` and `params`, an interpolation that leads nowhere, and for what a constructor
-    raises where its arguments make no sense.
+    Raises ConfigError for a target that may not be built; an argument that is unknown, missing or of another type than
+    its annotation; a key beside `target` and `params`; an interpolation of a missing key; an error of a constructor.
     """
     if trust is None:
         trust = trusted(node)
@@ -79,7 +79,7 @@ def _build(node: Any, place: str, trust: tuple[str, ...], built: Mapping[str, An
 
 
 def _find(node: dict, place: str, trust: tuple[str, ...]) -> tuple[Callable, dict]:
-    """The callable that a mapping with a `target` names, and its arguments as written."""
+    """Return the callable that a mapping with a `target` names, and its arguments before building."""
     if extra := [key for key in node if key not in ("target", "params")]:
         what = f"unknown key {brief(extra[0])} beside target and params"
         raise ConfigError(f"{place}: {what}{nearest(extra[0], ['params'])}")
@@ -90,7 +90,7 @@ def _find(node: dict, place: str, trust: tuple[str, ...]) -> tuple[Callable, dic
 
 
 def _accepted(make: Callable, params: Mapping, built: Mapping, place: str) -> dict[str, inspect.Parameter]:
-    """The parameters that a callable takes by name. Raises ConfigError for unknown, missing and doubled arguments."""
+    """Return the named parameters of a callable. Raises ConfigError for unknown, missing or duplicate arguments."""
     parameters = signature_of(make)
     named = {p.name: p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
     if twice := params.keys() & built.keys():
@@ -109,7 +109,7 @@ def _accepted(make: Callable, params: Mapping, built: Mapping, place: str) -> di
 
 
 def _refuse_target_for_scalar(parameter: inspect.Parameter | None, value: Any, place: str) -> None:
-    """Raise ConfigError where a word, number or switch is wanted and a target would be built."""
+    """Raise ConfigError for a mapping with a target in place of a string, number or boolean."""
     if parameter is None or not (isinstance(value, dict) and "target" in value):
         return
     if all(choice in NAMES for choice in choices(parameter.annotation)):
@@ -117,6 +117,6 @@ def _refuse_target_for_scalar(parameter: inspect.Parameter | None, value: Any, p
 
 
 def _check_kind(parameter: inspect.Parameter | None, value: Any, place: str) -> None:
-    """Raise ConfigError where an argument is not of the kind that its annotation says."""
+    """Raise ConfigError if the type of an argument differs from its annotation."""
     if parameter is not None and not is_kind(value, parameter.annotation):
         raise ConfigError(f"{place}: got {brief(value)}, expected {described(parameter.annotation)}")

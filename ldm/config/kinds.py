@@ -1,4 +1,4 @@
-"""Whether a value is of the kind that an annotation asks for."""
+"""Compare values of a configuration with type annotations, and describe annotations in messages."""
 
 import inspect
 import math
@@ -10,16 +10,16 @@ from typing import Any, Literal, Union, get_args, get_origin
 NAMES = {
     int: "a whole number",
     float: "a number",
-    str: "a word",
+    str: "a string",
     bool: "true or false",
-    Path: "a word",
+    Path: "a path",
     NoneType: "null",
 }
 LISTS = (list, tuple, Sequence, Iterable, Collection)
 
 
 def signature_of(make: Callable) -> list[inspect.Parameter]:
-    """The parameters of a callable, annotations evaluated where that works; none where it states no signature."""
+    """Return the parameters of a callable, with evaluated annotations if possible; [] without a signature."""
     for evaluate in (True, False):
         try:
             return list(inspect.signature(make, eval_str=evaluate).parameters.values())
@@ -29,12 +29,12 @@ def signature_of(make: Callable) -> list[inspect.Parameter]:
 
 
 def choices(annotation: Any) -> tuple:
-    """The members of a union; of any other annotation itself."""
+    """Return the members of a union; for any other annotation, the annotation itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def is_kind(value: Any, annotation: Any) -> bool:
-    """Whether a value is what an annotation says; true for annotations that cannot be checked."""
+    """Whether a value has the type of an annotation; True for annotations that cannot be checked."""
     return any(_fits(value, choice) for choice in choices(annotation))
 
 
@@ -74,7 +74,7 @@ def _all_fit(values: Sequence, origin: Any, inner: tuple) -> bool:
 
 
 def described(annotation: Any) -> str:
-    """What an annotation asks for, in words."""
+    """Return a description of an annotation for messages."""
     return " or ".join(dict.fromkeys(_described(choice) for choice in choices(annotation) if choice is not NoneType))
 
 

@@ -1,7 +1,7 @@
-"""Configuration files: read as data within limits, merged, changed by words of the command line, written.
+"""Read, merge, override and write configuration files.
 
-A file is refused that is larger or deeper than a configuration is, that grows when its references are followed, that
-asks for a resolver such as `${oc.env:NAME}`, or that includes files from elsewhere.
+Files are data: a file is refused if it exceeds the limits below, if its references expand beyond them, if it uses a
+resolver such as `${oc.env:NAME}`, or if it includes files from other folders.
 """
 
 import contextlib
@@ -20,17 +20,17 @@ from omegaconf.errors import OmegaConfBaseException
 from ldm.config.errors import ConfigError, brief, first_line, nearest
 from ldm.config.references import check_references, names_referenced
 from ldm.config.words import set_words
-from ldm.files import partial
+from ldm.files import write_whole
 from ldm.paths import product_folder
 
 PROJECT = product_folder()
-SHIPPED = (PROJECT / "configs", PROJECT / "assets")  # where any file may include from
+SHIPPED = (PROJECT / "configs", PROJECT / "assets")  # any file may include files of these folders
 MOST_BYTES, MOST_FILES, MOST_VALUES, DEEPEST = 1 << 19, 32, 50_000, 32
 LARGEST = 1 << 63  # whole numbers
 Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C where PyYAML was built with it
 
-# The top-level keys that the commands read, and the variables of the shipped files, which a run's configuration holds
-# even if an override has replaced what refers to them. A file may hold others only if an interpolation names them.
+# The top-level keys that the commands read, and the variables of the shipped files, which remain in the configuration
+# of a run even if an override has replaced the values that refer to them. Interpolations must name all other keys.
 KEYS = frozenset(
     """
     ablation accumulate autoencoder_weights batch_size benchmark captions cfw_weights channels_last checkpointing
@@ -45,51 +45,47 @@ TRUST = "trust "  # begins the flags of a configuration that hold the modules it
 
 
 def load(*paths: str | Path, overrides: Iterable[str] = (), trust: Iterable[str] = ()) -> DictConfig:
-    """Merge YAML files left to right, then `key.sub=value` words.
+    """Merge YAML files from left to right, and apply overrides.
 
-    A file's top-level `include: [other.yaml, ...]` is merged before it: files beside or below the first one, or those
-    that ship with the project (also by their path in `configs/`). An override must name a key that exists; `+key=value`
-    adds one. Interpolations `${networks.unet}` are kept and resolved by `instantiate`, so every place that names one
-    builds its own object. `trust` are modules of the user whose targets `instantiate` may build.
+    The files in `include: [other.yaml, ...]` at the top level of a file are merged before it. They must be in the
+    folder of the first file, below it, or among those of the project (also by their path in `configs/`). Interpolations
+    such as `${networks.unet}` are kept until `instantiate`, so that each of them builds an object of its own.
 
-    Raises FileNotFoundError for a missing file, ConfigError for anything else that is wrong in files or overrides.
+    Args:
+        paths: YAML files.
+        overrides: `key.sub=value` for an existing key, `+key.sub=value` for a new one.
+        trust: modules of the user whose targets `instantiate` may build.
+
+    Raises FileNotFoundError for a missing file; ConfigError for invalid files or overrides.
     """
-    try:
-        merged = OmegaConf.merge(*[_File(Path(path)).content() for path in paths])
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
-        raise ConfigError(f"{', '.join(map(str, paths))} do not merge: {first_line(error)}") from error
+    contents = [_File(Path(path)).content() for path in paths]
+    merged = _merge(*contents, failure=f"{', '.join(map(str, paths))} do not merge")
     return _checked(_merged(merged, overrides, trust), paths)
 
 
 def merge(config: DictConfig, path: str | Path) -> DictConfig:
-    """`config` with the YAML file `path` merged over it. Raises as `load`."""
-    try:
-        merged = OmegaConf.merge(config, _File(Path(path)).content())
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
-        raise ConfigError(f"{path} does not merge with the configuration: {first_line(error)}") from error
+    """Return `config` with a YAML file merged over it. Raises the errors of `load`."""
+    merged = _merge(config, _File(Path(path)).content(), failure=f"{path} does not merge with the configuration")
     return _checked(_merged(merged, (), trusted(config)), [path])
 
 
 def merge_under(config: DictConfig, path: str | Path) -> DictConfig:
-    """`config` merged over the YAML file `path`. Raises as `load`."""
-    try:
-        merged = OmegaConf.merge(_File(Path(path)).content(), config)
-    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
-        raise ConfigError(f"the configuration does not merge with {path}: {first_line(error)}") from error
+    """Return `config` merged over a YAML file. Raises the errors of `load`."""
+    merged = _merge(_File(Path(path)).content(), config, failure=f"the configuration does not merge with {path}")
     return _checked(_merged(merged, (), trusted(config)), [path])
 
 
 def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
-    """A copy of `config` changed by `key.sub=value` words, as `load` takes them. Raises ConfigError."""
+    """Return a copy of `config` with overrides applied; see `load`. Raises ConfigError."""
     words = tuple(words)
     return _changed(OmegaConf.to_container(config), words, trusted(config)) if words else copy.deepcopy(config)
 
 
 def with_document(config: DictConfig, key: str, path: str | Path) -> DictConfig:
-    """A copy of `config` with the mapping in the JSON file `path` as the value of a dotted key.
+    """Return a copy of `config` in which a dotted key has the content of a JSON file.
 
-    Raises FileNotFoundError; ConfigError for a file that is no mapping, is larger or deeper than a configuration, or
-    holds references, and for a key whose parent is missing.
+    Raises FileNotFoundError; ConfigError for a file that is not a mapping, exceeds the limits or contains references,
+    and for a key whose parent does not exist.
     """
     tree = OmegaConf.to_container(config)
     parent, _, name = key.rpartition(".")
@@ -103,13 +99,10 @@ def with_document(config: DictConfig, key: str, path: str | Path) -> DictConfig:
 
 
 def _document(path: Path) -> dict:
-    """The mapping in a JSON file."""
+    """Return the mapping in a JSON file."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}, which describes the weights beside it")
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
+    data = _limited(path)
     try:
         found = json.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -123,7 +116,7 @@ def _document(path: Path) -> dict:
 
 
 def _check_document(node: Any, path: Path, levels: int) -> None:
-    """Refuse deep nesting, references, and anything that names a class to build."""
+    """Raise ConfigError for deep nesting, references and targets."""
     if not levels:
         raise ConfigError(f"{path}: nested deeper than {DEEPEST} levels")
     if isinstance(node, dict):
@@ -138,12 +131,12 @@ def _check_document(node: Any, path: Path, levels: int) -> None:
 
 
 def select(config: DictConfig, key: str) -> Any:
-    """The value at a dotted key, None where there is none."""
+    """Return the value at a dotted key; None if there is none."""
     return OmegaConf.select(config, key)
 
 
 def plain(config: Any) -> dict:
-    """A configuration as dictionaries, lists, numbers and words, references resolved.
+    """Return a configuration as dictionaries, lists, numbers and strings, with references resolved.
 
     Raises ConfigError for a reference to a key that is missing.
     """
@@ -156,19 +149,17 @@ def plain(config: Any) -> dict:
 
 
 def save(config: Any, path: str | Path) -> None:
-    """Write a configuration as YAML, interpolations kept, so that `load(path)` gives it back; never half a file."""
-    path = Path(path)
-    with partial(path) as temporary:
-        temporary.write_text(to_yaml(config), encoding="utf-8")
+    """Write a configuration as YAML, atomically; interpolations are kept."""
+    write_whole(Path(path), to_yaml(config).encode())
 
 
 def to_yaml(config: Any) -> str:
-    """A configuration as YAML, interpolations kept."""
+    """Return a configuration as YAML; interpolations are kept."""
     return OmegaConf.to_yaml(OmegaConf.create(config))
 
 
 def part_of(config: Any, keys: Iterable[str]) -> dict:
-    """The top-level keys of a configuration that are among `keys`, and all that their interpolations name."""
+    """Return the given top-level keys of a configuration, and those that their interpolations refer to."""
     tree, wanted = OmegaConf.to_container(config), [key for key in keys if key in config]
     for key in wanted:  # grows while it is read
         wanted += [name for name in names_referenced({key: tree[key]}) if name in tree and name not in wanted]
@@ -176,13 +167,21 @@ def part_of(config: Any, keys: Iterable[str]) -> dict:
 
 
 def trusted(config: Any) -> tuple[str, ...]:
-    """The modules that a configuration, or the whole that it is a part of, was loaded with as trusted."""
+    """Return the trusted modules with which a configuration, or the one that it is a part of, was loaded."""
     flags = config._get_root()._metadata.flags if OmegaConf.is_config(config) else None
     return tuple(flag.removeprefix(TRUST) for flag in flags or () if flag.startswith(TRUST))
 
 
+def _merge(*configs: DictConfig, failure: str) -> DictConfig:
+    """Merge configurations, later ones over earlier ones. Raises ConfigError that begins with `failure`."""
+    try:
+        return OmegaConf.merge(*configs)
+    except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
+        raise ConfigError(f"{failure}: {first_line(error)}") from error
+
+
 def _merged(config: DictConfig, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
-    """A configuration that files were merged into, changed by words; made again only if they change something."""
+    """Return a merged configuration with overrides applied; a copy only if there are any."""
     tree, words, trust = OmegaConf.to_container(config), tuple(words), tuple(trust)
     if words or trust:
         return _changed(tree, words, trust)
@@ -191,14 +190,14 @@ def _merged(config: DictConfig, words: Iterable[str], trust: Iterable[str]) -> D
 
 
 def _changed(tree: dict, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
-    """A configuration of `tree`, changed by words."""
+    """Return a configuration of `tree` with overrides applied."""
     set_words(tree, words, tuple(trust))
     check_references(tree)
     return OmegaConf.create(tree, flags={f"{TRUST}{module}": True for module in trust})
 
 
 def _checked(config: DictConfig, paths: Iterable[str | Path]) -> DictConfig:
-    """The configuration. Raises ConfigError for a top-level key that no command reads and no interpolation names."""
+    """Return the configuration. Raises ConfigError for a top-level key that is neither in KEYS nor referred to."""
     used = KEYS | names_referenced(OmegaConf.to_container(config))
     if unknown := [key for key in config if key not in used]:
         where = ", ".join(map(str, paths))
@@ -207,7 +206,7 @@ def _checked(config: DictConfig, paths: Iterable[str | Path]) -> DictConfig:
 
 
 class _File:
-    """One file named by the user, with all that it includes."""
+    """A file named by the user, with the files that it includes."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -215,13 +214,13 @@ class _File:
         self.read = 0
 
     def content(self) -> DictConfig:
-        """The mapping, not to be changed."""
+        """Return the merged mapping, which must not be changed."""
         return self._content(self.path, ())
 
     def _content(self, path: Path, chain: tuple[Path, ...]) -> DictConfig:
-        """A file with what it includes; `chain` holds the files that led here."""
+        """Return a file merged over the files that it includes; `chain` are the files that include it."""
         if path.resolve() in [p.resolve() for p in chain]:
-            raise ConfigError(f"{chain[0]}: include goes round in a circle: {' -> '.join(map(str, (*chain, path)))}")
+            raise ConfigError(f"{chain[0]}: includes form a circle: {' -> '.join(map(str, (*chain, path)))}")
         if not path.is_file():
             by = f" (included by {chain[-1]})" if chain else ""
             raise FileNotFoundError(f"there is no configuration file {path}{by}")
@@ -238,15 +237,12 @@ class _File:
         ):
             raise ConfigError(f"{path}: include must be a list of file names, got {brief(plain(includes))}")
         below = [self._content(self._place(name, path), (*chain, path)) for name in includes]
-        try:
-            merged = OmegaConf.merge(*below, own)
-        except (OmegaConfBaseException, TypeError) as error:  # TypeError: a list over a mapping
-            raise ConfigError(f"{path} does not merge with what it includes: {first_line(error)}") from error
+        merged = _merge(*below, own, failure=f"{path} does not merge with what it includes")
         del merged["include"]
         return merged
 
     def _place(self, name: str, by: Path) -> Path:
-        """Where an included file is: beside the file that names it, else among the shipped ones."""
+        """Return the path of an included file: beside the including file, or else in `configs/`."""
         beside = by.parent / name
         for place in (beside, SHIPPED[0] / name):
             if place.is_file() or place is beside and not (SHIPPED[0] / name).is_file():
@@ -258,11 +254,8 @@ class _File:
 
 
 def _parsed(path: Path) -> DictConfig:
-    """The mapping in one file, not to be changed."""
-    with path.open("rb") as file:
-        data = file.read(MOST_BYTES + 1)
-    if len(data) > MOST_BYTES:
-        raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
+    """Return the mapping in a file, which must not be changed."""
+    data = _limited(path)
     try:
         with _error_prefix(path):
             return _parsed_text(data.decode("utf-8"))
@@ -277,6 +270,15 @@ def _parsed(path: Path) -> DictConfig:
         raise ConfigError(f"{path}: not a YAML mapping: {first_line(error)}") from error
 
 
+def _limited(path: Path) -> bytes:
+    """Return the content of a file. Raises ConfigError for more than MOST_BYTES."""
+    with path.open("rb") as file:
+        data = file.read(MOST_BYTES + 1)
+    if len(data) > MOST_BYTES:
+        raise ConfigError(f"{path}: more than {MOST_BYTES} bytes, expected a configuration")
+    return data
+
+
 @contextlib.contextmanager
 def _error_prefix(path: Path) -> Iterator[None]:
     """Begin the message of a ConfigError with the path."""
@@ -288,7 +290,7 @@ def _error_prefix(path: Path) -> Iterator[None]:
 
 @functools.lru_cache(maxsize=64)
 def _parsed_text(text: str) -> DictConfig:
-    """The mapping in a text, not to be changed. Cached: a command reads the files of a family several times."""
+    """Return the mapping in a text, which must not be changed. Cached: commands read the same files several times."""
     _check_depth(text)
     root = yaml.compose(text, Loader=Loader)
     if not isinstance(root, yaml.MappingNode):
@@ -300,7 +302,7 @@ def _parsed_text(text: str) -> DictConfig:
 
 
 def _check_depth(text: str) -> None:
-    """Refuse deep nesting before it is read further, which takes time that grows with its square."""
+    """Raise ConfigError for deep nesting, before parsing, which takes quadratic time."""
     depth = 0
     for event in yaml.parse(text, Loader=Loader):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
@@ -309,11 +311,11 @@ def _check_depth(text: str) -> None:
 
 
 def _check_size(root: yaml.Node) -> None:
-    """Refuse a file whose anchors, followed, hold more or deeper values than a configuration does."""
+    """Raise ConfigError for a file whose expanded anchors exceed the limits of number or depth."""
     known: dict[int, tuple[int, int]] = {}
 
     def measured(node: yaml.Node, above: tuple[int, ...]) -> tuple[int, int]:
-        """(values, levels) of a node."""
+        """Return (values, levels) of a node."""
         if id(node) in above:
             raise ConfigError("an anchor holds itself")
         if id(node) not in known:
@@ -331,7 +333,7 @@ def _check_size(root: yaml.Node) -> None:
 
 
 def _check_values(node: Any) -> None:
-    """Refuse numbers that no setting has: whole ones of more than 64 bits."""
+    """Raise ConfigError for integers of more than 64 bits."""
     if isinstance(node, Mapping):
         node = [*node, *node.values()]
     if isinstance(node, list):

@@ -1,4 +1,4 @@
-"""Interpolations `${key.sub}`: references to keys of the same configuration, measured before they are followed."""
+"""Check interpolations `${key.sub}`, which refer to keys of the same configuration, before they are resolved."""
 
 import re
 from collections.abc import Iterator
@@ -9,13 +9,13 @@ from ldm.config.errors import ConfigError, brief
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\w+\])*")
 NAME = re.compile(r"\$\{\s*([\w-]+)")
-MOST = 200_000  # values and characters of a configuration with its references followed
+MOST = 200_000  # values and characters of a configuration with resolved references
 
 
 def check_references(tree: dict) -> None:
-    """Raise ConfigError unless every `${...}` names a key, none leads back to itself, and all together stay small.
+    """Raise ConfigError for a resolver, a circular reference, or references that expand beyond MOST.
 
-    Resolvers (`${oc.env:NAME}`) would read the environment or run functions: a file has only keys.
+    Resolvers such as `${oc.env:NAME}` would read the environment or run functions.
     """
     followed = _Followed(tree)
     if followed.size(tree) > MOST:
@@ -23,7 +23,7 @@ def check_references(tree: dict) -> None:
 
 
 def names_referenced(tree: dict) -> set[str]:
-    """The top-level keys that interpolations name."""
+    """Return the top-level keys to which interpolations refer."""
     return {match[1] for text in _words(tree) for match in NAME.finditer(text)}
 
 
@@ -36,7 +36,7 @@ def _words(node: Any) -> Iterator[str]:
 
 
 class _Followed:
-    """How much the parts of a configuration hold once references are followed; each reference is measured once."""
+    """Sizes of the parts of a configuration with resolved references; each reference is measured once."""
 
     def __init__(self, tree: dict) -> None:
         self.tree = tree
@@ -44,7 +44,7 @@ class _Followed:
         self.open: list[str] = []
 
     def size(self, node: Any) -> int:
-        """The values and characters of a node, as a number beyond MOST where there are more."""
+        """Return the number of values and characters of a node, at most MOST + 1."""
         if isinstance(node, dict):
             total = 1 + sum(self.size(child) + len(str(key)) for key, child in node.items())
         elif isinstance(node, list):
@@ -54,7 +54,7 @@ class _Followed:
         return min(total, MOST + 1)
 
     def _followed(self, text: str) -> tuple[int, Any]:
-        """The size of a word, and what it comes to: of a single reference its value, otherwise a word."""
+        """Return the size of a string and its resolved value; of a single reference, the referenced value."""
         size = len(text)
         while match := INNERMOST.search(text):
             more, value = self._reference(match[1].strip(), text)
@@ -71,12 +71,12 @@ class _Followed:
         return size, text
 
     def _reference(self, name: str, text: str) -> tuple[int, Any]:
-        """The size and the value of a reference; a missing key has none, and is named when it is followed."""
+        """Return the size of a string and its resolved value (of a single reference, the referenced value)."""
         if not KEY.fullmatch(name):
             kind = "a resolver" if ":" in name else "an interpolation"
             raise ConfigError(f"got {kind} in {brief(text)}, expected only keys of the configuration, as ${{seed}}")
         if name in self.open:
-            raise ConfigError(f"interpolations go round in a circle: {' -> '.join([*self.open, name])[:200]}")
+            raise ConfigError(f"interpolations form a circle: {' -> '.join([*self.open, name])[:200]}")
         if name not in self.known:
             self.open.append(name)
             node = self._selected(re.sub(r"\[(\w+)\]", r".\1", name).split("."))
@@ -86,7 +86,7 @@ class _Followed:
         return self.known[name]
 
     def _selected(self, keys: list[str]) -> Any:
-        """The node at a path, references on the way followed; None where there is none."""
+        """Return the node at a path, resolving references on the way; None if there is none."""
         node: Any = self.tree
         for key in keys:
             if isinstance(node, str):

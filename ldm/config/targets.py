@@ -1,7 +1,8 @@
-"""What a `target:` may name: classes and functions that are declared for it, found in the module that defines them.
+"""Find the class or function that a `target:` names, if a configuration may build it.
 
-A module of this project lists them by name in `BUILDABLE`. Of other libraries only the layers of `torch.nn` and
-`pytorch_lightning.Trainer` can be built. A module that the user trusts by `--trust MODULE` may define any target.
+A module of this project lists the names of its targets in `BUILDABLE`. Of other libraries, only the layers of
+`torch.nn` and `pytorch_lightning.Trainer` can be built. Modules that the user trusts (`--trust MODULE`) may define any
+target.
 """
 
 import importlib
@@ -20,9 +21,9 @@ EXAMPLE = "a dotted name such as ldm.nets.unet.UNet"
 
 
 def find_target(target: Any, place: str, trust: Iterable[str] = ()) -> Callable:
-    """The class or function that `target` names, if a configuration may build it. Raises ConfigError.
+    """Return the class or function that `target` names. Raises ConfigError if a configuration may not build it.
 
-    `trust` are the modules, with those below them, that the user trusts.
+    `trust` are modules that the user trusts, including their submodules.
     """
     if not isinstance(target, str) or not DOTTED.fullmatch(target):
         raise ConfigError(f"{place}.target: got {brief(target)}, expected {EXAMPLE}")
@@ -45,7 +46,7 @@ def _is_below(module: str, packages: Iterable[str]) -> bool:
 
 
 def _layer(name: str, place: str) -> type:
-    """A layer of torch.nn."""
+    """Return a layer of torch.nn. Raises ConfigError."""
     nn = importlib.import_module("torch.nn")
     layers = {
         key: found
@@ -60,7 +61,7 @@ def _layer(name: str, place: str) -> type:
 
 
 def _imported(name: str, place: str) -> ModuleType:
-    """A module of this project, or one that the user trusts."""
+    """Import a module of this project, or a trusted one. Raises ConfigError."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -77,7 +78,7 @@ def _imported(name: str, place: str) -> ModuleType:
 
 
 def _declared(module: ModuleType, name: str, place: str) -> Callable:
-    """What a module of this project declares buildable under this name."""
+    """Return a target that a module of this project declares buildable. Raises ConfigError."""
     buildable = getattr(module, "BUILDABLE", ())
     if name in buildable:
         return _defined(module, name, place)
@@ -90,7 +91,7 @@ def _declared(module: ModuleType, name: str, place: str) -> Callable:
 
 
 def _defined(module: ModuleType, name: str, place: str) -> Callable:
-    """A class or function of a module, if it is defined there."""
+    """Return a class or function that is defined in a module. Raises ConfigError."""
     found = vars(module).get(name)
     if not callable(found):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]

@@ -1,8 +1,8 @@
-"""`key.sub=value` words of the command line, each taken as what its key expects.
+"""Apply overrides such as `key.sub=value`, with values of the type that the setting has.
 
-Where a setting is a word, what was typed is the word (`011`, `no`, `12:30`, `a #1`); `null` stands for nothing, and
-quotes may surround it. Elsewhere numbers, true, false, lists and mappings are read as in YAML, but a number with
-leading zeros stays a word, and nothing begins a comment.
+For a setting that is a string, the value is the text itself (`011`, `no`, `12:30`, `a #1`); `null` means None, and
+quotes are optional. For other settings, values are read as YAML, except that numbers with leading zeros are strings and
+that there are no comments.
 """
 
 import re
@@ -20,11 +20,11 @@ from ldm.config.targets import find_target
 SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NOTHING = ("", "null", "~")
 ITEM = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]*)\s*(?:,|$)""")
-HASH = "\ue000"  # in place of a "#" that would begin a comment
+HASH = "\ue000"  # replaces a "#" that would begin a comment
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its surprises: 011 is no octal number, 12:30 no number to the base 60, yes and no are words."""
+    """YAML without octal numbers (011), numbers to the base 60 (12:30), and booleans called yes and no."""
 
     yaml_implicit_resolvers: dict = {}
 
@@ -41,7 +41,7 @@ _Loader.add_implicit_resolver(
 
 
 def set_words(tree: dict, words: Iterable[str], trust: Sequence[str] = ()) -> None:
-    """Change a configuration by words. Raises ConfigError."""
+    """Apply overrides to a configuration in place. Raises ConfigError."""
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.lstrip("+"):
@@ -52,7 +52,7 @@ def set_words(tree: dict, words: Iterable[str], trust: Sequence[str] = ()) -> No
 
 
 def _expected(tree: dict, keys: list[str], trust: Sequence[str]) -> Any:
-    """The annotation of a setting: that of its argument, otherwise the type of its present value, None if open."""
+    """Return the annotation of a setting's argument, or else the type of its value; None if unknown."""
     node: Any = tree
     annotation, arguments = None, None
     for key in keys:
@@ -65,16 +65,16 @@ def _expected(tree: dict, keys: list[str], trust: Sequence[str]) -> Any:
 
 
 def _annotations(target: Any, trust: Sequence[str]) -> dict[str, Any]:
-    """The annotations of a target's parameters."""
+    """Return the annotations of a target's parameters."""
     try:
         parameters = signature_of(find_target(target, "", trust))
-    except ConfigError:  # said when it is built
+    except ConfigError:  # reported when it is built
         return {}
     return {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
 
 
 def _inside(annotation: Any, key: str) -> Any:
-    """The annotation of an entry of a list or mapping."""
+    """Return the annotation of an entry of a list or mapping; None if unknown."""
     for choice in choices(annotation):
         origin, inner = get_origin(choice), get_args(choice)
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(inner) == 2:
@@ -85,7 +85,7 @@ def _inside(annotation: Any, key: str) -> Any:
 
 
 def _type_of(value: Any) -> Any:
-    """The annotation that a present value suggests, None where it suggests none."""
+    """Return the annotation that fits a value; None if its type is open."""
     if isinstance(value, str):
         return None if value.startswith("${") else str
     if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
@@ -94,7 +94,7 @@ def _type_of(value: Any) -> Any:
 
 
 def _value(text: str, expected: Any, word: str) -> Any:
-    """What a typed value means where `expected` is wanted."""
+    """Convert the text of an override to a value of the type `expected`."""
     kinds = [kind for kind in choices(expected) if kind is not NoneType]
     if text.strip() in NOTHING:
         return None
@@ -131,7 +131,7 @@ def _unquoted(text: str) -> str:
 
 
 def _typed(text: str, word: str) -> Any:
-    """A value read as YAML, without comments; what is no list, mapping or quoted word is a word in any case."""
+    """Read a value as YAML without comments; invalid YAML is a string, unless it begins as a list or mapping."""
     try:
         value = yaml.load(re.sub(r"(?<=\s)#", HASH, text), Loader=_Loader)  # noqa: S506 (a SafeLoader)
         restored = _with_hashes(value)  # RecursionError: a list in itself
@@ -151,7 +151,7 @@ def _with_hashes(value: Any) -> Any:
 
 
 def _set(tree: dict, keys: list[str], value: Any, *, add: bool) -> None:
-    """Set one value; a mapping given for a mapping changes only the keys it names, and those must exist too."""
+    """Set one value. A mapping in place of a mapping changes only its own keys, which must exist unless `add`."""
     node: Any = tree
     for depth, key in enumerate(keys):
         index = _index(node, key)
@@ -171,7 +171,7 @@ def _set(tree: dict, keys: list[str], value: Any, *, add: bool) -> None:
 
 
 def _index(node: Any, key: str) -> Any:
-    """How `key` is found in a mapping or list, None where it is not there."""
+    """Return the key or index of `key` in a mapping or list; None if there is none."""
     if isinstance(node, dict):
         return next((k for k in node if str(k) == key), None)
     if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
@@ -187,7 +187,7 @@ def _paths(node: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _nearest_path(key: str, tree: dict) -> str:
-    """The known key an override may have meant: one that ends alike before one that looks alike."""
+    """Return the end of a message that suggests an existing key, preferably one with the same last part."""
     known, leaf = list(_paths(tree)), key.rsplit(".", 1)[-1]
     same_leaf = [p for p in known if p.rsplit(".", 1)[-1] == leaf]
     return nearest(key, same_leaf or known) + " (a leading + adds a key)"
