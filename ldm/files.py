@@ -18,10 +18,10 @@ PARTIAL = re.compile(r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?") 
 
 @contextlib.contextmanager
 def partial(path: Path) -> Iterator[Path]:
-    """A new empty file beside `path`, with its suffix, that becomes it when the block ends without an error.
+    """Yield a new empty file beside `path`, with its suffix; it replaces `path` when the block ends without an error.
 
-    Its name is random and it is never one that existed, so no link is followed. Its permissions are those that the
-    umask leaves, whatever the block does to it. An output that is a link is replaced, not followed.
+    Its name is random and new, so that no link is followed. Its permissions are those of the umask, whatever the block
+    does to it. If `path` is a link, the link is replaced.
     """
     temporary = path.with_name(f".{shortened(path.stem)}.partial-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, 0o666)
@@ -36,7 +36,7 @@ def partial(path: Path) -> Iterator[Path]:
 
 
 def shortened(name: str) -> str:
-    """Return a name for temporary names: itself, or of a long one the beginning and a hash."""
+    """Return a name, or the beginning and a hash of a long one, for use in temporary names."""
     data = os.fsencode(name)
     if len(data) <= LONGEST:
         return name
@@ -53,12 +53,12 @@ def set_aside(folder: Path) -> Path:
 
 
 def is_partial(name: str) -> bool:
-    """Whether a file or folder has a name that `partial` or `set_aside` gives."""
+    """Whether a file or folder has a name from `partial` or `set_aside`."""
     return PARTIAL.fullmatch(name) is not None
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file that outlives a power cut."""
+    """Write a file atomically, so that a power cut leaves the old or the new content."""
     with partial(path) as temporary:
         temporary.write_bytes(data)
         sync(temporary)
@@ -76,7 +76,7 @@ def sync(path: Path) -> None:
 
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
-    """The text of a regular file in UTF-8. Raises OSError, and ValueError for another kind of file or a larger one."""
+    """Read a regular UTF-8 file of at most `most` bytes. Raises OSError, or ValueError for any other file."""
     if not path.is_file():  # a pipe or a device would be read for ever
         path.stat()
         raise ValueError(f"{path}: not a regular file")
@@ -91,7 +91,7 @@ def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises as `read_text`, and ValueError for a file that is not JSON or too deep."""
+    """Read a JSON file. Raises the errors of `read_text`, and ValueError for invalid or too deeply nested JSON."""
     try:
         return json.loads(read_text(path))
     except RecursionError:
@@ -99,7 +99,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_object(path: Path) -> dict:
-    """The object in a JSON file. Raises OSError, and ValueError for another content or kind of file."""
+    """Read a JSON file that contains an object. Raises OSError, or ValueError for any other file."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path}: got no JSON object")

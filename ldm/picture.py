@@ -79,7 +79,7 @@ def strips(clips: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
 
 
 def busiest_box(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
-    """(left, top, width, height) of the region with the greatest gradient energy; `size` (width, height) at most."""
+    """Return (left, top, width, height) of the region of at most `size` (w, h) with the greatest gradient energy."""
     height, width = image.shape[:2]
     box_w, box_h = min(width, size[0]), min(height, size[1])
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32)
@@ -91,12 +91,12 @@ def busiest_box(image: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int
 
 
 def encoded(picture: np.ndarray, suffix: str, *options: int) -> bytes:
-    """A picture as an image file; `options` are those of `cv2.imencode`."""
+    """Return a picture as the bytes of an image file; `options` are those of `cv2.imencode`."""
     return cv2.imencode(suffix, np.ascontiguousarray(picture[..., ::-1]), options)[1].tobytes()
 
 
 def png(picture: np.ndarray) -> bytes:
-    """A picture as a PNG file of the strongest compression: a quarter of the size that OpenCV's default gives."""
+    """Return a picture as PNG with the strongest compression: a quarter of the size of OpenCV's default."""
     return encoded(picture, ".png", cv2.IMWRITE_PNG_COMPRESSION, 9)
 
 

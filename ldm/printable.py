@@ -1,4 +1,4 @@
-"""Words of others for messages: names of files, entries and clips may hold anything."""
+"""Escape text for messages, since names of files, entries and clips may contain any characters."""
 
 import unicodedata
 
@@ -6,7 +6,7 @@ HIDDEN = ("Cc", "Cf", "Cs", "Co", "Zl", "Zp")  # Unicode: control, format (right
 
 
 def printable(text: object, most: int | None = None) -> str:
-    """Text that stays in its line and sends a terminal no commands: control characters as `\\x1b`; cut to `most`."""
+    """Return text on one line, with control characters escaped as in `\\x1b`, cut to `most` characters."""
     line = "".join(_escaped(letter) for letter in str(text))
     return line if most is None or len(line) <= most else f"{line[: most - 4]} ..."
 

@@ -1,13 +1,12 @@
-"""Reading and writing moving pictures: video files, folders of images, single images.
+"""Read and write videos: video files, folders of images, and single images.
 
-Frames come as (h, w, 3) RGB or (h, w, 4) RGBA, uint8 or (where the source is deeper than 8 bits) uint16 of full scale,
-or as a clip (T, 3, H, W) float32 in [0, 1]; they go out as either. Every failure a person can cause is a `VideoError`
-of one line. Outputs are written under a temporary name beside the target and renamed when whole, so that a path that
-exists is always complete.
+Frames are (h, w, 3) RGB or (h, w, 4) RGBA arrays, uint8, or uint16 of full scale for sources of more than 8 bits, or
+clips (T, 3, H, W) float32 in [0, 1]. Errors that a user can correct are `VideoError` with a message of one line.
+Outputs are atomic: they are written under a temporary name beside the target and renamed when complete.
 
-A long video is written part by part: `choose_format` says what the output is and `losses` what it cannot keep of the
-source, `rehearse_output` tries all of it for a moment, `write_part` encodes some frames, and `join` puts the parts
-together with sound, subtitles and times.
+A long video is written in parts: `choose_format` returns the format of the output, `losses` lists what it cannot keep
+of the source, `rehearse_output` tests it with one frame, `write_part` encodes frames, and `join` joins the parts with
+sound, subtitles and times of the source.
 """
 
 from ldm.video.formats import Format, choose_format

@@ -1,4 +1,4 @@
-"""Image files of several frames (GIF, WebP, PNG, AVIF, TIFF with pages): their frames and times, by Pillow."""
+"""Read image files of several frames (GIF, WebP, PNG, AVIF, TIFF with pages) with Pillow."""
 
 from fractions import Fraction
 from itertools import accumulate
@@ -13,7 +13,7 @@ MOST_FRAMES = 1_000_000
 
 
 def probe_animation(path) -> Source:
-    """Look at an image file of several frames; goes through all of them. Raises VideoError."""
+    """Return the description of an image file of several frames, after reading all of them. Raises VideoError."""
     image, count = open_image(path), frame_count(path)
     if count > MOST_FRAMES:
         raise VideoError(f"{path}: got {count} frames, expected at most {MOST_FRAMES}")
@@ -36,7 +36,7 @@ def probe_animation(path) -> Source:
 
 
 def animation_frames(source, start, stop):
-    """Frames `start` to `stop` of an animation, (h, w, 3 or 4) uint8; raises VideoError for one that is damaged."""
+    """Yield frames `start` to `stop` of an animation, (h, w, 3 or 4) uint8. Raises VideoError for a damaged one."""
     image = open_image(source.path)
     stop = source.frames if stop is None else min(stop, source.frames)
     for number, (pixels, _) in enumerate(_frames(source.path, image, stop)):
@@ -47,7 +47,7 @@ def animation_frames(source, start, stop):
 
 
 def _frames(path, image, count):
-    """(pixels, milliseconds or None) of the first frames; each is drawn over those before it."""
+    """Yield (pixels, milliseconds or None) of the first frames; each is drawn over those before it."""
     for number in range(count):
         try:
             image.seek(number)

@@ -1,7 +1,7 @@
-"""Clocks of files: where they start again, and time stamps that do not rise; each is mended by the smallest repair.
+"""Repair time stamps: clocks that restart within a file, and times that do not increase.
 
-Recordings put together (`cat a.ts b.ts`) begin again at 0 in the middle: everything from there on is moved by one
-offset. A time stamp that is doubled, or stands out of order, is moved between its neighbours; the others stay.
+In concatenated recordings (`cat a.ts b.ts`) the clock restarts at 0: all later times are shifted by one offset. A time
+stamp that is repeated or out of order is moved between its neighbours; the others are kept.
 """
 
 from bisect import bisect_left
@@ -20,7 +20,7 @@ STEADY = ("mp4", "avi")  # containers whose decoding times cannot go back: they 
 
 
 class Stamp(NamedTuple):
-    """One packet's place on the clock of its stream, in ticks; `number` counts the packets of that stream."""
+    """The time of a packet on the clock of its stream, in ticks; `number` counts the packets of that stream."""
 
     number: int
     time: int | None
@@ -28,7 +28,7 @@ class Stamp(NamedTuple):
 
 
 class Restart(NamedTuple):
-    """A packet from which on the clock of a stream is another one; times in seconds, `order` in the whole file."""
+    """The first packet after a restart of a clock; times in seconds, `order` counts the packets of the file."""
 
     order: int
     stream: int
@@ -38,7 +38,7 @@ class Restart(NamedTuple):
 
 
 class ClockReader:
-    """Takes the packets of a file in its order, and finds where its clocks start again."""
+    """Finds where the clocks of a file restart, from its packets in order."""
 
     def __init__(self, container):
         names = container.format.name.split(",")
@@ -51,7 +51,7 @@ class ClockReader:
         self.count = 0
 
     def take(self, packet: av.Packet):
-        """The next packet of the file."""
+        """Add the next packet of the file."""
         stamps = self.stamps[packet.stream_index]
         time = packet.dts  # not that of presentation, which goes back and forth
         end = None if time is None else max(time, time if packet.pts is None else packet.pts) + (packet.duration or 0)
@@ -60,14 +60,14 @@ class ClockReader:
         self.count += 1
 
     def shifts(self) -> tuple[Shift, ...]:
-        """How the clocks are to be moved; empty for nearly all files."""
+        """Return the shifts of the clocks; empty for nearly all files."""
         if self.steady:
             return ()
         found = [one for index in self.stamps if index not in self.sparse for one in self._restarts(index)]
         return tuple(self._joined(sorted(found)))
 
     def _restarts(self, index):
-        """The restarts of one stream."""
+        """Return the restarts of one stream."""
         unit, orders = self.units[index], self.orders[index]
         stamps = [stamp for stamp in self.stamps[index] if stamp.time is not None]
         leap, last, end = LEAP / unit, None, None
@@ -83,13 +83,13 @@ class ClockReader:
             last, end = stamp.time, stamp.end if end is None else max(end, stamp.end)
 
     def _is_restart(self, last, now, after, leap):
-        """Whether a clock goes back for good, or leaps far ahead for good."""
+        """Whether a clock permanently jumps back, or far ahead."""
         if now < last:
             return after is None or after < last
         return self.leaps and now - last > leap and (after is None or after >= now)
 
     def _joined(self, restarts):
-        """Shifts of all streams for the restarts of some: those of different streams that follow each other are one."""
+        """Return shifts of all streams; successive restarts of different streams count as one."""
         groups = []
         for restart in restarts:
             if not groups or restart.stream in {one.stream for one in groups[-1]}:
@@ -111,7 +111,7 @@ class ClockReader:
 
 
 def demuxed(container, clock: Sequence[Shift], *streams) -> Iterator[av.Packet]:
-    """The packets of some streams, from the start of the file, their times moved as `clock` says."""
+    """Yield the packets of some streams from the start of the file, with times shifted by `clock`."""
     if not clock:
         yield from container.demux(*streams)
         return
@@ -127,9 +127,10 @@ def demuxed(container, clock: Sequence[Shift], *streams) -> Iterator[av.Packet]:
 
 
 def rising(times: Sequence[int | None]) -> tuple[tuple[int, ...] | None, int]:
-    """(times that rise strictly, how many had to be moved): as few as possible, to places between their neighbours.
+    """Return (strictly increasing times, number of changed times), with as few changes as possible.
 
-    None instead of times where more than half would have to be moved, or there is no room between two that stay.
+    Changed times lie between their neighbours. The times are None if more than half would change, or if there is no
+    room between two that are kept.
     """
     kept = _longest_rise(times)
     moved = len(times) - len(kept)
@@ -151,7 +152,7 @@ def rising(times: Sequence[int | None]) -> tuple[tuple[int, ...] | None, int]:
 
 
 def _longest_rise(times):
-    """Places of a longest strictly rising subsequence of the times that are known."""
+    """Return the indices of a longest strictly increasing subsequence of the known times."""
     tails, places, before = [], [], {}
     for place, time in enumerate(times):
         if time is None:

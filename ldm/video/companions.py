@@ -1,4 +1,4 @@
-"""What goes along with the pictures of a source: sound, subtitles, attachments, chapters, titles; cut to a span."""
+"""Copy the other streams of a source to an output: sound, subtitles, attachments, chapters and tags, cut to a span."""
 
 import io
 import logging
@@ -35,10 +35,7 @@ TECHNICAL_TAGS = {
 
 
 class Span(NamedTuple):
-    """The stretch of a file that is written, in seconds of its own clock, and by how much it moves forward.
-
-    None: no bound.
-    """
+    """The section of a file that is written, in seconds of its clock (None: unbounded), and the shift to the output."""
 
     begin: Fraction | None
     finish: Fraction | None
@@ -46,7 +43,7 @@ class Span(NamedTuple):
 
     @classmethod
     def of(cls, source: Source, start, stop) -> "Span":
-        """Of frames `start` to `stop`: the first of them comes when the first of the source did."""
+        """Return the span of frames `start` to `stop`; the first is shown when the first of the source was."""
         last = source.frames is None or stop >= source.frames
         begin, shift = source.origin + source.seconds(start), source.seconds(start) - source.seconds(0)
         return cls(
@@ -55,7 +52,7 @@ class Span(NamedTuple):
 
 
 class Fate(NamedTuple):
-    """What becomes of a stream beside the pictures: `way` is `COPY`, the name of an encoder, or empty: dropped."""
+    """How a stream other than the video is written: `way` is `COPY`, the name of an encoder, or "" for not at all."""
 
     index: int
     kind: str
@@ -66,7 +63,7 @@ class Fate(NamedTuple):
 
 
 class Companion(NamedTuple):
-    """A stream of the source beside its pictures, and the one it becomes in the output."""
+    """A stream of the source other than the video, and the corresponding stream of the output."""
 
     path: object
     index: int
@@ -76,7 +73,7 @@ class Companion(NamedTuple):
     way: str
 
     def packets(self, span: Span) -> Iterator[tuple[Fraction, av.Packet]]:
-        """(seconds, packet) for the output, in order of time; read again from the source."""
+        """Yield (seconds, packet) for the output in order of time, reading the source once more."""
         with open_container(self.path) as container:
             stream = container.streams[self.index]
             packets = self._read(container, stream)
@@ -88,7 +85,7 @@ class Companion(NamedTuple):
                 yield from (_cut if self.kind == "subtitle" else _kept)(packets, self.target, span)
 
     def _read(self, container, stream):
-        """The packets of the stream, as far as the file can be read."""
+        """Yield the packets of the stream up to the first read error."""
         try:
             yield from (packet for packet in demuxed(container, self.clock, stream) if packet.size)
         except (av.FFmpegError, OSError) as error:
@@ -97,7 +94,7 @@ class Companion(NamedTuple):
 
 
 def fates(source: Source, container: str) -> list[Fate]:
-    """What becomes of every stream beside the pictures in a container (FFmpeg's name): each way is tried."""
+    """Return how each stream other than the video is written in a container (FFmpeg's name), found by trying."""
     found = []
     with open_container(source.path) as old:
         for stream in old.streams:
@@ -119,7 +116,7 @@ def _fate(source, old, stream, container):
 
 
 def _new_form(stream):
-    """How sound that is encoded again differs in rate and channels; empty if it does not."""
+    """Return how re-encoded sound differs in rate and channels; "" if it does not."""
     old, new = stream.codec_context, encoded_form(stream.codec_context)
     rate = f"{old.sample_rate} Hz becomes {new.rate}" if new.rate != old.sample_rate else ""
     layout = known_layout(old.layout)
@@ -127,7 +124,7 @@ def _new_form(stream):
 
 
 def _goes(source, old, stream, way, container):
-    """Whether the beginning of a stream goes into a file of its own that can be closed."""
+    """Whether a file with the first packets of a stream can be written and closed."""
     try:
         with open_output(io.BytesIO(), container) as trial:
             companion = _add(source, trial, stream, way)
@@ -140,7 +137,7 @@ def _goes(source, old, stream, way, container):
 
 
 def _add(source, output, stream, way):
-    """Add the stream that another becomes to an output container."""
+    """Add the stream that corresponds to one of the source to an output container."""
     if way == ENCODER:
         target = add_sound(output, stream.codec_context)
         target.codec_context.flags |= BITEXACT
@@ -152,7 +149,7 @@ def _add(source, output, stream, way):
 
 
 def add_companions(output, source: Source, container) -> list[Companion]:
-    """Add to an output container every stream of the source that fits, or can be encoded into one that does.
+    """Add every stream of the source that the output container can hold, re-encoded if necessary.
 
     `output` is the opened container, `container` FFmpeg's name of it. What is left out `losses` has named. Attachments
     travel in the header and are not among the returned.
@@ -174,7 +171,7 @@ def add_companions(output, source: Source, container) -> list[Companion]:
 
 
 def add_titles(output, source: Source, span: Span, metadata):
-    """Give an output the tags and chapters of the source, and the tags in `metadata`."""
+    """Add the tags and chapters of the source, and the tags in `metadata`, to an output."""
     if source.kind == "video":
         with open_container(source.path) as old:
             output.metadata.update(_tags(old.metadata))
@@ -187,7 +184,7 @@ def _tags(metadata):
 
 
 def _moved(chapter, span):
-    """A chapter in the time of the output, cut to the span; None if nothing is left."""
+    """Return a chapter with times of the output, cut to the span; None if it is outside."""
     unit = chapter["time_base"]
     start, end = max(chapter["start"] * unit, span.begin or 0), chapter["end"] * unit
     end = end if span.finish is None else min(end, span.finish)
@@ -201,7 +198,7 @@ def _moved(chapter, span):
 
 
 def _kept(packets, target, span):
-    """Packets that begin within the span."""
+    """Yield the packets that begin within the span."""
     last = None
     for packet in packets:
         begins = packet.dts if packet.pts is None else packet.pts
@@ -217,7 +214,7 @@ def _kept(packets, target, span):
 
 
 def _placed(packet, target, span, last=None):
-    """(seconds, packet) in the unit of the output; a time that is not after the `last` is moved on by one tick."""
+    """Return (seconds, packet) in the unit of the output; a time not after `last` becomes the tick after it."""
     old, unit = packet.time_base, target.time_base or packet.time_base
     dts, pts = packet.pts if packet.dts is None else packet.dts, packet.dts if packet.pts is None else packet.pts
     dts, pts = (round((time * old - span.shift) / unit) for time in (dts, pts))
@@ -229,7 +226,7 @@ def _placed(packet, target, span, last=None):
 
 
 def _cut(packets, target, span):
-    """Subtitles that are shown within the span, shown for no longer than it lasts."""
+    """Yield the subtitles within the span; they end at its end."""
     for packet in packets:
         if packet.pts is None or bytes(packet) in (b"", b"\0\0"):  # nothing, as MP4 says between two of its subtitles
             continue
@@ -251,7 +248,7 @@ def _cut(packets, target, span):
 
 
 def _sound(frames, target):
-    """Sound encoded again; whole frames of it that begin within the span."""
+    """Yield packets of re-encoded sound; only whole frames that begin within the span."""
     for piece in resampled(frames, target.codec_context):
         yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
     yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(None))
@@ -267,7 +264,7 @@ def _add_words(output, stream, encoder):
 
 
 def _words(packets, stream, target, span):
-    """Subtitles of one kind as another."""
+    """Yield subtitles converted to another codec."""
     for time, packet in _cut(packets, target, span):
         try:
             shown = stream.codec_context.decode2(packet)

@@ -1,4 +1,4 @@
-"""From the packets of a video to its frames, in presentation order; what is missing or damaged is noticed."""
+"""Decode the packets of a video to frames in presentation order, and detect missing and damaged frames."""
 
 import logging
 import re
@@ -18,13 +18,13 @@ LOG = logging.getLogger(__name__)
 
 
 class Lost(NamedTuple):
-    """A frame that cannot be decoded, in the place of it; its time where that is known."""
+    """Replaces a frame that cannot be decoded; `time` is None if unknown."""
 
     pts: int | None
 
 
 def open_container(path):
-    """Open a file for reading; raises VideoError unless it holds video."""
+    """Open a file for reading. Raises VideoError unless it contains video."""
     refuse_documents(path)
     try:
         container = open_media(path)
@@ -37,18 +37,18 @@ def open_container(path):
 
 
 def reason(error):
-    """What FFmpeg or the system says of an error, in a few words."""
+    """Return the short message of an error of FFmpeg or the system."""
     return getattr(error, "strerror", None) or "unknown format"
 
 
 def codec_name(stream):
-    """The name of a stream's codec; of an attachment, its file name."""
+    """Return the name of a stream's codec; for an attachment, its file name."""
     context = stream.codec_context
     return context.codec.canonical_name if context is not None else getattr(stream, "name", None) or "of unknown kind"
 
 
 def main_stream(container, counts=None):
-    """The stream of the film: no cover picture, no thumbnail; of several, the one marked as default, else the first.
+    """Return the main video stream, not a cover picture: of several, the default one, or else the first.
 
     `counts`: packets by stream index, where they have been counted; otherwise the header's numbers are used.
     """
@@ -63,12 +63,12 @@ def main_stream(container, counts=None):
 
 
 def promised_frames(container, stream):
-    """How many frames the container says it holds; 0 where that is no exact promise (only the MP4 family lists all)."""
+    """Return the number of frames that the container states; 0 if that is not exact (only the MP4 family lists all)."""
     return stream.frames if "mp4" in container.format.name else 0
 
 
 def _promised_end(stream):
-    """Seconds at which a Matroska file says its stream ends (its tag DURATION, "00:00:02.500"), else 0."""
+    """Return the end of a stream in seconds from the tag DURATION of Matroska ("00:00:02.500"); 0 without it."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else 0.0
 
@@ -76,7 +76,7 @@ def _promised_end(stream):
 def decode(
     path, track: int, clock: Sequence[Shift] = (), *, seek=None, damaged="stop", threads=None, promised=0
 ) -> Iterator[av.VideoFrame | Lost]:
-    """Frames of a video in presentation order, then a check that none is missing.
+    """Yield the frames of a video in presentation order, then check that none is missing.
 
     Args:
         track: index of the stream.
@@ -107,7 +107,7 @@ def decode(
 
 
 class _Progress:
-    """How far the decoding of a file has come, against what the file promises."""
+    """Progress of decoding, compared with the number of frames that the file states."""
 
     def __init__(self, path, promised, end, stream):
         self.path, self.promised, self.end = path, promised, end
@@ -118,7 +118,7 @@ class _Progress:
         return f" of {self.promised}" if self.promised > 0 else ""
 
     def next_frame(self, seek):
-        """Words for the frame that is due; after a seek its number is not known."""
+        """Return a description of the next frame for messages; after a seek its number is unknown."""
         return f"frame {self.decoded}{self.of()}" if seek is None else f"the frame at {self.time:.2f} s"
 
     def shown(self, frame):
@@ -139,7 +139,7 @@ class _Progress:
 
 
 def _decoded(container, stream, decoder, clock, counter):
-    """Frames and, in the place of those that cannot be decoded, `Lost`; also where the file itself breaks off."""
+    """Yield frames, and `Lost` for those that cannot be decoded or where the file ends early."""
     packets = demuxed(container, clock, stream)
     while True:
         try:
@@ -160,7 +160,7 @@ def _decoded(container, stream, decoder, clock, counter):
 
 
 def _decoder(stream, threads):
-    """A function from packets to frames; for WebM's transparency, that of a library that knows of it."""
+    """Return a function from packets to frames; for WebM with transparency, that of libvpx."""
     alpha = {key.lower(): value for key, value in stream.metadata.items()}.get("alpha_mode") == "1"
     if alpha and codec_name(stream) in TRANSPARENT_VPX:
         return av.CodecContext.create(TRANSPARENT_VPX[codec_name(stream)], "r").decode

@@ -1,8 +1,8 @@
-"""Which entries of a folder are clips: one rule for upscaling, degrading, training and benchmarks.
+"""Find the clips in a folder, by one rule for upscaling, degrading, training and benchmarks.
 
-Hidden entries and what systems leave (`is_visible`) do not count. Several pictures are one clip, and folders beside
-them (masks, thumbnails) are passed over. Beside videos or folders of pictures, posters are passed over; other pictures
-leave it open which of the two is meant, and are refused. What is passed over is logged.
+Hidden entries and files of the system (`is_visible`) are ignored. Several images are one clip, and folders beside them
+(masks, thumbnails) are skipped. Posters beside videos or folders of images are skipped; other images there are
+ambiguous and refused. Skipped entries are logged.
 """
 
 import logging
@@ -23,9 +23,9 @@ LOG = logging.getLogger(__name__)
 
 
 class Content(NamedTuple):
-    """What a folder holds that counts: names of pictures (one clip), or names of videos and folders that may be clips.
+    """The clips of a folder: names of images (one clip), or names of videos and of folders that may be clips.
 
-    `passed` are the names of what is passed over.
+    `passed` are the names of skipped entries.
     """
 
     pictures: tuple[str, ...]
@@ -35,7 +35,7 @@ class Content(NamedTuple):
 
 
 def look_into(folder: Path) -> Content:
-    """Decide what a folder is. Raises VideoError where it holds pictures and other clips, and either may be meant."""
+    """Return the content of a folder. Raises VideoError if it holds images and other clips, which is ambiguous."""
     pictures, films = files_in(folder, IMAGE_SUFFIXES), files_in(folder, VIDEO_SUFFIXES)
     folders = tuple(sorted((p.name for p in folder.iterdir() if p.is_dir() and is_visible(p)), key=natural_order))
     known = {*pictures, *films, *folders}
@@ -55,13 +55,13 @@ def look_into(folder: Path) -> Content:
 
 
 def log_passed(folder: Path, content: Content):
-    """Say in one line what is passed over in a folder."""
+    """Log the skipped entries of a folder in one line."""
     if content.passed:
         LOG.warning("%s: %d entries are passed over: %s", folder, len(content.passed), some(content.passed))
 
 
 def _holds_clips(folder):
-    """Whether a folder holds pictures or videos, at any depth that data sets have (two)."""
+    """Whether a folder holds images or videos, at most two levels down."""
     for child in sorted(folder.iterdir()):
         if is_visible(child) and (child.suffix.lower() in (*IMAGE_SUFFIXES, *VIDEO_SUFFIXES) and child.is_file()):
             return True
@@ -70,22 +70,22 @@ def _holds_clips(folder):
 
 
 def _are_posters(pictures, films):
-    """Whether all pictures are about the videos: by their own names, or because they begin with those of videos."""
+    """Whether all images are posters: by their names, or because they begin with the name of a video."""
     stems = tuple(Path(name).stem.casefold() for name in films)
     names = [Path(name).stem.casefold() for name in pictures]
     return all(POSTER.fullmatch(name) or (stems and name.startswith(stems)) for name in names)
 
 
 def some(names) -> str:
-    """A few names for a message."""
+    """Return the first names for a message."""
     names = list(names)
     return ", ".join(names[:SHOWN]) + (" ..." if len(names) > SHOWN else "")
 
 
 def gaps(names) -> list[str]:
-    """Numbers that are missing between the file names of a sequence, such as "3" or "3 to 7"; in natural order.
+    """Return the missing numbers in the file names of a sequence, such as "3" or "3 to 7", in natural order.
 
-    Empty where names are not of one form with one number that counts by ones.
+    Empty unless all names have the same form with one number that increases in steps of one.
     """
     forms, numbers = set(), []
     for name in names:

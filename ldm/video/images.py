@@ -1,4 +1,4 @@
-"""Image files as RGB of 8 or 16 bits: Pillow reads them, and FFmpeg what is deeper than 8 bits.
+"""Read image files as RGB of 8 bits with Pillow, or of 16 bits with FFmpeg.
 
 OpenCV is not used for files: its reader of animated PNG hangs or ends the process on damaged ones.
 """
@@ -47,7 +47,7 @@ DECODING_ERRORS += (struct.error, Image.DecompressionBombError, MemoryError, Att
 
 
 class Form(NamedTuple):
-    """What frames of an image sequence have in common: size as shown, bits per sample (8 or 16), transparency."""
+    """The form of all frames of an image sequence: size as shown, bits per sample (8 or 16), transparency."""
 
     width: int
     height: int
@@ -56,7 +56,7 @@ class Form(NamedTuple):
 
 
 def is_image(path) -> bool:
-    """Whether a file is an image: by its suffix, or by its first bytes where no suffix is known."""
+    """Whether a file is an image, by its suffix, or by its first bytes if the suffix is unknown."""
     suffix = Path(path).suffix.lower()
     if suffix in IMAGE_SUFFIXES or suffix == ".gif":
         return True
@@ -68,7 +68,7 @@ def is_image(path) -> bool:
 
 
 def open_image(path) -> Image.Image:
-    """An image file as Pillow has it, not yet decoded; raises VideoError."""
+    """Open an image file with Pillow, without decoding it. Raises VideoError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of large and odd files, which are looked at here
@@ -101,7 +101,7 @@ def _bytes_of(path):
 
 
 def frame_count(path) -> int:
-    """How many frames, or pages of one size, an image file holds."""
+    """Return the number of frames, or of pages of one size, of an image file."""
     image = open_image(path)
     if image.format not in ANIMATED:
         return 1
@@ -113,7 +113,7 @@ def frame_count(path) -> int:
 
 
 def _equal_pages(image, count):
-    """The number of pages if all have one size; 1 otherwise: the others are thumbnails or masks."""
+    """Return the number of pages if all have one size; otherwise 1, since the others are thumbnails or masks."""
     sizes = set()
     for page in range(count):
         image.seek(page)
@@ -123,7 +123,7 @@ def _equal_pages(image, count):
 
 
 def read_image(path, depth=8, alpha=False):
-    """An image file as (h, w, 3) RGB, or (h, w, 4) with straight alpha: uint8 if `depth` is 8, otherwise uint16.
+    """Read an image file as (h, w, 3) RGB, or (h, w, 4) with straight alpha: uint8 if `depth` is 8, else uint16.
 
     EXIF orientation is applied; samples of another depth are rounded or widened.
 
@@ -139,7 +139,7 @@ def read_image(path, depth=8, alpha=False):
 
 
 def loaded_pixels(path, image):
-    """The frame at which a Pillow image stands, as (h, w, 3 or 4) uint8, upright; raises VideoError."""
+    """Return the current frame of a Pillow image, (h, w, 3 or 4) uint8, upright. Raises VideoError."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -155,7 +155,7 @@ def _has_alpha(image):
 
 
 def sample_depth(path, image) -> int:
-    """Bits per sample, 8 or 16; raises VideoError for others."""
+    """Return the bits per sample, 8 or 16. Raises VideoError for others."""
     if image.mode == "F" or (image.format == "TIFF" and set(image.tag_v2.get(SAMPLE_FORMAT, (1,))) - {1}):
         raise VideoError(f"{path}: got samples that are no natural numbers, expected 8 or 16 bits")
     if image.format == "TIFF":
@@ -174,7 +174,7 @@ def sample_depth(path, image) -> int:
 
 
 def _pnm_maximum(image):
-    """The value of white of a PGM or PPM file."""
+    """Return the maximum value of a PGM or PPM file."""
     image.fp.seek(0)
     head = b" ".join(line.partition(b"#")[0] for line in image.fp.read(512).split(b"\n"))
     words = head.split()
@@ -182,7 +182,7 @@ def _pnm_maximum(image):
 
 
 def deep_pixels(path, image):
-    """An image of more than 8 bits as (h, w, 3 or 4) uint16 of full scale, upright; raises VideoError."""
+    """Read an image of more than 8 bits as (h, w, 3 or 4) uint16 of full scale, upright. Raises VideoError."""
     data = image.fp.getvalue()
     if image.format == "TIFF" and (TILE_WIDTH in image.tag_v2 or image.tag_v2.get(PHOTOMETRIC) == 0):
         raise VideoError(f"{path}: a deep TIFF in tiles, or whose 0 is white, cannot be read; save it as PNG")
@@ -204,7 +204,7 @@ def deep_pixels(path, image):
 
 
 def _words(frame):
-    """The 16-bit samples of a decoded grey or RGB frame as (h, w, 3 or 4); None for other kinds."""
+    """Return the 16-bit samples of a decoded grey or RGB frame as (h, w, 3 or 4); None for other kinds."""
     if frame.format.name in ("gbrp16le", "gbrap16le"):
         planes = [np.frombuffer(p, "<u2").reshape(p.height, -1)[:, : p.width] for p in frame.planes]
         return np.dstack([planes[2], planes[0], planes[1], *planes[3:]])
@@ -221,7 +221,7 @@ def _words(frame):
 
 
 def common_form(folder, names):
-    """(Form of a folder's images, notes on what is lost): the greatest depth, transparent if any image is.
+    """Return (form of a folder's images, notes on losses): the greatest depth, with alpha if any image has it.
 
     Raises:
         VideoError: two images whose sizes differ, by name.
@@ -241,12 +241,12 @@ def common_form(folder, names):
 
 
 def mixed_sizes(folder, first, size, other, other_size):
-    """The message about two images of one folder whose sizes (width, height) differ."""
+    """Return the message about two images of one folder with different sizes (width, height)."""
     return "{}: {} is {}x{} but {} is {}x{}; expected one size".format(folder, first, *size, other, *other_size)
 
 
 def _quick_form(path):
-    """(Form as shown, whether there is a colour profile, whether there are several frames), without decoding pixels."""
+    """Return (form as shown, whether it has a colour profile, whether it has several frames) without decoding."""
     image = open_image(path)
     try:
         depth = sample_depth(path, image)

@@ -1,4 +1,4 @@
-"""Parts become the output: their packets, not encoded again, at the times of the source, with all that goes along."""
+"""Join parts to an output: copy their packets, with the times and the other streams of the source."""
 
 import heapq
 import os
@@ -22,7 +22,7 @@ INTERLEAVING = "100000"
 
 
 class _Head(NamedTuple):
-    """What a part says of itself: its frames, the decoder's set-up, by how many frames decoding runs ahead."""
+    """The header of a part: number of frames, extradata of the decoder, and frames by which decoding runs ahead."""
 
     frames: int
     extradata: bytes
@@ -30,21 +30,21 @@ class _Head(NamedTuple):
 
 
 def join(parts, output, *, source: Source, format: Format, span=(0, None), metadata=None, overwrite=False):
-    """Put parts together into `output`, which appears when it is whole.
+    """Join parts to `output`, atomically.
 
-    Videos: frame `i` of all parts is shown when frame `span[0] + i` of the source was, counted from when its first
-    frame was shown; sound, subtitles, attachments, chapters and titles of the span go along. Folders and images: the
-    parts' PNGs, under their names, or counted where the source has none. Equal parts give equal bytes.
+    Videos: frame `i` of all parts is shown when frame `span[0] + i` of the source was, relative to its first frame;
+    sound, subtitles, attachments, chapters and tags of the span are copied. Folders and images: the PNGs of the parts,
+    under their names, or numbered if the source has none. Equal parts give equal bytes.
 
     Args:
-        parts: what `write_part` made of successive frames, in order. They stay.
-        span: the frames (start, stop) of the source that the parts hold; stop None: to its end.
+        parts: files or folders of successive frames from `write_part`, in order. They are kept.
+        span: the frames (start, stop) of the source in the parts; stop None: up to its end.
         metadata: tags to write beside those of the source.
         overwrite: replace a folder that already holds PNGs. Single files are always replaced.
 
     Raises:
-        VideoError: parts that are missing or do not go together, or hold other than the frames of the span; the input
-            as output; a folder in use; an output that cannot be written.
+        VideoError: missing or incompatible parts, or another number of frames than the span has; the input as output;
+            a folder in use; an output that cannot be written.
     """
     parts, output = [Path(part) for part in parts], Path(output)
     refuse_input(output, source)
@@ -66,7 +66,7 @@ def join(parts, output, *, source: Source, format: Format, span=(0, None), metad
 
 
 def _expected(source, span):
-    """The number of frames of a span; None where the source does not tell."""
+    """Return the number of frames of a span; None if unknown."""
     start, stop = span
     stop = source.frames if stop is None or (source.frames is not None and stop > source.frames) else stop
     return None if stop is None else stop - start
@@ -95,7 +95,7 @@ def _join_images(parts, partial, source, container, span):
 
 
 def _link(file, target):
-    """The same file under a second name, or a copy where the file system has no such thing."""
+    """Create a hard link, or a copy if the file system does not support links."""
     try:
         os.link(file, target)
     except OSError:
@@ -106,7 +106,7 @@ def _link(file, target):
 
 
 def join_videos(parts, partial, source, format, span, *, metadata, moment=None):
-    """Write the file at `partial`; with a `moment` (seconds) sound and subtitles of no more than that."""
+    """Write the file `partial`; `moment` limits sound and subtitles to so many seconds."""
     heads = [_head(part, format) for part in parts]
     frames, start = sum(head.frames for head in heads), span[0]
     _check_count(parts, frames, _expected(source, span))
@@ -133,7 +133,7 @@ def join_videos(parts, partial, source, format, span, *, metadata, moment=None):
 
 
 def _head(part, format):
-    """What a part says of itself; raises VideoError for one that cannot be read, or is not of this format."""
+    """Return the header of a part. Raises VideoError if it is unreadable or of another format."""
     try:
         with open_media(part) as container:
             stream = container.streams.video[0]
@@ -160,7 +160,7 @@ def _options(source, format, metadata):
 
 
 def _add_copy(file, stream, format):
-    """A stream for packets that are encoded already, like `stream`."""
+    """Add a stream for encoded packets, with the parameters of `stream`."""
     if format.container == "matroska":  # states the rate of frames, which it learns from encoders only
         copy = add_video(file, format)
         copy.codec_context.open()
@@ -175,10 +175,10 @@ def _add_copy(file, stream, format):
 
 
 def _pictures(parts, stream, format, times, lead):
-    """(seconds, packet) for the packets of all parts in decoding order, at their `times` (in units of the format).
+    """Yield (seconds, packet) of all parts in decoding order, at their `times` (in units of the format).
 
-    Frame `k` in decoding order is decoded when frame `k - lead` is shown: then none is shown before it is decoded, for
-    at most `lead` frames are decoded ahead of their turn.
+    Frame `k` in decoding order is decoded when frame `k - lead` is shown, so that every frame is decoded before it is
+    shown: decoding runs at most `lead` frames ahead.
     """
     step, base, order = max(times[1] - times[0], 1), 0, 0
     for part in parts:

@@ -1,4 +1,4 @@
-"""What of a source an output cannot keep, or keeps in another form: lines for people."""
+"""Describe for users what an output cannot keep of its source, or keeps in another form."""
 
 from ldm.video.companions import COPY, fates
 from ldm.video.decoding import ATTACHED_PICTURE, open_container
@@ -10,7 +10,7 @@ KINDS = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a dat
 
 
 def losses(source: Source, format: Format) -> list[str]:
-    """What of a source this format cannot keep: one line each, naming it and, where there is one, a way out."""
+    """Return one line for each property of a source that a format cannot keep, with a remedy if there is one."""
     lines = [*source.notes]
     lines += _lost_pixels(source, format)
     if format.is_video:

@@ -1,4 +1,4 @@
-"""The only place that opens media: names are files and nothing else, whatever they look like.
+"""Open media files; every name is taken as a file, never as an address. No other module opens media.
 
 FFmpeg takes names such as `http:x.mp4` or `concat:a|b` for addresses, and formats such as HLS open the files that they
 list. Here every name is given as `file:NAME`; only that protocol, and formats that hold their own data, are allowed.

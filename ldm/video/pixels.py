@@ -1,4 +1,4 @@
-"""Samples: decoded frames as RGB arrays, arrays as tensors, either as the frames that an encoder takes.
+"""Convert samples: decoded frames to RGB arrays, arrays to tensors, and either to frames for an encoder.
 
 Frames are arrays (h, w, 3|4): RGB or RGBA with straight alpha, uint8 or uint16 of full scale (65535 is one); or float
 tensors (3|4, h, w) in [0, 1]. FFmpeg's scaler converts 8-bit frames. It maps white of deeper ones to 65283 of 65535

@@ -1,4 +1,4 @@
-"""Looking at a video: its size as shown, its frames and when each is shown, its colours, what else the file holds."""
+"""Probe a video: its size as shown, its frames and their times, its colours, and the other streams of the file."""
 
 from fractions import Fraction
 from typing import NamedTuple
@@ -44,9 +44,9 @@ UNKEPT_SIDE_DATA = {
 
 
 class Track(NamedTuple):
-    """The frames of a stream of pictures: their number, their times (None if unknown), the end, what is odd about them.
+    """The frames of a video stream: their number, their times (None if unknown), the end, and notes on irregularities.
 
-    `index` is that of the stream; `clock` says how its times were moved before; `repaired` whether any was mended.
+    `index` is that of the stream, `clock` holds the shifts of its times, `repaired` tells whether times were changed.
     """
 
     index: int
@@ -59,9 +59,9 @@ class Track(NamedTuple):
 
 
 def probe_video(path, damaged="stop") -> Source:
-    """Look at a video file; walks through its packets, and decodes it where those do not tell which frames there are.
+    """Return the description of a video file, from its packets, or by decoding it if those do not determine its frames.
 
-    `damaged`: one of `DAMAGED`; with "repeat", frames that cannot be decoded are counted as if they could.
+    `damaged`: one of `DAMAGED`; with "repeat", frames that cannot be decoded are counted, too.
 
     Raises:
         VideoError: no readable video; no frames; one that is cut short or in colours that cannot be converted.

@@ -1,4 +1,4 @@
-"""Reading: look at a path, list what it holds, stream its frames."""
+"""Probe a path, list the clips in it, and stream their frames."""
 
 import logging
 from collections.abc import Iterator
@@ -30,9 +30,9 @@ LOG = logging.getLogger(__name__)
 
 
 def probe(path, *, damaged="stop") -> Source:
-    """Look at a video file, an image or a folder of images; raises VideoError for anything else.
+    """Return the description of a video file, an image or a folder of images. Raises VideoError for anything else.
 
-    `damaged`: what becomes of a video's frames that cannot be decoded, one of `DAMAGED`.
+    `damaged`: treatment of frames that cannot be decoded, one of `DAMAGED`.
     """
     path = Path(path)
     if path.is_dir():
@@ -63,12 +63,12 @@ def _source_of_images(kind, path, names):
 
 
 def sequences(path) -> list[Source]:
-    """List what a path holds, in natural order: itself, or each video and folder of images inside a folder."""
+    """Probe the clips of a path in natural order: itself, or each video and folder of images in a folder."""
     return [probe(child) for child in clips_in(path)]
 
 
 def clips_in(path) -> list[Path]:
-    """The paths of `sequences`, not yet looked at; raises VideoError for a folder without any."""
+    """Return the paths of `sequences` without probing them. Raises VideoError for a folder without clips."""
     path = Path(path)
     if not path.is_dir():
         return [path]
@@ -91,7 +91,7 @@ def clips_in(path) -> list[Path]:
 
 
 def _deeper(path, content):
-    """A hint for a folder whose clips lie further below."""
+    """Return a hint for a folder whose clips are in deeper folders."""
     for name in content.folders:
         below = [child for child in (path / name).iterdir() if is_visible(child)]
         if any(child.suffix.lower() in VIDEO_SUFFIXES or child.is_dir() for child in below):

@@ -1,4 +1,4 @@
-"""Sound that is encoded again: without gaps that would shift it, in rates and layouts that the encoder takes."""
+"""Re-encode sound: fill gaps, which would shift it, and convert it to rates and layouts that the encoder supports."""
 
 import logging
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class SoundForm(NamedTuple):
 
 
 def encoded_form(context) -> SoundForm | None:
-    """The nearest form of a sound that the encoder takes, from the context of its decoder; None if there is none."""
+    """Return the nearest rate and layout that the encoder supports, from a decoder's context; None if none."""
     if not context.sample_rate or not context.layout.nb_channels:
         return None
     rates = sorted(av.codec.Codec(ENCODER, "w").audio_rates)
@@ -36,7 +36,7 @@ def encoded_form(context) -> SoundForm | None:
 
 
 def known_layout(layout) -> str:
-    """The name of a layout; that of the usual one for its number of channels where their order is not known."""
+    """Return the name of a layout; if its order is unknown, that of the usual one for its number of channels."""
     if "channels" not in layout.name:
         return layout.name
     return LAYOUTS.get(layout.nb_channels, LAYOUTS[8] if layout.nb_channels > 8 else "mono")
@@ -54,7 +54,7 @@ def _encodes(rate, layout):
 
 
 def resampled(frames, encoder) -> Iterator[av.AudioFrame]:
-    """Frames of sound in the form and of the size that an encoder wants; their own form may change on the way."""
+    """Yield frames of sound with the form and size that an encoder needs; the form of the input may change."""
     options = {"format": encoder.format.name, "layout": encoder.layout.name, "rate": encoder.sample_rate}
     resampler, form = None, None
     for frame in frames:
@@ -67,9 +67,9 @@ def resampled(frames, encoder) -> Iterator[av.AudioFrame]:
 
 
 def sounding(path, packets, span) -> Iterator[av.AudioFrame]:
-    """Frames of sound that begin within a span, at their times in the output, one behind the other.
+    """Yield the frames of sound that begin within a span, consecutive, at their times in the output.
 
-    Gaps, such as of packets that are damaged, are filled with silence; what overlaps is cut off.
+    Gaps, such as those of damaged packets, are filled with silence; overlaps are cut off.
     """
     row, damaged = _Row(), 0
     for packet in packets:
@@ -92,13 +92,13 @@ def sounding(path, packets, span) -> Iterator[av.AudioFrame]:
 
 
 class _Row:
-    """Frames of sound, put one behind the other."""
+    """Makes frames of sound consecutive."""
 
     def __init__(self):
         self.rate, self.samples, self.end = None, 0, Fraction(0)  # of the output; `samples` at `rate` since its start
 
     def add(self, frame, time):
-        """Frames for a frame that is due at `time` in the output."""
+        """Yield the frames to write for a frame at `time` in the output."""
         if self.rate is None:
             self.end = time
         if frame.sample_rate != self.rate:
@@ -115,7 +115,7 @@ class _Row:
             yield self._placed(samples, frame)
 
     def _placed(self, samples, like):
-        """Samples as a frame like another, at the end of the row."""
+        """Return samples as a frame with the form of another, after the frames so far."""
         layout, packed = known_layout(like.layout), not like.format.is_planar
         samples = samples[:, : av.AudioLayout(layout).nb_channels]
         data = samples.reshape(1, -1) if packed else samples.T
@@ -127,18 +127,18 @@ class _Row:
 
 
 def _samples_of(frame):
-    """A frame's samples as (count, channels)."""
+    """Return the samples of a frame as (count, channels)."""
     data = frame.to_ndarray()
     return data.T if frame.format.is_planar else data.reshape(-1, frame.layout.nb_channels)
 
 
 def _zero(dtype):
-    """The value of silence."""
+    """Return the sample value of silence."""
     return 128 if dtype == np.uint8 else 0
 
 
 def add_sound(output, context) -> av.AudioStream:
-    """Add an encoder for a sound to an output container. Raises VideoError where there is none for it."""
+    """Add an encoder for a sound to an output container. Raises VideoError if it cannot be encoded."""
     form = encoded_form(context)
     if form is None:
         raise VideoError("the sound has no rate or no channels, expected one that can be played")

@@ -1,4 +1,4 @@
-"""What can be read, and under which names: the description of a source, its errors, and the order of files."""
+"""The description of a source, its errors, and the names and order of files."""
 
 import re
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ DEFAULT_RATE = Fraction(25)  # frames per second of images, which carry none
 
 
 class VideoError(ValueError):
-    """A file or folder that cannot be read or written as moving pictures; the message is one line for a person.
+    """A file or folder that cannot be read or written as a video; the message is one line.
 
     Line ends and control characters, which names of files may hold, are escaped.
     """
@@ -35,7 +35,7 @@ class VideoError(ValueError):
 
 
 class Color(NamedTuple):
-    """How sample values mean colours, as FFmpeg numbers it (ITU-T H.273); 0 and 2 mean unknown.
+    """The colour description of sample values, in the numbers of ITU-T H.273 and FFmpeg; 0 and 2 mean unknown.
 
     `range` is 1 (limited: black at 16 of 255) or 2 (full); `matrix` 0 is RGB.
     """
@@ -47,7 +47,7 @@ class Color(NamedTuple):
 
 
 class Shift(NamedTuple):
-    """By how much the clock of a stream is moved from one of its packets on: `ticks` of its time base are added."""
+    """A shift of a stream's clock from one of its packets on: `ticks` of its time base are added."""
 
     stream: int
     packet: int
@@ -55,7 +55,7 @@ class Shift(NamedTuple):
 
 
 class Light(NamedTuple):
-    """HDR10's static metadata; empty where there is none.
+    """HDR10's static metadata; empty if there is none.
 
     `display`: the mastering display as x265 writes it: x and y of green, blue, red and white in units of 1/50000, then
     the greatest and least luminance in units of 1/10000 cd/m2. `content`: the greatest light level of a pixel, and of
@@ -68,7 +68,7 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """What can be read at `path`: kind "video", "animation", "folder" or "image"; sizes as shown (rotation applied).
+    """A readable clip: its path, its kind ("video", "animation", "folder" or "image"), its size as shown, and more.
 
     An animation is an image file of several frames (GIF, WebP, PNG, TIFF with pages).
 
@@ -77,7 +77,7 @@ class Source:
 
     `depth` is the number of bits per sample (8, 10, 12 or 16), `alpha` whether pixels carry transparency, and
     `sample_aspect` the width of a pixel over its height as shown. `times` are the presentation times of all frames in
-    units of `time_base` seconds, strictly rising, and `end` is when the last one ends; None where the file tells none.
+    units of `time_base` seconds, strictly increasing, and `end` is when the last one ends; None if unknown.
     They count from `origin`, in seconds of the file's own clock: 0, but for broadcasts, whose clocks start anywhere.
 
     `audio` and `subtitles` name the codec of each such stream, `others` whatever else the file holds, and `notes` says
@@ -111,7 +111,7 @@ class Source:
     damaged: str = "stop"
 
     def seconds(self, number) -> Fraction:
-        """When frame `number` is shown; for the number of frames, when the last one ends."""
+        """Return the time at which frame `number` is shown; for the number of frames, the end of the last one."""
         if self.times is None:
             return number / self.rate
         return (self.times[number] if number < len(self.times) else self.end) * self.time_base
@@ -151,11 +151,11 @@ def files_in(folder, suffixes):
 
 
 def is_visible(path):
-    """Whether a person put this entry there: not a dot file, nor what systems and network disks leave in folders."""
+    """Whether an entry is not hidden and not a file that systems or network disks create in folders."""
     return not path.name.startswith((".", "__MACOSX", "@", "#", "$")) and path.name.casefold() not in LEFT_BY_SYSTEMS
 
 
 def natural_order(name):
-    """A sorting key by which digits count as numbers."""
+    """Return a sorting key in which digits count as numbers."""
     parts = re.split(r"([0-9]+)", name.casefold())  # words and numbers by turns
     return [int(part) if place % 2 else part for place, part in enumerate(parts)], name

@@ -1,4 +1,4 @@
-"""Writing: frames become a video, a folder of PNGs or one PNG, whole or not at all."""
+"""Write frames to a video, a folder of PNGs or one PNG, atomically."""
 
 from pathlib import Path
 
@@ -28,11 +28,11 @@ def open_writer(
         lossless: store RGB exactly (H.264 RGB with qp 0) instead.
         names: file names of a folder's images, one per frame; the suffix becomes .png. Without them those of `source`,
             and without those 00000000.png and so on.
-        source: what is being read (a Source or a path); it is never overwritten.
+        source: the input (a Source or a path), which is never overwritten.
         overwrite: replace a folder that already holds PNGs. Single files are always replaced.
 
     Raises:
-        VideoError: an unknown suffix; the input as output; a folder in use; a bad size, rate or crf.
+        VideoError: an unknown suffix; the input as output; a folder in use; an invalid size, rate or crf.
     """
     path = Path(path)
     refuse_input(path, source)
@@ -51,13 +51,13 @@ def open_writer(
 
 
 def write_part(path, frames, format: Format, *, names=()) -> int:
-    """Encode frames into one part of an output, to be put together with others by `join`; returns their number.
+    """Encode frames to one part of an output, for `join`, and return their number.
 
-    The part appears under its name when it is whole and on the disk: a file of one stream whose times count frames, or
-    a folder of PNGs. Its bytes depend on nothing but its frames and the format.
+    A part is written atomically: a file of one stream whose times count frames, or a folder of PNGs. Its bytes depend
+    on its frames and the format alone.
 
     Args:
-        names: file names of a folder's images, one per frame; the suffix becomes .png. Without them they are counted.
+        names: file names of a folder's images, one per frame; the suffix becomes .png. Without them they are numbered.
 
     Raises:
         VideoError: no frames; frames of another size; what `Writer` raises.
@@ -76,16 +76,16 @@ def write_part(path, frames, format: Format, *, names=()) -> int:
 
 
 def refuse_input(path, source):
-    """Raise VideoError if an output is, or holds, what is being read (a Source or a path; None: nothing)."""
+    """Raise VideoError if an output is or contains the input `source` (a Source, a path or None)."""
     origin = source.path if isinstance(source, Source) else source
     if origin is not None and path.resolve() in (Path(origin).resolve(), *Path(origin).resolve().parents):
         raise VideoError(f"{path}: the output is, or holds, the input; choose another name")
 
 
 class Writer:
-    """Takes frames one by one; the output appears under its name only when the `with` block ends without an exception.
+    """Writes frames one by one; the output gets its name when the `with` block ends without an exception.
 
-    Until then it lies beside it as `.NAME.partial-PID-RANDOM`, which is removed on any exception and on Ctrl-C.
+    Until then its name is `.NAME.partial-PID-RANDOM`; it is removed on any exception and on Ctrl-C.
     """
 
     def __init__(self, path, size, sink, *, overwrite=False):

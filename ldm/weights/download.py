@@ -1,8 +1,8 @@
-"""Download a weight file by HTTP: resumable, verified, and under its name only when complete.
+"""Download a weight file by HTTP: resumable, verified, and atomic.
 
-Speaks what the Hugging Face Hub, its mirrors and plain servers have in common: redirects, ranges and entity tags. The
-Hub's `X-Linked-Etag` is the SHA-256 of a large file, and `X-Repo-Commit` the commit that the file comes from. Written
-with the standard library: a client of the Hub brings a cache of links of its own, and knows no other servers.
+Uses what the Hugging Face Hub, its mirrors and plain servers have in common: redirects, ranges and entity tags. The
+Hub's `X-Linked-Etag` is the SHA-256 of a large file, and `X-Repo-Commit` the commit of the file. Only the standard
+library is used, since a client of the Hub has a cache of its own and does not support other servers.
 """
 
 import contextlib
@@ -50,7 +50,7 @@ class NotFound(DownloadError):
 
 @dataclass(frozen=True)
 class Fetched:
-    """A downloaded file: its address, bytes, SHA-256, entity tag and commit ("" where unknown)."""
+    """A downloaded file: its address, bytes, SHA-256, entity tag and commit ("" if unknown)."""
 
     url: str
     size: int
@@ -62,7 +62,7 @@ class Fetched:
 
 @dataclass(frozen=True)
 class _Answer:
-    """What a server says about a file before its bytes."""
+    """The headers of a server's answer about a file."""
 
     etag: str = ""
     commit: str = ""
@@ -79,10 +79,10 @@ def fetch(
     report: Report = lambda done, total: None,
     wait: Callable[[float], None] = time.sleep,
 ) -> Fetched:
-    """Download `url` to `path`, which appears when its bytes are complete and verified.
+    """Download `url` to `path`, which is created when its content is complete and verified.
 
-    An interrupted download is resumed from `path`.part, unless the file has changed on the server. `size` (about)
-    bounds what is written; `sha256` holds all or the first digits of the hash. `wait(seconds)` is called before
+    An interrupted download is resumed from `path`.part, unless the file has changed on the server. `size` (approximate)
+    limits the number of bytes; `sha256` holds all or the first digits of the hash. `wait(seconds)` is called before
     another try.
 
     Raises NotFound or DownloadError, and OSError if the disk is full or `path` cannot be written.
@@ -106,7 +106,7 @@ def fetch(
 
 
 def _fetch_part(url: str, part: Path, size: int, report: Report, wait: Callable[[float], None]) -> Fetched:
-    """Receive all bytes into `part`, over as many connections as it takes."""
+    """Receive all bytes into `part`, reconnecting as often as necessary."""
     known, failures = _read_note(part, url), 0
     while True:
         before = part.stat().st_size if part.exists() else 0
@@ -125,7 +125,7 @@ def _fetch_part(url: str, part: Path, size: int, report: Report, wait: Callable[
 
 
 def _receive(url: str, part: Path, known: _Answer, size: int, report: Report) -> _Answer:
-    """Ask for the bytes that are missing in `part`, and append them; returns what the server said.
+    """Request the bytes that are missing in `part`, append them, and return the headers.
 
     Without an entity tag from an earlier connection, or if the server answers with the whole file, starts from 0.
     """
@@ -152,7 +152,7 @@ def _receive(url: str, part: Path, known: _Answer, size: int, report: Report) ->
 
 
 def _copy(response, file: BinaryIO, done: int, most: int, report: Report) -> None:
-    """Append the bytes of an answer, of which there are at most `most` with those that are `done`."""
+    """Append the bytes of an answer to `done` earlier ones, up to `most` in all."""
     report(done, most)
     while block := response.read(BLOCK):
         done += len(block)
@@ -163,7 +163,7 @@ def _copy(response, file: BinaryIO, done: int, most: int, report: Report) -> Non
 
 
 def _open(url: str, headers: dict[str, str]):
-    """Open an address, following redirects; what the Hub says before a redirect is kept in `linked`."""
+    """Open an address, following redirects; headers of the Hub before a redirect are kept in `linked`."""
     follow = _Redirects()
     response = urllib.request.build_opener(follow).open(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)
     response.linked = follow.linked
@@ -224,7 +224,7 @@ def _verify(fetched: Fetched, part: Path, sha256: str) -> None:
 
 
 def _refuse(url: str, error: urllib.error.HTTPError) -> None:
-    """Raise the error for a status that another try does not change, or ConnectionError."""
+    """Raise DownloadError or NotFound for a permanent status, or ConnectionError for a temporary one."""
     with contextlib.closing(error):
         if error.code in (404, 410):
             raise NotFound(f"{url}: no such file (HTTP {error.code})") from None
@@ -256,7 +256,7 @@ def _write_note(part: Path, url: str, answer: _Answer) -> None:
 
 
 def _read_note(part: Path, url: str) -> _Answer:
-    """Return what the server said when `part` was begun; an empty answer if there is no such note for this address."""
+    """Return the headers stored when `part` was begun; empty ones if there are none for this address."""
     try:
         noted = json.loads(read_text(_note_of(part), 1 << 16))
         if noted.pop("url") == url and isinstance(noted["etag"], str) and isinstance(noted["size"], int | None):

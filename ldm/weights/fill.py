@@ -44,7 +44,7 @@ def fill(
 
 
 def own_names(state: Mapping[str, Tensor], names: str) -> Mapping[str, Tensor]:
-    """The entries of a file that has the names of a library as the network holds them. Raises CheckpointError."""
+    """Rename the entries of a file in the layout `names` (`LAYOUTS`) for the network. Raises CheckpointError."""
     try:
         return LAYOUTS[names](state) if names else state
     except ValueError as error:

@@ -1,7 +1,7 @@
-"""Names of weights in the files of diffusers, transformers and torchvision, turned into ours.
+"""Rename the weights in files of diffusers, transformers and torchvision to the names of the networks here.
 
-A table is a list of regular expressions and their replacements; all that fit a name are applied, in order. Names that
-no rule fits stay. The x4 upscaler's U-Net and the control network hold diffusers' names themselves.
+A table is a list of regular expressions and their replacements; all that match a name are applied, in order. Names that
+match none are kept. The x4 upscaler's U-Net and the control network have the names of diffusers.
 """
 
 import re
@@ -58,7 +58,7 @@ TORCHVISION_RAFT: Rules = (
 
 
 def vae_levels(levels: int) -> Rules:
-    """Rules for the decoder's levels, which diffusers counts from the coarsest and the latent-diffusion code from the
+    """Return the rules for the decoder's levels; diffusers counts them from the coarsest, latent diffusion from the
     finest."""
     rules = []
     for k in range(levels):
@@ -69,7 +69,7 @@ def vae_levels(levels: int) -> Rules:
 
 
 def renamed_by_rules(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """The entries under their new names, in their order. Raises ValueError where two would share one."""
+    """Return the renamed entries in their order. Raises ValueError if two have the same new name."""
     out = {}
     for name, value in state.items():
         for pattern, replacement in rules:
@@ -81,7 +81,7 @@ def renamed_by_rules(state: Mapping[str, Tensor], rules: Rules) -> dict[str, Ten
 
 
 def autoencoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of a diffusers VAE as `ldm.nets.autoencoder.AutoencoderKL` holds them.
+    """Convert the entries of a VAE of diffusers to those of `ldm.nets.autoencoder.AutoencoderKL`.
 
     The four matrices of each attention are (c, c) there and 1x1 convolutions here.
     """
@@ -93,7 +93,7 @@ def autoencoder_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def text_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of transformers' CLIPTextModel as `ldm.nets.text.OpenCLIPText` holds them: q, k and v stacked."""
+    """Convert the entries of transformers' CLIPTextModel to those of `ldm.nets.text.OpenCLIPText`: q, k, v stacked."""
     out = renamed_by_rules({k: v for k, v in state.items() if k not in TEXT_BUFFERS}, TRANSFORMERS_TEXT)
     for name in [name for name in out if ".self_attn.q_proj." in name]:
         parts = [name.replace(".q_proj.", f".{letter}_proj.") for letter in "qkv"]
@@ -105,7 +105,7 @@ def text_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def flow_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of torchvision's raft_large as `ldm.nets.raft.RAFT` holds them: one norm has two names here."""
+    """Convert the entries of torchvision's raft_large to those of `ldm.nets.raft.RAFT`: one norm has two names here."""
     out = renamed_by_rules(state, TORCHVISION_RAFT)
     for name in [name for name in out if name.startswith("cnet.") and ".downsample.1." in name]:
         out[name.replace(".downsample.1.", ".norm3.")] = out[name]

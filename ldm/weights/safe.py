@@ -162,10 +162,10 @@ def _read_pickle(path: Path) -> Any:
 
 
 def refuse_bombs(path: Path) -> bool:
-    """Raise CheckpointError for a pickle that would take much more memory than its file; whether the file is a zip.
+    """Return whether the file is a zip. Raises CheckpointError for a pickle that needs much more memory than its file.
 
-    Such are archives whose members are compressed, and calls that PyTorch's reader of weights allows but that fill as
-    much memory as a number asks for (`bytearray`), or double what they are given (`encode` by a codec such as hex).
+    Examples are archives with compressed members, and calls that PyTorch's reader of weights allows but that allocate
+    as many bytes as a number states (`bytearray`) or double their input (`encode` by a codec such as hex).
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
@@ -186,7 +186,7 @@ def refuse_bombs(path: Path) -> bool:
 
 
 def _scan(file: BinaryIO, path: Path) -> bool:
-    """Look at the names and words of one pickle; False where it is none. Raises CheckpointError."""
+    """Check the names and strings of a pickle; False if it is not a pickle. Raises CheckpointError."""
     encodes = doubles = False
     try:
         for code, value, _ in pickletools.genops(file):

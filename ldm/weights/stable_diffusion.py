@@ -1,4 +1,4 @@
-"""Names in Stable Diffusion of the U-Net's layers that come from it: those of its own code and of diffusers."""
+"""Names of the U-Net's layers in Stable Diffusion, in its own code and in diffusers."""
 
 import re
 from collections.abc import Iterable
