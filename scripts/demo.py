@@ -1,4 +1,4 @@
-"""A page to try the models on: drop a video or a picture, see a preview, compare, take the file.
+"""A web page for trying the models: upload a video or a picture, see a preview, compare, and download the result.
 
 python scripts/demo.py --port 7860
 python scripts/demo.py --weights weights/mgldvsr --memory 12G
@@ -90,13 +90,13 @@ class Page:
         self.jobs: dict[str, Any] = {}  # the last finished job of a session
 
     def choose(self, name: str):
-        """The presets of a model, and whether it takes a prompt."""
+        """Return updates for a chosen model: its presets, and whether it takes a prompt."""
         model = self.restorer.model(name, PLAIN)
         presets = self.gradio.Dropdown(choices=preset_choices(model), value=PLAIN)
         return presets, self.gradio.Textbox(visible=takes_prompt(model))
 
     def describe(self, upload: str | None) -> str:
-        """What an upload is, or why it is refused."""
+        """Describe an upload, or the reason why it is refused."""
         if upload is None:
             return ""
         path = Path(upload)
@@ -162,7 +162,7 @@ class Page:
         yield (f"**Done:** {result.text}", plan, *self.shown(result))
 
     def failure(self, error: Exception) -> str:
-        """What to say about an error; one in the code is logged with its traceback."""
+        """Return the message about an error; an unexpected one is logged with its traceback."""
         if isinstance(error, Cancelled):
             return "**Cancelled.** Finished parts are kept: Restore continues from there."
         if isinstance(error, ValueError):
@@ -181,7 +181,7 @@ class Page:
         return compared, frame, profile, files, result.record, self.gradio.Column(visible=True)
 
     def show_frame(self, number: float, request):
-        """The slider over another frame of the last result of a visitor."""
+        """Return the comparison of another frame of the visitor's last result."""
         job = self.jobs.get(request.session_hash)
         return self.gradio.skip() if job is None else comparison_html(job, int(number or 0))
 

@@ -14,7 +14,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm import video
-from ldm.engine.assemble import Weights, find_weights
+from ldm.engine.assemble import find_weights
 from ldm.engine.captions import caption_beside
 from ldm.engine.jobs import Job
 from scripts import upscale, upscale_jobs
@@ -103,13 +103,9 @@ def run(args: argparse.Namespace) -> int:
     for job in jobs:
         by_scale.setdefault(scale_of(job), []).append(job)
     for scale, group in by_scale.items():
-        status = max(status, upscale_jobs.restore_all(group, lambda: files_of(args), translate(args, scale=scale)))
+        words = translate(args, scale=scale)
+        status = max(status, upscale_jobs.restore_all(group, lambda: find_weights(args.pretrained_model_path), words))
     return status
-
-
-def files_of(args: argparse.Namespace) -> Weights:
-    """Return the weights of the flags."""
-    return find_weights(args.pretrained_model_path)
 
 
 def main(words: list[str] | None = None) -> int:

@@ -15,7 +15,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm.engine.assemble import Weights, find_weights
-from ldm.engine.jobs import Job
 from scripts import upscale, upscale_jobs
 from scripts.command import Parser, exit_status, positive_int
 
@@ -44,14 +43,6 @@ def translate(args: argparse.Namespace) -> argparse.Namespace:
     return upscale.arguments([*args.overrides, *words])
 
 
-def find_jobs(args: argparse.Namespace) -> list[Job]:
-    """Return a job per sequence, with its folder in OUT_PATH. Raises ValueError."""
-    jobs = upscale.find_jobs(args.in_path, args.out_path)
-    if jobs[0].path == args.in_path:  # one sequence itself
-        jobs = [Job(args.in_path, args.out_path / args.in_path.resolve().name)]
-    return [replace(job, output=job.output.with_suffix("")) if job.path.is_file() else job for job in jobs]
-
-
 def find_files(args: argparse.Namespace) -> Weights:
     """Return the released weights, with the control network of --controlnet_ckpt. Raises FileNotFoundError."""
     found = find_weights(args.weights)
@@ -70,7 +61,8 @@ def find_files(args: argparse.Namespace) -> Weights:
 
 
 def run(args: argparse.Namespace) -> int:
-    return upscale_jobs.restore_all(find_jobs(args), lambda: find_files(args), translate(args))
+    jobs = upscale_jobs.sequence_jobs(args.in_path, args.out_path)
+    return upscale_jobs.restore_all(jobs, lambda: find_files(args), translate(args))
 
 
 def main(words: Sequence[str] | None = None) -> int:

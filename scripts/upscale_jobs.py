@@ -10,15 +10,15 @@ from functools import partial
 from pathlib import Path
 
 from ldm import config, video
-from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings, with_precision
+from ldm.engine.assemble import EMBEDDED, Weights, check_settings, find_weights, read_settings
 from ldm.engine.captions import captioned
 from ldm.engine.claims import holder, take
-from ldm.engine.device import is_out_of_memory, usable_device
+from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import is_finished
 from ldm.engine.flags import flag_words
-from ldm.engine.jobs import Job, JobOptions, Model, made_of, prepare, restore_job
+from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, made_of, prepare, restore_job
 from ldm.engine.plan import parse_bytes
-from ldm.engine.restoring import rounding_of
+from ldm.engine.restoring import model_with
 from ldm.engine.resume import folder_beside, remove_partials
 from ldm.engine.sharing import share
 from ldm.engine.splitting import restore_split, split_folder
@@ -115,15 +115,21 @@ def save_picture(picture, path: Path) -> None:
         writer.write(picture)
 
 
+def sequence_jobs(path: Path, output: Path) -> list[Job]:
+    """Return a job for each sequence of a folder, with a folder of frames in `output`, as released commands write."""
+    jobs = find_jobs(path, output)
+    if jobs[0].path == path:  # one sequence itself
+        jobs = [Job(path, output / path.resolve().name)]
+    return [replace(job, output=job.output.with_suffix("")) if job.path.is_file() else job for job in jobs]
+
+
 def weights_of(args: argparse.Namespace) -> Weights:
     return find_weights(*args.weights or (EMBEDDED,), configs=args.config)
 
 
 def model_for(weights: Weights, args: argparse.Namespace) -> Model:
     """Return the model with the settings of the command line; it is built at first use."""
-    device = usable_device(args.device)
-    settings = with_precision(choose_settings(weights, args), device)
-    return Model(weights, settings, device, rounding_of(settings))
+    return model_with(weights, choose_settings(weights, args), args.device)
 
 
 def clip_restorer(args: argparse.Namespace) -> Callable[..., bool]:

@@ -8,7 +8,6 @@ is 1000, as released. Flags that have no effect in the released command have non
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
@@ -78,11 +77,7 @@ def find_jobs(args: argparse.Namespace) -> list[Job]:
     """Return a job per sequence of this part, with its folder in OUTDIR. Raises ValueError."""
     if args.select_idx >= args.n_gpus:
         raise ValueError(f"got --select_idx {args.select_idx}, expected less than --n_gpus {args.n_gpus}")
-    jobs = upscale.find_jobs(args.seqs_path, args.outdir)
-    if jobs[0].path == args.seqs_path:  # one sequence itself
-        jobs = [Job(args.seqs_path, args.outdir / args.seqs_path.resolve().name)]
-    films = {job.path: replace(job, output=job.output.with_suffix("")) for job in jobs if job.path.is_file()}
-    return [films.get(job.path, job) for job in jobs][args.select_idx :: args.n_gpus]
+    return upscale_jobs.sequence_jobs(args.seqs_path, args.outdir)[args.select_idx :: args.n_gpus]
 
 
 def find_files(args: argparse.Namespace) -> Weights:

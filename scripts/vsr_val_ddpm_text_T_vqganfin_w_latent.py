@@ -74,7 +74,7 @@ def restore_sequence(method: ReleasedMGLD, lq: torch.Tensor, *, seed: int, progr
 
 
 def save_latents(latents: torch.Tensor, folder: Path, names: list[str]) -> None:
-    """One NAME.npy per frame, each whole or not there."""
+    """Write NAME.npy for each frame, atomically."""
     folder.mkdir(parents=True, exist_ok=True)
     for latent, name in zip(latents, names, strict=True):
         target = folder / f"{Path(name).stem}.npy"

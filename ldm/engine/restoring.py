@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ldm.engine.assemble import EMBEDDED, find_weights, read_settings, with_precision
+from ldm.engine.assemble import EMBEDDED, Weights, find_weights, read_settings, with_precision
 from ldm.engine.captions import captioned
 from ldm.engine.device import is_out_of_memory, return_memory, usable_device
 from ldm.engine.finished import unchanged
@@ -41,7 +41,12 @@ def model_of(
     Raises FileNotFoundError, CheckpointError, ConfigError or ValueError. Each message is one line with a remedy.
     """
     found = find_weights(*weights or (EMBEDDED,))
-    settings, device = read_settings(found, preset=preset, overrides=overrides), usable_device(device)
+    return model_with(found, read_settings(found, preset=preset, overrides=overrides), device)
+
+
+def model_with(found: Weights, settings, device: str | None) -> Model:
+    """Return the model of weight files and settings on a device (None: CUDA where there is one). Raises ValueError."""
+    device = usable_device(device)
     return Model(found, with_precision(settings, device), device, rounding_of(settings))
 
 

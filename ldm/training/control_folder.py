@@ -6,7 +6,7 @@ from pathlib import Path
 from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
-from ldm.files import partial
+from ldm.files import partial, write_whole
 from ldm.nets.configurations import control_config
 from ldm.nets.control import TemporalConditioning
 
@@ -22,8 +22,7 @@ def write_control_folder(control: TemporalConditioning, folder: Path, *, half: b
         state = {name: value.half() for name, value in state.items()}
     with partial(folder / WEIGHTS) as temporary:
         save_file(state, temporary, {"format": "pt"})
-    with partial(folder / CONFIG) as temporary:
-        temporary.write_text(json.dumps(control_config(control), indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / CONFIG, (json.dumps(control_config(control), indent=2) + "\n").encode())
 
 
 class ControlFolder(Callback):
