@@ -235,7 +235,7 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
         chosen = [upload, model, preset, upscale, seed, prompt]
         results = [status, plan, compared, frame, profile, files, settings, taken]
         hidden = {"api_visibility": "private"}
-        changes = [upload.change, upload.clear]  # a change so soon after another one may come without its event
+        changes = [upload.change, upload.clear]  # clearing has an event of its own, too
         gradio.on(changes, page.describe, upload, about, trigger_mode="always_last", **hidden)
         model.change(page.choose, model, [preset, prompt], **hidden)
         own = {"concurrency_limit": WAITING, "concurrency_id": "jobs", "show_progress": "hidden", **hidden}

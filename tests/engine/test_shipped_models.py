@@ -1,4 +1,4 @@
-"""The small models that ship beside the embedded one: complete, small, and sharper than nothing."""
+"""The small models that ship beside the embedded one: they have a card, are small, and keep colours."""
 
 import pytest
 import torch
