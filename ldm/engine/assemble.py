@@ -23,6 +23,7 @@ from ldm.weights.blank import without_values
 from ldm.weights.checkpoint import CheckpointError
 from ldm.weights.files import WeightFile, find_all, match_files
 from ldm.weights.fill import error_prefix, fill
+from ldm.weights.safe import SUFFIXES
 
 ROOT = product_folder()
 EMBEDDED = ROOT / "assets" / "tiny"
@@ -193,12 +194,25 @@ def find_weights(*words: str | Path, configs: Iterable[str | Path] = ()) -> Weig
 
 
 def _find_in_folder(folder: Path, configs: list[Path]) -> Weights:
+    if not folder.is_dir():
+        what = "weight file" if folder.suffix in SUFFIXES else "folder"
+        raise FileNotFoundError(f"there is no {what} {folder}, expected the weights of a model")
     own = folder / CARD
-    cards = [configs] if configs else [[own]] if own.is_file() else [[card] for card in family_cards()]
-    if folder.is_dir() and len(cards) > 1:
-        cards.sort(key=lambda files: -sum(e.find(folder) is not None for e in weight_files(read_model(*files))))
-    settings = read_model(*cards[0])
-    return Weights(find_all(folder, weight_files(settings)), cards[0][0], folder, _documents(settings, folder))
+    if not configs:
+        configs = [own if own.is_file() else _card_of(folder)]
+    settings = read_model(*configs)
+    return Weights(find_all(folder, weight_files(settings)), configs[0], folder, _documents(settings, folder))
+
+
+def _card_of(folder: Path) -> Path:
+    """Return `model.yaml` of the family with the most files in a folder. Raises FileNotFoundError if there are none."""
+    entries = {card: weight_files(read_model(card)) for card in family_cards()}
+    counts = {card: sum(entry.find(folder) is not None for entry in own) for card, own in entries.items()}
+    card = max(counts, key=counts.__getitem__)
+    if not counts[card]:
+        families = "; ".join(f"{card.parent.name}: {own[0].files[0]} ..." for card, own in entries.items())
+        raise FileNotFoundError(f"{folder} has no weights of a known family, expected the files of one ({families})")
+    return card
 
 
 def _documents(settings, folder: Path) -> dict[str, Path]:

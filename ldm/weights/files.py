@@ -1,5 +1,6 @@
 """Descriptions of weight files (the entries of `weights:` in a model's YAML), and the search for such files."""
 
+import contextlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,13 +92,10 @@ class WeightFile:
         return checkpoint.Layout(file=self.name, slots=self.fills, ignored=self.ignore)
 
     def find(self, folder: Path) -> Path | None:
-        """Return the path of the file in `folder`, or None. Raises FileNotFoundError if the folder does not exist."""
-        try:
+        """Return the path of the file in `folder`; None if it does not exist."""
+        with contextlib.suppress(FileNotFoundError):
             return checkpoint.find(folder, self.files)
-        except FileNotFoundError:
-            if not folder.is_dir():
-                raise
-            return None
+        return None
 
     def matches(self, names: Iterable[str]) -> bool:
         """Whether a file with entries of these names matches `has` and `lacks`."""
@@ -112,11 +110,11 @@ def find_all(folder: Path, entries: Iterable[WeightFile]) -> dict[str, Path]:
     """
     found = {}
     for entry in entries:
-        path = entry.find(folder)
-        if path is not None:
-            found[entry.name] = path
-        elif entry.required:
-            checkpoint.find(folder, entry.files)  # raises with the names that were tried
+        try:
+            found[entry.name] = checkpoint.find(folder, entry.files)
+        except FileNotFoundError:
+            if entry.required:
+                raise
     return found
 
 

@@ -242,6 +242,15 @@ def test_missing_paths_are_reported(weights, tmp_path):
     assert ONE in said(tmp_path, kind=FileNotFoundError)
 
 
+def test_a_path_without_weights_is_reported_for_all_families(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere, expected the weights of a model"):
+        find_weights(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"no weight file .*nowhere\.ckpt"):
+        find_weights(tmp_path / "nowhere.ckpt")
+    with pytest.raises(FileNotFoundError, match="no weights of a known family.*mgldvsr.*stablevsr.*upscale_a_video"):
+        find_weights(tmp_path)
+
+
 def test_a_file_in_the_wrong_slot_says_what_it_is(folder):
     one, two = folder / f"{ONE}.safetensors", folder / f"{TWO}.safetensors"
     assert "looks like video_vae_cfw.ckpt" in said(two, two)
