@@ -17,12 +17,12 @@ BAND = 48  # rows of a frame in the detail of `strips`
 PAPER, INK, ACCENT = (22, 23, 27), (226, 228, 233), (255, 176, 32)
 
 
-def comparison(lq, sr, *, truth=None, column=None):
+def comparison(lq, sr, *, truth=None):
     """Draw input, output and, where it is known, the truth side by side: (H', W', 3) uint8 RGB, panels of at most 780.
 
     Top: the middle frame, the input enlarged bicubically. Middle: the most textured region of the output (boxed above),
-    every pixel enlarged. Bottom: the row through that region over time, one row of the picture per frame, in which a
-    steady video shows smooth lines and flicker shows as combs; with `column` (of the output) that column instead.
+    every pixel enlarged. Bottom: the row through that region over time, one row of the picture per frame (x-t profile),
+    in which flicker shows as a comb.
 
     Args:
         lq: (T, 3, h, w) in [0, 1].
@@ -30,26 +30,23 @@ def comparison(lq, sr, *, truth=None, column=None):
         truth: like `sr`, or None.
 
     Raises:
-        ValueError: shapes that do not fit, no frame, or a column outside the output.
+        ValueError: shapes that do not fit, or no frame.
     """
     if truth is not None and truth.shape != sr.shape:
         raise ValueError(f"got output {tuple(sr.shape)} and truth {tuple(truth.shape)}, expected the same shape")
     if lq.ndim != 4 or sr.ndim != 4 or lq.shape[:2] != sr.shape[:2] or lq.shape[1] != 3 or lq.shape[0] == 0:
         raise ValueError(f"got input {tuple(lq.shape)}, output {tuple(sr.shape)}, expected (T, 3, height, width) twice")
-    if column is not None and not 0 <= column < sr.shape[3]:
-        raise ValueError(f"got column {column}, expected 0 to {sr.shape[3] - 1}")
     height, width = size = sr.shape[2:]
     middle = len(sr) // 2
     frames = [_enlarged(lq[middle], size), _pixels(sr[middle])]
     box = busiest_box(frames[1], _detail_size(width, height))
-    line = column if column is not None else box[1] + box[3] // 2
+    row = box[1] + box[3] // 2
     titles = [f"bicubic input {lq.shape[3]}x{lq.shape[2]}", f"output {width}x{height}"]
     clips, columns = [lq, sr], []
     if truth is not None:
         clips, frames, titles = [*clips, truth], [*frames, _pixels(truth[middle])], [*titles, "truth"]
     for clip, frame, title in zip(clips, frames, titles, strict=True):
-        parts = _frame_panels(frame, box, title, (line, column is not None))
-        columns.append(np.vstack(parts + _profile_panel(clip, size, line, vertical=column is not None)))
+        columns.append(np.vstack(_frame_panels(frame, box, title, row) + _profile_panel(clip, size, row)))
     gap = np.full((columns[0].shape[0], GAP, 3), PAPER, np.uint8)
     sheet = np.hstack([part for column in columns for part in (column, gap)][:-1])
     return cv2.copyMakeBorder(sheet, MARGIN // 2, MARGIN, MARGIN, MARGIN, cv2.BORDER_CONSTANT, value=PAPER)
@@ -61,7 +58,8 @@ def strips(clips: Mapping[str, Sequence[np.ndarray]]) -> np.ndarray:
     Left a detail of the middle frame with one row marked, right that row over time, time downward. Detail and row are
     those of the most textured region of the last clip.
     """
-    frame = [*clips.values()][-1][len([*clips.values()][-1]) // 2]
+    last = [*clips.values()][-1]
+    frame = last[len(last) // 2]
     height, width = frame.shape[:2]
     _, top, _, band = busiest_box(frame, (width, BAND))
     row = top + band // 2
@@ -126,8 +124,8 @@ def _detail_size(width, height):
     return box_w, min(height, max(1, box_w // 2))
 
 
-def _frame_panels(frame, box, title, line):
-    """The frame with the box and the profile's line marked, and the enlarged detail, each under its title."""
+def _frame_panels(frame, box, title, row):
+    """The frame with the box and the profile's row marked, and the enlarged detail, each under its title."""
     left, top, box_w, box_h = box
     width, height = _panel_size(*frame.shape[:2])
     shrinks = width < frame.shape[1]
@@ -136,30 +134,21 @@ def _frame_panels(frame, box, title, line):
     start, end = ([round(x * scale[0]), round(y * scale[1])] for x, y in ((left, top), (left + box_w, top + box_h)))
     for colour, thickness in ((PAPER, 4), (ACCENT, 2)):
         cv2.rectangle(shown, start, [end[0] - 1, end[1] - 1], colour, thickness)
-    _mark_line(shown, line, scale)
+    at = int((row + 0.5) * scale[1])
+    for ends in (slice(0, 14), slice(-14, None)):  # two short ticks at the borders
+        shown[max(at - 1, 0) : at + 2, ends] = ACCENT
     zoom = max(1, width // box_w)
     size = (box_w * zoom, box_h * zoom)
     detail = cv2.resize(frame[top : top + box_h, left : left + box_w], size, interpolation=cv2.INTER_NEAREST)
     return [_title(title, width), shown, _title(f"detail x{zoom}", width), _padded(detail, width)]
 
 
-def _mark_line(shown, line, scale):
-    """Draw two short ticks at the borders, at the ends of the line whose profile is shown."""
-    number, vertical = line
-    at = int((number + 0.5) * scale[0 if vertical else 1])
-    view = shown.swapaxes(0, 1) if vertical else shown
-    for reach in (slice(0, 14), slice(-14, None)):
-        view[max(at - 1, 0) : at + 2, reach] = ACCENT
-
-
-def _profile_panel(clip, size, line, *, vertical):
-    """One line of every frame, time downward, stretched to be readable, under its title."""
-    images = (_enlarged(frame, size) for frame in clip)
-    rows = np.stack([image[:, line] if vertical else image[line] for image in images])
+def _profile_panel(clip, size, row):
+    """One row of every frame, time downward, stretched to be readable, under its title."""
+    rows = np.stack([_enlarged(frame, size)[row] for frame in clip])
     width = _panel_size(*size)[0]
     tall = min(len(rows) * max(1, round(128 / len(rows))), 400)
-    name = "y-t profile, column" if vertical else "x-t profile, row"
-    title = _title(f"{name} {line}, {len(rows)} frame{'s' * (len(rows) > 1)} (time downward)", width)
+    title = _title(f"x-t profile, row {row}, {len(rows)} frame{'s' * (len(rows) > 1)} (time downward)", width)
     return [title, cv2.resize(rows, (width, tall), interpolation=cv2.INTER_NEAREST)]
 
 
