@@ -27,7 +27,7 @@ from ldm import config
 from ldm.engine.assemble import CARD
 from ldm.engine.device import check_cards, is_out_of_memory
 from ldm.engine.export import card_text, write_export
-from ldm.files import is_partial
+from ldm.files import is_temporary
 from ldm.training import preflight
 from ldm.training.callbacks import (
     AtomicCheckpoints,
@@ -228,7 +228,7 @@ def prepare_folder(run: Path, settings, resumed: Path | None) -> None:
     if not is_first():
         return
     for path in run.glob("checkpoints/.*"):  # of a run that was killed while it saved
-        if is_partial(path.name):
+        if is_temporary(path.name):
             path.unlink()
     if resumed is None:
         config.save(settings, run / "config.yaml")

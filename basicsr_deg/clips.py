@@ -18,7 +18,7 @@ import numpy as np
 from basicsr_deg.reading import PICTURES, FilmSequence, PictureSequence, entries, is_film, read_picture
 from basicsr_deg.scenes import moving_layers
 from basicsr_deg.textures import procedural_picture
-from ldm.video.folders import gaps, log_passed, look_into, some
+from ldm.video.folders import gaps, list_folder, log_skipped, some
 from ldm.video.source import is_visible
 
 BUILDABLE = ("RenderedScenes", "StillPhotographs", "folder_clips")  # what a configuration may name as a target
@@ -126,13 +126,13 @@ def recognise_clips(root: Path, seen: set[Path] | None = None) -> Found:
     if sharp := next((named[name] for name in TRUTHS if name in named), None):
         what, sequences = recognise_clips(sharp, seen)
         return f"the folder {sharp.name} of pairs: {what}", sequences
-    content = look_into(root)
-    log_passed(root, content)
-    if content.pictures:
-        if missing := gaps(content.pictures):
+    content = list_folder(root)
+    log_skipped(root, content)
+    if content.images:
+        if missing := gaps(content.images):
             LOG.warning("%s: numbers are missing between the frames' names: %s", root, some(missing))
-        return "one clip of pictures", [PictureSequence(root.resolve().name, [root / n for n in content.pictures])]
-    films = [FilmSequence(Path(name).stem, root / name) for name in content.films]
+        return "one clip of pictures", [PictureSequence(root.resolve().name, [root / n for n in content.images])]
+    films = [FilmSequence(Path(name).stem, root / name) for name in content.videos]
     below = {}
     for name in sorted(content.folders, key=lambda name: (root / name).is_symlink()):  # links come last
         if (root / name).resolve() not in seen:

@@ -13,11 +13,13 @@ from typing import Any
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such links
 LONGEST = 150  # bytes of a name that a temporary name keeps; systems allow 255
 LARGEST_TEXT = 64 << 20  # bytes of a record, manifest or table
-PARTIAL = re.compile(r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?")  # names that we give, with the process
+TEMPORARY = re.compile(
+    r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?"
+)  # names that we give, with the process
 
 
 @contextlib.contextmanager
-def partial(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path) -> Iterator[Path]:
     """Yield a new empty file beside `path`, with its suffix; it replaces `path` when the block ends without an error.
 
     Its name is random and new, so that no link is followed. Its permissions are those of the umask, whatever the block
@@ -52,14 +54,14 @@ def set_aside(folder: Path) -> Path:
     return folder.rename(aside)
 
 
-def is_partial(name: str) -> bool:
-    """Whether a file or folder has a name from `partial` or `set_aside`."""
-    return PARTIAL.fullmatch(name) is not None
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder has a name from `atomic_file` or `set_aside`."""
+    return TEMPORARY.fullmatch(name) is not None
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomically(path: Path, data: bytes) -> None:
     """Write a file atomically, so that a power cut leaves the old or the new content."""
-    with partial(path) as temporary:
+    with atomic_file(path) as temporary:
         temporary.write_bytes(data)
         sync(temporary)
 

@@ -27,7 +27,7 @@ from ldm.benchmark.tables import document
 from ldm.engine import provenance
 from ldm.engine.assemble import EMBEDDED
 from ldm.engine.finished import is_finished
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.picture import png, strips
 from scripts import benchmark
 from scripts.command import (
@@ -153,13 +153,13 @@ def write_document(args: argparse.Namespace, shown: str) -> None:
     results = json.loads((args.output / "results.json").read_text(encoding="utf-8"))
     picture = args.doc.parent / args.doc.stem.lower() / f"{shown}.png"
     picture.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(picture, picture_of(results, args.output, shown))
+    write_atomically(picture, picture_of(results, args.output, shown))
     results["command"] = shlex.join(["python", "scripts/ablate.py", *args.words])
     if args.dry:
         results |= {"findings": [], "notes": [*results["notes"], "A dry run: its values allow no conclusions."]}
     link = f"![One line of the clip {shown}, row by row]({picture.parent.name}/{picture.name})"
     about = f"\n{args.about}\n" if args.about else ""
-    write_whole(args.doc, (document(results) + PICTURE.format(link=link) + about).encode())
+    write_atomically(args.doc, (document(results) + PICTURE.format(link=link) + about).encode())
 
 
 def run(args: argparse.Namespace) -> int:

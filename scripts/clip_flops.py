@@ -25,7 +25,7 @@ from torch import nn
 from ldm import config
 from ldm.engine.assemble import find_preset
 from ldm.engine.device import count_flops
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.methods.mgld.method import MGLD
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.ops.tiling import splitter_starts
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
         parts = ", ".join(f"{stage} {value:.2f}" for stage, value in its["stages"].items())
         tell(f"{steps} steps: {its['total']:.1f} TFLOP a frame ({parts})")
     if args.output:
-        write_whole(args.output, (json.dumps(figures, indent=1) + "\n").encode())
+        write_atomically(args.output, (json.dumps(figures, indent=1) + "\n").encode())
 
 
 def main(words: list[str] | None = None) -> int:

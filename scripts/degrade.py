@@ -31,9 +31,9 @@ from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.finished import stored_manifest
 from ldm.engine.resume import remove_partials
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.printable import printable
-from ldm.video.sinks import Pictures
+from ldm.video.sinks import FolderSink
 from ldm.video.source import DAMAGED, is_visible
 from ldm.video.writing import refuse_input
 from scripts.command import (
@@ -119,7 +119,7 @@ class Manifest:
         """Add a clip and write the manifest."""
         self.clips = dict(sorted((self.clips | {clip: dict(entry)}).items()))
         text = json.dumps({**self.made_by, "clips": self.clips}, indent=1, sort_keys=True)
-        write_whole(self.path, f"{text}\n".encode())
+        write_atomically(self.path, f"{text}\n".encode())
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class Maker:
         if self.args.video:
             return video.open_writer(output, size=size, rate=source.rate, lossless=True, source=source)
         refuse_input(output, source)
-        return video.Writer(output, size, Pictures(source.names), overwrite=True)  # a folder, whatever its suffix
+        return video.Writer(output, size, FolderSink(source.names), overwrite=True)  # a folder, whatever its suffix
 
 
 def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None:

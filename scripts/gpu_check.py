@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from scripts.command import Parser, exit_status, first_line, tell
 
 PROGRAM = "gpu_check.py"
@@ -64,7 +64,7 @@ class Results:
 
     def write(self, **values) -> None:
         self.content |= values
-        write_whole(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
+        write_atomically(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
     def begin(self, step: str) -> None:
         self.write(running={"step": step, "since": time.time()})

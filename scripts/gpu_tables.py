@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ldm.benchmark.tables import markdown
-from ldm.files import write_whole
+from ldm.files import write_atomically
 
 BEGIN, END = "<!-- tables of scripts/gpu_check.py -->", "<!-- end -->"
 
@@ -16,7 +16,7 @@ def put_into(document: Path, results: Mapping) -> None:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"{document}: got no marks, expected the lines {BEGIN} and {END}")
-    write_whole(document, f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}".encode())
+    write_atomically(document, f"{before}{BEGIN}\n\n{tables(results)}\n{END}{after}".encode())
 
 
 def tables(results: Mapping) -> str:

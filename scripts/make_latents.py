@@ -35,7 +35,7 @@ from ldm.engine.assemble import CARD, CONFIGS, EMBEDDED, Weights, build_method, 
 from ldm.engine.device import usable_device
 from ldm.engine.finished import stored_manifest
 from ldm.engine.provenance import versions
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
@@ -322,7 +322,7 @@ def run(args: argparse.Namespace) -> None:
         content = make_clip(method, job, seed=args.seed, samples=args.samples)
         if not record.exists():  # before the first clip is written, but after one was made
             args.output.mkdir(parents=True, exist_ok=True)
-            write_whole(record, (json.dumps(manifest, indent=1) + "\n").encode())
+            write_atomically(record, (json.dumps(manifest, indent=1) + "\n").encode())
         latent_clips.write_latent_clip(args.output, job.name, content)
     LOG.info("%s: %d clips, %d of them finished before", args.output, len(jobs), len(jobs) - len(left))
 

@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
 from ldm import __version__
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.weights import checkpoint
 from ldm.weights.merging import Merge, exchange_layers, merge_changes
 from scripts.command import Parser, exit_status, tell
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
     hashes = {f"{name}_sha256": its["sha256"] for name, its in record["files"].items()}
     checkpoint.save(args.output, merged.state, hashes | {"tool": record["tool"], "scale": args.scale})
     record["sha256"] = checkpoint.sha256(args.output)
-    write_whole(beside, (json.dumps(record, indent=1) + "\n").encode())
+    write_atomically(beside, (json.dumps(record, indent=1) + "\n").encode())
     tell(*report(record), f"{args.output}: {len(merged.state)} entries; {beside.name} lists the changes")
 
 

@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from ldm.engine.assemble import CARD, EMBEDDED, Weights, build_method, read_settings
 from ldm.engine.device import Peak, count_flops, hardware, is_out_of_memory, seconds_of, usable_device
 from ldm.engine.restoring import model_of
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.methods.contract import Method, Request
 from ldm.methods.geometry import MIN_SIDE
 from ldm.methods.words import PRECISIONS
@@ -160,7 +160,7 @@ def run(args: argparse.Namespace) -> None:
         figures = profile(args)
         tell(*table(figures))
     if args.output:
-        write_whole(args.output, (json.dumps(figures, indent=2) + "\n").encode())
+        write_atomically(args.output, (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def explain(error: Exception) -> str | None:

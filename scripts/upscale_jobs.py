@@ -15,7 +15,7 @@ from ldm.engine.captions import captioned
 from ldm.engine.claims import holder, take
 from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import is_finished
-from ldm.engine.flags import flag_words
+from ldm.engine.flags import flag_overrides
 from ldm.engine.jobs import Job, JobOptions, Model, find_jobs, made_of, prepare, restore_job
 from ldm.engine.plan import parse_bytes
 from ldm.engine.restoring import model_with
@@ -34,7 +34,7 @@ COMPARED_BYTES = 10**9
 def choose_settings(weights: Weights, args: argparse.Namespace):
     """Return the configuration with preset, flags and overrides applied, in this order."""
     settings = read_settings(weights, configs=args.config, preset=args.preset, trust=args.trust)
-    return check_settings(config.override(settings, [*flag_words(settings, args.flags), *args.overrides]))
+    return check_settings(config.override(settings, [*flag_overrides(settings, args.flags), *args.overrides]))
 
 
 def options_of(args: argparse.Namespace) -> JobOptions:

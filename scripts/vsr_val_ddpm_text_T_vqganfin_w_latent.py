@@ -21,7 +21,7 @@ from ldm import video
 from ldm.diffusion.noise import ReleasedNoise, sequential
 from ldm.engine.assemble import Weights, build_method
 from ldm.engine.restoring import rounding_of
-from ldm.files import partial
+from ldm.files import atomic_file
 from ldm.methods.mgld.released import ReleasedMGLD
 from ldm.methods.progress import Tally
 from ldm.ops.flow import estimate_motion
@@ -78,7 +78,7 @@ def save_latents(latents: torch.Tensor, folder: Path, names: list[str]) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for latent, name in zip(latents, names, strict=True):
         target = folder / f"{Path(name).stem}.npy"
-        with partial(target) as temporary:
+        with atomic_file(target) as temporary:
             np.save(temporary, latent.float().numpy())
 
 

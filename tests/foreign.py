@@ -37,7 +37,7 @@ class Soften:
             large = F.interpolate(frame["lq"].float() / 255, size, mode="bilinear", align_corners=False)
             return frame.put(sr=(self.gain * self.networks["net"](large)).clamp(0, 1)).without("lq")
 
-        return Pipeline([Each(restore).labelled("softening")], device=self.device)
+        return Pipeline([Each(restore).with_label("softening")], device=self.device)
 
     def levers(self):
         return [Rows(64), Rows(32)]

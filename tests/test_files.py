@@ -3,7 +3,7 @@
 import pytest
 
 from ldm.engine.resume import remove_partials
-from ldm.files import is_partial, set_aside
+from ldm.files import is_temporary, set_aside
 
 
 @pytest.mark.parametrize("name", ["out.mp4.work", "film.split", "é" * 120])
@@ -12,7 +12,7 @@ def test_a_folder_that_is_set_aside_keeps_its_content_under_a_temporary_name(tmp
     (folder / "parts").mkdir(parents=True)
     aside = set_aside(folder)
     assert not folder.exists() and (aside / "parts").is_dir()
-    assert aside.parent == tmp_path and is_partial(aside.name) and not is_partial(name)
+    assert aside.parent == tmp_path and is_temporary(aside.name) and not is_temporary(name)
     folder.mkdir()
     assert set_aside(folder) != aside
 

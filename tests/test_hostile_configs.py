@@ -36,7 +36,10 @@ TARGETS = {
     "pickle": ({"target": "torch.load", "params": {"f": "victim"}}, "not a class"),
     "through a module": ({"target": "ldm.weights.safe.zipfile.os.system"}, "ldm.weights.safe has no 'zipfile'"),
     "module of a module": ({"target": "ldm.files.os.remove", "params": {"path": "victim"}}, "ldm.files has no 'os'"),
-    "own function": ({"target": "ldm.files.write_whole", "params": {"path": "RAN", "data": ""}}, "no 'write_whole'"),
+    "own function": (
+        {"target": "ldm.files.write_atomically", "params": {"path": "RAN", "data": ""}},
+        "no 'write_atomically'",
+    ),
     "own class not declared": ({"target": "ldm.training.callbacks.PeriodicPictures"}, "can be built"),
     "re-export": ({"target": "ldm.training.diffusion.Adam", "params": {}}, "write ldm.training.optimization.Adam"),
     "name of a module": ({"target": "ldm.nets.unet"}, "no 'unet' that can be built"),

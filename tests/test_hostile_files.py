@@ -10,7 +10,7 @@ import torch
 from ldm.engine import provenance
 from ldm.engine.resume import WorkError, WorkFolder, recorded_plan, remove_partials
 from ldm.engine.tensor_store import REFERENCE
-from ldm.files import partial
+from ldm.files import atomic_file
 from ldm.printable import printable
 from ldm.report import page as report_page
 from ldm.training.callbacks import StepCheckpoint
@@ -41,14 +41,14 @@ def test_a_temporary_file_follows_no_link(tmp_path, monkeypatch):
     victim = tmp_path / "victim"
     victim.write_text("kept")
     monkeypatch.setattr("secrets.token_hex", lambda count: "00" * count)
-    with partial(tmp_path / "a.txt") as temporary:
+    with atomic_file(tmp_path / "a.txt") as temporary:
         name = temporary
     name.symlink_to(victim)
-    with pytest.raises(FileExistsError), partial(tmp_path / "a.txt"):
+    with pytest.raises(FileExistsError), atomic_file(tmp_path / "a.txt"):
         pass
     (tmp_path / "b.txt").symlink_to(victim)
     monkeypatch.undo()
-    with partial(tmp_path / "b.txt") as temporary:
+    with atomic_file(tmp_path / "b.txt") as temporary:
         temporary.write_text("new")
     assert victim.read_text() == "kept" and (tmp_path / "b.txt").read_text() == "new"
 

@@ -183,7 +183,7 @@ def test_names_of_compiled_and_averaged_weights(tmp_path, caplog):
     torch.save({"module.a._orig_mod.b": torch.ones(2), "model_ema.ab": torch.zeros(2)}, tmp_path / "b.pth")
     assert checkpoint.read(tmp_path / "b.pth").keys() == {"module.a.b"} - {"module.a.b"} | {"a.b"}
     assert "1 averaged weights" in caplog.text
-    assert checkpoint.find(tmp_path, "A").name == "a.PTH"
+    assert checkpoint.find(tmp_path, ["A"]).name == "a.PTH"
 
 
 def test_integers_are_no_weights_and_nothing_changes():

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.nets.raft import RAFT
 from ldm.weights import checkpoint
-from ldm.weights.fill import own_names
+from ldm.weights.fill import convert_names
 
 Flow = Callable[[Tensor, Tensor], Tensor]
 ITERATIONS = 20  # in QuantVSR's and EvalCrafter's scripts
@@ -37,7 +37,7 @@ def _loaded_at_first_use(build: Callable[[], RAFT], file: Path, device: str, *, 
     @functools.cache
     def network() -> RAFT:
         raft = build()
-        checkpoint.load(raft, own_names(checkpoint.read(file), names))
+        checkpoint.load(raft, convert_names(checkpoint.read(file), names))
         return raft.to(device)
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ from ldm.engine.finished import finished, unchanged
 from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, restore_job
 from ldm.engine.resume import remove_partials
 from ldm.methods.contract import Progress
-from ldm.video.sinks import Pictures
+from ldm.video.sinks import FolderSink
 
 Enlarge = Callable[[Tensor, tuple[int, int]], Tensor]
 
@@ -38,7 +38,7 @@ def enlarge_clip(
         return kept
     remove_partials(output)
     seconds = 0.0
-    with video.Writer(output, clip.size, Pictures(names), overwrite=True) as writer:
+    with video.Writer(output, clip.size, FolderSink(names), overwrite=True) as writer:
         for number, frame in enumerate(video.read(clip.lq, 0, clip.frames, as_rgb8=True), 1):
             start = time.perf_counter()
             enlarged = enlarge(torch.from_numpy(frame).permute(2, 0, 1).float() / 255, clip.size)

@@ -18,7 +18,7 @@ from ldm.benchmark.sets import GIVEN, Clip, Dataset, Found
 from ldm.benchmark.tables import csv_text, document, label
 from ldm.engine import provenance
 from ldm.engine.device import hardware
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.video.opening import open_media
 
 log = logging.getLogger(__name__)
@@ -144,9 +144,9 @@ class Run:
             self.notes.insert(0, f"Published, table {key}: {table['source']}. Its protocol: {table['protocol']}.")
         self.folder.mkdir(parents=True, exist_ok=True)
         text = json.dumps(results, indent=1, allow_nan=False)
-        write_whole(self.folder / "results.csv", csv_text(self.rows).encode())
-        write_whole(self.folder / "results.md", document(results).encode())
-        write_whole(self.folder / "results.json", f"{text}\n".encode())
+        write_atomically(self.folder / "results.csv", csv_text(self.rows).encode())
+        write_atomically(self.folder / "results.md", document(results).encode())
+        write_atomically(self.folder / "results.json", f"{text}\n".encode())
         return results
 
     def _make_input(self) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from ldm import video
 from ldm.benchmark.sets import Clip
 from ldm.engine import provenance
-from ldm.files import read_object, write_whole
+from ldm.files import read_object, write_atomically
 from ldm.metrics.measure import Measure
 from ldm.metrics.protocol import Options, measures
 
@@ -49,7 +49,7 @@ class Scores:
         lasting = {m.name: new[m.name] for m in wanted if keys[m.name] == key_of(clip, hashes, m) or _needs(m, clip)}
         if lasting:
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(file, f"{json.dumps(cached | lasting, allow_nan=False)}\n".encode())
+            write_atomically(file, f"{json.dumps(cached | lasting, allow_nan=False)}\n".encode())
         entries = [(cached | new)[measure.name] for measure in fresh]
         return {"hashes": hashes, **_merged(entries)}
 

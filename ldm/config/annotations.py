@@ -28,14 +28,14 @@ def signature_of(make: Callable) -> list[inspect.Parameter]:
     return []
 
 
-def choices(annotation: Any) -> tuple:
+def union_members(annotation: Any) -> tuple:
     """Return the members of a union; for any other annotation, the annotation itself."""
     return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
-def is_kind(value: Any, annotation: Any) -> bool:
+def matches_annotation(value: Any, annotation: Any) -> bool:
     """Whether a value has the type of an annotation; True for annotations that cannot be checked."""
-    return any(_fits(value, choice) for choice in choices(annotation))
+    return any(_fits(value, choice) for choice in union_members(annotation))
 
 
 def _fits(value: Any, annotation: Any) -> bool:
@@ -53,7 +53,9 @@ def _fits(value: Any, annotation: Any) -> bool:
     if origin in LISTS:
         return isinstance(value, (list, tuple)) and _all_fit(value, origin, inner)
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return isinstance(value, Mapping) and all(is_kind(v, inner[1]) for v in value.values() if len(inner) == 2)
+        return isinstance(value, Mapping) and all(
+            matches_annotation(v, inner[1]) for v in value.values() if len(inner) == 2
+        )
     if not isinstance(origin, type) or getattr(origin, "_is_protocol", False):
         return True
     return isinstance(value, origin)
@@ -69,16 +71,17 @@ def _fits_scalar(value: Any, kind: type) -> bool:
 
 def _all_fit(values: Sequence, origin: Any, inner: tuple) -> bool:
     if origin is tuple and inner and inner[-1] is not Ellipsis:
-        return len(values) == len(inner) and all(map(is_kind, values, inner))
-    return not inner or all(is_kind(value, inner[0]) for value in values)
+        return len(values) == len(inner) and all(map(matches_annotation, values, inner))
+    return not inner or all(matches_annotation(value, inner[0]) for value in values)
 
 
-def described(annotation: Any) -> str:
+def describe_annotation(annotation: Any) -> str:
     """Return a description of an annotation for messages."""
-    return " or ".join(dict.fromkeys(_described(choice) for choice in choices(annotation) if choice is not NoneType))
+    members = [member for member in union_members(annotation) if member is not NoneType]
+    return " or ".join(dict.fromkeys(map(_describe, members)))
 
 
-def _described(annotation: Any) -> str:
+def _describe(annotation: Any) -> str:
     origin, inner = get_origin(annotation) or annotation, get_args(annotation)
     if origin in NAMES:
         return NAMES[origin]
@@ -87,7 +90,7 @@ def _described(annotation: Any) -> str:
     if origin is Callable:
         return "a target that can be called"
     if origin in LISTS:
-        return f"a list, each {described(inner[0])}" if inner else "a list"
+        return f"a list, each {describe_annotation(inner[0])}" if inner else "a list"
     if isinstance(origin, type) and issubclass(origin, Mapping):
-        return f"a mapping, each {described(inner[1])}" if len(inner) == 2 else "a mapping"
+        return f"a mapping, each {describe_annotation(inner[1])}" if len(inner) == 2 else "a mapping"
     return f"a {getattr(origin, '__name__', str(origin))}"

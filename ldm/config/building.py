@@ -7,9 +7,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from ldm.config.annotations import NAMES, describe_annotation, matches_annotation, signature_of, union_members
 from ldm.config.bounds import bounded
 from ldm.config.errors import ConfigError, brief, first_line, nearest
-from ldm.config.kinds import NAMES, choices, described, is_kind, signature_of
 from ldm.config.reading import trusted
 from ldm.config.targets import find_target
 
@@ -68,7 +68,7 @@ def _build(node: Any, place: str, trust: tuple[str, ...], built: Mapping[str, An
         _refuse_target_for_scalar(parameters.get(key), value, f"{place}.params.{key}")
     params = {key: _build(child, f"{place}.params.{key}", trust) for key, child in params.items()}
     for key, value in params.items():
-        _check_kind(parameters.get(key), value, f"{place}.params.{key}")
+        _check_type(parameters.get(key), value, f"{place}.params.{key}")
     try:
         return make(**params, **(built or {}))
     except ConfigError:
@@ -112,11 +112,11 @@ def _refuse_target_for_scalar(parameter: inspect.Parameter | None, value: Any, p
     """Raise ConfigError for a mapping with a target in place of a string, number or boolean."""
     if parameter is None or not (isinstance(value, dict) and "target" in value):
         return
-    if all(choice in NAMES for choice in choices(parameter.annotation)):
-        raise ConfigError(f"{place}: got a mapping with a target, expected {described(parameter.annotation)}")
+    if all(choice in NAMES for choice in union_members(parameter.annotation)):
+        raise ConfigError(f"{place}: got a mapping with a target, expected {describe_annotation(parameter.annotation)}")
 
 
-def _check_kind(parameter: inspect.Parameter | None, value: Any, place: str) -> None:
+def _check_type(parameter: inspect.Parameter | None, value: Any, place: str) -> None:
     """Raise ConfigError if the type of an argument differs from its annotation."""
-    if parameter is not None and not is_kind(value, parameter.annotation):
-        raise ConfigError(f"{place}: got {brief(value)}, expected {described(parameter.annotation)}")
+    if parameter is not None and not matches_annotation(value, parameter.annotation):
+        raise ConfigError(f"{place}: got {brief(value)}, expected {describe_annotation(parameter.annotation)}")

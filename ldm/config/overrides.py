@@ -13,12 +13,13 @@ from typing import Any, get_args, get_origin
 
 import yaml
 
+from ldm.config.annotations import LISTS, signature_of, union_members
 from ldm.config.errors import ConfigError, brief, nearest
-from ldm.config.kinds import LISTS, choices, signature_of
+from ldm.config.references import child_key
 from ldm.config.targets import find_target
 
-SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
-NOTHING = ("", "null", "~")
+BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NULLS = ("", "null", "~")
 ITEM = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]*)\s*(?:,|$)""")
 HASH = "\ue000"  # replaces a "#" that would begin a comment
 
@@ -40,31 +41,31 @@ _Loader.add_implicit_resolver(
 )  # fmt: skip
 
 
-def set_words(tree: dict, words: Iterable[str], trust: Sequence[str] = ()) -> None:
+def apply_overrides(tree: dict, words: Iterable[str], trust: Sequence[str] = ()) -> None:
     """Apply overrides to a configuration in place. Raises ConfigError."""
     for word in words:
         key, equals, text = word.partition("=")
         if not equals or not key.lstrip("+"):
             raise ConfigError(f"got override {brief(word)}, expected key=value")
         keys = key.removeprefix("+").split(".")
-        value = _value(text, _expected(tree, keys, trust), word)
+        value = _value(text, _annotation_of(tree, keys, trust), word)
         _set(tree, keys, value, add=key.startswith("+"))
 
 
-def _expected(tree: dict, keys: list[str], trust: Sequence[str]) -> Any:
+def _annotation_of(tree: dict, keys: list[str], trust: Sequence[str]) -> Any:
     """Return the annotation of a setting's argument, or else the type of its value; None if unknown."""
     node: Any = tree
     annotation, arguments = None, None
     for key in keys:
-        annotation, arguments = _inside(annotation, key) if arguments is None else arguments.get(key), None
+        annotation, arguments = _item_annotation(annotation, key) if arguments is None else arguments.get(key), None
         if key == "params" and isinstance(node, dict) and "target" in node:
-            arguments = _annotations(node["target"], trust)
-        index = _index(node, key)
+            arguments = _parameter_annotations(node["target"], trust)
+        index = child_key(node, key)
         node = None if index is None else node[index]
     return _type_of(node) if annotation is None else annotation
 
 
-def _annotations(target: Any, trust: Sequence[str]) -> dict[str, Any]:
+def _parameter_annotations(target: Any, trust: Sequence[str]) -> dict[str, Any]:
     """Return the annotations of a target's parameters."""
     try:
         parameters = signature_of(find_target(target, "", trust))
@@ -73,9 +74,9 @@ def _annotations(target: Any, trust: Sequence[str]) -> dict[str, Any]:
     return {p.name: p.annotation for p in parameters if p.annotation is not p.empty}
 
 
-def _inside(annotation: Any, key: str) -> Any:
+def _item_annotation(annotation: Any, key: str) -> Any:
     """Return the annotation of an entry of a list or mapping; None if unknown."""
-    for choice in choices(annotation):
+    for choice in union_members(annotation):
         origin, inner = get_origin(choice), get_args(choice)
         if isinstance(origin, type) and issubclass(origin, Mapping) and len(inner) == 2:
             return inner[1]
@@ -95,24 +96,25 @@ def _type_of(value: Any) -> Any:
 
 def _value(text: str, expected: Any, word: str) -> Any:
     """Convert the text of an override to a value of the type `expected`."""
-    kinds = [kind for kind in choices(expected) if kind is not NoneType]
-    if text.strip() in NOTHING:
+    types = [type_ for type_ in union_members(expected) if type_ is not NoneType]
+    if text.strip() in NULLS:
         return None
     if text.startswith("${"):
         return text
-    if kinds and all(kind in (str, Path) for kind in kinds):
+    if types and all(type_ in (str, Path) for type_ in types):
         return _unquoted(text)
-    if text.startswith("[") and text.endswith("]") and kinds and all(kind is str or _is_words(kind) for kind in kinds):
+    is_list = text.startswith("[") and text.endswith("]")
+    if is_list and types and all(type_ is str or _is_list_of_strings(type_) for type_ in types):
         return [_unquoted(item) for item in _items(text[1:-1], word)]
-    if bool in kinds and text.strip().lower() in SWITCHES:
-        return SWITCHES[text.strip().lower()]
-    if int in kinds and str not in kinds and text.strip().isdecimal():
+    if bool in types and text.strip().lower() in BOOLEANS:
+        return BOOLEANS[text.strip().lower()]
+    if int in types and str not in types and text.strip().isdecimal():
         return int(text)
-    return _typed(text, word)
+    return _parsed_yaml(text, word)
 
 
-def _is_words(kind: Any) -> bool:
-    return get_origin(kind) in LISTS and get_args(kind) in ((str,), (str, ...))
+def _is_list_of_strings(type_: Any) -> bool:
+    return get_origin(type_) in LISTS and get_args(type_) in ((str,), (str, ...))
 
 
 def _items(text: str, word: str) -> Iterator[str]:
@@ -130,7 +132,7 @@ def _unquoted(text: str) -> str:
     return text[1:-1] if quoted else text
 
 
-def _typed(text: str, word: str) -> Any:
+def _parsed_yaml(text: str, word: str) -> Any:
     """Read a value as YAML without comments; invalid YAML is a string, unless it begins as a list or mapping."""
     try:
         value = yaml.load(re.sub(r"(?<=\s)#", HASH, text), Loader=_Loader)  # noqa: S506 (a SafeLoader)
@@ -154,7 +156,7 @@ def _set(tree: dict, keys: list[str], value: Any, *, add: bool) -> None:
     """Set one value. A mapping in place of a mapping changes only its own keys, which must exist unless `add`."""
     node: Any = tree
     for depth, key in enumerate(keys):
-        index = _index(node, key)
+        index = child_key(node, key)
         if index is None:
             if isinstance(node, str) and node.startswith("${"):
                 here = ".".join(keys[:depth])
@@ -170,20 +172,12 @@ def _set(tree: dict, keys: list[str], value: Any, *, add: bool) -> None:
         parent[index] = value
 
 
-def _index(node: Any, key: str) -> Any:
-    """Return the key or index of `key` in a mapping or list; None if there is none."""
-    if isinstance(node, dict):
-        return next((k for k in node if str(k) == key), None)
-    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-        return int(key)
-    return None
-
-
-def _paths(node: Any, prefix: str = "") -> Iterator[str]:
-    pairs = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+def _paths(node: dict | list, prefix: str = "") -> Iterator[str]:
+    pairs = enumerate(node) if isinstance(node, list) else node.items()
     for key, child in pairs:
         yield f"{prefix}{key}"
-        yield from _paths(child, f"{prefix}{key}.")
+        if isinstance(child, (dict, list)):
+            yield from _paths(child, f"{prefix}{key}.")
 
 
 def _nearest_path(key: str, tree: dict) -> str:

@@ -18,9 +18,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.errors import ConfigError, brief, first_line, nearest
+from ldm.config.overrides import apply_overrides
 from ldm.config.references import check_references, names_referenced
-from ldm.config.words import set_words
-from ldm.files import write_whole
+from ldm.files import write_atomically
 from ldm.paths import product_folder
 
 PROJECT = product_folder()
@@ -60,25 +60,25 @@ def load(*paths: str | Path, overrides: Iterable[str] = (), trust: Iterable[str]
     """
     contents = [_File(Path(path)).content() for path in paths]
     merged = _merge(*contents, failure=f"{', '.join(map(str, paths))} do not merge")
-    return _checked(_merged(merged, overrides, trust), paths)
+    return _check_keys(_with_overrides(merged, overrides, trust), paths)
 
 
 def merge(config: DictConfig, path: str | Path) -> DictConfig:
     """Return `config` with a YAML file merged over it. Raises the errors of `load`."""
     merged = _merge(config, _File(Path(path)).content(), failure=f"{path} does not merge with the configuration")
-    return _checked(_merged(merged, (), trusted(config)), [path])
+    return _check_keys(_with_overrides(merged, (), trusted(config)), [path])
 
 
 def merge_under(config: DictConfig, path: str | Path) -> DictConfig:
     """Return `config` merged over a YAML file. Raises the errors of `load`."""
     merged = _merge(_File(Path(path)).content(), config, failure=f"the configuration does not merge with {path}")
-    return _checked(_merged(merged, (), trusted(config)), [path])
+    return _check_keys(_with_overrides(merged, (), trusted(config)), [path])
 
 
 def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
     """Return a copy of `config` with overrides applied; see `load`. Raises ConfigError."""
     words = tuple(words)
-    return _changed(OmegaConf.to_container(config), words, trusted(config)) if words else copy.deepcopy(config)
+    return _from_tree(OmegaConf.to_container(config), words, trusted(config)) if words else copy.deepcopy(config)
 
 
 def with_document(config: DictConfig, key: str, path: str | Path) -> DictConfig:
@@ -95,7 +95,7 @@ def with_document(config: DictConfig, key: str, path: str | Path) -> DictConfig:
     if not isinstance(place, dict):
         raise ConfigError(f"config.documents: got {brief(key)}, expected a key below one that exists")
     place[name] = _document(Path(path))
-    return _changed(tree, (), trusted(config))
+    return _from_tree(tree, (), trusted(config))
 
 
 def _document(path: Path) -> dict:
@@ -150,7 +150,7 @@ def plain(config: Any) -> dict:
 
 def save(config: Any, path: str | Path) -> None:
     """Write a configuration as YAML, atomically; interpolations are kept."""
-    write_whole(Path(path), to_yaml(config).encode())
+    write_atomically(Path(path), to_yaml(config).encode())
 
 
 def to_yaml(config: Any) -> str:
@@ -180,23 +180,23 @@ def _merge(*configs: DictConfig, failure: str) -> DictConfig:
         raise ConfigError(f"{failure}: {first_line(error)}") from error
 
 
-def _merged(config: DictConfig, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
+def _with_overrides(config: DictConfig, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
     """Return a merged configuration with overrides applied; a copy only if there are any."""
     tree, words, trust = OmegaConf.to_container(config), tuple(words), tuple(trust)
     if words or trust:
-        return _changed(tree, words, trust)
+        return _from_tree(tree, words, trust)
     check_references(tree)
     return config
 
 
-def _changed(tree: dict, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
+def _from_tree(tree: dict, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
     """Return a configuration of `tree` with overrides applied."""
-    set_words(tree, words, tuple(trust))
+    apply_overrides(tree, words, tuple(trust))
     check_references(tree)
     return OmegaConf.create(tree, flags={f"{TRUST}{module}": True for module in trust})
 
 
-def _checked(config: DictConfig, paths: Iterable[str | Path]) -> DictConfig:
+def _check_keys(config: DictConfig, paths: Iterable[str | Path]) -> DictConfig:
     """Return the configuration. Raises ConfigError for a top-level key that is neither in KEYS nor referred to."""
     used = KEYS | names_referenced(OmegaConf.to_container(config))
     if unknown := [key for key in config if key not in used]:

@@ -17,25 +17,34 @@ def check_references(tree: dict) -> None:
 
     Resolvers such as `${oc.env:NAME}` would read the environment or run functions.
     """
-    followed = _Followed(tree)
+    followed = _Expansion(tree)
     if followed.size(tree) > MOST:
         raise ConfigError(f"the configuration has more than {MOST} values once its interpolations are followed")
 
 
 def names_referenced(tree: dict) -> set[str]:
-    """Return the top-level keys to which interpolations refer."""
-    return {match[1] for text in _words(tree) for match in NAME.finditer(text)}
+    """Return the top-level keys to which interpolations in a configuration refer."""
+    return {match[1] for text in _strings(tree) for match in NAME.finditer(text)}
 
 
-def _words(node: Any) -> Iterator[str]:
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    for child in children:
-        yield from _words(child)
-    if isinstance(node, str) and "${" in node:
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, (dict, list)):
+        for child in node.values() if isinstance(node, dict) else node:
+            yield from _strings(child)
+    elif isinstance(node, str):
         yield node
 
 
-class _Followed:
+def child_key(node: Any, key: str) -> Any:
+    """Return the key or index of `key` in a mapping or list; None if there is none."""
+    if isinstance(node, dict):
+        return next((k for k in node if str(k) == key), None)
+    if isinstance(node, list) and key.isdecimal() and int(key) < len(node):
+        return int(key)
+    return None
+
+
+class _Expansion:
     """Sizes of the parts of a configuration with resolved references; each reference is measured once."""
 
     def __init__(self, tree: dict) -> None:
@@ -50,10 +59,10 @@ class _Followed:
         elif isinstance(node, list):
             total = 1 + sum(map(self.size, node))
         else:
-            total = 1 + (self._followed(node)[0] if isinstance(node, str) else 0)
+            total = 1 + (self._resolved(node)[0] if isinstance(node, str) else 0)
         return min(total, MOST + 1)
 
-    def _followed(self, text: str) -> tuple[int, Any]:
+    def _resolved(self, text: str) -> tuple[int, Any]:
         """Return the size of a string and its resolved value; of a single reference, the referenced value."""
         size = len(text)
         while match := INNERMOST.search(text):
@@ -80,7 +89,7 @@ class _Followed:
         if name not in self.known:
             self.open.append(name)
             node = self._selected(re.sub(r"\[(\w+)\]", r".\1", name).split("."))
-            value = self._followed(node)[1] if isinstance(node, str) else node
+            value = self._resolved(node)[1] if isinstance(node, str) else node
             self.known[name] = self.size(node), value
             self.open.pop()
         return self.known[name]
@@ -90,11 +99,9 @@ class _Followed:
         node: Any = self.tree
         for key in keys:
             if isinstance(node, str):
-                node = self._followed(node)[1]
-            if isinstance(node, dict):
-                node = next((child for name, child in node.items() if str(name) == key), None)
-            elif isinstance(node, list) and key.isdecimal() and int(key) < len(node):
-                node = node[int(key)]
-            else:
+                node = self._resolved(node)[1]
+            place = child_key(node, key)
+            if place is None:
                 return None
+            node = node[place]
         return node

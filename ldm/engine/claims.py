@@ -45,8 +45,8 @@ class Claim:
     def __init__(self, place: Path, number: int, handle: int) -> None:
         self.place, self.number = place, number
         self._handle, self._lost, self._stopping = handle, False, threading.Event()
-        self._heart = threading.Thread(target=self._beat, daemon=True)
-        self._heart.start()
+        self._heartbeat = threading.Thread(target=self._beat, daemon=True)
+        self._heartbeat.start()
 
     def __enter__(self) -> "Claim":
         return self
@@ -64,8 +64,8 @@ class Claim:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        self._heart.join()
-        with contextlib.suppress(FileNotFoundError):  # the folder was removed with all that was made in it
+        self._heartbeat.join()
+        with contextlib.suppress(FileNotFoundError):  # the folder was removed
             for number in [number for number in _numbers(self.place) if number <= self.number and not self._lost]:
                 _path(self.place, number).unlink(missing_ok=True)
         os.close(self._handle)
@@ -166,7 +166,7 @@ def _lock(handle: int, *, exclusive: bool) -> bool | None:
 
 
 def _content(path: Path) -> dict:
-    """Return what a claim says; empty if it is not readable."""
+    """Return the content of a claim; empty if it is not readable."""
     with contextlib.suppress(OSError, ValueError, RecursionError):
         with open(os.open(path, os.O_RDONLY | NOFOLLOW | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
             found = json.loads(file.read(LONGEST))
@@ -175,7 +175,7 @@ def _content(path: Path) -> dict:
 
 
 def _age(path: Path, beat: float) -> float:
-    """Return the seconds since the time `beat` of a file, by the clock of its file system."""
+    """Return the seconds since the modification time `beat`, by the clock of the file system."""
     with tempfile.TemporaryFile(dir=path.parent, prefix=".claim-") as probe:
         probe.write(b".")
         probe.flush()
@@ -183,7 +183,7 @@ def _age(path: Path, beat: float) -> float:
 
 
 def _machine() -> str:
-    """Return what is equal for all processes, also in containers, of one machine, until it is started again."""
+    """Return an ID that all processes of this machine share, also in containers, until it reboots."""
     with contextlib.suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     return socket.gethostname()

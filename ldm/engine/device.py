@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from ldm import memory
 
-# Of errors when memory runs out, besides OutOfMemoryError: of the allocator on CPUs, of CUDA, cuBLAS and cuDNN, of
-# cuDNN when no algorithm finds room for its workspace, and of MPS
+# Parts of the messages of RuntimeError when memory runs out: of the CPU allocator, CUDA, cuBLAS, cuSOLVER, cuFFT, cuDNN
+# (also when no algorithm has room for its workspace) and MPS
 OUT_OF_MEMORY = (
     "allocate memory",
     "out of memory",
@@ -56,8 +56,8 @@ def exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def on_its_way(x: Tensor, device: torch.device | str) -> Tensor:
-    """Return a tensor of the CPU whose copy to a device need not wait: pinned if the device is a CUDA device."""
+def pin_for(x: Tensor, device: torch.device | str) -> Tensor:
+    """Return a CPU tensor in pinned memory if `device` is CUDA, so that it can be copied asynchronously."""
     return x.pin_memory() if torch.device(device).type == "cuda" else x
 
 

@@ -28,15 +28,16 @@ def write_export(model: nn.Module, settings) -> str:
     if settings.get("method") is None:
         return f"{file}: written"
     config.save(config.part_of(settings, CARD_KEYS), file.parent / CARD)
-    return f"{file}: written, with {CARD}{_use(file.parent)}"
+    return f"{file}: written, with {CARD}{_usage(file.parent)}"
 
 
 def card_text(settings) -> str:
-    """The model description of `settings`, as `write_export` writes it."""
+    """Return the content of `model.yaml` for a training configuration, as `write_export` writes it."""
     return config.to_yaml(config.part_of(settings, CARD_KEYS))
 
 
-def _use(folder: Path) -> str:
+def _usage(folder: Path) -> str:
+    """Return the end of a message that tells how to use a folder of weights; "" if the folder is incomplete."""
     try:
         find_weights(folder)
     except FileNotFoundError:  # the weights of the other training stage do not exist yet

@@ -1,7 +1,7 @@
-"""Decide whether an output exists, was made of the same things, and has not changed since.
+"""Decide whether an output exists, was made from the same inputs and settings, and has not changed since.
 
-Every command that skips or resumes work asks here. An output has a record beside it (`ldm.engine.provenance`); a folder
-of several outputs has a manifest with the settings that it was started with.
+All commands that skip or resume work use this module. An output has a record beside it (`ldm.engine.provenance`); a
+folder of several outputs has a manifest with the settings that it was started with.
 """
 
 import json
@@ -15,7 +15,7 @@ from ldm.files import read_object
 from ldm.printable import printable
 
 log = logging.getLogger(__name__)
-NAMED = 3  # differences in a message, at most
+MAX_SHOWN = 3  # maximum number of differences in a message
 
 
 class OutputDiffers(ValueError):
@@ -87,7 +87,7 @@ def stored_manifest(
 def changes(stored: Mapping, now: Mapping) -> str:
     """Return `key=old, now new; ...` for the first values that differ from a stored JSON object; "" if none."""
     found = _differences(stored, json.loads(json.dumps(now)))
-    return "; ".join(found[:NAMED]) + (" ..." if len(found) > NAMED else "")
+    return "; ".join(found[:MAX_SHOWN]) + (" ..." if len(found) > MAX_SHOWN else "")
 
 
 def continued(stored: Mapping, now: Mapping) -> dict:

@@ -1,7 +1,7 @@
 """Command-line flags of a model, declared in its YAML under `flags:`."""
 
 import functools
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ldm import config
@@ -52,7 +52,7 @@ class Flag:
         text, caption = str(entry.get("help") or ""), bool(entry.get("caption"))
         return cls(name, tuple(map(str, keys)), kind, text, choices, divide, also, caption, (family,))
 
-    def words(self, value: object, settings) -> list[str]:
+    def overrides(self, value: object, settings) -> list[str]:
         """Return the overrides (`key=value`) for a value. Raises ValueError for a value outside `choices`."""
         if self.choices and value not in self.choices:
             raise ValueError(f"--{self.name}: got {value!r}, expected one of {', '.join(self.choices)}")
@@ -87,21 +87,14 @@ def known_flags() -> dict[str, Flag]:
     return known
 
 
-def flag_words(settings, given: Mapping[str, object]) -> list[str]:
+def flag_overrides(settings, given: Mapping[str, object]) -> list[str]:
     """Return the overrides for the given flags, in the order of their declaration.
 
     Raises ValueError for a flag that the model does not have.
     """
     own = flags_of(settings)
-    for name in given:
-        if name not in own:
-            raise ValueError(f"--{name}: this model ({_family(settings)}) has no such setting; it has {_names(own)}")
-    return [word for name, flag in own.items() if name in given for word in flag.words(given[name], settings)]
-
-
-def _family(settings) -> str:
-    return str(settings.get("family") or "of no known family")
-
-
-def _names(flags: Iterable[str]) -> str:
-    return ", ".join(f"--{name}" for name in flags) or "no flags"
+    if unknown := [name for name in given if name not in own]:
+        family = settings.get("family") or "of no known family"
+        names = ", ".join(f"--{name}" for name in own) or "no flags"
+        raise ValueError(f"--{unknown[0]}: this model ({family}) has no such setting; it has {names}")
+    return [word for name, flag in own.items() if name in given for word in flag.overrides(given[name], settings)]

@@ -25,6 +25,7 @@ from ldm.video.writing import refuse_input
 from ldm.weights import checkpoint
 
 Log = Callable[[str], None]
+UNLIMITED = 10**15  # bytes, where the system does not report its memory
 MADE_OF = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: they determine the frames
 
 
@@ -97,9 +98,9 @@ class Model:
             return config.instantiate(self.settings["method"], networks=self.networks)
         return build_method(self.settings, self.weights, device=self.device)
 
-    def build(self) -> None:
-        """Build the method now. Raises CheckpointError, ConfigError or ValueError."""
-        assert self.method is not None
+    def build(self) -> Method:
+        """Build the method if necessary and return it. Raises CheckpointError, ConfigError or ValueError."""
+        return self.method
 
     @cached_property
     def resident(self) -> int:
@@ -187,8 +188,8 @@ def prepare(job: Job, options: JobOptions, *, warn: Log) -> Job:
     refuse_input(job.output, source)
     if not (options.skip_finished and provenance.record_path(job.output).is_file()):
         _try_output(job)
-        video.rehearse_output(source, chosen, job.output, start=options.start)
-    for line in video.losses(source, chosen):
+        video.dry_run_output(source, chosen, job.output, start=options.start)
+    for line in video.list_omissions(source, chosen):
         warn(f"{job.path}: {line}")
     return job
 
@@ -235,15 +236,26 @@ def restore_job(job: Job, model: Model, *, report: Progress, warn: Log, log: Log
         except BaseException as error:
             _give_up(work, error, warn, keep=job.options.preview is None)
             raise
-        figures = {
-            "frames": state["written"],
-            "seconds": {**rounded(state["seconds"]), "this run": round(time.perf_counter() - began, 3)},
-            "memory": {"before": base, "predicted peak": predicted, "peak": peak.read()},
-        }
-        manifest = {**manifest, "plan": plan.plain()}
-        provenance.write_record(job.output, manifest, **figures)
+        memory = {"before": base, "predicted peak": predicted, "peak": peak.read()}
+        record = write_result(job, manifest, plan, state, began=began, memory=memory)
         if not job.options.keep_work:
             work.remove()
+    return record
+
+
+def write_result(job: Job, manifest: Mapping, plan: Plan, state: Mapping, *, began: float, memory: Mapping) -> dict:
+    """Write the record of a finished output and return its content.
+
+    Args:
+        state: the number of frames "written" and the "seconds" by stage of all runs.
+        began: `time.perf_counter()` at the start of this run.
+        memory: bytes before and at the peak of this run, and the predicted peak.
+    """
+    seconds = {name: round(value, 3) for name, value in sorted(state["seconds"].items())}
+    seconds["this run"] = round(time.perf_counter() - began, 3)
+    manifest = {**manifest, "plan": plan.plain()}
+    figures = {"frames": state["written"], "seconds": seconds, "memory": memory}
+    provenance.write_record(job.output, manifest, **figures)
     return {**manifest, **figures}
 
 
@@ -264,15 +276,9 @@ def join_parts(parts: Sequence[Path], job: Job, model: Model) -> None:
     )
 
 
-def rounded(seconds: Mapping[str, float]) -> dict[str, float]:
-    """Return the seconds by stage as records state them."""
-    return {name: round(value, 3) for name, value in sorted(seconds.items())}
-
-
 def _give_up(work: WorkFolder, error: BaseException, warn: Log, *, keep: bool) -> None:
     """Remove a work folder that cannot be resumed, such as that of a preview; otherwise report its path."""
-    lasting = isinstance(error, FloatingPointError)
-    if lasting or not keep or not work.saved:
+    if isinstance(error, FloatingPointError) or not keep or not work.saved:
         work.remove()
     else:
         warn(f"finished parts are kept in {work.path}; the same command resumes from there")
@@ -292,7 +298,7 @@ def plan_for(job: Job, model: Model, log: Log, *, begun: Mapping | None) -> tupl
         need = predicted_peak(method, plan, costs, request)
         return None if need is None else with_reserve(need + model.resident, model.device)
 
-    budget = job.options.memory or memory_budget(model.device) or 10**15
+    budget = job.options.memory or memory_budget(model.device) or UNLIMITED
     if resumed is None:
         plan, predicted = fitting_plan(method, plan, budget, predict)
     else:

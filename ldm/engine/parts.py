@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ldm import video
-from ldm.engine.device import is_out_of_memory, on_its_way, return_memory, to_host
+from ldm.engine.device import is_out_of_memory, pin_for, return_memory, to_host
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
 from ldm.methods.contract import Method, Progress, Request, no_progress
@@ -202,7 +202,7 @@ class _Run:
         if pixels is None:
             self.exhausted = True
             return
-        values = {name: on_its_way(value, self.pipeline.device) for name, value in frame_values(pixels).items()}
+        values = {name: pin_for(value, self.pipeline.device) for name, value in frame_values(pixels).items()}
         self.pipeline.push(Frame(self.task.start + self.taken, values))
         self.taken += 1
 

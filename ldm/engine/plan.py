@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from ldm.engine.device import Peak, hardware
-from ldm.files import read_object, write_whole
+from ldm.files import read_object, write_atomically
 from ldm.methods.contract import Costs, Levers, Method, Request
 
 PROBE_SIDES = (16, 32)  # sides of the measured latents; a cost is the line a + b * pixels through both
@@ -80,7 +80,7 @@ def measured_costs(method: Method, *, signature: str, cache: Path | None = None)
     if path:
         with contextlib.suppress(OSError):  # without a cache, costs are measured again next time
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(path, json.dumps(costs).encode())
+            write_atomically(path, json.dumps(costs).encode())
     return costs
 
 

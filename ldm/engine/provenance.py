@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from ldm.files import read_object, write_whole
+from ldm.files import read_object, write_atomically
 from ldm.printable import printable
 from ldm.video.source import is_visible
 from ldm.weights import checkpoint
@@ -71,7 +71,7 @@ def write_record(output: Path, manifest: Mapping, **more) -> Path:
     """Write the record of a finished output: the manifest, the hash of the output, and `more`."""
     path = record_path(output)
     content = {**manifest, "output": {"path": output.name, "sha256": digest(output)}, **more}
-    write_whole(path, (json.dumps(content, indent=1) + "\n").encode())
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
     return path
 
 

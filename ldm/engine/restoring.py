@@ -1,4 +1,4 @@
-"""Restore one file from Python: what the page and the ComfyUI node share."""
+"""Restore a file or frames from Python, for the web page and the ComfyUI node."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,8 +14,8 @@ from ldm.engine.jobs import Job, JobOptions, Log, Model, made_of, prepare, resto
 from ldm.methods.contract import Method, Progress, Request, restore_clip
 
 ROUNDING = {
-    "nearest": lambda frame: frame,  # the writer's own way
-    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # cut off, as released
+    "nearest": lambda frame: frame,  # the writer rounds to the nearest
+    "truncate": lambda frame: (frame * 255).to(torch.uint8).permute(1, 2, 0).numpy(),  # as the released code does
 }
 
 
@@ -24,7 +24,7 @@ class Cancelled(Exception):
 
 
 def rounding_of(settings) -> Callable:
-    """Return how frames (3, h, w) in [0, 1] are handed to the writer. Raises ValueError."""
+    """Return the function that converts a frame (3, h, w) in [0, 1] for the writer. Raises ValueError."""
     word = str((settings.get("output") or {}).get("rounding", "nearest"))
     if word not in ROUNDING:
         raise ValueError(f"got output.rounding {word!r}, expected one of {', '.join(ROUNDING)}")
@@ -66,7 +66,6 @@ def restore_file(
     An output that the same input, weights and settings made is kept, and an interrupted one is resumed. `stop()` is
     asked after each network call. Raises Cancelled, VideoError, ValueError, OSError or FloatingPointError.
     """
-
     job = captioned(prepare(Job(path, output), options, warn=warn), model)
     if options.preview is None and (record := unchanged(job.output, made_of(job, model))):
         return job, record

@@ -16,7 +16,17 @@ import torch
 from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import OutputDiffers, changes, continued, portable, stored_manifest
 from ldm.engine.tensor_store import FILE, TensorStore
-from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, set_aside, shortened, sync, write_whole
+from ldm.files import (
+    NOFOLLOW,
+    TEMPORARY,
+    atomic_file,
+    is_temporary,
+    read_object,
+    set_aside,
+    shortened,
+    sync,
+    write_atomically,
+)
 from ldm.printable import printable
 from ldm.weights.safe import check_nested, refuse_bombs
 
@@ -38,17 +48,13 @@ class WorkError(ValueError):
     """A work folder that cannot be used; the message is one line with a remedy."""
 
 
-class InUse(WorkError):
-    """A work folder that another process uses."""
-
-
 class WorkFolder:
     """The folder `OUTPUT.work` beside an output, locked by one process. Use it in a `with` block.
 
     It holds `manifest.json` (everything that determines the output), `parts/` (finished parts of the output, in order),
     `state.pt` (the state needed to continue after them) and `tensors/` (the tensors of that state). Files are written
     atomically, parts and tensors before the state that lists them, so that the state is valid whenever a run is
-    interrupted. Unfinished files have names of `partial`.
+    interrupted. Unfinished files have names of `atomic_file`.
 
     The folder is not trusted: links and files with unexpected names are refused, and only expected files are ever
     removed. Raises WorkError for such files, for a folder in use by another process, and for one with a different
@@ -89,7 +95,7 @@ class WorkFolder:
                 raise WorkError(f"{folder}: is a link; remove it, the work folder must lie beside its output")
             for child in folder.iterdir() if folder.exists() else ():
                 _refuse_special(child)
-                if not (is_own(child.name) or is_partial(child.name)):
+                if not (is_own(child.name) or is_temporary(child.name)):
                     raise WorkError(f"{printable(child)}: not of a work folder; move it away, or remove {self.path}")
 
         for part in self.parts.iterdir() if self.parts.exists() else ():
@@ -98,7 +104,7 @@ class WorkFolder:
 
     def _check_manifest(self) -> None:
         """Write the manifest, or compare it with an existing one."""
-        for left in [child for child in self.path.iterdir() if is_partial(child.name)]:
+        for left in [child for child in self.path.iterdir() if is_temporary(child.name)]:
             remove(left)
         path = self.path / "manifest.json"
         try:
@@ -110,13 +116,14 @@ class WorkFolder:
         if moved := changes(continued(was, self.manifest), self.manifest):
             self._warn(f"{self.path}: started with {moved}; another device may round in another way")
         if stored != json.loads(json.dumps(self.manifest)):
-            write_whole(path, json.dumps(self.manifest, indent=1).encode())
+            write_atomically(path, json.dumps(self.manifest, indent=1).encode())
 
     def __exit__(self, kind, error, trace) -> None:
         self._release()
 
     @property
     def parts(self) -> Path:
+        """The folder of the finished parts."""
         return self.path / "parts"
 
     def part(self, number: int) -> Path:
@@ -165,7 +172,7 @@ class WorkFolder:
         try:
             yield
         except STATE_ERRORS as error:
-            raise self._misfit(error) from error
+            raise self._incompatible(error) from error
 
     @contextlib.contextmanager
     def computing(self) -> Iterator[None]:
@@ -178,9 +185,9 @@ class WorkFolder:
         except (*STATE_ERRORS, AssertionError) as error:
             if not self._loaded or isinstance(error, ValueError) or is_out_of_memory(error):
                 raise
-            raise self._misfit(error) from error
+            raise self._incompatible(error) from error
 
-    def _misfit(self, error: Exception) -> WorkError:
+    def _incompatible(self, error: Exception) -> WorkError:
         where = self.path / "state.pt"
         return WorkError(f"{where}: does not fit this run ({type(error).__name__}); remove {self.path}")
 
@@ -190,7 +197,7 @@ class WorkFolder:
         Only tensors that were not saved before are written.
         """
         state = self.tensors.replaced(state)
-        with partial(self.path / "state.pt") as path:
+        with atomic_file(self.path / "state.pt") as path:
             torch.save(state, path)
             sync(path)
         self._sweep()
@@ -203,7 +210,7 @@ class WorkFolder:
     def replan(self, plan: Mapping) -> None:
         """Replace the plan in the manifest."""
         self.manifest = {**self.manifest, "plan": dict(plan)}
-        write_whole(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
+        write_atomically(self.path / "manifest.json", json.dumps(self.manifest, indent=1).encode())
 
     def remove(self) -> None:
         """Remove the folder with its own files, and parent folders created for it if they are empty."""
@@ -215,7 +222,7 @@ class WorkFolder:
                 parent.rmdir()
 
     def _clear_aside(self, aside: Path) -> None:
-        """Remove the folder's own files under its temporary name; files of others remain where they were."""
+        """Remove the folder's own files under its temporary name; if others remain, the folder gets its name back."""
         try:
             _clear(aside / self.parts.name, PART.fullmatch)
             _clear(aside / self.tensors.folder.name, FILE.fullmatch)
@@ -234,7 +241,7 @@ class WorkFolder:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise InUse(f"{self.path}: another process is working on it; wait for it, or stop it") from None
+            raise WorkError(f"{self.path}: another process is working on it; wait for it, or stop it") from None
 
     def _release(self) -> None:
         if self._lock is not None:
@@ -252,7 +259,7 @@ def _refuse_special(path: Path) -> None:
 def _clear(folder: Path, is_own: Callable[[str], object]) -> None:
     """Remove a folder of known files, if it exists. Raises OSError if others remain."""
     if folder.is_dir():
-        for child in [child for child in folder.iterdir() if is_own(child.name) or is_partial(child.name)]:
+        for child in [child for child in folder.iterdir() if is_own(child.name) or is_temporary(child.name)]:
             remove(child)
         folder.rmdir()
 
@@ -281,19 +288,18 @@ def remove(path: Path) -> None:
 def remove_partials(output: Path) -> None:
     """Remove temporary files of this output that killed runs left behind; this process must not be writing it."""
     for path in output.parent.glob(f".{glob.escape(shortened(output.name))}.*-*"):
-        match = PARTIAL.fullmatch(path.name)
+        match = TEMPORARY.fullmatch(path.name)
         if match and not _is_running(int(match[1])):
             remove(path)
 
 
 def _is_running(pid: int) -> bool:
-    """Whether another process runs under this number; in a container, a killed run may have had that of this one."""
+    """Whether another process has this ID; in a container, a killed run may have had the ID of this process."""
     if pid == os.getpid():
         return False
     try:
-        os.kill(pid, 0)
+        with contextlib.suppress(PermissionError, OverflowError):  # the process of another user; no valid number
+            os.kill(pid, 0)
     except ProcessLookupError:
         return False
-    except (PermissionError, OverflowError):
-        return True
     return True

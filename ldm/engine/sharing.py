@@ -1,4 +1,4 @@
-"""Share jobs among processes that know nothing of each other but a folder."""
+"""Distribute jobs among independent processes that share only a folder."""
 
 from collections.abc import Callable, Iterable
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Restore one film by several processes: parts of whole scenes as jobs, joined by the process that finishes last.
+"""Restore one clip in several processes: parts of whole scenes as jobs, joined by the process that finishes last.
 
 No stage of a method combines frames of different scenes, noise depends on the numbers of frames alone, and the ends of
 encoded parts are counted from the beginning of a scene (`ldm.engine.parts`). Therefore the output has the bytes that
@@ -22,27 +22,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ldm import video
-from ldm.engine import provenance
 from ldm.engine.claims import Claim, ClaimError, holder, take
 from ldm.engine.device import Peak
 from ldm.engine.finished import is_finished, portable, stored_manifest
-from ldm.engine.jobs import Job, Log, Model, join_parts, made_of, manifest_of, plan_for, rounded
+from ldm.engine.jobs import Job, Log, Model, join_parts, made_of, manifest_of, plan_for, write_result
 from ldm.engine.parts import Task, frame_values, restore_parts
 from ldm.engine.plan import Plan, resumed_plan
 from ldm.engine.resume import WorkError, WorkFolder, recorded_plan
 from ldm.engine.sharing import share
-from ldm.files import is_partial, set_aside, write_whole
+from ldm.files import is_temporary, set_aside, write_atomically
 from ldm.methods.contract import Progress
 from ldm.streaming.pipeline import Frame
 
-SHORTEST = 4  # a part has at least so many times the frames between two saved states
-WAIT = 1.0  # seconds between two looks at the work of another process
+MIN_SAVES = 4  # minimum length of a part, in numbers of frames between two saved states
+POLL = 1.0  # seconds between two checks of the work of another process
 MAX_SCENES = 1_000_000
-OWN = re.compile(r"film\.json|\.(scenes|join|\d{8})\.claim-\d+|\d{8}\.(work|done)")
+OWN_FILES = re.compile(r"film\.json|\.(scenes|join|\d{8})\.claim-\d+|\d{8}\.(work|done)")
 
 
 class Part(NamedTuple):
-    """Frames `start` to `stop` of the source, from the film's scene number `scene` on."""
+    """Frames `start` to `stop` of the source, from scene number `scene` on."""
 
     start: int
     stop: int
@@ -50,8 +49,8 @@ class Part(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SharedFilm:
-    """A film that is shared among processes: its job, its model, what determines its output, and its parts."""
+class SharedJob:
+    """A job that processes share: its model, the manifest that determines its output, its plan, and its parts."""
 
     job: Job
     model: Model
@@ -62,6 +61,7 @@ class SharedFilm:
 
     @property
     def folder(self) -> Path:
+        """The folder in which the processes share the parts."""
         return split_folder(self.job.output)
 
     def place(self, part: Part) -> Path:
@@ -83,7 +83,7 @@ class SharedFilm:
         return WorkFolder(self.place(part), manifest, warn=warn)
 
     @property
-    def left(self) -> list[Part]:
+    def unfinished(self) -> list[Part]:
         """The parts that are not finished."""
         return [part for part in self.parts if not self.mark(part).exists()]
 
@@ -94,7 +94,7 @@ def split_folder(output: Path) -> Path:
 
 
 def restore_split(job: Job, model: Model, *, report: Progress, warn: Log, log: Log) -> dict | None:
-    """Restore the free parts of a film; the process that finishes the last one joins them to the output.
+    """Restore the free parts of a clip; the process that finishes the last one joins them to the output.
 
     Returns the record of the output, or None if other processes still work on it; `log` receives a line for each of
     their parts. Raises ValueError for a method without scenes, and the errors of `ldm.engine.jobs.restore_job`; the
@@ -105,18 +105,18 @@ def restore_split(job: Job, model: Model, *, report: Progress, warn: Log, log: L
         if folder.is_symlink():
             raise WorkError(f"{folder}: is a link; remove it, the folder must be beside its output")
         folder.mkdir(parents=True, exist_ok=True)
-        film = _film(job, model, log)
-        _, left = share(film.left, partial(_restore_part, film, report=report, warn=warn), place=film.place)
-        for part in [part for part in left if part in film.left]:
-            log(f"{job.output.name}: frames {part.start} to {part.stop - 1} are left to {holder(film.place(part))}")
-        if film.left:
+        shared = _shared_job(job, model, log)
+        _, left = share(shared.unfinished, partial(_restore_part, shared, report=report, warn=warn), place=shared.place)
+        for part in [part for part in left if part in shared.unfinished]:
+            log(f"{job.output.name}: frames {part.start} to {part.stop - 1} are left to {holder(shared.place(part))}")
+        if shared.unfinished:
             return None
         claim = take(folder / "join")
         if claim is None:
             log(f"{job.output.name}: left to {holder(folder / 'join')}, which joins its parts")
             return None
         with claim:
-            return _join(film, warn)
+            return _join(shared, warn)
     except (ClaimError, OSError):
         if not folder.exists() and is_finished(job.output, made_of(job, model, "format")):
             log(f"{job.output.name}: finished by another process")
@@ -124,28 +124,28 @@ def restore_split(job: Job, model: Model, *, report: Progress, warn: Log, log: L
         raise
 
 
-def _restore_part(film: SharedFilm, part: Part, claim: Claim, *, report: Progress, warn: Log) -> bool:
-    if film.mark(part).exists():
+def _restore_part(shared: SharedJob, part: Part, claim: Claim, *, report: Progress, warn: Log) -> bool:
+    if shared.mark(part).exists():
         return True
 
     def watched(stage: str, done: int, total: int | None) -> None:
         claim.check()
         report(stage, done, total)
 
-    span = film.job.task.start, film.job.task.stop
+    span = shared.job.task.start, shared.job.task.stop
     cut = {"start": part.start, "stop": part.stop, "whole": span, "scene": part.scene}
-    task = replace(film.job.task, rounding=film.model.rounding, **cut)
-    with film.work(part, warn=warn) as work:
-        restore_parts(film.model.method, task, work, film.plan_of(part), report=watched, warn=warn)
-        write_whole(film.mark(part), b"")
+    task = replace(shared.job.task, rounding=shared.model.rounding, **cut)
+    with shared.work(part, warn=warn) as work:
+        restore_parts(shared.model.method, task, work, shared.plan_of(part), report=watched, warn=warn)
+        write_atomically(shared.mark(part), b"")
     return True
 
 
-# ---- the parts of a film
+# ---- parts
 
 
-def _film(job: Job, model: Model, log: Log) -> SharedFilm:
-    """Return the film with its parts; one process finds them, and the others wait for it."""
+def _shared_job(job: Job, model: Model, log: Log) -> SharedJob:
+    """Return the job with its parts; one process finds them, and the others wait for it."""
     path = split_folder(job.output) / "film.json"
     remedy = f"repeat that, or remove {path.parent} to start again"
     made = {**manifest_of(job, model), "part_frames": job.options.save_every}
@@ -155,18 +155,18 @@ def _film(job: Job, model: Model, log: Log) -> SharedFilm:
         if stored is not None:
             parts = _checked(stored.get("parts"), path)
             plan, predicted = plan_for(job, model, log, begun=stored.get("plan"))
-            return SharedFilm(job, model, made, plan, predicted, parts)
+            return SharedJob(job, model, made, plan, predicted, parts)
         claim = take(path.with_name("scenes"))
         if claim is None:
-            time.sleep(WAIT)
+            time.sleep(POLL)
             continue
         with claim:
             if not path.exists():
                 plan, _ = plan_for(job, model, lambda line: None, begun=None)
                 scenes = scene_spans(job.task, model, claim)
-                parts = grouped(scenes, SHORTEST * plan.part_frames)
+                parts = grouped(scenes, MIN_SAVES * plan.part_frames)
                 content = {**made, "plan": plan.plain(), "parts": parts}
-                write_whole(path, json.dumps(content, indent=1).encode())
+                write_atomically(path, json.dumps(content, indent=1).encode())
                 log(f"{job.output.name}: scenes: {len(scenes)}, parts: {len(parts)}")
 
 
@@ -214,38 +214,36 @@ def _checked(parts: object, path: Path) -> tuple[Part, ...]:
     return tuple(valid)
 
 
-# ---- the end
+# ---- joining
 
 
-def _join(film: SharedFilm, warn: Log) -> dict:
-    """Join the finished parts of a film, write its record, and remove the folder."""
+def _join(shared: SharedJob, warn: Log) -> dict:
+    """Join the finished parts of a job, write its record, and remove the folder."""
     began, files, seconds, frames = time.perf_counter(), [], Counter(), 0
-    for part in film.parts:
-        with film.work(part, warn=lambda line: None) as work:
+    for part in shared.parts:
+        with shared.work(part, warn=lambda line: None) as work:
             state = work.load()
             if not state or not state.get("finished"):
-                raise WorkError(f"{work.path}: not finished; remove {film.mark(part)}")
+                raise WorkError(f"{work.path}: not finished; remove {shared.mark(part)}")
             files += [work.parts / name for name in state["parts"]]
             seconds.update(state["seconds"])
             frames += state["written"]
-    peak = Peak(film.model.device)
+    peak = Peak(shared.model.device)
     base = peak.reset()
-    join_parts(files, film.job, film.model)
-    figures = {
-        "frames": frames,
-        "seconds": {**rounded(seconds), "this run": round(time.perf_counter() - began, 3)},
-        "memory": {"before": base, "predicted peak": film.predicted, "peak": peak.read()},
-    }
-    manifest = {**film.manifest, "plan": film.plan.plain()}
-    provenance.write_record(film.job.output, manifest, **figures)
-    if not film.job.options.keep_work:
-        _remove(film.folder, warn)
-    return {**manifest, **figures}
+    join_parts(files, shared.job, shared.model)
+    memory = {"before": base, "predicted peak": shared.predicted, "peak": peak.read()}
+    state = {"written": frames, "seconds": seconds}
+    record = write_result(shared.job, shared.manifest, shared.plan, state, began=began, memory=memory)
+    if not shared.job.options.keep_work:
+        _remove(shared.folder, warn)
+    return record
 
 
 def _remove(folder: Path, warn: Log) -> None:
-    """Remove the folder of a finished film, unless it holds files of others."""
-    foreign = [path.name for path in folder.iterdir() if not (OWN.fullmatch(path.name) or is_partial(path.name))]
+    """Remove the folder of a finished job, unless it holds unexpected files."""
+    foreign = [
+        path.name for path in folder.iterdir() if not (OWN_FILES.fullmatch(path.name) or is_temporary(path.name))
+    ]
     if foreign:
         warn(f"{folder}: not removed, since it holds {foreign[0]}")
         return

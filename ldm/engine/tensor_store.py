@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldm.files import partial, sync
+from ldm.files import atomic_file, sync
 from ldm.weights.safe import check_nested, refuse_bombs
 
 FILE = re.compile(r"\d{8}\.pt")
@@ -53,7 +53,7 @@ class TensorStore:
         tree = mapped(tree, refer, lambda node: isinstance(node, Tensor))
         if fresh:
             self.folder.mkdir(exist_ok=True)
-            with partial(self.path(number)) as path:
+            with atomic_file(self.path(number)) as path:
                 torch.save([tensor.detach().cpu() for tensor in fresh], path)
                 sync(path)
         self._stored, self._used = stored, {reference[0] for _, _, reference in stored.values()}

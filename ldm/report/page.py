@@ -7,7 +7,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, TemplateError
 from markupsafe import Markup
 
-from ldm.files import read_json, write_whole
+from ldm.files import read_json, write_atomically
 from ldm.report import figures
 from ldm.report.curves import curves_of
 from ldm.report.views import pictures_of, renditions_of, selection_of, thumbnails_of, views_of
@@ -34,7 +34,7 @@ def report_of(folder: Path, *, method: str | None = None, megabytes: float = MEG
     except WRONG as error:
         what = f"{type(error).__name__} {error}"
         raise ValueError(f"{folder / 'results.json'}: not as expected ({what}); run benchmark.py again") from error
-    write_whole(folder / "report.html", page.encode("utf-8"))
+    write_atomically(folder / "report.html", page.encode("utf-8"))
     return folder / "report.html"
 
 

@@ -40,7 +40,7 @@ class Frame:
 
     def to(self, device: torch.device | str) -> "Frame":
         """Return the frame with its values on `device`. Copies from pinned memory do not wait."""
-        return replace(self, values=_moved(self.values, device))
+        return replace(self, values=_to_device(self.values, device))
 
 
 def frames_from(saved: list[dict]) -> list[Frame]:
@@ -74,7 +74,7 @@ class Stage:
         self.held: list[Frame] = []
         self.first = 0  # position of held[0] in its scene
 
-    def labelled(self, label: str) -> "Stage":
+    def with_label(self, label: str) -> "Stage":
         """Set the name of this stage in `Pipeline.seconds` and return the stage."""
         self.label = label
         return self
@@ -278,13 +278,13 @@ class Neighbours(Stage):
         self.held.append(frame)
         ready = []
         while self.done + self.block + self.reach <= self.count:
-            ready += self._give(self.block)
+            ready += self._emit(self.block)
         if frame.last:
-            ready += self._give(self.count - self.done)
+            ready += self._emit(self.count - self.done)
             self.held, self.first, self.done = [], 0, 0
         return ready
 
-    def _give(self, count: int) -> list[Frame]:
+    def _emit(self, count: int) -> list[Frame]:
         if not count:
             return []
         start = self.done - self.first
@@ -369,7 +369,7 @@ class Pipeline:
             raise ValueError(f"got the state of {len(state['stages'])} stages, expected {len(self.stages)}")
         if len(state["waiting"]) != len(self.waiting) or state["ended"] not in range(len(self.stages) + 1):
             raise ValueError("got a saved pipeline whose queues do not fit its stages")
-        state = _moved(state, self.device)
+        state = _to_device(state, self.device)
         for stage, part in zip(self.stages, state["stages"], strict=True):
             stage.resume(part)
         self.waiting = [deque(frames_from(queue)) for queue in state["waiting"]]
@@ -381,14 +381,14 @@ class Pipeline:
         return sum(len(stage.held) for stage in self.stages) + sum(map(len, self.waiting))
 
 
-def _moved(tree, device: torch.device | str):
+def _to_device(tree, device: torch.device | str):
     """Move the tensors of nested dictionaries, lists and tuples to `device`."""
     if isinstance(tree, Tensor):
         return tree.to(device, non_blocking=tree.device.type == "cpu" and tree.is_pinned())
     if isinstance(tree, dict):
-        return {key: _moved(value, device) for key, value in tree.items()}
+        return {key: _to_device(value, device) for key, value in tree.items()}
     if isinstance(tree, (list, tuple)):
-        return type(tree)(_moved(value, device) for value in tree)
+        return type(tree)(_to_device(value, device) for value in tree)
     return tree
 
 

@@ -65,7 +65,7 @@ class WholeScene(Stage):
         return self.complete
 
     def push(self, frame: Frame) -> list[Frame]:
-        self.held.append(self._parked(frame))
+        self.held.append(self._on_host(frame))
         self.complete = frame.last or (self.block is not None and len(self.held) == self.block + self.ahead)
         return []
 
@@ -77,7 +77,7 @@ class WholeScene(Stage):
                 if place == BEFORE:
                     self.before = frame
                 else:
-                    self.held[place] = self._parked(frame)
+                    self.held[place] = self._on_host(frame)
             self.done += 1
         return [] if self.done < count else self._release()
 
@@ -93,7 +93,7 @@ class WholeScene(Stage):
         self.done, self.complete = 0, False
         return ready
 
-    def _parked(self, frame: Frame) -> Frame:
+    def _on_host(self, frame: Frame) -> Frame:
         return frame.put(**{name: frame[name].to("cpu") for name in self.host if name in frame.values})
 
     def state(self) -> dict:
@@ -105,4 +105,4 @@ class WholeScene(Stage):
         before = frames_from(state["before"])
         super().resume({name: value for name, value in state.items() if name != "before"})
         self.before = before[0] if before else None
-        self.held = [self._parked(frame) for frame in self.held]
+        self.held = [self._on_host(frame) for frame in self.held]

@@ -80,13 +80,13 @@ class Steps:
             name=name,
             blend=self.blend,
         )
-        yield windows.labelled("sampling")
+        yield windows.with_label("sampling")
         if self.refine is not None:
             if (stage := self.refine(i)) is not None:
-                yield stage.labelled("refinement")
-            yield Each(partial(self.update, i=i)).labelled("sampling")
+                yield stage.with_label("refinement")
+            yield Each(partial(self.update, i=i)).with_label("sampling")
         if self.guide is not None:
-            yield Neighbours(partial(self.guide, i=i), reach=self.reach, name="x").labelled("guidance")
+            yield Neighbours(partial(self.guide, i=i), reach=self.reach, name="x").with_label("guidance")
 
 
 def sample_clip(steps: Steps, x: Tensor, count: int) -> Tensor:

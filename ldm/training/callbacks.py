@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ldm.files import partial
+from ldm.files import atomic_file
 from ldm.picture import comparison
 from ldm.training.losses import check_gradients
 
@@ -80,7 +80,7 @@ class PeriodicPictures(Callback):
         sheet = comparison(example.get("lq", example["gt"]), output.float().cpu(), truth=example["gt"])
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"step{step:08d}.png"
-        with partial(path) as temporary:
+        with atomic_file(path) as temporary:
             if not cv2.imwrite(str(temporary), cv2.cvtColor(sheet, cv2.COLOR_RGB2BGR)):
                 raise OSError(f"cannot write {path}")
 
@@ -192,7 +192,7 @@ class AtomicCheckpoints(TorchCheckpointIO):
     def save_checkpoint(self, checkpoint: dict, path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial(path) as temporary:
+        with atomic_file(path) as temporary:
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # PyTorch's writer raises this for a full disk
@@ -230,7 +230,7 @@ class BadBatch(Callback):
             path = self.path.with_stem(f"{self.path.stem}_process{trainer.global_rank}")
             path.parent.mkdir(parents=True, exist_ok=True)  # run folders of torchrun processes can differ by a second
             tensors = {name: value.detach().cpu().contiguous() for name, value in self._batch.items()}
-            with partial(path) as temporary:
+            with atomic_file(path) as temporary:
                 save_file(tensors, temporary, {"error": str(exception)})
             exception.args = (f"{exception}; the batch is saved in {path}",)
 

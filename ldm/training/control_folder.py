@@ -6,7 +6,7 @@ from pathlib import Path
 from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import save_file
 
-from ldm.files import partial, write_whole
+from ldm.files import atomic_file, write_atomically
 from ldm.nets.configurations import control_config
 from ldm.nets.control import TemporalConditioning
 
@@ -20,9 +20,9 @@ def write_control_folder(control: TemporalConditioning, folder: Path, *, half: b
     state = {name: value.detach().cpu().contiguous() for name, value in control.state_dict().items()}
     if half:
         state = {name: value.half() for name, value in state.items()}
-    with partial(folder / WEIGHTS) as temporary:
+    with atomic_file(folder / WEIGHTS) as temporary:
         save_file(state, temporary, {"format": "pt"})
-    write_whole(folder / CONFIG, (json.dumps(control_config(control), indent=2) + "\n").encode())
+    write_atomically(folder / CONFIG, (json.dumps(control_config(control), indent=2) + "\n").encode())
 
 
 class ControlFolder(Callback):

@@ -17,12 +17,12 @@ from ldm.video.sinks import BITEXACT
 from ldm.video.sound import ENCODER, add_sound, encoded_form, known_layout, resampled, sounding
 from ldm.video.source import Shift, Source
 
-TEXTS = ("subrip", "ass", "webvtt", "mov_text", "text")  # subtitles that are words, and what they become
+TEXT_SUBTITLES = ("subrip", "ass", "webvtt", "mov_text", "text")  # codecs that can be converted to TEXT_CODECS
 TEXT_CODECS = {"mp4": "mov_text", "mov": "mov_text", "matroska": "subrip"}
-TRIED = 4  # packets of a stream that are written to see whether it goes into a container
+TRIAL_PACKETS = 4  # number of packets with which a stream is tried in a container
 COPY = "copy"
 LOG = logging.getLogger(__name__)
-# what containers say of themselves, or of the file they were written to
+# tags that describe the file itself and do not hold for a copy
 TECHNICAL_TAGS = {
     "major_brand",
     "minor_version",
@@ -51,14 +51,14 @@ class Span(NamedTuple):
         )
 
 
-class Fate(NamedTuple):
-    """How a stream other than the video is written: `way` is `COPY`, the name of an encoder, or "" for not at all."""
+class StreamMapping(NamedTuple):
+    """How a stream other than the video is written; `encoder` is `COPY`, the name of an encoder, or "" (dropped)."""
 
     index: int
     kind: str
     codec: str
     disposition: int
-    way: str
+    encoder: str
     detail: str = ""
 
 
@@ -70,19 +70,21 @@ class Companion(NamedTuple):
     clock: tuple[Shift, ...]
     target: av.stream.Stream
     kind: str
-    way: str
+    encoder: str
 
     def packets(self, span: Span) -> Iterator[tuple[Fraction, av.Packet]]:
         """Yield (seconds, packet) for the output in order of time, reading the source once more."""
         with open_container(self.path) as container:
             stream = container.streams[self.index]
             packets = self._read(container, stream)
-            if self.way == ENCODER:
-                yield from _sound(sounding(self.path, packets, span), self.target)
-            elif self.way != COPY:
-                yield from _words(packets, stream, self.target, span)
+            if self.encoder == ENCODER:
+                yield from _reencoded_sound(sounding(self.path, packets, span), self.target)
+            elif self.encoder != COPY:
+                yield from _reencoded_subtitles(packets, stream, self.target, span)
+            elif self.kind == "subtitle":
+                yield from _trimmed_subtitles(packets, self.target, span)
             else:
-                yield from (_cut if self.kind == "subtitle" else _kept)(packets, self.target, span)
+                yield from copied_packets(packets, self.target, span)
 
     def _read(self, container, stream):
         """Yield the packets of the stream up to the first read error."""
@@ -93,29 +95,32 @@ class Companion(NamedTuple):
             LOG.warning("%s: its %s breaks off (%s); what is before is kept", self.path, what, reason(error))
 
 
-def fates(source: Source, container: str) -> list[Fate]:
-    """Return how each stream other than the video is written in a container (FFmpeg's name), found by trying."""
+def map_streams(source: Source, container: str) -> list[StreamMapping]:
+    """Return how each stream other than the video is written to a container format (FFmpeg's name).
+
+    Each candidate is tried with the first packets of the stream.
+    """
     found = []
     with open_container(source.path) as old:
         for stream in old.streams:
             if stream.index != source.track and not is_chapter_track(stream, old):
-                found.append(_fate(source, old, stream, container))
+                found.append(_mapping(source, old, stream, container))
     return found
 
 
-def _fate(source, old, stream, container):
+def _mapping(source, old, stream, container):
     known = stream.index, stream.type, codec_name(stream), int(stream.disposition)
     if stream.type == "attachment":
-        return Fate(*known, COPY if container == "matroska" else "")
+        return StreamMapping(*known, COPY if container == "matroska" else "")
     if stream.type not in ("audio", "subtitle") or stream.codec_context is None:
-        return Fate(*known, "")
-    words = [TEXT_CODECS[container]] * (stream.type == "subtitle" and codec_name(stream) in TEXTS)
-    ways = [COPY, *([ENCODER] if stream.type == "audio" else words)]
-    way = next((way for way in ways if _goes(source, old, stream, way, container)), "")
-    return Fate(*known, way, _new_form(stream) if way == ENCODER else "")
+        return StreamMapping(*known, "")
+    words = [TEXT_CODECS[container]] * (stream.type == "subtitle" and codec_name(stream) in TEXT_SUBTITLES)
+    encoders = [COPY, *([ENCODER] if stream.type == "audio" else words)]
+    encoder = next((encoder for encoder in encoders if _can_mux(source, old, stream, encoder, container)), "")
+    return StreamMapping(*known, encoder, _form_change(stream) if encoder == ENCODER else "")
 
 
-def _new_form(stream):
+def _form_change(stream):
     """Return how re-encoded sound differs in rate and channels; "" if it does not."""
     old, new = stream.codec_context, encoded_form(stream.codec_context)
     rate = f"{old.sample_rate} Hz becomes {new.rate}" if new.rate != old.sample_rate else ""
@@ -123,49 +128,53 @@ def _new_form(stream):
     return ", ".join(filter(None, [rate, f"{layout} becomes {new.layout}" if new.layout != layout else ""]))
 
 
-def _goes(source, old, stream, way, container):
-    """Whether a file with the first packets of a stream can be written and closed."""
+def _can_mux(source, old, stream, encoder, container):
+    """Whether a container with the first packets of a stream can be written and closed."""
     try:
         with open_output(io.BytesIO(), container) as trial:
-            companion = _add(source, trial, stream, way)
+            companion = _add(source, trial, stream, encoder)
             trial.start_encoding()
-            for _, packet in islice(companion.packets(Span(None, None, source.origin)), TRIED):
+            for _, packet in islice(companion.packets(Span(None, None, source.origin)), TRIAL_PACKETS):
                 trial.mux(packet)
     except (av.FFmpegError, OSError, ValueError):
         return False
     return True
 
 
-def _add(source, output, stream, way):
+def _add(source, output, stream, encoder):
     """Add the stream that corresponds to one of the source to an output container."""
-    if way == ENCODER:
+    if encoder == ENCODER:
         target = add_sound(output, stream.codec_context)
         target.codec_context.flags |= BITEXACT
-    elif way == COPY:
+    elif encoder == COPY:
         target = output.add_stream_from_template(stream)
     else:
-        target = _add_words(output, stream, way)
-    return Companion(source.path, stream.index, source.clock, target, stream.type, way)
+        target = _add_subtitles(output, stream, encoder)
+    return Companion(source.path, stream.index, source.clock, target, stream.type, encoder)
 
 
 def add_companions(output, source: Source, container) -> list[Companion]:
     """Add every stream of the source that the output container can hold, re-encoded if necessary.
 
-    `output` is the opened container, `container` FFmpeg's name of it. What is left out `losses` has named. Attachments
-    travel in the header and are not among the returned.
+    Returns the streams whose packets must be written. Attachments are part of the header and are not returned; streams
+    that the container cannot hold are reported by `list_omissions`.
+
+    Args:
+        output: the opened output container.
+        container: FFmpeg's name of its format.
     """
     if source.kind != "video":
         return []
     found = []
     with open_container(source.path) as old:
-        for fate in fates(source, container):
-            if not fate.way:
+        for mapping in map_streams(source, container):
+            if not mapping.encoder:
                 continue
-            stream = old.streams[fate.index]
-            companion = _add(source, output, stream, fate.way)
+            stream = old.streams[mapping.index]
+            companion = _add(source, output, stream, mapping.encoder)
             companion.target.metadata.update(_tags(stream.metadata))
-            companion.target.disposition = fate.disposition
-            if fate.kind != "attachment":
+            companion.target.disposition = mapping.disposition
+            if mapping.kind != "attachment":
                 found.append(companion)
     return found
 
@@ -175,7 +184,7 @@ def add_titles(output, source: Source, span: Span, metadata):
     if source.kind == "video":
         with open_container(source.path) as old:
             output.metadata.update(_tags(old.metadata))
-            output.set_chapters([moved for chapter in old.chapters() if (moved := _moved(chapter, span))])
+            output.set_chapters([moved for chapter in old.chapters() if (moved := _moved_chapter(chapter, span))])
     output.metadata.update(metadata)
 
 
@@ -183,7 +192,7 @@ def _tags(metadata):
     return {key: value for key, value in metadata.items() if key.lower() not in TECHNICAL_TAGS and key[:1] != "_"}
 
 
-def _moved(chapter, span):
+def _moved_chapter(chapter, span):
     """Return a chapter with times of the output, cut to the span; None if it is outside."""
     unit = chapter["time_base"]
     start, end = max(chapter["start"] * unit, span.begin or 0), chapter["end"] * unit
@@ -194,11 +203,11 @@ def _moved(chapter, span):
     return chapter | times
 
 
-# -------------------------------------------------------------------------------------------------------- copied
+# ----------------------------------------------------------------------------------------------- copied packets
 
 
-def _kept(packets, target, span):
-    """Yield the packets that begin within the span."""
+def copied_packets(packets, target, span):
+    """Yield (seconds, packet) of the packets that begin within the span; decoding times increase strictly."""
     last = None
     for packet in packets:
         begins = packet.dts if packet.pts is None else packet.pts
@@ -208,12 +217,12 @@ def _kept(packets, target, span):
         if span.finish is not None and time >= span.finish:
             return
         if span.begin is None or time >= span.begin:
-            placed = _placed(packet, target, span, last)
-            last = packet.dts  # now, for the muxer changes its unit
+            placed = _retimed(packet, target, span, last)
+            last = packet.dts  # read before the muxer changes its unit
             yield placed
 
 
-def _placed(packet, target, span, last=None):
+def _retimed(packet, target, span, last=None):
     """Return (seconds, packet) in the unit of the output; a time not after `last` becomes the tick after it."""
     old, unit = packet.time_base, target.time_base or packet.time_base
     dts, pts = packet.pts if packet.dts is None else packet.dts, packet.dts if packet.pts is None else packet.pts
@@ -225,8 +234,8 @@ def _placed(packet, target, span, last=None):
     return dts * unit, packet
 
 
-def _cut(packets, target, span):
-    """Yield the subtitles within the span; they end at its end."""
+def _trimmed_subtitles(packets, target, span):
+    """Yield (seconds, packet) of the subtitles that overlap the span, trimmed to it."""
     for packet in packets:
         if packet.pts is None or bytes(packet) in (b"", b"\0\0"):  # nothing, as MP4 says between two of its subtitles
             continue
@@ -241,20 +250,20 @@ def _cut(packets, target, span):
         if packet.duration:
             high = end if span.finish is None else min(end, round(span.finish / unit))
             packet.duration = high - packet.pts
-        yield _placed(packet, target, span)
+        yield _retimed(packet, target, span)
 
 
-# ------------------------------------------------------------------------------------------------- encoded again
+# --------------------------------------------------------------------------------------------- re-encoded streams
 
 
-def _sound(frames, target):
+def _reencoded_sound(frames, target):
     """Yield packets of re-encoded sound; only whole frames that begin within the span."""
     for piece in resampled(frames, target.codec_context):
         yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(piece))
     yield from ((packet.dts * packet.time_base, packet) for packet in target.encode(None))
 
 
-def _add_words(output, stream, encoder):
+def _add_subtitles(output, stream, encoder):
     target = output.add_stream(encoder)
     if not stream.codec_context.is_open:  # opening makes the header that the encoder needs
         stream.codec_context.open()
@@ -263,9 +272,9 @@ def _add_words(output, stream, encoder):
     return target
 
 
-def _words(packets, stream, target, span):
+def _reencoded_subtitles(packets, stream, target, span):
     """Yield subtitles converted to another codec."""
-    for time, packet in _cut(packets, target, span):
+    for time, packet in _trimmed_subtitles(packets, target, span):
         try:
             shown = stream.codec_context.decode2(packet)
         except av.FFmpegError:

@@ -17,8 +17,8 @@ TRANSPARENT_VPX = {"vp8": "libvpx", "vp9": "libvpx-vp9"}  # decoders that know o
 LOG = logging.getLogger(__name__)
 
 
-class Lost(NamedTuple):
-    """Replaces a frame that cannot be decoded; `time` is None if unknown."""
+class LostFrame(NamedTuple):
+    """Replaces a frame that cannot be decoded; `pts` is None if unknown."""
 
     pts: int | None
 
@@ -62,43 +62,43 @@ def main_stream(container, counts=None):
     return next((stream for stream in films if stream.disposition & DEFAULT), films[0])
 
 
-def promised_frames(container, stream):
+def stated_frames(container, stream):
     """Return the number of frames that the container states; 0 if that is not exact (only the MP4 family lists all)."""
     return stream.frames if "mp4" in container.format.name else 0
 
 
-def _promised_end(stream):
+def _stated_end(stream):
     """Return the end of a stream in seconds from the tag DURATION of Matroska ("00:00:02.500"); 0 without it."""
     match = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))
     return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3]) if match else 0.0
 
 
 def decode(
-    path, track: int, clock: Sequence[Shift] = (), *, seek=None, damaged="stop", threads=None, promised=0
-) -> Iterator[av.VideoFrame | Lost]:
+    path, track: int, clock: Sequence[Shift] = (), *, seek=None, damaged="stop", threads=None, stated=0
+) -> Iterator[av.VideoFrame | LostFrame]:
     """Yield the frames of a video in presentation order, then check that none is missing.
 
     Args:
         track: index of the stream.
-        clock: how its times are moved.
-        seek: begin at the last key frame that is not after this time (in units of the stream).
-        damaged: "stop" raises VideoError at a frame that is damaged, "repeat" gives a `Lost` in its place.
-        threads: of the decoder (default: as many as it likes).
-        promised: how many frames there are from the start, for messages; 0: not known.
+        clock: shifts of its times.
+        seek: start at the last key frame not after this time, in units of the stream's time base.
+        damaged: "stop" raises VideoError at a damaged frame; "repeat" yields a `LostFrame` in its place.
+        threads: number of decoding threads; None for the decoder's default.
+        stated: number of frames of the file, for messages; 0 if unknown.
     """
     count = 0
     with open_container(path) as container:
         stream = container.streams[track]
-        counter = _Progress(path, promised if seek is None else 0, _promised_end(stream), stream)
+        counter = _Progress(path, stated if seek is None else 0, _stated_end(stream), stream)
         decoder = _decoder(stream, 1 if damaged == "repeat" else threads)
         if seek is not None:
             container.seek(seek, stream=stream, backward=True)
             counter.end = 0.0
         for frame in _decoded(container, stream, decoder, clock, counter):
             count += 1
-            if isinstance(frame, Lost) and damaged == "stop":
-                raise counter.damaged(f"{counter.next_frame(seek)} is damaged")
-            counter.shown(frame)
+            if isinstance(frame, LostFrame) and damaged == "stop":
+                raise counter.error(f"{counter.next_frame(seek)} is damaged")
+            counter.add(frame)
             yield frame
         if damaged == "stop":
             counter.check_end()
@@ -109,37 +109,39 @@ def decode(
 class _Progress:
     """Progress of decoding, compared with the number of frames that the file states."""
 
-    def __init__(self, path, promised, end, stream):
-        self.path, self.promised, self.end = path, promised, end
+    def __init__(self, path, stated, end, stream):
+        self.path, self.stated, self.end = path, stated, end
         self.unit, self.rate = stream.time_base, stream.average_rate or DEFAULT_RATE
         self.decoded, self.time, self.reached = 0, 0.0, 0.0
 
-    def of(self):
-        return f" of {self.promised}" if self.promised > 0 else ""
-
     def next_frame(self, seek):
         """Return a description of the next frame for messages; after a seek its number is unknown."""
-        return f"frame {self.decoded}{self.of()}" if seek is None else f"the frame at {self.time:.2f} s"
+        if seek is not None:
+            return f"the frame at {self.time:.2f} s"
+        return f"frame {self.decoded} of {self.stated}" if self.stated > 0 else f"frame {self.decoded}"
 
-    def shown(self, frame):
+    def add(self, frame):
+        """Count a decoded frame."""
         self.decoded += 1
         self.time = max(self.time, float((frame.pts or 0) * self.unit))
         duration = max(3 / self.rate, (getattr(frame, "duration", None) or 0) * self.unit)
         self.reached = max(self.reached, self.time + float(duration))
 
-    def damaged(self, what):
+    def error(self, what):
+        """Return the VideoError for a damaged file, with the options that accept it."""
         ways = "--damaged repeat shows the frame before in its place"
-        ways += f", --max_frames {self.decoded} ends there" if self.decoded and self.promised > 0 else ""
+        ways += f", --max_frames {self.decoded} ends there" if self.decoded and self.stated > 0 else ""
         return VideoError(f"{self.path}: {what}; {ways}")
 
     def check_end(self):
+        """Raise VideoError if the decoded frames end before the end that the file states."""
         if self.reached < self.end:
             about = round(self.end * self.rate)
-            raise self.damaged(f"cut short, {self.decoded} of about {about} frames decoded")
+            raise self.error(f"cut short, {self.decoded} of about {about} frames decoded")
 
 
 def _decoded(container, stream, decoder, clock, counter):
-    """Yield frames, and `Lost` for those that cannot be decoded or where the file ends early."""
+    """Yield frames, and `LostFrame` for those that cannot be decoded or where the file ends early."""
     packets = demuxed(container, clock, stream)
     while True:
         try:
@@ -148,15 +150,15 @@ def _decoded(container, stream, decoder, clock, counter):
             return
         except (av.FFmpegError, OSError) as error:
             LOG.debug("%s: breaks off (%s)", counter.path, reason(error))
-            yield Lost(None)
+            yield LostFrame(None)
             return
         try:
             frames = decoder(packet)
         except (av.FFmpegError, OSError):
-            yield Lost(packet.pts)
+            yield LostFrame(packet.pts)
             continue
         for frame in frames:
-            yield Lost(frame.pts) if frame.is_corrupt else frame
+            yield LostFrame(frame.pts) if frame.is_corrupt else frame
 
 
 def _decoder(stream, threads):

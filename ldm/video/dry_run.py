@@ -1,4 +1,4 @@
-"""Test an output before any work, so that errors of writing or closing a file occur at the beginning."""
+"""Write a one-frame version of an output, to find errors of encoders and containers before any work is done."""
 
 import tempfile
 from fractions import Fraction
@@ -12,10 +12,10 @@ from ldm.video.joining import join_videos
 from ldm.video.source import Source, VideoError
 from ldm.video.writing import write_part
 
-MOMENT = Fraction(2)  # seconds of sound and subtitles that are written
+DURATION = Fraction(2)  # seconds of sound and subtitles that are written
 
 
-def rehearse_output(source: Source, format: Format, output, *, start=0):
+def dry_run_output(source: Source, format: Format, output, *, start=0):
     """Write one black frame with the other streams of the source to a temporary file in the format of an output.
 
     Args:
@@ -27,12 +27,12 @@ def rehearse_output(source: Source, format: Format, output, *, start=0):
     """
     if not format.is_video:
         return
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+    with tempfile.TemporaryDirectory(prefix="dry-run-") as folder:
         part, whole = Path(folder) / "part", Path(folder) / "whole"
         try:
             write_part(part, [np.zeros((*format.size, format.channels), format.dtype)], format)
             span = (start, start + 1)
-            join_videos([part], whole, source, format, span, metadata={}, moment=MOMENT)
+            join_videos([part], whole, source, format, span, metadata={}, duration=DURATION)
         except VideoError as error:
             raise VideoError(f"{output}: cannot be written; {str(error).removeprefix(f'{part}: ')}") from None
         except (OSError, av.FFmpegError, ValueError) as error:

@@ -25,39 +25,39 @@ LOG = logging.getLogger(__name__)
 class Content(NamedTuple):
     """The clips of a folder: names of images (one clip), or names of videos and of folders that may be clips.
 
-    `passed` are the names of skipped entries.
+    `skipped` holds the names of all other entries.
     """
 
-    pictures: tuple[str, ...]
-    films: tuple[str, ...]
+    images: tuple[str, ...]
+    videos: tuple[str, ...]
     folders: tuple[str, ...]
-    passed: tuple[str, ...]
+    skipped: tuple[str, ...]
 
 
-def look_into(folder: Path) -> Content:
+def list_folder(folder: Path) -> Content:
     """Return the content of a folder. Raises VideoError if it holds images and other clips, which is ambiguous."""
-    pictures, films = files_in(folder, IMAGE_SUFFIXES), files_in(folder, VIDEO_SUFFIXES)
+    images, videos = files_in(folder, IMAGE_SUFFIXES), files_in(folder, VIDEO_SUFFIXES)
     folders = tuple(sorted((p.name for p in folder.iterdir() if p.is_dir() and is_visible(p)), key=natural_order))
-    known = {*pictures, *films, *folders}
+    known = {*images, *videos, *folders}
     others = (p for p in folder.iterdir() if is_visible(p) and p.suffix.lower() not in RECORDS)
-    passed = tuple(sorted((p.name for p in others if p.name not in known), key=natural_order))
-    if not pictures:
-        return Content((), films, folders, passed)
+    skipped = tuple(sorted((p.name for p in others if p.name not in known), key=natural_order))
+    if not images:
+        return Content((), videos, folders, skipped)
     clips = [name for name in folders if _holds_clips(folder / name)]
-    if not films and (not clips or len(pictures) > 1 and not _are_posters(pictures, ())):
-        return Content(pictures, (), (), passed + folders)
-    if _are_posters(pictures, films) or (films and len(pictures) < len(films)):
-        return Content((), films, folders, passed + pictures)
-    what = f"{len(films)} videos" if films else f"{len(clips)} folders of clips"
-    shown = f"{some(pictures)} beside {some(films or clips)}"
+    if not videos and (not clips or len(images) > 1 and not _are_posters(images, ())):
+        return Content(images, (), (), skipped + folders)
+    if _are_posters(images, videos) or (videos and len(images) < len(videos)):
+        return Content((), videos, folders, skipped + images)
+    what = f"{len(videos)} videos" if videos else f"{len(clips)} folders of clips"
+    shown = f"{some(images)} beside {some(videos or clips)}"
     way = "name the clip that is meant, or move the others"
-    raise VideoError(f"{folder}: holds {len(pictures)} pictures and {what} ({shown}); {way}")
+    raise VideoError(f"{folder}: holds {len(images)} pictures and {what} ({shown}); {way}")
 
 
-def log_passed(folder: Path, content: Content):
+def log_skipped(folder: Path, content: Content):
     """Log the skipped entries of a folder in one line."""
-    if content.passed:
-        LOG.warning("%s: %d entries are passed over: %s", folder, len(content.passed), some(content.passed))
+    if content.skipped:
+        LOG.warning("%s: %d entries are passed over: %s", folder, len(content.skipped), some(content.skipped))
 
 
 def _holds_clips(folder):
@@ -69,10 +69,10 @@ def _holds_clips(folder):
     return any(files_in(child, IMAGE_SUFFIXES | VIDEO_SUFFIXES) for child in below)
 
 
-def _are_posters(pictures, films):
+def _are_posters(images, videos):
     """Whether all images are posters: by their names, or because they begin with the name of a video."""
-    stems = tuple(Path(name).stem.casefold() for name in films)
-    names = [Path(name).stem.casefold() for name in pictures]
+    stems = tuple(Path(name).stem.casefold() for name in videos)
+    names = [Path(name).stem.casefold() for name in images]
     return all(POSTER.fullmatch(name) or (stems and name.startswith(stems)) for name in names)
 
 

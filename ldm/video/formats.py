@@ -127,7 +127,8 @@ def _png(source, container, size, codec, depth):
         raise VideoError(f"got {depth} bits per sample for PNG, expected 8 or 16")
     depth = depth or (8 if source.depth == 8 else 16)
     color = Color(FULL, 0, source.color.primaries, source.color.transfer)
-    name = f"rgb{'a' if source.alpha else ''}{'' if depth == 8 else 64 if source.alpha else 48}"
+    names = {(8, False): "rgb24", (8, True): "rgba", (16, False): "rgb48", (16, True): "rgba64"}
+    name = names[depth, source.alpha]
     return Format(container, "png", name, size, depth, source.alpha, None, color, rate=snap_rate(source.rate))
 
 
@@ -164,12 +165,16 @@ def _depth(source, codec, depth, lossless, container):
 
 def _pixel_format(codec, depth, alpha, lossless, size):
     deep = "" if depth == 8 else f"{depth}le"
+    if codec == "ffv1" and not deep:
+        return "bgra" if alpha else "bgr0"
     if codec == "ffv1":
-        return f"gbr{'a' if alpha else ''}p{deep}" if deep else "bgra" if alpha else "bgr0"
+        return f"gbr{'a' if alpha else ''}p{deep}"
     if lossless:
         return "rgb24" if codec == "h264" else f"gbrp{deep}"
+    if codec == "prores" and alpha:
+        return "yuva444p10le"
     if codec == "prores":
-        return "yuva444p10le" if alpha else "yuv444p10le" if size[1] % 2 else "yuv422p10le"
+        return "yuv444p10le" if size[1] % 2 else "yuv422p10le"
     return f"yuv{'444' if size[0] % 2 or size[1] % 2 else '420'}p{deep}"
 
 
@@ -191,11 +196,11 @@ def _time_base(source, container):
     if source.times is None:
         return 1 / snap_rate(source.rate)
     exact = lcm(source.rate.numerator, source.seconds(0).denominator)
-    steady = container != "matroska" and exact <= MOST_TICKS and is_steady(source)
+    steady = container != "matroska" and exact <= MOST_TICKS and is_constant_rate(source)
     return Fraction(1, exact) if steady else source.time_base
 
 
-def is_steady(source) -> bool:
+def is_constant_rate(source) -> bool:
     """Whether the times of a source are those of a constant rate, up to rounding."""
     step = source.time_base * source.rate  # of one tick, in frames
     p, q, first = step.numerator, step.denominator, source.times[0]
@@ -209,7 +214,7 @@ def ticks(source, format, start, stop) -> list[int]:
     """
     if source.times is None:
         return list(range(stop - start + 1))
-    steady = format.container != "matroska" and is_steady(source)
+    steady = format.container != "matroska" and is_constant_rate(source)
     first, unit = source.seconds(0), format.time_base
     shift = source.seconds(start) - first
     if steady:

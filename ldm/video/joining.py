@@ -17,7 +17,7 @@ from ldm.video.sinks import CONTAINER_OPTIONS, add_video, counted_name
 from ldm.video.source import Source, VideoError
 from ldm.video.writing import refuse_input
 
-# Packets come in order of time, so that the muxer need not hold back more than this (in microseconds) for a silent one
+# Microseconds that the muxer may buffer for a stream without packets; packets arrive in order of time
 INTERLEAVING = "100000"
 
 
@@ -105,8 +105,8 @@ def _link(file, target):
 # --------------------------------------------------------------------------------------------------------- videos
 
 
-def join_videos(parts, partial, source, format, span, *, metadata, moment=None):
-    """Write the file `partial`; `moment` limits sound and subtitles to so many seconds."""
+def join_videos(parts, partial, source, format, span, *, metadata, duration=None):
+    """Write the file `partial`; `duration` is the maximum length of sound and subtitles in seconds."""
     heads = [_head(part, format) for part in parts]
     frames, start = sum(head.frames for head in heads), span[0]
     _check_count(parts, frames, _expected(source, span))
@@ -115,8 +115,8 @@ def join_videos(parts, partial, source, format, span, *, metadata, moment=None):
         raise VideoError(f"{odd}: was encoded in another way than {parts[0].name}; encode both again")
     times = ticks(source, format, start, start + frames)
     window = Span.of(source, start, start + frames)
-    if moment is not None:
-        window = window._replace(finish=window.shift + moment)
+    if duration is not None:
+        window = window._replace(finish=window.shift + duration)
     partial.touch()
     with (
         open_output(partial, format.container, _options(source, format, metadata)) as file,

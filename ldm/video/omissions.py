@@ -1,21 +1,21 @@
 """Describe for users what an output cannot keep of its source, or keeps in another form."""
 
-from ldm.video.companions import COPY, fates
+from ldm.video.companions import COPY, map_streams
 from ldm.video.decoding import ATTACHED_PICTURE, open_container
-from ldm.video.formats import SUFFIXES, Format, is_steady
+from ldm.video.formats import SUFFIXES, Format, is_constant_rate
 from ldm.video.source import Source
 
 NAMES = {"aac": "AAC", "mov_text": "mov_text", "subrip": "SubRip"}
 KINDS = {"subtitle": "subtitles", "attachment": "the attachment", "data": "a data stream"}
 
 
-def losses(source: Source, format: Format) -> list[str]:
+def list_omissions(source: Source, format: Format) -> list[str]:
     """Return one line for each property of a source that a format cannot keep, with a remedy if there is one."""
     lines = [*source.notes]
     lines += _lost_pixels(source, format)
     if format.is_video:
         lines += _lost_times(source, format)
-    elif source.times is not None and not is_steady(source):
+    elif source.times is not None and not is_constant_rate(source):
         lines.append("the times of the frames are dropped: images have none")
     if source.kind == "video":
         lines += _lost_streams(source, format) if format.is_video else _lost_by_images(source)
@@ -41,7 +41,7 @@ def _lost_pixels(source, format):
 def _lost_times(source, format):
     if source.times is None:
         return
-    if format.container == "matroska" and not is_steady(source):
+    if format.container == "matroska" and not is_constant_rate(source):
         rounded = [round(time * source.time_base * 1000) for time in source.times]
         if any(time * source.time_base * 1000 != near for time, near in zip(source.times, rounded, strict=True)):
             yield "the times of the frames are rounded to milliseconds in .mkv; choose .mp4 or .mov"
@@ -58,12 +58,13 @@ def _lost_by_images(source):
 
 def _lost_streams(source, format):
     where = SUFFIXES[format.container]
-    for fate in fates(source, format.container):
-        cover = "the cover picture" if fate.disposition & ATTACHED_PICTURE else "another video stream"
-        kind = cover if fate.kind == "video" else KINDS.get(fate.kind, fate.kind)
-        if not fate.way:
-            yield f"{kind} ({fate.codec}) cannot go into {where}: dropped"
-        elif fate.way != COPY:
-            plain = ", without its styles" if fate.kind == "subtitle" else ""
-            detail = f" ({fate.detail})" if fate.detail else ""
-            yield f"{kind} ({fate.codec}) cannot go into {where} unchanged: becomes {NAMES[fate.way]}{detail}{plain}"
+    for mapping in map_streams(source, format.container):
+        cover = "the cover picture" if mapping.disposition & ATTACHED_PICTURE else "another video stream"
+        kind = cover if mapping.kind == "video" else KINDS.get(mapping.kind, mapping.kind)
+        if not mapping.encoder:
+            yield f"{kind} ({mapping.codec}) cannot go into {where}: dropped"
+        elif mapping.encoder != COPY:
+            plain = ", without its styles" if mapping.kind == "subtitle" else ""
+            detail = f" ({mapping.detail})" if mapping.detail else ""
+            new = f"{NAMES[mapping.encoder]}{detail}{plain}"
+            yield f"{kind} ({mapping.codec}) cannot go into {where} unchanged: becomes {new}"

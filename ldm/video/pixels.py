@@ -26,7 +26,7 @@ LUMA |= {9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 
 
 def matrix_of_size(height, width):
-    """The colour matrix that players assume for a picture of this size: BT709 or BT601."""
+    """Return the colour matrix that players assume for a picture of this size: BT709 or BT601."""
     return BT709 if width >= 1280 or height > 576 else BT601
 
 
@@ -34,14 +34,14 @@ def matrix_of_size(height, width):
 
 
 def frame_tensor(frame) -> torch.Tensor:
-    """An array (h, w, c) uint8 or uint16 as a float32 tensor (c, h, w) in [0, 1]."""
+    """Convert an array (h, w, c), uint8 or uint16, to a float32 tensor (c, h, w) in [0, 1]."""
     return torch.from_numpy(
         np.ascontiguousarray(frame.transpose(2, 0, 1)).astype(np.float32) / np.iinfo(frame.dtype).max
     )
 
 
 def to_samples(frame, dtype, what="a frame"):
-    """A frame of either kind as (h, w, 3|4) of `dtype`, np.uint8 or np.uint16, rounded to the nearest.
+    """Convert an array or tensor to (h, w, 3|4) of `dtype`, np.uint8 or np.uint16, rounded to the nearest.
 
     Raises:
         VideoError: another shape or type; values that are not finite numbers.
@@ -59,12 +59,12 @@ def to_samples(frame, dtype, what="a frame"):
 
 
 def to_bytes(deep):
-    """uint16 samples as uint8, rounded to the nearest; the inverse of a product with 257."""
+    """Convert uint16 samples to uint8, rounded to the nearest; the inverse of a multiplication by 257."""
     return ((deep.astype(np.uint32) + 128) // 257).astype(np.uint8)
 
 
 def with_channels(pixels, channels):
-    """Pixels with 3 or 4 channels: alpha is left out, or added as opaque."""
+    """Return pixels with 3 or 4 channels: alpha is dropped, or added as opaque."""
     if pixels.shape[2] == channels:
         return pixels
     if channels == 3:
@@ -87,7 +87,7 @@ def _checked_tensor(frame, what):
 
 
 def depth_of(frame_format):
-    """Bits per sample of a pixel format, as one of 8, 10, 12 and 16."""
+    """Return the bits per sample of a pixel format, rounded up to 8, 10, 12 or 16."""
     bits = max(component.bits for component in frame_format.components)
     return next((depth for depth in (8, 10, 12) if bits <= depth), 16)
 
@@ -98,9 +98,9 @@ def has_transparency(frame_format):
 
 
 def frame_pixels(frame, alpha, color: Color, reformatter: VideoReformatter):
-    """A decoded frame as an upright array (h, w, 4 if alpha else 3), uint8, or uint16 if the format is deeper.
+    """Convert a decoded frame to an upright array (h, w, 4 if alpha else 3), uint8, or uint16 for deeper formats.
 
-    Frames that do not name their matrix are taken as players do: BT.709 if high definition, otherwise BT.601.
+    Without a known colour matrix, BT.709 is assumed for high definition and BT.601 otherwise, as players do.
     """
     matrix = color.matrix if color.matrix in LUMA else matrix_of_size(frame.height, frame.width)
     if depth_of(frame.format) == 8:
@@ -116,7 +116,7 @@ def frame_pixels(frame, alpha, color: Color, reformatter: VideoReformatter):
 
 
 def upright(pixels, frame):
-    """Pixels turned and mirrored as the display matrix of their frame says."""
+    """Rotate and mirror pixels by the display matrix of their frame."""
     a, b, c, d = display_matrix(frame)
     if a == d == 0:
         pixels, a, d = pixels.swapaxes(0, 1), c, b
@@ -124,7 +124,7 @@ def upright(pixels, frame):
 
 
 def display_matrix(frame):
-    """Signs (a, b, c, d) of x' = ax + cy, y' = bx + dy, by which a frame is shown; (1, 0, 0, 1) unless it says so.
+    """Return the signs (a, b, c, d) of the display matrix x' = ax + cy, y' = bx + dy; (1, 0, 0, 1) without one.
 
     Raises:
         VideoError: an angle that is no multiple of 90 degrees.
@@ -140,7 +140,7 @@ def display_matrix(frame):
 
 
 def _deep_rgb(frame, alpha, color_range, matrix):
-    """A YUV or grey frame of more than 8 bits as RGB or RGBA of full scale."""
+    """Convert a YUV or grey frame of more than 8 bits to RGB or RGBA, uint16 of full scale."""
     components = frame.format.components
     bits, planes = components[0].bits, _planes(frame)
     opacity = np.full(planes[0].shape, 65535, np.uint16)
@@ -151,7 +151,7 @@ def _deep_rgb(frame, alpha, color_range, matrix):
         low, high = (0, 2**bits - 1) if full else (16 << bits - 8, 235 << bits - 8)
         grey = _rescaled(np.clip(planes[0], low, high) - np.uint16(low), high - low, 65535)
         return np.dstack([grey] * 3 + [opacity] * alpha)
-    chroma = [_spread(plane, planes[0].shape) for plane in planes[1:]]
+    chroma = [_upsampled_chroma(plane, planes[0].shape) for plane in planes[1:]]
     yuv = np.dstack([planes[0].astype(np.float32), *chroma])
     rgb = cv2.transform(yuv, _to_rgb_matrix(bits, color_range, matrix))
     rgb = np.rint(np.clip(rgb, 0, 1) * 65535).astype(np.uint16)
@@ -159,7 +159,7 @@ def _deep_rgb(frame, alpha, color_range, matrix):
 
 
 def _planes(frame):
-    """The components of a planar frame of 16-bit words, as arrays of codes."""
+    """Return the planes of a planar frame of 16-bit words as arrays (h, w)."""
     arrays = []
     for plane in frame.planes:
         words = np.frombuffer(plane, "<u2")[: plane.height * (plane.line_size // 2)]
@@ -176,7 +176,7 @@ def _rescaled(codes, most, target):
 
 
 def _to_rgb_matrix(bits, color_range, matrix):
-    """3x4: codes of Y, Cb, Cr and one, to R, G, B in [0, 1] (H.273, equations for MatrixCoefficients)."""
+    """Return the matrix (3, 4) from codes of (Y, Cb, Cr, 1) to RGB in [0, 1] (H.273, MatrixCoefficients)."""
     (red, blue), scale = LUMA[matrix], 2 ** (bits - 8)
     low, luma, chroma = (0, 2**bits - 1, 2**bits - 1) if color_range == FULL else (16 * scale, 219 * scale, 224 * scale)
     green = 1 - red - blue
@@ -186,11 +186,11 @@ def _to_rgb_matrix(bits, color_range, matrix):
     return np.column_stack([linear, -linear @ [low, 128 * scale, 128 * scale]])
 
 
-# --------------------------------------------------------------------------------------- chroma at half the pixels
+# ---------------------------------------------------------------------------------------------- chroma resampling
 
 
-def _spread(plane, shape):
-    """Chroma in full size: samples lie on the left pixel of a pair and between two rows; linear in between."""
+def _upsampled_chroma(plane, shape):
+    """Upsample chroma to full size, linearly; samples lie on the left pixel of a pair and between two rows."""
     plane = plane.astype(np.float32)
     if plane.shape[0] < shape[0]:
         above, below = np.vstack([plane[:1], plane[:-1]]), np.vstack([plane[1:], plane[-1:]])
@@ -202,8 +202,8 @@ def _spread(plane, shape):
     return plane
 
 
-def _gathered(plane, halved_rows, halved_columns):
-    """Chroma at half the pixels, for samples placed as in `_spread`."""
+def _downsampled_chroma(plane, halved_rows, halved_columns):
+    """Downsample chroma to half the size, for samples placed as in `_upsampled_chroma`."""
     if halved_columns:
         padded = np.pad(plane, ((0, 0), (1, 1)), "edge")
         plane = (0.25 * padded[:, :-2] + 0.5 * plane + 0.25 * padded[:, 2:])[:, ::2]
@@ -214,7 +214,7 @@ def _gathered(plane, halved_rows, halved_columns):
 
 
 def encoder_frame(pixels, pixel_format, color: Color, reformatter: VideoReformatter):
-    """An array (h, w, 3|4) as a frame of `pixel_format`: 8-bit RGB or YUV from uint8, deeper ones from uint16."""
+    """Convert an array (h, w, 3|4) to a frame of `pixel_format`: 8 bits from uint8, deeper formats from uint16."""
     if pixels.dtype == np.uint8 and color.matrix in BT2020:  # which the scaler of older PyAV does not know
         pixels = pixels.astype(np.uint16) * np.uint16(257)
     elif pixels.dtype == np.uint8:
@@ -238,7 +238,10 @@ def _yuv_frame(pixels, pixel_format, color):
     inverse = np.linalg.inv(matrix[:, :3])
     inverse = np.column_stack([inverse / 65535, -inverse @ matrix[:, 3]])
     yuv = cv2.transform(pixels[..., :3].astype(np.float32), inverse)
-    planes = [yuv[..., 0], *(_gathered(yuv[..., i], "420" in pixel_format, "444" not in pixel_format) for i in (1, 2))]
+    planes = [
+        yuv[..., 0],
+        *(_downsampled_chroma(yuv[..., i], "420" in pixel_format, "444" not in pixel_format) for i in (1, 2)),
+    ]
     if pixels.shape[2] == 4:
         planes.append(pixels[..., 3] * ((2**bits - 1) / 65535))
     frame = av.VideoFrame(pixels.shape[1], pixels.shape[0], pixel_format)

@@ -7,7 +7,7 @@ import av
 import numpy as np
 
 from ldm.video.clock import ClockReader, rising
-from ldm.video.decoding import Lost, codec_name, decode, main_stream, open_container, promised_frames, reason
+from ldm.video.decoding import LostFrame, codec_name, decode, main_stream, open_container, reason, stated_frames
 from ldm.video.pixels import depth_of, display_matrix, has_transparency
 from ldm.video.source import (
     DAMAGED,
@@ -32,7 +32,7 @@ UNREADABLE_MATRICES = {
     14: "ICtCp",
     15: "IPT-C2",
 }
-# what a frame may carry that no output of ours keeps: PyAV's name of the side data -> a name for people
+# PyAV's name of side data that no output keeps -> its name in notes
 UNKEPT_SIDE_DATA = {
     "A53_CC": "closed captions in the pictures",
     "DYNAMIC_HDR_PLUS": "HDR10+ metadata",
@@ -87,7 +87,8 @@ def probe_video(path, damaged="stop") -> Source:
         alpha = transparent if codec == "gif" else alpha
     turned = display_matrix(first)[0] == 0
     size = (first.height, first.width) if turned else (first.width, first.height)
-    aspect = Fraction(1) if not aspect else 1 / aspect if turned else aspect
+    aspect = aspect or Fraction(1)
+    aspect = 1 / aspect if turned else aspect
     notes = [*_notes_of(first), *track.notes] if not counts_frames or track.times else _notes_of(first)
     frames, times, end = _counted_from(origin, track, tick)
     return Source(
@@ -101,22 +102,22 @@ def probe_video(path, damaged="stop") -> Source:
 
 
 def _first_frame(path, track, damaged):
-    """The first frame that can be decoded; raises VideoError where there is none."""
+    """Return the first frame that can be decoded. Raises VideoError if there is none."""
     frames = decode(path, track.index, track.clock, damaged=damaged)
-    first = next((frame for frame in frames if not isinstance(frame, Lost)), None)
+    first = next((frame for frame in frames if not isinstance(frame, LostFrame)), None)
     if first is None:
         raise VideoError(f"{path}: no frame can be decoded")
     return first
 
 
 def _origin(container):
-    """Where the clock of a file stands at its beginning, in seconds: it means something in broadcasts only."""
+    """Return the time in seconds at which the clock of a broadcast starts; 0 for other files."""
     broadcast = any(name in container.format.name for name in BROADCAST) and container.start_time is not None
     return Fraction(container.start_time, av.time_base) if broadcast else Fraction(0)
 
 
 def _counted_from(origin, track, tick):
-    """The number of frames, their times and end, from a track in ticks of the file's clock."""
+    """Return (number of frames, times, end) of a track, with times counted from `origin` in units of `tick`."""
     if track.times is None:
         return track.frames, None, None
     begin = round(origin / tick)
@@ -124,7 +125,7 @@ def _counted_from(origin, track, tick):
 
 
 def _plausible(rate, times, tick):
-    """The rate a file states, or that of its times where the two are far apart."""
+    """Return the rate that a file states, or the mean rate of its times if they differ by a factor of 2 or more."""
     if times is None or len(times) < 2:
         return rate
     mean = (len(times) - 1) / ((times[-1] - times[0]) * tick)
@@ -132,7 +133,7 @@ def _plausible(rate, times, tick):
 
 
 def _held_beside(container, main):
-    """The streams of a file beside its main one, as fields of a Source."""
+    """Return the streams of a file other than the main one, as fields of a Source."""
     audio = tuple(codec_name(stream) for stream in container.streams.audio)
     subtitles = tuple(codec_name(stream) for stream in container.streams.subtitles)
     known = {main.index, *(stream.index for stream in (*container.streams.audio, *container.streams.subtitles))}
@@ -141,7 +142,7 @@ def _held_beside(container, main):
 
 
 def is_chapter_track(stream, container) -> bool:
-    """Whether a stream only holds the names of chapters, as in MP4; a writer of chapters makes its own."""
+    """Whether a stream holds only the titles of chapters, as in MP4; muxers create this stream themselves."""
     return stream.type == "data" and codec_name(stream) in ("bin_data", "text") and bool(container.chapters())
 
 
@@ -149,7 +150,7 @@ def is_chapter_track(stream, container) -> bool:
 
 
 def _track_of_packets(path, container, damaged):
-    """The main stream, and the frames that its packets promise."""
+    """Return the main stream with the frames that its packets state."""
     videos = {stream.index: [] for stream in container.streams.video}
     clock, discarded = ClockReader(container), dict.fromkeys(videos, 0)
     try:
@@ -166,7 +167,7 @@ def _track_of_packets(path, container, damaged):
             count = max(map(len, videos.values()))
             raise VideoError(f"{path}: damaged after {count} frames ({reason(error)}); {WAY_ON}") from None
     stream = main_stream(container, {index: len(held) for index, held in videos.items()})
-    packets, promised = videos[stream.index], promised_frames(container, stream) - discarded[stream.index]
+    packets, promised = videos[stream.index], stated_frames(container, stream) - discarded[stream.index]
     stamps, notes = _moved(packets, stream.index, clock.shifts()), []
     if not stamps:
         raise VideoError(f"{path}: the video holds no frames")
@@ -186,7 +187,7 @@ def _reaches_end(stream, end):
 
 
 def _moved(packets, index, clock):
-    """(time, duration) of the packets that are shown, on the mended clock."""
+    """Return (time, duration) of the packets that are shown, with the shifts of `clock` applied."""
     shifts = [shift for shift in clock if shift.stream == index]
     moved = []
     for number, packet in enumerate(packets):
@@ -198,11 +199,11 @@ def _moved(packets, index, clock):
 
 
 def _track_of_frames(path, track, alpha, damaged):
-    """The frames that decoding yields, and whether a pixel is transparent (looked at only if `alpha`)."""
+    """Return (the track of the decoded frames, whether a pixel is transparent); pixels are tested only if `alpha`."""
     times, end, transparent, lost = [], None, False, 0
     for frame in decode(path, track.index, track.clock, damaged=damaged):
         times.append(frame.pts)
-        if isinstance(frame, Lost):
+        if isinstance(frame, LostFrame):
             lost += 1
             continue
         end = None if frame.pts is None else frame.pts + (frame.duration or 0)
@@ -212,12 +213,12 @@ def _track_of_frames(path, track, alpha, damaged):
 
 
 def _is_see_through(frame):
-    """Whether a frame has a pixel that is not opaque, as far as 8 bits tell."""
+    """Whether a frame has a pixel with alpha below 255 of 255."""
     return frame.reformat(format="rgba").to_ndarray()[..., 3].min() < 255
 
 
 def _track(track):
-    """A track whose `times` are as they were found, with times that rise strictly, or None."""
+    """Return a track with strictly increasing times, or None for them if they cannot be repaired."""
     notes = track.notes
     if track.clock:
         count = len({shift.packet for shift in track.clock if shift.stream == track.index})
@@ -251,7 +252,7 @@ def _color_of(path, frame):
 
 
 def _light_of(frame):
-    """HDR10's static metadata, from FFmpeg's structures AVMasteringDisplayMetadata and AVContentLightMetadata."""
+    """Return HDR10 static metadata from FFmpeg's AVMasteringDisplayMetadata and AVContentLightMetadata."""
     display, content = (), ()
     if data := frame.side_data.get("MASTERING_DISPLAY_METADATA"):
         numbers = np.frombuffer(bytes(data), "=i4")
@@ -265,7 +266,7 @@ def _light_of(frame):
 
 
 def _notes_of(frame):
-    """What cannot be kept of a video, from what its first frame carries: a line each."""
+    """Return one line for each property of the first frame that no output keeps."""
     notes = [f"{name} cannot be carried over" for key, name in UNKEPT_SIDE_DATA.items() if key in frame.side_data]
     if frame.interlaced_frame:
         notes.append("the video is interlaced; its fields are enlarged as whole frames, and marked progressive")

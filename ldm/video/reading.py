@@ -10,8 +10,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from ldm.video.animation import animation_frames, probe_animation
-from ldm.video.decoding import Lost, decode
-from ldm.video.folders import gaps, log_passed, look_into, some
+from ldm.video.decoding import LostFrame, decode
+from ldm.video.folders import gaps, list_folder, log_skipped, some
 from ldm.video.images import common_form, frame_count, is_image, mixed_sizes, read_image
 from ldm.video.pixels import frame_pixels, frame_tensor, to_bytes
 from ldm.video.probing import probe_video
@@ -47,7 +47,7 @@ def probe(path, *, damaged="stop") -> Source:
     if is_image(path):
         if frame_count(path) > 1:
             return probe_animation(path)
-        read_image(path)  # whole, which its first bytes do not tell
+        read_image(path)  # raises VideoError for a truncated file
         return _source_of_images("image", path, (path.name,))
     return probe_video(path, damaged)
 
@@ -72,21 +72,21 @@ def clips_in(path) -> list[Path]:
     path = Path(path)
     if not path.is_dir():
         return [path]
-    content = look_into(path)
-    if content.pictures:
-        log_passed(path, content)
+    content = list_folder(path)
+    if content.images:
+        log_skipped(path, content)
         return [path]
-    found, passed, seen = [path / name for name in content.films], list(content.passed), {path.resolve()}
+    found, skipped, seen = [path / name for name in content.videos], list(content.skipped), {path.resolve()}
     folders = sorted((path / name for name in content.folders), key=lambda child: child.is_symlink())
     for child in folders:
         if child.resolve() in seen or not files_in(child, IMAGE_SUFFIXES):
-            passed.append(child.name)
+            skipped.append(child.name)
         else:
             found.append(child)
         seen.add(child.resolve())
     if not found:
         raise VideoError(f"{path}: no images, videos or folders of images in this folder{_deeper(path, content)}")
-    log_passed(path, content._replace(passed=tuple(passed)))
+    log_skipped(path, content._replace(skipped=tuple(skipped)))
     return sorted(found, key=lambda child: natural_order(child.name))
 
 
@@ -104,7 +104,7 @@ def read(source, start=0, stop=None, *, as_rgb8=False, threads=None) -> Iterator
 
     `source` is a Source or a path. Frames are (h, w, 3) RGB, or (h, w, 4) with straight alpha where the source has it;
     uint8, or uint16 of full scale (65535 is one) where its depth is more than 8. With `as_rgb8` they are always
-    (h, w, 3) uint8. A video read to its end is checked for completeness. `threads`: of a video's decoder.
+    (h, w, 3) uint8. A video read to its end is checked for completeness. `threads` is the number of decoding threads.
 
     Raises:
         VideoError: as `probe`; a damaged frame; a file that ends early; images of different sizes.
@@ -137,13 +137,13 @@ def _read_video(source, start, stop, threads):
 
 
 def _frames_between(source, start, stop, threads):
-    """Decoded frames `start` to `stop`: from the key frame before them where the file tells which that is."""
+    """Yield the decoded frames `start` to `stop`, seeking to the key frame before them if the source is seekable."""
     if start >= source.frames or start == stop:
         return
     if source.damaged == "repeat":
         yield from islice(_repaired(source, start), (source.frames if stop is None else stop) - start)
         return
-    number, options = start, {"threads": threads, "promised": source.frames}
+    number, options = start, {"threads": threads, "stated": source.frames}
     whole = islice(decode(source.path, source.track, source.clock, **options), start, None)
     for frame in _from_key_frame(source, start, options) if start and source.seekable else whole:
         if number == source.frames:
@@ -158,7 +158,7 @@ def _frames_between(source, start, stop, threads):
 
 
 def _from_key_frame(source, start, options):
-    """Frames from `start` on, told by their times; decoded from the beginning if seeking comes out behind it."""
+    """Yield the frames from `start` on; decodes from the beginning if seeking goes past that frame."""
     wanted, found = source.times[start], False
     for frame in decode(source.path, source.track, seek=wanted, **options):
         found = found or frame.pts == wanted
@@ -171,15 +171,15 @@ def _from_key_frame(source, start, options):
 
 
 def _repaired(source, start):
-    """Frames from `start` to the end; in the place of one that cannot be decoded, the one before it once more."""
+    """Yield the frames from `start` to the end; a frame that cannot be decoded is replaced by the one before it."""
     if not source.seekable:
         yield from islice(_repeated(source), start, None)
         return
     seek = source.times[start] if start else None
-    frames = (f for f in decode(source.path, source.track, seek=seek, damaged="repeat") if not isinstance(f, Lost))
+    frames = (f for f in decode(source.path, source.track, seek=seek, damaged="repeat") if not isinstance(f, LostFrame))
     shown = next(frames, None)
     if shown is None or (start and shown.pts > source.times[start]):
-        frames = (f for f in decode(source.path, source.track, damaged="repeat") if not isinstance(f, Lost))
+        frames = (f for f in decode(source.path, source.track, damaged="repeat") if not isinstance(f, LostFrame))
         shown = next(frames)
     coming, repeats = next(frames, None), 0
     for time in source.times[start:]:
@@ -192,13 +192,13 @@ def _repaired(source, start):
 
 
 def _repeated(source):
-    """All frames of a file whose frames are counted by decoding; those lost at its beginning are the first that is."""
+    """Yield all frames of a video that is not seekable; lost ones at its start become the first decoded frame."""
     shown, waiting = None, 0
     for frame in decode(source.path, source.track, source.clock, damaged="repeat"):
-        if isinstance(frame, Lost) and shown is None:
+        if isinstance(frame, LostFrame) and shown is None:
             waiting += 1
             continue
-        shown = shown if isinstance(frame, Lost) else frame
+        shown = shown if isinstance(frame, LostFrame) else frame
         for _ in range(waiting + 1):
             yield shown
         waiting = 0

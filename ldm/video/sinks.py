@@ -15,10 +15,10 @@ from ldm.video.source import VideoError
 
 ENCODERS = {"h264": "libx264", "hevc": "libx265", "prores": "prores_ks", "ffv1": "ffv1"}
 BITEXACT = 1 << 23  # AV_CODEC_FLAG_BITEXACT: nothing of the encoder's version or the day
-THREADS = 4  # fixed, for the bits of x264 depend on their number
+THREADS = 4  # fixed, since the output of x264 depends on it
 # By how many frames decoding runs ahead of showing at most, for the B-frames of preset medium
 LEAD = {"h264": 2, "hevc": 2}
-# Everything that would otherwise follow from the machine is fixed: the number of threads, what the processor can do
+# Settings that would otherwise depend on the machine, such as its number of threads and processor features
 X264 = "cpu-independent=1"
 X265 = f"log-level=none:pools={THREADS}:frame-threads=2:open-gop=0:info=0"
 CONTAINER_OPTIONS = {"fflags": "+bitexact"}
@@ -59,7 +59,7 @@ def _light(format):
     return words + (":max-cll={},{}".format(*content) if content else "")
 
 
-class Film:
+class VideoSink:
     """A video stream alone in a container."""
 
     def __init__(self, container, format: Format):
@@ -70,7 +70,7 @@ class Film:
         return with_channels(to_samples(frame, self.format.dtype, what), self.format.channels)
 
     def open(self, path):
-        path.touch()  # FFmpeg would only complain at the first frame
+        path.touch()  # FFmpeg would report an error at the first frame only
         self.file = open_output(path, self.container, CONTAINER_OPTIONS)
         self.stream = add_video(self.file, self.format)
         try:
@@ -83,7 +83,7 @@ class Film:
 
     def put(self, pixels, number):
         frame = encoder_frame(pixels, self.format.pixel_format, self.format.color, self.reformatter)
-        # ProRes takes what it states from its frames
+        # the ProRes encoder reads the colours from its frames
         frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = self.format.color
         frame.pts, frame.time_base = number, Fraction(1) / self.format.rate
         self._mux(self.stream.encode(frame))
@@ -105,7 +105,7 @@ class Film:
             self.packets += 1
 
 
-class Picture:
+class ImageSink:
     """One PNG."""
 
     def __init__(self, format=None):
@@ -131,7 +131,7 @@ class Picture:
         pass
 
 
-class Pictures(Picture):
+class FolderSink(ImageSink):
     """A folder of PNGs with the given names, or numbered without them."""
 
     def __init__(self, names=(), format=None):

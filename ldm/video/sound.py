@@ -71,28 +71,30 @@ def sounding(path, packets, span) -> Iterator[av.AudioFrame]:
 
     Gaps, such as those of damaged packets, are filled with silence; overlaps are cut off.
     """
-    row, damaged = _Row(), 0
+    timeline, damaged = _SoundTimeline(), []
+    for frame in _decoded(packets, damaged):
+        time = timeline.end if frame.pts is None else frame.pts * frame.time_base - span.shift
+        if span.finish is not None and time + span.shift >= span.finish:
+            break
+        if span.begin is None or time + span.shift >= span.begin:
+            yield from timeline.add(frame, time)
+    if damaged:
+        LOG.warning("%s: %d damaged packets of its sound are silent now", path, len(damaged))
+
+
+def _decoded(packets, damaged):
+    """Yield the frames of packets; packets that cannot be decoded are appended to the list `damaged`."""
     for packet in packets:
         try:
             frames = packet.decode()
         except (av.FFmpegError, OSError):
-            damaged += 1
+            damaged.append(packet)
             continue
-        for frame in frames:
-            time = row.end if frame.pts is None else frame.pts * frame.time_base - span.shift
-            if span.finish is not None and time is not None and time + span.shift >= span.finish:
-                break
-            if time is not None and (span.begin is None or time + span.shift >= span.begin):
-                yield from row.add(frame, time)
-        else:
-            continue
-        break
-    if damaged:
-        LOG.warning("%s: %d damaged packets of its sound are silent now", path, damaged)
+        yield from frames
 
 
-class _Row:
-    """Makes frames of sound consecutive."""
+class _SoundTimeline:
+    """Makes frames of sound consecutive: fills gaps with silence and cuts off overlaps."""
 
     def __init__(self):
         self.rate, self.samples, self.end = None, 0, Fraction(0)  # of the output; `samples` at `rate` since its start

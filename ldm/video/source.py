@@ -17,10 +17,10 @@ VIDEO_SUFFIXES = frozenset(
     ".avc .av1 .divx .dv .f4v .hevc .ivf .m1v .m2t .m2v .mjpeg .mjpg .mk3d .mod .mp4v .mpe .mpv .mxf .nut .obu .ogg "
     ".ogm .ogv .qt .rm .rmvb .tod .tp .trp .vob .wtv".split()
 )
-DAMAGED = ("stop", "repeat")  # what becomes of frames that cannot be decoded: an error, or the frame before again
-MOST_PIXELS = 2**28  # of a frame; more than any camera's
+DAMAGED = ("stop", "repeat")  # for frames that cannot be decoded: raise an error, or repeat the previous frame
+MOST_PIXELS = 2**28  # of a frame
 BYTES_PER_PIXEL = 32  # while a frame is read: samples of the file, RGBA of 16 bits, and a copy in float32
-LEFT_BY_SYSTEMS = ("thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "lost+found")
+SYSTEM_FILES = ("thumbs.db", "desktop.ini", "ehthumbs.db", "system volume information", "lost+found")
 DEFAULT_RATE = Fraction(25)  # frames per second of images, which carry none
 
 
@@ -68,21 +68,29 @@ class Light(NamedTuple):
 
 @dataclass(frozen=True)
 class Source:
-    """A readable clip: its path, its kind ("video", "animation", "folder" or "image"), its size as shown, and more.
+    """The description of a readable clip.
 
-    An animation is an image file of several frames (GIF, WebP, PNG, TIFF with pages).
-
-    `frames` is the number of frames the source holds, `names` the file names in order (empty for a video). `rate` is in
-    frames per second, of a variable rate the mean; images get `DEFAULT_RATE`.
-
-    `depth` is the number of bits per sample (8, 10, 12 or 16), `alpha` whether pixels carry transparency, and
-    `sample_aspect` the width of a pixel over its height as shown. `times` are the presentation times of all frames in
-    units of `time_base` seconds, strictly increasing, and `end` is when the last one ends; None if unknown.
-    They count from `origin`, in seconds of the file's own clock: 0, but for broadcasts, whose clocks start anywhere.
-
-    `audio` and `subtitles` name the codec of each such stream, `others` whatever else the file holds, and `notes` says
-    in a line each what reading it loses already. `track` is the index of the stream of pictures, `clock` says where its
-    clock and those of the others start again, and `damaged` is one of `DAMAGED`.
+    Args:
+        kind: "video", "animation" (an image file of several frames), "folder" or "image".
+        path: the file or folder.
+        frames: number of frames; None if unknown.
+        width, height: size in pixels as shown, after rotation.
+        rate: frames per second, the mean of a variable rate; `DEFAULT_RATE` for images.
+        names: file names of a folder's images in order; empty for a video.
+        depth: bits per sample: 8, 10, 12 or 16.
+        alpha: whether pixels have transparency.
+        color, light: colour description and HDR metadata.
+        sample_aspect: width of a pixel over its height, as shown.
+        times: presentation times of all frames, strictly increasing, in units of `time_base` seconds, counted from
+            `origin`; None if unknown.
+        end: time at which the last frame ends, like `times`.
+        origin: time in seconds on the file's clock at which it starts; 0 except for broadcasts.
+        audio, subtitles, others: codec of each other stream.
+        notes: one line for each property that reading the clip loses.
+        seekable: whether decoding can start at a key frame.
+        track: index of the video stream.
+        clock: shifts of the streams' clocks.
+        damaged: treatment of frames that cannot be decoded, one of `DAMAGED`.
     """
 
     kind: str
@@ -118,7 +126,7 @@ class Source:
 
 
 def snap_rate(rate) -> Fraction:
-    """A frame rate as a Fraction; values within 0.01 % of n or n*1000/1001 (23.976, 29.97 ...) become exactly that.
+    """Return a frame rate as a Fraction, rounded to n or n*1000/1001 (23.976, 29.97 ...) if it is within 0.01 % of it.
 
     Raises:
         VideoError: a rate that is not positive.
@@ -131,10 +139,10 @@ def snap_rate(rate) -> Fraction:
 
 
 def check_pixels(path, width, height, *, held=0):
-    """Raise VideoError for a frame that does not fit into memory, by what its header says, before it is decoded.
+    """Raise VideoError for a frame that is too large, from the size in its header, before it is decoded.
 
-    Frames of more than `MOST_PIXELS` are refused on every machine, others where the system says that less memory is
-    free than `BYTES_PER_PIXEL` for each pixel, and `held` bytes of the file itself, take.
+    A frame may have at most `MOST_PIXELS`, and `BYTES_PER_PIXEL` for each pixel plus the `held` bytes of its file must
+    fit into the free memory, where the system reports it.
     """
     if width * height > MOST_PIXELS:
         raise VideoError(f"{path}: got {width}x{height}, expected at most {MOST_PIXELS} pixels; make it smaller first")
@@ -145,14 +153,14 @@ def check_pixels(path, width, height, *, held=0):
 
 
 def files_in(folder, suffixes):
-    """Names of the visible files of a folder that have one of the suffixes, in natural order (2 before 10)."""
+    """Return the names of the visible files of a folder with one of the suffixes, in natural order (2 before 10)."""
     names = (p.name for p in folder.iterdir() if p.suffix.lower() in suffixes and is_visible(p) and p.is_file())
     return tuple(sorted(names, key=natural_order))
 
 
 def is_visible(path):
     """Whether an entry is not hidden and not a file that systems or network disks create in folders."""
-    return not path.name.startswith((".", "__MACOSX", "@", "#", "$")) and path.name.casefold() not in LEFT_BY_SYSTEMS
+    return not path.name.startswith((".", "__MACOSX", "@", "#", "$")) and path.name.casefold() not in SYSTEM_FILES
 
 
 def natural_order(name):

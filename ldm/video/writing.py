@@ -6,7 +6,7 @@ import av
 
 from ldm.video.formats import CONTAINERS, Format, choose_format, container_of
 from ldm.video.replacing import Replacement
-from ldm.video.sinks import Film, Picture, Pictures
+from ldm.video.sinks import FolderSink, ImageSink, VideoSink
 from ldm.video.source import DEFAULT_RATE, Source, VideoError, snap_rate
 
 __all__ = ["CONTAINERS", "Writer", "open_writer", "refuse_input", "write_part"]
@@ -40,13 +40,13 @@ def open_writer(
         raise VideoError(f"got a size of {size[0]}x{size[1]}, expected (height, width) of at least 1 pixel")
     container = container_of(path, source)
     if container == "folder":
-        sink = Pictures(names if names is not None else getattr(source, "names", ()))
+        sink = FolderSink(names if names is not None else getattr(source, "names", ()))
     elif container == "image":
-        sink = Picture()
+        sink = ImageSink()
     else:
         plain = Source("folder", path, None, size[1], size[0], snap_rate(rate))
         options = {"codec": "h264", "crf": crf, "lossless": lossless}
-        sink = Film(container, choose_format(plain, path, size=size, **options))
+        sink = VideoSink(container, choose_format(plain, path, size=size, **options))
     return Writer(path, tuple(size), sink, overwrite=overwrite)
 
 
@@ -64,11 +64,11 @@ def write_part(path, frames, format: Format, *, names=()) -> int:
     """
     path = Path(path)
     if format.container == "folder":
-        sink = Pictures(names, format)
+        sink = FolderSink(names, format)
     elif format.container == "image":
-        sink = Picture(format)
+        sink = ImageSink(format)
     else:
-        sink = Film(PART_CONTAINERS.get(format.codec, "mp4"), format)
+        sink = VideoSink(PART_CONTAINERS.get(format.codec, "mp4"), format)
     with Writer(path, format.size, sink, overwrite=True) as writer:
         for frame in frames:
             writer.write(frame)

@@ -1,4 +1,4 @@
-"""Build networks whose values come from a file: no memory is allocated and nothing is drawn."""
+"""Build networks on the meta device, without memory or random numbers, when a file holds all their weights."""
 
 import contextlib
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ from torch.overrides import TorchFunctionMode
 NORMAL = {torch.Tensor.normal_, nn.init.normal_, nn.init.kaiming_normal_, nn.init.xavier_normal_}
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Leaves out normal random values on the meta device, whose first use imports torch._dynamo (seconds)."""
+class _SkipNormalInit(TorchFunctionMode):
+    """Skip normal initialisation on the meta device, since its first call imports torch._dynamo (seconds)."""
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         if func is torch.randn:
@@ -26,5 +26,5 @@ class _NothingDrawn(TorchFunctionMode):
 @contextlib.contextmanager
 def without_values() -> Iterator[None]:
     """Create parameters and buffers on the meta device, without values."""
-    with torch.device("meta"), _NothingDrawn():
+    with torch.device("meta"), _SkipNormalInit():
         yield

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +13,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from ldm.files import partial
+from ldm.files import atomic_file
 from ldm.printable import printable
 from ldm.weights.safe import MAX_NAME, SUFFIXES, CheckpointError, check_sizes, check_tensor, read_content
-from ldm.weights.safe import STAND_INS as STAND_INS
 
 MAX_SHOWN = 3  # maximum number of names per list in a message
 # Keys under which trainers store weights; the first one present is used.
@@ -31,8 +30,10 @@ log = logging.getLogger(__name__)
 class Layout(NamedTuple):
     """The assignment of the entries of a file to networks.
 
-    slots: slot name -> {prefix in the file: prefix in the network}. ignored: shell patterns of names without a
-    network.
+    Args:
+        file: name of the published file, for messages.
+        slots: name of a slot -> {prefix in the file: prefix in the network}.
+        ignored: shell patterns of names that belong to no network.
     """
 
     file: str
@@ -176,7 +177,7 @@ def load_slots(
     for slot, prefixes in layout.slots.items():
         if slot in given:
             own = given[slot].state_dict()
-            names = {name_in_file(name, prefixes): name for name in own}
+            names = {_name_in_file(name, prefixes): name for name in own}
             report.compare({outside: own[inside] for outside, inside in names.items()}, state, tolerated_missing)
             wanted[slot] = {inside: outside for outside, inside in names.items() if outside in state}
             taken |= names.keys()
@@ -190,10 +191,10 @@ def load_slots(
         for name in names.values():
             require_finite(name, state[name])
     for slot, names in wanted.items():
-        _put(given[slot], {inside: state[outside] for inside, outside in names.items()})
+        _assign(given[slot], {inside: state[outside] for inside, outside in names.items()})
 
 
-def name_in_file(own: str, prefixes: Mapping[str, str]) -> str:
+def _name_in_file(own: str, prefixes: Mapping[str, str]) -> str:
     """Return the name in the file of an entry of a network."""
     fits = ((outside, inside) for outside, inside in prefixes.items() if own.startswith(inside))
     outside, inside = next(fits, ("", ""))
@@ -206,7 +207,7 @@ def _require_values(module: nn.Module, given: Iterable[str]) -> None:
             raise CheckpointError(f"{name} is on the meta device and not in the file; build the network on the CPU")
 
 
-def _put(module: nn.Module, values: dict[str, Tensor]) -> None:
+def _assign(module: nn.Module, values: dict[str, Tensor]) -> None:
     own = module.state_dict()
     values = {name: value.to(own[name].dtype) for name, value in values.items()}
     module.load_state_dict(own | values, assign=any(value.is_meta for value in own.values()))
@@ -237,9 +238,8 @@ class _Report(NamedTuple):
                 self.mis_typed.append(f"{name} (file {_dtype(state[name])}, network {_dtype(value)})")
 
     def line(self, layout: Layout, state: Mapping[str, Tensor], given: Mapping[str, nn.Module]) -> str:
-        parts = [
-            f"{len(names)} {kind.replace('_', '-')}: {_first(names)}" for kind, names in self._asdict().items() if names
-        ]
+        found = {kind.replace("_", "-"): names for kind, names in self._asdict().items() if names}
+        parts = [f"{len(names)} {kind}: {first_names(names)}" for kind, names in found.items()]
         return f"the weights do not fit: {'; '.join(parts)}. {self._cause(layout, state, given)}"
 
     def _cause(self, layout: Layout, state: Mapping[str, Tensor], given: Mapping[str, nn.Module]) -> str:
@@ -261,8 +261,8 @@ class _Report(NamedTuple):
         return "Likely another version of the network, or a configuration with other levels or blocks"
 
 
-def _first(names: list[str]) -> str:
-    """Join the first names of a list for a message."""
+def first_names(names: Sequence[str]) -> str:
+    """Return the first `MAX_SHOWN` names of a list, separated by commas, for a message."""
     text = ", ".join(printable(name, MAX_NAME) for name in names[:MAX_SHOWN])
     return text + (", ..." if len(names) > MAX_SHOWN else "")
 
@@ -292,13 +292,13 @@ def require_finite(name: str, value: Tensor) -> None:
         raise CheckpointError(f"{printable(name, MAX_NAME)} holds {what}; the file is damaged")
 
 
-def find(folder: str | Path, names: str | Iterable[str]) -> Path:
+def find(folder: str | Path, names: Iterable[str]) -> Path:
     """Return the first weight file in `folder` or its subfolder `flownets` that has one of `names`.
 
     A name without a known suffix is tried with all suffixes, `.safetensors` first; the case of letters is ignored.
     Raises FileNotFoundError with the names that were tried.
     """
-    folder, names = Path(folder), [names] if isinstance(names, str) else list(names)
+    folder, names = Path(folder), list(names)
     if not folder.is_dir():
         raise FileNotFoundError(f"there is no folder {folder} to find {' or '.join(names)} in")
     tried = [n + s for n in names for s in ([""] if n.lower().endswith(SUFFIXES) else SUFFIXES)]
@@ -312,7 +312,7 @@ def find(folder: str | Path, names: str | Iterable[str]) -> Path:
 
 
 def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-    """Write a state dict as safetensors, atomically (under a temporary name that is then renamed).
+    """Write a state dict as safetensors, atomically.
 
     Each entry is written separately, even if entries share memory. `metadata` values are stored as text. Raises
     ValueError for another suffix or a folder that does not exist.
@@ -324,7 +324,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
         memory = value.untyped_storage().data_ptr()
         tensors[name] = value.clone().contiguous() if memory in seen else value.contiguous()
         seen.add(memory)
-    with partial(path) as temporary:
+    with atomic_file(path) as temporary:
         save_file(tensors, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
 
 

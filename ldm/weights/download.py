@@ -22,14 +22,14 @@ from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
-from ldm.files import NOFOLLOW, read_text, write_whole
+from ldm.files import NOFOLLOW, read_text, write_atomically
 from ldm.printable import printable
 from ldm.weights.checkpoint import sha256 as sha256_of
 
 BLOCK = 1 << 20
 TRIES = 6  # times that a connection may break without a byte received in between
 TIMEOUT = 30  # seconds without an answer
-LARGER = 1.5  # a file may be so many times as large as its entry says
+LARGER = 1.5  # maximum ratio of the size of a file to that of its entry
 LARGEST = 1 << 40  # bytes, if neither the entry nor the server names a size
 FREE = 200 << 20  # bytes of the disk that stay free
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -252,15 +252,13 @@ def _note_of(part: Path) -> Path:
 
 
 def _write_note(part: Path, url: str, answer: _Answer) -> None:
-    write_whole(_note_of(part), json.dumps({"url": url, **asdict(answer)}).encode())
+    write_atomically(_note_of(part), json.dumps({"url": url, **asdict(answer)}).encode())
 
 
 def _read_note(part: Path, url: str) -> _Answer:
     """Return the headers stored when `part` was begun; empty ones if there are none for this address."""
-    try:
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         noted = json.loads(read_text(_note_of(part), 1 << 16))
         if noted.pop("url") == url and isinstance(noted["etag"], str) and isinstance(noted["size"], int | None):
             return _Answer(**noted)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
-        return _Answer()
     return _Answer()

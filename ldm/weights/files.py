@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
-from ldm.weights.names import LAYOUTS
+from ldm.weights.names import CONVERTERS
 
 KEYS = (
     "files",
@@ -35,7 +35,7 @@ class WeightFile:
         fills: network -> {prefix of names in the file: prefix in the network}.
         ignore: shell patterns of names in the file that are not loaded.
         tolerate: shell patterns of names that may be missing in the file -> the reason.
-        names: library whose names the file has, one of `ldm.weights.names.LAYOUTS`; "" for the network's own names.
+        names: library whose names the file has, one of `ldm.weights.names.CONVERTERS`; "" for the network's own names.
         rename: prefixes of names in the file -> their replacements.
         has, lacks: the file is recognised by substrings that some name contains (has) or no name contains (lacks).
         only: settings (dotted key -> value) with which the file is used, in place of other sources of its networks.
@@ -73,8 +73,8 @@ class WeightFile:
             if not isinstance(entry.get(key) or {}, Mapping):
                 raise ValueError(f"{place}.{key}: got {entry[key]!r}, expected a mapping")
         names = entry.get("names") or ""
-        if names and names not in LAYOUTS:
-            raise ValueError(f"{place}.names: got {names!r}, expected one of {', '.join(LAYOUTS)}")
+        if names and names not in CONVERTERS:
+            raise ValueError(f"{place}.names: got {names!r}, expected one of {', '.join(CONVERTERS)}")
         fills = {net: {part: ""} if isinstance(part, str) else dict(part) for net, part in entry["fills"].items()}
         words = {key: tuple(entry.get(key) or ()) for key in ("files", "ignore", "has", "lacks")}
         maps = {key: dict(entry.get(key) or {}) for key in ("tolerate", "rename", "only", "source")}

@@ -2,7 +2,6 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator, Mapping
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from torch import Tensor, nn
@@ -10,12 +9,12 @@ from torch import Tensor, nn
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
 from ldm.weights.files import WeightFile
-from ldm.weights.names import LAYOUTS
+from ldm.weights.names import CONVERTERS
 
 
 def fill(
     networks: Mapping[str, nn.Module], state: Mapping[str, Tensor], entry: WeightFile, *, unused: Iterable[str] = ()
-) -> list[str]:
+) -> None:
     """Load a file into the networks of `entry.fills`; no network changes unless all entries fit.
 
     Args:
@@ -24,29 +23,21 @@ def fill(
         entry: description of the file.
         unused: networks whose entries in the file are skipped.
 
-    Returns one line per pattern of `entry.tolerate` that applied. Raises CheckpointError with the missing, unexpected
-    and mis-shaped entries and the likely cause.
+    Raises CheckpointError with the missing, unexpected and mis-shaped entries and the likely cause.
     """
-    state = rename_entries(own_names(state, entry.names), entry.rename)
+    state = rename_entries(convert_names(state, entry.names), entry.rename)
     constant = [name for network in networks.values() for name in getattr(network, "constant_buffers", ())]
     tolerated = [*entry.tolerate, *(f"*{name}" for name in constant)]
     checkpoint.load_slots(networks, state, entry.layout, absent=unused, tolerated_missing=tolerated)
-    lines = []
-    for name, network in networks.items():
-        prefixes = entry.fills[name]
-        missing = [own for own in network.state_dict() if checkpoint.name_in_file(own, prefixes) not in state]
-        for pattern, reason in entry.tolerate.items():
-            kept = [own for own in missing if fnmatchcase(own, pattern)]
-            missing = [own for own in missing if own not in kept]
-            if kept:
-                lines.append(f"{name}: {len(kept)} entries {pattern} keep their initial values: {reason}")
-    return lines
 
 
-def own_names(state: Mapping[str, Tensor], names: str) -> Mapping[str, Tensor]:
-    """Rename the entries of a file in the layout `names` (`LAYOUTS`) for the network. Raises CheckpointError."""
+def convert_names(state: Mapping[str, Tensor], names: str) -> Mapping[str, Tensor]:
+    """Convert the entries of a file with the names of a library, a key of `CONVERTERS`, to those of the network.
+
+    "" keeps the entries. Raises CheckpointError.
+    """
     try:
-        return LAYOUTS[names](state) if names else state
+        return CONVERTERS[names](state) if names else state
     except ValueError as error:
         raise CheckpointError(str(error)) from None
 

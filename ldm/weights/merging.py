@@ -1,7 +1,7 @@
-"""Other weights of Stable Diffusion put into a U-Net that was trained around them: low-rank changes, or its layers.
+"""Merge weights of Stable Diffusion 2.1 into a U-Net that was trained around it: LoRA weights, or whole layers.
 
-MGLD-VSR trained SPADE, the temporal layers and the structure encoder; the rest of the U-Net is that of SD 2.1. Weights
-that were distilled from SD 2.1 to few steps fit in its place (TCD, SD-Turbo), as shown for StableSR, built likewise.
+MGLD-VSR trained SPADE, the temporal layers and the structure encoder; the other layers of its U-Net are those of
+SD 2.1. They can be replaced by weights that were distilled from SD 2.1 for few steps, such as TCD or SD-Turbo.
 """
 
 import re
@@ -13,27 +13,27 @@ import torch
 from torch import Tensor
 
 from ldm.printable import printable
-from ldm.weights.checkpoint import MAX_SHOWN, CheckpointError
+from ldm.weights.checkpoint import CheckpointError, first_names
 from ldm.weights.stable_diffusion import layers_of_stable_diffusion
 
 PREFIX = "model.diffusion_model."  # of the U-Net in a file of stage 1
 OF_U_NET = ("base_model.model.unet.", "base_model.model.", "unet.", "lora_unet_", PREFIX, "diffusion_model.")
 OF_TEXT = ("lora_te", "text_encoder", "te.", "base_model.model.text_encoder", "cond_stage_model.")
-_PART = re.compile(
+LORA_NAME = re.compile(
     r"(?P<layer>.+?)(?:\.processor\.(?P<of>to_q|to_k|to_v|to_out)_lora|\.lora(?:_linear_layer|_conv_layer)?)"
     r"[._](?P<part>down|up|A|B)(?:\.default)?\.weight"
 )
-_PARTS = {"down": "down", "A": "down", "up": "up", "B": "up"}
+LORA_PARTS = {"down": "down", "A": "down", "up": "up", "B": "up"}
 
 
 @dataclass
 class Merge:
-    """What a merge did: entry -> size of the change relative to the entry (Frobenius norms), and what was left.
+    """The result of a merge.
 
     Args:
-        state: the entries of the file, changed.
-        changed: names of the changed entries, with the relative size of the change.
-        left: reason -> names that were left out or unchanged.
+        state: all entries of the file, with the merged ones replaced.
+        changed: name of a replaced entry -> ||new - old|| / ||old|| (Frobenius norms).
+        left: reason -> names that were not merged.
     """
 
     state: dict[str, Tensor]
@@ -60,11 +60,11 @@ def merge_changes(
     result, layers = Merge(dict(state)), own_layers(state)
     known = {alias: own for own, names in layers.items() for alias in _aliases(*names)}
     groups, odd = _grouped(changes, result)
-    homeless = odd + [name for name in groups if name not in known]
-    if homeless or not groups:
+    unmatched = odd + [name for name in groups if name not in known]
+    if unmatched or not groups:
         raise CheckpointError(
-            f"{len(homeless)} changes that no layer takes: {_first(homeless)}. Expected low-rank changes (lora_down, "
-            f"lora_up, or lora_A, lora_B) of the U-Net of SD 2.1, in names of diffusers or kohya"
+            f"{len(unmatched)} changes that no layer takes: {first_names(unmatched)}. Expected low-rank changes "
+            f"(lora_down, lora_up, or lora_A, lora_B) of the U-Net of SD 2.1, in names of diffusers or kohya"
         )
     kept = _kept(state, layers, base, result)
     for name, parts in groups.items():
@@ -93,7 +93,7 @@ def exchange_layers(state: Mapping[str, Tensor], other: Mapping[str, Tensor], *,
             missing += [] if values else [name]
     if missing or not found:
         raise CheckpointError(
-            f"{len(missing)} entries are not in the other file: {_first(missing)}. Expected a U-Net of SD 2.1"
+            f"{len(missing)} entries are not in the other file: {first_names(missing)}. Expected a U-Net of SD 2.1"
         )
     for name, value in found.items():
         if value.squeeze().shape != state[name].squeeze().shape:  # linear layers may be 1x1 convolutions
@@ -151,12 +151,12 @@ def _grouped(changes: Mapping[str, Tensor], result: Merge) -> tuple[dict[str, di
     """Return the parts of each layer's change by the layer's name in its file, and entries of another kind."""
     groups, odd = defaultdict(dict), []
     for name, value in changes.items():
-        match = _PART.fullmatch(name)
+        match = LORA_NAME.fullmatch(name)
         if name.startswith(OF_TEXT):
             result.left["changes of text encoders"].append(name)
         elif match:
             layer = match["layer"] + {None: "", "to_out": ".to_out.0"}.get(match["of"], f".{match['of']}")
-            groups[_without_prefix(layer)][_PARTS[match["part"]]] = value.float()
+            groups[_without_prefix(layer)][LORA_PARTS[match["part"]]] = value.float()
         elif name.endswith(".alpha") and value.numel() == 1:
             groups[_without_prefix(name.removesuffix(".alpha"))]["alpha"] = value.float()
         else:
@@ -183,7 +183,3 @@ def _aliases(original: str, diffusers: str) -> set[str]:
 
 def _without_prefix(name: str) -> str:
     return next((name.removeprefix(prefix) for prefix in OF_U_NET if name.startswith(prefix)), name)
-
-
-def _first(names: list[str]) -> str:
-    return ", ".join(printable(name, 120) for name in names[:MAX_SHOWN]) + (", ..." if len(names) > MAX_SHOWN else "")

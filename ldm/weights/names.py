@@ -112,7 +112,8 @@ def flow_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-LAYOUTS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {  # what a weight file's `names:` may say
+# Values of `names:` in an entry of `weights:`
+CONVERTERS: Mapping[str, Callable[[Mapping[str, Tensor]], dict[str, Tensor]]] = {
     "diffusers_autoencoder": autoencoder_state,
     "transformers_text": text_state,
     "torchvision_raft": flow_state,

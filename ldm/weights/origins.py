@@ -1,4 +1,4 @@
-"""Where a weight file can be had: the mapping `source:` of an entry of `weights:` in a model's YAML.
+"""Sources of weight files: the mapping `source:` of an entry of `weights:` in a model's YAML.
 
 Keys: `hub`, repositories of the Hugging Face Hub in the order in which they are tried; `revision` of all of them;
 `paths`, names in the repository, the first that exists; `url`, another address of the file; `page`, the address at
@@ -22,7 +22,7 @@ UNSTATED = "not stated"
 
 @dataclass(frozen=True)
 class Origin:
-    """Where one weight file can be had.
+    """The source of one weight file.
 
     Args:
         name: name of the entry of `weights:`.
@@ -70,7 +70,8 @@ class Origin:
         `endpoint` is the address of the Hub or of a mirror that has the same paths.
         """
         base, revision = endpoint.rstrip("/"), urllib.parse.quote(self.revision, safe="")
-        found = [f"{base}/{hub}/resolve/{revision}/{_quoted(path)}" for hub in self.hub for path in self.paths]
+        paths = [urllib.parse.quote(path) for path in self.paths]
+        found = [f"{base}/{hub}/resolve/{revision}/{path}" for hub in self.hub for path in paths]
         return [*found, self.url] if self.url else found
 
     def saved_as(self, address: str) -> str:
@@ -102,7 +103,3 @@ def is_inside(path: str) -> bool:
     """Whether a relative path with slashes stays in its folder."""
     pure = PurePosixPath(path)
     return bool(pure.parts) and not pure.is_absolute() and ".." not in pure.parts and "\\" not in path
-
-
-def _quoted(path: str) -> str:
-    return urllib.parse.quote(path, safe="/")

@@ -1,12 +1,13 @@
-"""The record of a folder of weights, `weights.json`: where each file came from, and its hash at first."""
+"""The record of a folder of weights, `weights.json`: the source of each file, and the hash of its first download."""
 
+import contextlib
 import datetime
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ldm.files import read_text, write_whole
+from ldm.files import read_object, write_atomically
 from ldm.weights.checkpoint import sha256
 from ldm.weights.download import SHA256, Fetched
 
@@ -24,16 +25,14 @@ class Check:
 
 
 def read_record(folder: Path) -> dict[str, dict]:
-    """Return file name -> what was recorded; nothing without a record. Raises ValueError for another file."""
+    """Return file name -> entry of the record; empty if there is none. Raises ValueError for an invalid record."""
     path = folder / RECORD
     if not path.exists():
         return {}
-    try:
-        record = json.loads(read_text(path))
+    with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+        record = read_object(path)
         if record["format"] == FORMAT and all(isinstance(entry, dict) for entry in record["files"].values()):
             return dict(record["files"])
-    except (ValueError, KeyError, TypeError, AttributeError):
-        record = None
     raise ValueError(f"{path}: not a record of weights; move it away, and run `check` to write another")
 
 
@@ -46,7 +45,7 @@ def add_to_record(folder: Path, name: str, fetched: Fetched, licence: str) -> No
     entry = {"sha256": fetched.sha256, "bytes": fetched.size, "url": fetched.url, "commit": fetched.commit}
     files[name] = entry | {"licence": licence, "downloaded": today, "first_sha256": first}
     content = {"format": FORMAT, "files": dict(sorted(files.items()))}
-    write_whole(folder / RECORD, (json.dumps(content, indent=2) + "\n").encode())
+    write_atomically(folder / RECORD, (json.dumps(content, indent=2) + "\n").encode())
 
 
 def check_file(path: Path, known: str, recorded: Mapping) -> Check:

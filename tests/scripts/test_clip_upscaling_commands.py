@@ -8,7 +8,7 @@ import pytest
 from ldm import video
 from ldm.engine.assemble import find_weights, read_settings
 from ldm.engine.captions import caption_beside, captioned
-from ldm.engine.flags import flag_words
+from ldm.engine.flags import flag_overrides
 from ldm.engine.jobs import Job
 from ldm.engine.parts import Task
 from scripts import inference_upscale_a_video, upscale
@@ -81,7 +81,7 @@ def test_the_caption_of_the_truth_serves_a_degraded_clip(tmp_path, weights):
 
 def test_a_prompt_is_taken_letter_by_letter(weights):
     settings = read_settings(find_weights(weights))
-    words = flag_words(settings, {"prompt": "a: [b] #c, 'd'"})
+    words = flag_overrides(settings, {"prompt": "a: [b] #c, 'd'"})
     assert words == ["+method.params.words.params.prompt=a: [b] #c, 'd'"]
 
 

@@ -161,5 +161,5 @@ def test_a_clock_that_goes_back_is_moved_on(tmp_path):
         packets.append(packet)
     with av.open(str(tmp_path / "out.mkv"), "w") as container:
         target = container.add_stream("flac", rate=48000)
-        found = [packet.dts for _, packet in companions._kept(packets, target, Span(None, None, Fraction(0)))]
+        found = [packet.dts for _, packet in companions.copied_packets(packets, target, Span(None, None, Fraction(0)))]
     assert found == [0, 1024, 1025, 3072]

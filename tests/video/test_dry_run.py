@@ -7,7 +7,7 @@ import av
 import numpy as np
 import pytest
 
-from ldm.video import VideoError, choose_format, losses, probe, read, rehearse_output
+from ldm.video import VideoError, choose_format, dry_run_output, list_omissions, probe, read
 from tests.video.films import film, packets_of, through
 
 TELEVISION = {"context": {"time_base": Fraction(1, 25)}}
@@ -61,8 +61,8 @@ def test_every_sound_arrives_copied_or_encoded_again(tmp_path, name, suffix):
     source = probe(sounding_film(tmp_path / f"in.{container}", *sound))
     output = tmp_path / f"out.{suffix}"
     chosen = choose_format(source, output, size=(48, 64))
-    rehearse_output(source, chosen, output)
-    told = [line for line in losses(source, chosen) if line.startswith("audio")]
+    dry_run_output(source, chosen, output)
+    told = [line for line in list_omissions(source, chosen) if line.startswith("audio")]
     through(source, output)
     made = probe(output)
     assert (made.audio == source.audio) != bool(told) and made.frames == source.frames
@@ -87,7 +87,7 @@ def test_a_size_that_the_encoder_refuses_is_found_before(tmp_path):
     source = probe(film(tmp_path / "in.mkv", 2))
     chosen = choose_format(source, tmp_path / "o.mp4", size=(64, 20000))
     with pytest.raises(VideoError, match="o.mp4: cannot be written; .*h264 of 20000x64"):
-        rehearse_output(source, chosen, tmp_path / "o.mp4")
+        dry_run_output(source, chosen, tmp_path / "o.mp4")
     assert [path.name for path in tmp_path.iterdir()] == ["in.mkv"]
 
 

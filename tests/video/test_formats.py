@@ -1,11 +1,11 @@
-"""The format of an output, refused formats, and reported losses."""
+"""The format of an output, refused formats, and reported list_omissions."""
 
 from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
-from ldm.video import Color, Source, VideoError, choose_format, losses, probe
+from ldm.video import Color, Source, VideoError, choose_format, list_omissions, probe
 from tests.video.clips import frames_of, save
 from tests.video.films import UNEVEN, film
 
@@ -86,7 +86,7 @@ def test_rounded_times_of_a_constant_rate_become_exact():
 
 
 def said(source, output, **options):
-    return losses(source, choose_format(source, output, size=(48, 64), **options))
+    return list_omissions(source, choose_format(source, output, size=(48, 64), **options))
 
 
 def test_lossless_outputs_report_no_loss(tmp_path):

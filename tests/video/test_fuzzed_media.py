@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 from basicsr_deg.reading import FilmSequence, is_film, read_picture
 from ldm import video
-from ldm.video.omissions import losses
+from ldm.video.omissions import list_omissions
 
 def look(path, damaged):
     source = video.probe(path, damaged=damaged)
@@ -32,9 +32,9 @@ def look(path, damaged):
         assert frames == min(source.frames, 40), (frames, source.frames)
         output = path.with_name(f"out-{path.name}.mkv")
         chosen = video.choose_format(source, output, size=(source.height, source.width))
-        losses(source, chosen)
+        list_omissions(source, chosen)
         if max(chosen.size) < 1000:
-            video.rehearse_output(source, chosen, output)
+            video.dry_run_output(source, chosen, output)
 
 def learn(path, damaged):
     if is_film(path):

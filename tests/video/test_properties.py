@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from ldm.video import VideoError, choose_format, losses, probe, read
+from ldm.video import VideoError, choose_format, list_omissions, probe, read
 from ldm.video.source import Light
 from tests.marks import mostly_slow
 from tests.video.clips import frames_of, write
@@ -52,7 +52,9 @@ def test_hdr10_metadata_is_kept(tmp_path, suffix):
     through(source, tmp_path / f"out.{suffix}", cuts=(1,))
     assert probe(tmp_path / f"out.{suffix}").light == light
     chosen = choose_format(source, tmp_path / "o.mov", size=(48, 64), codec="prores")
-    assert [line.split(" are")[0] for line in losses(source, chosen)] == ["HDR10's display and light level metadata"]
+    assert [line.split(" are")[0] for line in list_omissions(source, chosen)] == [
+        "HDR10's display and light level metadata"
+    ]
 
 
 def test_the_range_of_values_is_respected(tmp_path):

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldm.video import VideoError, choose_format, losses, probe, read, rehearse_output
+from ldm.video import VideoError, choose_format, dry_run_output, list_omissions, probe, read
 from tests.video.films import film
-from tests.video.test_rehearsal import sounding_film
+from tests.video.test_dry_run import sounding_film
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "FORMATS.md"
 HEAD = """# What comes in, and what becomes of it
@@ -172,10 +172,10 @@ def became(path, output, *, sound=False):
     try:
         source = probe(path)
         chosen = choose_format(source, output, size=(source.height, source.width))
-        rehearse_output(source, chosen, output)
+        dry_run_output(source, chosen, output)
     except VideoError as error:
         return f"refused: {str(error).partition(': ')[2].partition(';')[0]}"
-    said = [line.partition(": becomes ")[2] or line for line in losses(source, chosen)]
+    said = [line.partition(": becomes ")[2] or line for line in list_omissions(source, chosen)]
     kept = "copied" if sound else f"{source.frames} frames, {'times kept' if source.times else 'even times'}"
     return "; ".join(said if sound and said else [kept, *said])
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError, Layout
+from ldm.weights.safe import STAND_INS
 from scripts import convert_checkpoint
 
 ONE = torch.ones(1)
@@ -84,9 +85,9 @@ def test_a_lightning_checkpoint_gives_its_weights(tmp_path, monkeypatch, legacy)
 
 
 def test_numpy_names_of_both_generations_are_inert():
-    names = {f"{c.__module__}.{c.__qualname__}" for c in checkpoint.STAND_INS}
+    names = {f"{c.__module__}.{c.__qualname__}" for c in STAND_INS}
     assert {"numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar"} <= names
-    assert all(vars(c(1, 2, x=3)) == {} for c in checkpoint.STAND_INS)
+    assert all(vars(c(1, 2, x=3)) == {} for c in STAND_INS)
 
 
 @pytest.mark.parametrize(
@@ -325,15 +326,15 @@ def test_recognise(names, file):
 
 def test_find_prefers_safetensors_and_says_what_it_looked_for(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"has none of mgldvsr_unet\.safetensors, mgldvsr_unet\.ckpt"):
-        checkpoint.find(tmp_path, "mgldvsr_unet")
+        checkpoint.find(tmp_path, ["mgldvsr_unet"])
     (tmp_path / "flownets").mkdir()
     for name in ("mgldvsr_unet.ckpt", "mgldvsr_unet.safetensors", "flownets/raft-things.pth"):
         (tmp_path / name).touch()
     assert checkpoint.find(tmp_path, ["mgldvsr_unet"]).name == "mgldvsr_unet.safetensors"
-    assert checkpoint.find(tmp_path, "mgldvsr_unet.ckpt").name == "mgldvsr_unet.ckpt"
+    assert checkpoint.find(tmp_path, ["mgldvsr_unet.ckpt"]).name == "mgldvsr_unet.ckpt"
     assert checkpoint.find(tmp_path, ["raft-other", "raft-things"]) == tmp_path / "flownets" / "raft-things.pth"
     with pytest.raises(FileNotFoundError, match="there is no folder"):
-        checkpoint.find(tmp_path / "no", "raft-things")
+        checkpoint.find(tmp_path / "no", ["raft-things"])
 
 
 def test_save_and_read_keep_shared_entries_and_metadata(tmp_path):

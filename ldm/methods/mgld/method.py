@@ -87,17 +87,19 @@ class MGLD:
         levers, geometry = levers or self.levers()[0], self.geometry(request.size, request.upscale)
         calls = self.calls(request.frames, geometry.latent, levers) if request.frames else {}
         run = self.restoration(levers, seed=request.seed, tally=Tally(progress, calls))
-        enlarge = Each(lambda frame: frame.put(picture=geometry.enlarge(frame["lq"]))).labelled("enlarging")
+        enlarge = Each(lambda frame: frame.put(picture=geometry.enlarge(frame["lq"]))).with_label("enlarging")
         kept, compare = memory.caches_pictures(self, request), partial(run.compare, size=geometry.latent)
         stages = [
             enlarge,
-            Each(partial(run.encode, size=geometry.latent)).labelled("encoding"),
-            Scenes(compare, drop=("small", "lq" if kept else "picture")).labelled("flow"),
+            Each(partial(run.encode, size=geometry.latent)).with_label("encoding"),
+            Scenes(compare, drop=("small", "lq" if kept else "picture")).with_label("flow"),
             *run.sampling_stages(),
             *([] if kept else [enlarge]),
             run.decoding_stage(),
-            Each(run.fix_colors).labelled("colours"),
-            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("lq", "picture")).labelled("colours"),
+            Each(run.fix_colors).with_label("colours"),
+            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("lq", "picture")).with_label(
+                "colours"
+            ),
         ]
         return Pipeline(stages, device=self.device)
 

@@ -70,10 +70,10 @@ class ReleasedMGLD(MGLD):
         tally = Tally(progress, self._released_calls(request.frames, geometry) if request.frames else {})
         restore = partial(self.restore_segment, geometry=geometry, seed=request.seed, tally=tally)
         stages = [
-            Each(lambda frame: frame.put(picture=geometry.enlarge(frame["lq"])).without("lq")).labelled("enlarging"),
+            Each(lambda frame: frame.put(picture=geometry.enlarge(frame["lq"])).without("lq")).with_label("enlarging"),
             Scenes(lambda before, frame: (False, frame)),
-            Windowed(restore, size=self.n_frames, overlap=0, name="sr", flush=False).labelled("segments"),
-            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("picture")).labelled("colours"),
+            Windowed(restore, size=self.n_frames, overlap=0, name="sr", flush=False).with_label("segments"),
+            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("picture")).with_label("colours"),
         ]
         return Pipeline(stages, device=self.device)
 

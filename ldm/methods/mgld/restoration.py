@@ -169,7 +169,7 @@ class Restoration:
         """Return the stage that decodes latents "x" to frames "sr", about [-1, 1]."""
         windows = self.codec.decoding.windows
         stage = Windowed(self._decode, size=windows.n_frames, overlap=windows.frame_overlap, name="sr")
-        return stage.labelled("decoding")
+        return stage.with_label("decoding")
 
     def _decode(self, frames: list[Frame]) -> Tensor:
         return self.codec.decode(stack(frames, "x"), stack(frames, "picture"), report=partial(self.tally, "decoding"))

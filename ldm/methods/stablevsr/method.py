@@ -139,10 +139,10 @@ class StableVSR:
         levers = run.model.levers
         blocks = {"block": levers.block or None, "ahead": levers.ahead, "host": HOST}
         return [
-            Each(run.prepare).labelled("enlarging"),
-            Scenes(run.compare, drop=("large",)).labelled("flow"),
-            WholeScene(run.units, run.visit, **blocks).labelled("sampling"),
-            Each(run.complete).labelled("decoding"),
+            Each(run.prepare).with_label("enlarging"),
+            Scenes(run.compare, drop=("large",)).with_label("flow"),
+            WholeScene(run.units, run.visit, **blocks).with_label("sampling"),
+            Each(run.complete).with_label("decoding"),
         ]
 
     def restoration(

@@ -86,14 +86,14 @@ class UpscaleAVideo:
         calls = self.calls(request.frames, geometry.low, levers) if request.frames else {}
         run = self.restoration(request, levers, Tally(progress, calls))
         stages = [
-            Each(lambda frame: frame.put(low=geometry.reduce(frame["lq"])).without("lq")).labelled("reducing"),
-            Each(partial(run.prepare, scene=request.scene)).labelled("noising"),
-            Scenes(run.compare).labelled("flow"),
+            Each(lambda frame: frame.put(low=geometry.reduce(frame["lq"])).without("lq")).with_label("reducing"),
+            Each(partial(run.prepare, scene=request.scene)).with_label("noising"),
+            Scenes(run.compare).with_label("flow"),
             *run.sampling_stages(),
             Each(lambda frame: frame.without("noised", "scene", "to_next", "to_prev")),
             run.decoding_stage(),
-            Each(run.fix_colors).labelled("colours"),
-            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", "x")).labelled("colours"),
+            Each(run.fix_colors).with_label("colours"),
+            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", "x")).with_label("colours"),
         ]
         return Pipeline(stages, device=self.device)
 

@@ -68,11 +68,11 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
         first = 1 if self.sampling.propagated else 0  # the unit that finds the flows
         scene = WholeScene(lambda count: len(crops) + first, lambda frames, k: run.unit(frames, k - first))
         stages = [
-            Each(lambda frame: frame.put(low=geometry.reduce(frame["lq"])).without("lq")).labelled("reducing"),
+            Each(lambda frame: frame.put(low=geometry.reduce(frame["lq"])).without("lq")).with_label("reducing"),
             Scenes(lambda before, frame: (False, frame)),
-            scene.labelled("crops"),
-            Each(self.fix_colors).labelled("colours"),
-            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", *FLOWS)).labelled("colours"),
+            scene.with_label("crops"),
+            Each(self.fix_colors).with_label("colours"),
+            Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", *FLOWS)).with_label("colours"),
         ]
         return Pipeline(stages, device=self.device)
 

@@ -133,7 +133,7 @@ class ClipRestoration:
         windows = self.decoding.windows
         overlap = windows.frame_overlap
         stage = Windowed(self._decode, size=windows.n_frames, overlap=overlap, name="sr", flush=overlap > 0)
-        return stage.labelled("decoding")
+        return stage.with_label("decoding")
 
     def _decode(self, frames: list[Frame]) -> Tensor:
         x = stack(frames, "x")
