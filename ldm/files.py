@@ -1,4 +1,4 @@
-"""Atomic files, written under a temporary name and then renamed; and bounded reading of small files."""
+"""Write files atomically, under a temporary name that is then renamed, and read small files up to a size limit."""
 
 import contextlib
 import hashlib
@@ -10,22 +10,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # Windows has no such links
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # 0 on Windows
 LONGEST = 150  # bytes of a name that a temporary name keeps; systems allow 255
 LARGEST_TEXT = 64 << 20  # bytes of a record, manifest or table
-TEMPORARY = re.compile(
-    r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?"
-)  # names that we give, with the process
+# Names from `temporary_name`, with the process ID
+TEMPORARY = re.compile(r"\..*\.(?:partial|old)-(\d+)(?:-[0-9a-f]{8})?(?:\.\w+)?")
 
 
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yield a new empty file beside `path`, with its suffix; it replaces `path` when the block ends without an error.
+    """Yield the path of a new empty file beside `path`, which replaces `path` if the block ends without an error.
 
-    Its name is random and new, so that no link is followed. Its permissions are those of the umask, whatever the block
-    does to it. If `path` is a link, the link is replaced.
+    The temporary name is random and has the suffix of `path`; no link is followed. The permissions are those of the
+    umask. If `path` is a link, the link itself is replaced.
     """
-    temporary = path.with_name(f".{shortened(path.stem)}.partial-{os.getpid()}-{secrets.token_hex(4)}{path.suffix}")
+    temporary = path.with_name(f"{temporary_name(path.stem)}{path.suffix}")
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | NOFOLLOW, 0o666)
     permissions = os.fstat(handle).st_mode & 0o777
     os.close(handle)
@@ -37,8 +36,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_name(name: str, kind: str = "partial") -> str:
+    """Return an unpredictable hidden name for a file or folder that will get, or had, the given name."""
+    return f".{shortened(name)}.{kind}-{os.getpid()}-{secrets.token_hex(4)}"
+
+
 def shortened(name: str) -> str:
-    """Return a name, or the beginning and a hash of a long one, for use in temporary names."""
+    """Return a name for use in temporary names; a name of more than LONGEST bytes is cut and gets a hash."""
     data = os.fsencode(name)
     if len(data) <= LONGEST:
         return name
@@ -46,28 +50,27 @@ def shortened(name: str) -> str:
 
 
 def set_aside(folder: Path) -> Path:
-    """Rename a folder to a temporary name beside it and return the new path, for removal.
+    """Rename a folder to a temporary name beside it, before its removal, and return the new path.
 
-    A process that is killed while it removes the folder then leaves no incomplete one under its name. Raises OSError.
+    If the process is killed during the removal, no incomplete folder remains under the old name. Raises OSError.
     """
-    aside = folder.with_name(f".{shortened(folder.name)}.old-{os.getpid()}-{secrets.token_hex(4)}")
-    return folder.rename(aside)
+    return folder.rename(folder.with_name(temporary_name(folder.name, "old")))
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder has a name from `atomic_file` or `set_aside`."""
+    """Whether a name was created by `temporary_name`."""
     return TEMPORARY.fullmatch(name) is not None
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file atomically, so that a power cut leaves the old or the new content."""
+    """Write a file atomically: after a crash or power failure it has either the old or the new content."""
     with atomic_file(path) as temporary:
         temporary.write_bytes(data)
         sync(temporary)
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk, so that they outlive a power cut."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if os.name == "nt" and path.is_dir():  # Windows has no handles of folders
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -79,7 +82,7 @@ def sync(path: Path) -> None:
 
 def read_text(path: Path, most: int = LARGEST_TEXT) -> str:
     """Read a regular UTF-8 file of at most `most` bytes. Raises OSError, or ValueError for any other file."""
-    if not path.is_file():  # a pipe or a device would be read for ever
+    if not path.is_file():  # reading a pipe or device may never end
         path.stat()
         raise ValueError(f"{path}: not a regular file")
     with path.open("rb") as file:

@@ -26,7 +26,7 @@ from ldm.weights import checkpoint
 
 Log = Callable[[str], None]
 UNLIMITED = 10**15  # bytes, where the system does not report its memory
-MADE_OF = ("input", "weights", "settings", "arguments", "versions")  # of a manifest: they determine the frames
+MADE_OF = ("input", "weights", "settings", "arguments", "versions")  # entries of a manifest that determine the frames
 
 
 @dataclass(frozen=True)

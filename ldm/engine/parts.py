@@ -2,15 +2,13 @@
 
 import contextlib
 import itertools
-import queue
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,12 +18,12 @@ from ldm import video
 from ldm.engine.device import is_out_of_memory, pin_for, return_memory, to_host
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder
+from ldm.engine.threads import Stopped, consume, prefetch
 from ldm.methods.contract import Method, Progress, Request, no_progress
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Frame
 
 READ_AHEAD, WRITE_BEHIND = 4, 2  # frames
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ def _parts(method: Method, task: Task, work: WorkFolder, plan: Plan, report: Pro
             frames = run.until_saved(plan.part_frames)
             if (first := next(frames, None)) is not None:
                 write = partial(_write_part, run, path, names=names[run.written :])
-                run.written += consumed(write, itertools.chain([first], frames), WRITE_BEHIND, run.stopping)
+                run.written += consume(write, itertools.chain([first], frames), WRITE_BEHIND, run.stopping)
                 run.parts.append(path.name)
             run.seconds["all"] += time.perf_counter() - began
             work.save(run.state())
@@ -133,10 +131,6 @@ def _check_progress(state: dict, work: WorkFolder) -> None:
                 raise ValueError("times of another form")
 
 
-class _Stopped(Exception):
-    """Raised where frames are made when they cannot be written, and where they are written when none follow."""
-
-
 class _Run:
     """The progress of a restoration, with the frames between two saved states.
 
@@ -158,7 +152,7 @@ class _Run:
         if "pipeline" in state:
             self.pipeline.resume(state["pipeline"])
         reading = () if self.exhausted else video.read(task.source, task.start + self.taken, task.stop)
-        self.source, self.stopping = prefetched(reading, READ_AHEAD), threading.Event()
+        self.source, self.stopping = prefetch(reading, READ_AHEAD), threading.Event()
 
     def close(self) -> None:
         """Stop reading, and release the frames that are held."""
@@ -220,7 +214,7 @@ class _Run:
 
     def _progress(self, stage: str, done: int, total: int | None) -> None:
         if self.stopping.is_set():
-            raise _Stopped
+            raise Stopped
         self.calls[stage] = self.before[stage] + done
         self.report(stage, self.calls[stage], total and max(total, self.calls[stage]))
 
@@ -241,80 +235,3 @@ def frame_values(pixels: np.ndarray) -> dict[str, Tensor]:
     planes = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
     values = {"lq": planes[None, :3]}
     return values | {"alpha": planes[3:]} if len(planes) > 3 else values
-
-
-def consumed(consume: Callable[[Iterator], Result], items: Iterable, depth: int, stop: threading.Event) -> Result:
-    """Return `consume(items)`, called in another thread while the items, up to `depth` ahead, are made in this one.
-
-    `stop` is set when no more items are needed; slow items may check it and raise. Errors of either side are raised
-    here; the other side ends with an error or without taking all items.
-    """
-    ready, results, failures = queue.Queue(depth), [], []
-
-    def work() -> None:
-        try:
-            results.append(consume(_received(ready)))
-        except BaseException as error:  # raised again in the thread that makes the items
-            failures.append(error)
-        finally:
-            stop.set()
-
-    thread, last = threading.Thread(target=work, daemon=True), _Stopped()
-    thread.start()
-    try:
-        with contextlib.suppress(_Stopped):
-            if all(_put(ready, (item, None), stop) for item in items):
-                last = StopIteration()
-    finally:
-        _put(ready, (None, last), stop)
-        thread.join()
-    if failures:
-        raise failures.pop()
-    return results[0]
-
-
-def _received(ready: queue.Queue) -> Iterator:
-    """Iterate over what another thread puts into a queue; raises the error that ends it."""
-    while True:
-        item, end = ready.get()
-        if isinstance(end, StopIteration):
-            return
-        if end is not None:
-            try:
-                raise end
-            finally:
-                end = None  # avoid a reference cycle between the error and this frame
-        yield item
-
-
-def prefetched(items: Iterable, depth: int) -> Iterator:
-    """Iterate over `items` in another thread, up to `depth` items ahead; its errors are raised here."""
-    ready, stop = queue.Queue(depth), threading.Event()
-
-    def make() -> None:
-        try:
-            for item in items:
-                if not _put(ready, (item, None), stop):
-                    return
-            _put(ready, (None, StopIteration()), stop)
-        except BaseException as error:  # raised again in the consumer
-            _put(ready, (None, error), stop)
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        yield from _received(ready)
-    finally:
-        stop.set()
-        thread.join()
-
-
-def _put(ready: queue.Queue, item: tuple, stop: threading.Event) -> bool:
-    """Put an item into the queue; False if no more items are needed."""
-    while not stop.is_set():
-        try:
-            ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
-        return True
-    return False

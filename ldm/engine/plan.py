@@ -16,10 +16,10 @@ from ldm.engine.device import Peak, hardware
 from ldm.files import read_object, write_atomically
 from ldm.methods.contract import Costs, Levers, Method, Request
 
-PROBE_SIDES = (16, 32)  # sides of the measured latents; a cost is the line a + b * pixels through both
+PROBE_SIDES = (16, 32)  # sides of the measured latents; a cost is the line a + b * pixels through both measurements
 RESERVE = 150 * 10**6  # bytes of memory on the CPU that is not predicted, such as thread heaps
 FRAGMENTED = 0.1  # fraction of a peak that the allocator of other devices may lose to fragmentation
-# A video encoder holds so many bytes per pixel for each frame of a part, for at most so many frames, plus a constant.
+# Memory of a video encoder: bytes per pixel and frame, maximum number of frames held, and a constant in bytes
 ENCODER_BYTES = 15, 24, 10**7
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12}
 

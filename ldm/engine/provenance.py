@@ -20,7 +20,7 @@ PACKAGES = ("torch", "numpy", "av", "opencv-python-headless", "omegaconf", "safe
 NAME = "mgld-vsr"
 SLOT = re.compile(r"[a-z][a-z0-9_]{0,40}")  # valid names of weights in a record
 MAX_NAMES = 1_000_000
-LARGEST_FILE = 1 << 45  # bytes; /proc/kcore says that it is larger
+LARGEST_FILE = 1 << 45  # bytes; special files such as /proc/kcore report larger sizes
 
 
 @functools.cache

@@ -1,4 +1,4 @@
-"""How the results of windows that share frames are combined."""
+"""Blending of the results of overlapping windows."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,10 +9,11 @@ from ldm.ops.tiling import hat
 
 
 class Blend(NamedTuple):
-    """How the results of windows that share frames are combined.
+    """Weights and combination of the results of overlapping windows.
 
-    weigh: weigh(frames of a window, visits) -> the weights of its frames; only the last window can have two visits.
-    merge: merge(parts) -> the value of a frame from (weight, result) of its windows, in the order of the windows.
+    Args:
+        weigh: weigh(frames of a window, visits) -> the weights of its frames; only the last window can have two visits.
+        merge: merge(parts) -> the value of a frame from the (weight, result) pairs of its windows, in order.
     """
 
     weigh: Callable[[int, int], list[int]]
@@ -41,5 +42,5 @@ AVERAGE = Blend(lambda frames, visits: [visits] * frames, _averaged)  # released
 
 
 def is_weighted(pair: object) -> bool:
-    """Whether this is the (weight, result) of a window; saved states may hold anything."""
+    """Whether an object of a saved state, which is not trusted, is a (weight, result) pair."""
     return isinstance(pair, tuple) and tuple(map(type, pair)) == (int, Tensor) and pair[0] > 0

@@ -65,17 +65,17 @@ def stack(frames: Iterable[Frame], name: str) -> Tensor:
 
 
 class Stage:
-    """Base of all stages: the frames held between calls, and their state. A subclass implements `push`."""
+    """Base class of all stages: holds frames between calls and saves its state. A subclass implements `push`."""
 
     label = "other"
-    kept: tuple[str, ...] = ("first",)  # attributes in the saved state, besides `held`
+    state_names: tuple[str, ...] = ("first",)  # names of the attributes in the saved state, besides `held`
 
     def __init__(self) -> None:
         self.held: list[Frame] = []
         self.first = 0  # position of held[0] in its scene
 
     def with_label(self, label: str) -> "Stage":
-        """Set the name of this stage in `Pipeline.seconds` and return the stage."""
+        """Set the key under which `Pipeline.seconds` counts this stage, and return the stage."""
         self.label = label
         return self
 
@@ -103,20 +103,20 @@ class Stage:
 
     def state(self) -> dict:
         """Return the state as dictionaries, lists, numbers and tensors."""
-        plain = {name: value for name, value in vars(self).items() if name in self.kept}
-        return plain | {"held": [vars(frame) for frame in self.held]}
+        values = {name: getattr(self, name) for name in self.state_names}
+        return values | {"held": [vars(frame) for frame in self.held]}
 
     def resume(self, state: dict) -> None:
         """Continue from a state that `state` returned. Raises ValueError for a state of another form."""
-        if not isinstance(state, dict) or state.keys() != {*self.kept, "held"}:
+        if not isinstance(state, dict) or state.keys() != {*self.state_names, "held"}:
             got = ", ".join(map(repr, state)) if isinstance(state, dict) else type(state).__name__
-            raise ValueError(f"got a saved stage with {got[:200]}, expected {', '.join((*self.kept, 'held'))}")
-        for name in self.kept:
+            raise ValueError(f"got a saved stage with {got[:200]}, expected {', '.join((*self.state_names, 'held'))}")
+        for name in self.state_names:
             own, value = getattr(self, name), state[name]
             if type(value) is not type(own) or (isinstance(value, int) and value < 0):
                 raise ValueError(f"got a saved stage whose {name} is not a valid {type(own).__name__}")
         held = frames_from(state["held"])
-        for name in self.kept:
+        for name in self.state_names:
             setattr(self, name, state[name])
         self.held = held
         if not self.consistent():
@@ -127,7 +127,7 @@ class Stage:
         return True
 
     def forget(self, place: int) -> list[Frame]:
-        """Release and return the frames before a position of the scene."""
+        """Remove and return the held frames before a position in the scene."""
         count = max(place - self.first, 0)
         gone, self.held = self.held[:count], self.held[count:]
         self.first += len(gone)
@@ -177,11 +177,11 @@ class Windowed(Stage):
     its end (`ldm.ops.tiling.starts`); with `flush=False` it contains only the remaining frames. `blend` combines
     the results of a frame.
 
-    Raises ValueError unless 0 <= overlap < size and 0 <= offset <= size; FloatingPointError of `fn` with the numbers of
-    the frames.
+    Raises ValueError unless 0 <= overlap < size and 0 <= offset <= size. Adds the numbers of the frames to a
+    FloatingPointError of `fn`.
     """
 
-    kept = ("first", "begin", "parts")
+    state_names = ("first", "begin", "parts")
 
     def __init__(
         self,
@@ -264,7 +264,7 @@ class Neighbours(Stage):
     called for `block` frames at a time and for the remaining frames of a scene at its end.
     """
 
-    kept = ("first", "done")
+    state_names = ("first", "done")
 
     def __init__(self, fn: Callable[[list[Frame], int, int], Tensor], *, reach: int, name: str, block: int = 3) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ class Neighbours(Stage):
 
 
 class Pipeline:
-    """A sequence of stages: `push` frames, `pull` those that are ready, and finally `pull(finish=True)`.
+    """Process frames by a sequence of stages: `push` frames, `pull` those that are ready, finally `pull(finish=True)`.
 
     Args:
         stages: stages in order; they run without gradients.
@@ -318,8 +318,9 @@ class Pipeline:
     def pull(self, *, finish: bool = False, units: int | None = None) -> Iterator[Frame]:
         """Iterate over the frames that are ready.
 
-        `finish` tells that no frame follows. Iteration stops after `units` units of work over scenes, so that the
-        caller can save the state; the next call continues.
+        Args:
+            finish: no frame follows; the stages return the frames that they hold.
+            units: stop after this number of units of work over scenes, so that the caller can save the state.
         """
         limit = None if units is None else self.units + units
         while (limit is None or self.units < limit) and self._advance(finish):

@@ -1,18 +1,18 @@
-"""Processing of scenes, whole or block by block, in units that can be saved and resumed one by one."""
+"""Stages that process a whole scene, or blocks of it, in units of work after each of which the state can be saved."""
 
 from collections.abc import Callable, Collection, Iterable, Mapping
 
 from ldm.streaming.pipeline import Frame, Stage, frames_from
 
-BEFORE = -1  # the place, among the changes of a unit, of the values that the next block reads
+BEFORE = -1  # key, in the result of a unit, of the values for the next block
 
 
 class Block(list):
     """The frames of a block and those ahead of it, in order.
 
     Attributes:
-        kept: number of frames that belong to the block; those after them are processed again in the next one.
-        before: values that the block before left for this one; None in the first block of a scene.
+        kept: number of frames that belong to the block; the others are processed again in the next block.
+        before: values that the previous block returned for this one; None in the first block of a scene.
     """
 
     def __init__(self, frames: Iterable[Frame], *, kept: int, before: Frame | None) -> None:
@@ -23,14 +23,15 @@ class Block(list):
 class WholeScene(Stage):
     """Collect the frames of a scene, process them unit by unit, and return them after the last unit.
 
-    A unit is the smallest work worth saving, such as one network call on one frame in a bidirectional sampler. The
-    pipeline can be saved and resumed between units. With `block`, a scene is processed in blocks: when the frames of
-    a block and `ahead` more have arrived, or the scene is complete, they are processed, and the frames of the block are
-    returned. Memory grows with the length of a scene, or else with `block + ahead`.
+    A unit is, for example, one network call on one frame in a bidirectional sampler. The pipeline can be saved and
+    resumed between units. With `block`, a scene is processed in blocks: a block is processed when its frames and
+    `ahead` more have arrived, or when the scene is complete. Memory is proportional to the length of the scene, or to
+    `block + ahead`.
 
     Args:
         count: count(frames) -> number of units for so many frames, at least 0.
-        unit: unit(block, k) -> the frames that unit k changes, by their positions in the block, or `BEFORE`.
+        unit: unit(block, k) -> {position in the block: changed frame} of unit k; the key `BEFORE` holds the values for
+            the next block.
         block: number of frames of a block; None for whole scenes.
         ahead: number of frames after a block that are processed with it; their results are discarded.
         host: names of values that stay on the CPU.
@@ -38,7 +39,7 @@ class WholeScene(Stage):
         ValueError: a block without frames, or a negative `ahead`.
     """
 
-    kept = ("first", "done", "complete")
+    state_names = ("first", "done", "complete")
 
     def __init__(
         self,

@@ -17,14 +17,14 @@ from ldm.streaming.pipeline import Each, Frame, Neighbours, Stage, Windowed, run
 
 
 class WindowPlaces(NamedTuple):
-    """Where the windows of each sampling step start.
+    """Size and positions of the windows in each sampling step.
 
     Args:
         size: frames of a window.
         overlap: frames that consecutive windows share.
         sharing_steps: number of steps, counted from the last, whose windows overlap; None for all.
-        alternate: let the windows of every other step start half their distance later, so that no two steps in a row
-            meet at the same frames.
+        alternate: shift the windows of every other step by half their stride, so that windows of consecutive steps
+            end at different frames.
     """
 
     size: int
@@ -33,11 +33,11 @@ class WindowPlaces(NamedTuple):
     alternate: bool = False
 
     def overlap_of(self, i: int) -> int:
-        """Return how many frames windows share in step i, where step 0 is the last."""
+        """Return the overlap in frames of the windows of step i, where step 0 is the last."""
         return self.overlap if self.sharing_steps is None or i < self.sharing_steps else 0
 
     def offset_of(self, i: int) -> int:
-        """Return where the second window of step i starts; 0 for the usual distance."""
+        """Return the position of the second window of step i; 0 for the stride of the others."""
         return (self.size - self.overlap_of(i)) // 2 if self.alternate and i % 2 else 0
 
 
@@ -49,7 +49,7 @@ class Steps:
         denoise: denoise(frames, i=i) -> (B, T, ...) for a window of frames with values "x": x_{i-1}, or x0 if `refine`
             is given.
         windows: the windows of frames.
-        blend: how the results of overlapping windows are combined.
+        blend: combines the results of overlapping windows.
         refine: refine(i) -> the stage that computes "refined" from "x0", or None for no refinement in this step; None
             for steps in one call.
         update: update(frame, i=i) -> the frame with "x" of step i-1; required with `refine`.

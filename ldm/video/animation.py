@@ -8,7 +8,7 @@ from ldm.video.pixels import with_channels
 from ldm.video.source import DEFAULT_RATE, Source, VideoError, snap_rate
 
 MILLISECOND = Fraction(1, 1000)
-SHORTEST, INSTEAD = 20, 100  # milliseconds: what is shorter is shown for longer, as browsers do
+MIN_DURATION, DEFAULT_DURATION = 20, 100  # milliseconds: shorter frames of GIFs get the default, as in browsers
 MOST_FRAMES = 1_000_000
 
 
@@ -47,12 +47,12 @@ def animation_frames(source, start, stop):
 
 
 def _frames(path, image, count):
-    """Yield (pixels, milliseconds or None) of the first frames; each is drawn over those before it."""
+    """Yield (pixels, duration in milliseconds or None) of the first `count` frames, composed with those before."""
     for number in range(count):
         try:
             image.seek(number)
             if image.format != "TIFF":
-                image.load()  # which tells how long it is shown, in some formats
+                image.load()  # some formats set the duration here
             duration = image.info.get("duration")
         except DECODING_ERRORS:
             raise VideoError(f"{path}: frame {number} of {count} is damaged; replace this file") from None
@@ -61,4 +61,5 @@ def _frames(path, image, count):
             continue
         pixels = loaded_pixels(path, image.copy() if image.format == "GIF" else image)
         duration = round(duration or 0)
-        yield pixels, INSTEAD if duration < SHORTEST and image.format == "GIF" else max(duration, 1)
+        too_short = image.format == "GIF" and duration < MIN_DURATION
+        yield pixels, DEFAULT_DURATION if too_short else max(duration, 1)

@@ -14,8 +14,8 @@ import av
 
 from ldm.video.source import Shift
 
-# Seconds by which a clock of these containers may leap forward; by more, it is another recording's (as in FFmpeg)
-LEAP, LEAPING = 10, ("mpegts", "mpeg")
+# In these containers, a clock that jumps forward by more seconds belongs to another recording (as in FFmpeg)
+MAX_JUMP, JUMPING = 10, ("mpegts", "mpeg")
 STEADY = ("mp4", "avi")  # containers whose decoding times cannot go back: they are stored as durations, or counted
 
 
@@ -42,7 +42,7 @@ class ClockReader:
 
     def __init__(self, container):
         names = container.format.name.split(",")
-        self.leaps = any(name in LEAPING for name in names)
+        self.jumps = any(name in JUMPING for name in names)
         self.steady = any(name in STEADY for name in names)
         self.stamps = defaultdict(list)  # by stream
         self.orders = defaultdict(list)
@@ -53,7 +53,7 @@ class ClockReader:
     def take(self, packet: av.Packet):
         """Add the next packet of the file."""
         stamps = self.stamps[packet.stream_index]
-        time = packet.dts  # not that of presentation, which goes back and forth
+        time = packet.dts  # presentation times are not monotonic
         end = None if time is None else max(time, time if packet.pts is None else packet.pts) + (packet.duration or 0)
         stamps.append(Stamp(len(stamps), time, end))
         self.orders[packet.stream_index].append(self.count)
@@ -70,10 +70,10 @@ class ClockReader:
         """Return the restarts of one stream."""
         unit, orders = self.units[index], self.orders[index]
         stamps = [stamp for stamp in self.stamps[index] if stamp.time is not None]
-        leap, last, end = LEAP / unit, None, None
+        max_jump, last, end = MAX_JUMP / unit, None, None
         for place, stamp in enumerate(stamps):
             after = stamps[place + 1].time if place + 1 < len(stamps) else None
-            if last is not None and self._is_restart(last, stamp.time, after, leap):
+            if last is not None and self._is_restart(last, stamp.time, after, max_jump):
                 yield Restart(orders[stamp.number], index, stamp.number, end * unit, stamp.time * unit)
                 end = stamp.end
             elif last is not None and stamp.time < last:
@@ -82,11 +82,11 @@ class ClockReader:
                 continue  # a single one that is too late
             last, end = stamp.time, stamp.end if end is None else max(end, stamp.end)
 
-    def _is_restart(self, last, now, after, leap):
+    def _is_restart(self, last, now, after, max_jump):
         """Whether a clock permanently jumps back, or far ahead."""
         if now < last:
             return after is None or after < last
-        return self.leaps and now - last > leap and (after is None or after >= now)
+        return self.jumps and now - last > max_jump and (after is None or after >= now)
 
     def _joined(self, restarts):
         """Return shifts of all streams; successive restarts of different streams count as one."""
@@ -97,8 +97,8 @@ class ClockReader:
             groups[-1].append(restart)
         offsets = defaultdict(Fraction)
         for group in groups:
-            leaps = all(one.begins > one.before for one in group)
-            if leaps and {one.stream for one in group} != self.units.keys() - self.sparse:
+            jumps = all(one.begins > one.before for one in group)
+            if jumps and {one.stream for one in group} != self.units.keys() - self.sparse:
                 continue  # a pause in one stream
             base = max(one.before + offsets[one.stream] for one in group)
             offset = base - min(one.begins for one in group)

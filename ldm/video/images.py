@@ -35,7 +35,7 @@ READERS += (GifImagePlugin.GifImageFile, JpegImagePlugin.JpegImageFile)
 READERS += (PngImagePlugin.PngImageFile, PpmImagePlugin.PpmImageFile, TiffImagePlugin.TiffImageFile)
 FORMATS = tuple(reader.format for reader in (*READERS, WebPImagePlugin.WebPImageFile))
 ANIMATED = ("PNG", "TIFF", "WEBP", "AVIF", "GIF")  # an MPO holds other views of the same picture
-# how files of these formats begin, for those whose name does not tell
+# first bytes of image files, for files with an unknown suffix
 SIGNS = (b"\x89PNG", b"\xff\xd8\xff", b"BM", b"II*\0", b"MM\0*", b"GIF8", b"P4", b"P5", b"P6")
 DEEP_CODECS = {"PNG": "png", "TIFF": "tiff", "PPM": "ppm"}  # FFmpeg's decoders of images deeper than 8 bits
 ORIENTATION = 0x0112  # EXIF
@@ -71,10 +71,10 @@ def open_image(path) -> Image.Image:
     """Open an image file with Pillow, without decoding it. Raises VideoError."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of large and odd files, which are looked at here
+            warnings.simplefilter("ignore")  # large and damaged files are checked below
             image = Image.open(io.BytesIO(_bytes_of(path)), formats=FORMATS)
             check_pixels(path, *image.size, held=len(image.fp.getbuffer()))
-            if image.format == "PNG" and b"IEND" not in image.fp.getvalue():  # Pillow is content with the pixels
+            if image.format == "PNG" and b"IEND" not in image.fp.getvalue():  # Pillow accepts a truncated PNG
                 raise _unreadable(path)
             return image
     except VideoError:
@@ -232,7 +232,7 @@ def common_form(folder, names):
         form, profile, animated = _quick_form(folder / name)
         depth, alpha, profiles = max(depth, form.depth), alpha or form.alpha, profiles or profile
         several += [name] * (animated and len(names) > 1)
-        if form[:2] != first and (size := read_image(folder / name).shape[1::-1]) != first:  # turned after all
+        if form[:2] != first and (size := read_image(folder / name).shape[1::-1]) != first:  # may be rotated
             raise VideoError(mixed_sizes(folder, names[0], first, name, size))
     notes = ("the images' colour profiles (ICC) cannot be carried over",) if profiles else ()
     if several:
@@ -250,7 +250,9 @@ def _quick_form(path):
     image = open_image(path)
     try:
         depth = sample_depth(path, image)
-        stated = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)  # else it would decode
+        stated = image.format != "TIFF" and (
+            image.format != "PNG" or "exif" in image.info
+        )  # reading it would decode the others
         turned = stated and TURNS.get(image.getexif().get(ORIENTATION), (0, 0, 0))[0]
         animated = image.format in ANIMATED and getattr(image, "is_animated", False)
         width, height = image.size[::-1] if turned else image.size

@@ -1,10 +1,9 @@
-"""Atomic outputs: written under a temporary name beside their own, synchronised to the disk, and renamed."""
+"""Atomic outputs: written under a temporary name, synchronised to the disk, and renamed."""
 
 import os
-import secrets
 import shutil
 
-from ldm.files import set_aside, shortened, sync
+from ldm.files import set_aside, sync, temporary_name
 from ldm.video.source import VideoError, is_visible
 
 
@@ -16,7 +15,7 @@ class Replacement:
 
     def __init__(self, path, *, overwrite=False):
         self.path, self.overwrite = path, overwrite
-        self.partial = path.with_name(f".{shortened(path.name)}.partial-{os.getpid()}-{secrets.token_hex(4)}")
+        self.partial = path.with_name(temporary_name(path.name))
         self._made = []
 
     def prepare(self):

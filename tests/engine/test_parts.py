@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from ldm import video
-from ldm.engine.parts import Task, prefetched, restore_parts
+from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan
 from ldm.engine.resume import WorkFolder, remove_partials
+from ldm.engine.threads import prefetch
 from ldm.methods.mgld.codec import Codec
 from ldm.streaming.pipeline import Each, Pipeline, Scenes
 from ldm.streaming.scene import WholeScene
@@ -109,7 +110,7 @@ def test_an_error_in_prefetching_leaves_no_reference_cycle():
 
     def said():
         try:
-            return list(prefetched(items(), 1))
+            return list(prefetch(items(), 1))
         except ValueError as error:
             return str(error)
 
