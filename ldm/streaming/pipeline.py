@@ -1,9 +1,8 @@
-"""Pipelines of stages that process a video frame by frame, without holding the clip in memory.
+"""Pipelines of stages that process a video of any length in bounded memory.
 
-A stage takes frames in order and returns frames in order, possibly delayed, because the result of a frame may depend
-on its neighbours. It holds only the frames that it needs. A `Pipeline` of stages processes a video of any length in
-bounded memory; its result equals that of processing the clip at once. Its state can be saved and resumed after any
-frame, or after any unit of work over a scene (`ldm.streaming.scene`).
+A stage takes and returns frames in order. It holds frames as long as the results of others depend on them, so that it
+may return a frame later than it takes it. The result equals that of processing the whole clip at once. The state can be
+saved and resumed after any frame, or after any unit of work over a scene (`ldm.streaming.scene`).
 """
 
 import time
@@ -366,8 +365,8 @@ class Pipeline:
 
     def resume(self, state: dict) -> None:
         """Continue from a state. Raises ValueError for a different number of stages or a state of another form."""
-        if len(state["stages"]) != len(self.stages):
-            raise ValueError(f"got the state of {len(state['stages'])} stages, expected {len(self.stages)}")
+        if (count := len(state["stages"])) != len(self.stages):
+            raise ValueError(f"got the state of {count} stages, expected {len(self.stages)}")
         if len(state["waiting"]) != len(self.waiting) or state["ended"] not in range(len(self.stages) + 1):
             raise ValueError("got a saved pipeline whose queues do not fit its stages")
         state = _to_device(state, self.device)
