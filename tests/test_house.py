@@ -35,17 +35,11 @@ UNFINISHED = re.compile(r"\b(?:TO" r"DO|FIX" r"ME|XX" r"X|NotImplemented" r"Erro
 OWN = ("self", "cls")
 PUBLIC_UNDERSCORES = {"_replace", "_exit", "_core"}  # of named tuples, os and numpy
 PRIVATE_STILL = {  # tests that still use private names; the list only shrinks
-    "tests/basicsr_deg/test_clips.py",
-    "tests/engine/test_plan.py",
-    "tests/methods/test_conditions.py",
-    "tests/methods/test_mgld.py",
-    "tests/metrics/test_learned.py",
     "tests/metrics/test_niqe.py",
     "tests/metrics/test_video_quality.py",
     "tests/scripts/test_benchmark.py",
     "tests/training/test_callbacks.py",
     "tests/training/test_stage_one.py",
-    "tests/video/test_companions.py",
 }
 # Words of a private dialect, one pattern per line, in a file that these tests do not search.
 DIALECT = (ROOT / "tests" / "dialect.txt").read_text(encoding="utf-8").split("\n")

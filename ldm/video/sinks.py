@@ -60,16 +60,22 @@ def _light(format):
 
 
 class VideoSink:
-    """A video stream alone in a container."""
+    """A container with one video stream.
+
+    All sinks have the methods of this class; `ldm.video.writing.Writer` calls `open`, for each frame `samples` and
+    `put`, and at the end `close`.
+    """
 
     def __init__(self, container, format: Format):
         self.container, self.format = container, format
         self.file, self.packets = None, 0
 
     def samples(self, frame, what):
+        """Convert a frame to (h, w, channels) of the format; `what` names it in messages. Raises VideoError."""
         return with_channels(to_samples(frame, self.format.dtype, what), self.format.channels)
 
     def open(self, path):
+        """Create the output. Raises VideoError if the encoder does not support the format."""
         path.touch()  # FFmpeg would report an error at the first frame only
         self.file = open_output(path, self.container, CONTAINER_OPTIONS)
         self.stream = add_video(self.file, self.format)
@@ -82,6 +88,7 @@ class VideoSink:
         self.reformatter = VideoReformatter()
 
     def put(self, pixels, number):
+        """Write the pixels of frame `number`."""
         frame = encoder_frame(pixels, self.format.pixel_format, self.format.color, self.reformatter)
         # the ProRes encoder reads the colours from its frames
         frame.color_range, frame.colorspace, frame.color_primaries, frame.color_trc = self.format.color
@@ -89,6 +96,7 @@ class VideoSink:
         self._mux(self.stream.encode(frame))
 
     def close(self):
+        """Write what the encoder holds and close the file; does nothing before `open`."""
         if self.file is None:
             return
         try:
