@@ -8,7 +8,6 @@ import re
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -232,10 +231,16 @@ def _recognised(states: Iterable[tuple[Path, Mapping]], entries: list[WeightFile
 # ---- building
 
 
-def build_method(
-    settings, found: Weights, *, device: str = "cpu", method: bool = True, unfilled: Collection[str] = ()
-) -> Any:
-    """Build the method of `settings` and load its weights; with `method=False`, return the networks by name.
+def build_method(settings, found: Weights, *, device: str = "cpu", unfilled: Collection[str] = ()) -> Method:
+    """Build the method of `settings` with its networks; see `build_networks` for the arguments and errors."""
+    networks = build_networks(settings, found, device=device, unfilled=unfilled)
+    return config.instantiate(_with_merges(settings, found)["method"], networks=networks)
+
+
+def build_networks(
+    settings, found: Weights, *, device: str = "cpu", unfilled: Collection[str] = ()
+) -> dict[str, nn.Module]:
+    """Build the networks of `settings` on a device and load their weights: name -> network.
 
     Networks in `unfilled` keep random weights, and files that fill no others are not read. Every other file is read
     once. Raises CheckpointError, ConfigError or ValueError.
@@ -257,17 +262,15 @@ def build_method(
         with error_prefix(found.files[name]):
             if own:
                 fill(own, state, entries[name], unused=entries[name].fills.keys() - own.keys())
-    networks = {name: network.to(device) for name, network in networks.items()}
-    settings = _with_merges(settings, found)
-    return config.instantiate(settings["method"], networks=networks) if method else networks
+    return {name: network.to(device) for name, network in networks.items()}
 
 
 def _with_merges(settings, found: Weights):
-    """The settings with `merges` as a path that exists: the file beside the weights, or one of the product."""
+    """Return the settings with `merges` as the path of a file beside the weights, or else of this package."""
     if settings.get("merges") is None:
         return settings
-    own = found.folder / MERGES if found.folder else MERGES
-    return config.override(settings, [f"merges={own if found.folder and own.is_file() else ROOT / settings.merges}"])
+    own = found.folder and found.folder / MERGES
+    return config.override(settings, [f"merges={own if own and own.is_file() else ROOT / settings.merges}"])
 
 
 def _build_network(name: str, node, *, filled: bool) -> nn.Module:

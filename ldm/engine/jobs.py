@@ -12,7 +12,7 @@ from torch import nn
 
 from ldm import config, video
 from ldm.engine import provenance
-from ldm.engine.assemble import Weights, build_method, used_files
+from ldm.engine.assemble import Weights, build_method, build_networks, used_files
 from ldm.engine.device import Peak, hardware, memory_budget
 from ldm.engine.parts import Task, restore_parts
 from ldm.engine.plan import Plan, cache_folder, fitting_plan, measured_costs, predicted_peak, resumed_plan, with_reserve
@@ -140,7 +140,7 @@ def share_networks(models: Mapping[str, Model], swaps: Mapping[str, Mapping[str,
         files = {entry: str(path) for entry, path in model.files.items()}
         key = json.dumps([model.used_settings["networks"], files], sort_keys=True)
         if key not in built:
-            built[key] = build_method(model.settings, model.weights, device=model.device, method=False)
+            built[key] = build_networks(model.settings, model.weights, device=model.device)
         own = swaps.get(name, {})
         networks = built[key] | {network: built[key][other] for network, other in own.items()}
         words = [f"networks.{network}=${{networks.{other}}}" for network, other in own.items()]

@@ -67,7 +67,7 @@ def test_a_claim_about_an_unknown_row_is_refused():
 
 def test_rows_share_networks_if_they_have_the_same_weights_and_settings(monkeypatch):
     """The student has weight files of its own, and another flow is another network."""
-    monkeypatch.setattr(jobs, "build_method", lambda settings, *args, **how: {"unet": object(), "text": 1})
+    monkeypatch.setattr(jobs, "build_networks", lambda settings, *args, **how: {"unet": object(), "text": 1})
     models = {
         name: model_of(overrides=words, device="cpu")
         for name, words in {

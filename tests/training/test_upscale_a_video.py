@@ -12,7 +12,7 @@ import main
 from basicsr_deg.clips import folder_clips
 from basicsr_deg.training_clips import TrainingClips
 from ldm import config
-from ldm.engine.assemble import build_method, find_weights, load_method, read_settings
+from ldm.engine.assemble import build_networks, find_weights, load_method, read_settings
 from ldm.methods.contract import Request
 from ldm.nets.autoencoder import AutoencoderKL
 from ldm.nets.discriminator import PatchGAN
@@ -342,7 +342,7 @@ def test_the_small_model_is_trained_and_taken_apart(tmp_path):
         flags = ["--gpus", "", "--name", stage, "--logdir", str(tmp_path / "logs")]
         assert main.main(["--train", "--base", str(CONFIGS / f"tiny_{stage}.yaml"), *flags, *words]) == 0
     found = find_weights(tmp_path, configs=[CONFIGS / "tiny_rows.yaml"])
-    networks = build_method(read_settings(found, configs=[CONFIGS / "tiny_rows.yaml"]), found, method=False)
+    networks = build_networks(read_settings(found, configs=[CONFIGS / "tiny_rows.yaml"]), found)
     alone, unet = networks["frame_unet"].state_dict(), networks["unet"].state_dict()
     changed = {name for name, value in unet.items() if not torch.equal(value, alone[name])}
     assert changed and all(map(is_temporal, changed))
