@@ -127,7 +127,7 @@ def _png(source, container, size, codec, depth):
         raise VideoError(f"got {depth} bits per sample for PNG, expected 8 or 16")
     depth = depth or (8 if source.depth == 8 else 16)
     color = Color(FULL, 0, source.color.primaries, source.color.transfer)
-    names = {(8, False): "rgb24", (8, True): "rgba", (16, False): "rgb48", (16, True): "rgba64"}
+    names = {(8, False): "rgb", (8, True): "rgba", (16, False): "rgb48", (16, True): "rgba64"}
     name = names[depth, source.alpha]
     return Format(container, "png", name, size, depth, source.alpha, None, color, rate=snap_rate(source.rate))
 
