@@ -56,17 +56,6 @@ SCHEDULE_BUFFERS = (
     "posterior_mean_coef1",
     "posterior_mean_coef2",
 )
-STAGE_ONE = Layout(
-    file="mgldvsr_unet.ckpt",
-    slots={
-        "unet": {"model.diffusion_model.": ""},
-        "autoencoder": {"first_stage_model.": ""},
-        "text": {"cond_stage_model.model.": ""},
-        "structure": {"structcond_stage_model.": ""},
-        "flow": {"flownet_model.": ""},
-    },
-    ignored=SCHEDULE_BUFFERS,
-)
 
 # (name, substrings that some entry must contain, substrings that no entry may contain); the first match is used.
 KNOWN_FILES = (

@@ -2,27 +2,12 @@
 
 import contextlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError
 from ldm.weights.names import CONVERTERS
-
-KEYS = (
-    "files",
-    "fills",
-    "ignore",
-    "tolerate",
-    "names",
-    "rename",
-    "has",
-    "lacks",
-    "only",
-    "spare",
-    "optional",
-    "source",
-)
 
 
 @dataclass(frozen=True)
@@ -62,9 +47,10 @@ class WeightFile:
     def from_config(cls, name: str, entry: Mapping) -> "WeightFile":
         """Create a description from an entry of `weights:`. Raises ValueError with the key of an invalid value."""
         place = f"config.weights.{name}"
-        if not isinstance(entry, Mapping) or not {"files", "fills"} <= entry.keys() <= set(KEYS):
+        keys = [one.name for one in fields(cls) if one.name != "name"]
+        if not isinstance(entry, Mapping) or not {"files", "fills"} <= entry.keys() <= set(keys):
             got = sorted(entry) if isinstance(entry, Mapping) else type(entry).__name__
-            raise ValueError(f"{place}: got {got}, expected files and fills, and optionally {', '.join(KEYS[2:])}")
+            raise ValueError(f"{place}: got {got}, expected files and fills, and optionally {', '.join(keys[2:])}")
         for key in ("files", "ignore", "has", "lacks"):
             value = entry.get(key) or []
             if not isinstance(value, (list, tuple)) or not all(isinstance(word, str) for word in value):

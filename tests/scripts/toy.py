@@ -10,6 +10,7 @@ from ldm import config, video
 from ldm.methods.mgld.method import MGLD
 from ldm.streaming.pipeline import Each, Pipeline
 from ldm.weights import checkpoint
+from tests.stage_one import STAGE_ONE
 
 PLACE = "ldm.methods.mgld.settings"
 NETWORKS = {
@@ -82,7 +83,7 @@ def states(flow="dis"):
     torch.manual_seed(0)
     networks = config.instantiate(settings(flow)["networks"] | {"flow": FLOWS[flow]})
     one = {}
-    for slot, prefixes in checkpoint.STAGE_ONE.slots.items():
+    for slot, prefixes in STAGE_ONE.slots.items():
         own = networks[slot].state_dict()
         one |= {prefix + name: value for prefix in prefixes for name, value in own.items()}
     for file in (one, two := networks["sequence_decoder"].state_dict()):

@@ -14,6 +14,7 @@ from ldm.engine.assemble import load_method
 from ldm.engine.export import write_export
 from ldm.weights import checkpoint
 from scripts import make_latents
+from tests.stage_one import STAGE_ONE
 from tests.training import runs
 
 # Lightning warns about workers, folders and hardware, and uses deprecated parts of torch
@@ -179,7 +180,7 @@ def test_stage_two_keeps_the_latents_and_trains_the_decoder(trained):
 def test_stage_one_trains_the_unet_and_the_structure_encoder(trained):
     state = checkpoint.read(trained / "weights" / "mgldvsr_unet.safetensors")
     assert state["model.diffusion_model.out.2.weight"].abs().max() > 0  # starts at zero
-    assert set(checkpoint.slots_present(state, checkpoint.STAGE_ONE)) == {"unet", "structure", "autoencoder"}
+    assert set(checkpoint.slots_present(state, STAGE_ONE)) == {"unet", "structure", "autoencoder"}
 
 
 def test_the_student_has_the_teacher_s_names_and_another_unet(trained):

@@ -15,6 +15,7 @@ from ldm.weights import checkpoint
 from ldm.weights.checkpoint import CheckpointError, Layout
 from ldm.weights.safe import STAND_INS
 from scripts import convert_checkpoint
+from tests.stage_one import STAGE_ONE
 
 ONE = torch.ones(1)
 
@@ -35,14 +36,14 @@ def network(width=3):
 
 def parts(*, widths=None):
     """One small network per slot of stage one."""
-    widths = dict.fromkeys(checkpoint.STAGE_ONE.slots, 3) | (widths or {})
+    widths = dict.fromkeys(STAGE_ONE.slots, 3) | (widths or {})
     return {slot: network(width) for slot, width in widths.items()}
 
 
 def stage_one_file(modules):
     state = {}
     for slot, module in modules.items():
-        (prefix,) = checkpoint.STAGE_ONE.slots[slot]
+        (prefix,) = STAGE_ONE.slots[slot]
         state |= {prefix + name: value.clone() for name, value in module.state_dict().items()}
     return state
 
@@ -253,7 +254,7 @@ def test_stage_one_fills_its_slots_with_or_without_schedule():
     state = stage_one_file(source)
     for extra in ({}, {name: torch.ones(1000) for name in checkpoint.SCHEDULE_BUFFERS}):
         target = parts()
-        checkpoint.load_slots(target, state | extra, checkpoint.STAGE_ONE)
+        checkpoint.load_slots(target, state | extra, STAGE_ONE)
         for slot in source:
             assert torch.equal(source[slot][0].weight, target[slot][0].weight)
 
@@ -263,22 +264,22 @@ def test_slots_that_were_not_built_must_be_named_when_the_file_has_them():
     built["text"] = None
     del built["flow"]
     with pytest.raises(CheckpointError, match="14 unexpected.*also holds text, flow.*absent"):
-        checkpoint.load_slots(built, state, checkpoint.STAGE_ONE)
-    checkpoint.load_slots(built, state, checkpoint.STAGE_ONE, absent=["text", "flow"])
+        checkpoint.load_slots(built, state, STAGE_ONE)
+    checkpoint.load_slots(built, state, STAGE_ONE, absent=["text", "flow"])
     small = {n: v for n, v in state.items() if not n.startswith(("cond_", "flownet"))}
-    assert checkpoint.slots_present(small, checkpoint.STAGE_ONE) == ["unet", "autoencoder", "structure"]
-    checkpoint.load_slots(built, small, checkpoint.STAGE_ONE)
+    assert checkpoint.slots_present(small, STAGE_ONE) == ["unet", "autoencoder", "structure"]
+    checkpoint.load_slots(built, small, STAGE_ONE)
 
 
 def test_a_slot_the_file_does_not_hold_is_named():
     state = {n: v for n, v in stage_one_file(parts()).items() if not n.startswith("flownet")}
     with pytest.raises(CheckpointError, match="7 missing: flownet_model.0.weight.*holds nothing for flow"):
-        checkpoint.load_slots(parts(), state, checkpoint.STAGE_ONE)
+        checkpoint.load_slots(parts(), state, STAGE_ONE)
 
 
 def test_an_unknown_slot():
     with pytest.raises(ValueError, match="got slot 'vae', expected some of unet"):
-        checkpoint.load_slots({"vae": network()}, {}, checkpoint.STAGE_ONE)
+        checkpoint.load_slots({"vae": network()}, {}, STAGE_ONE)
 
 
 class Sequence(nn.Module):
@@ -303,8 +304,8 @@ def test_only_entries_that_match_a_pattern_are_ignored():
 def test_the_other_file_is_recognised():
     names = ["decoder.fusion_layer_1.encode_enc_1.conv1.weight", "decoder.temporal_mixing.temporal_alpha"]
     state = {name: torch.ones(1) for name in names}
-    with pytest.raises(CheckpointError, match=r"looks like video_vae_cfw\.ckpt, expected mgldvsr_unet\.ckpt"):
-        checkpoint.load_slots(parts(), state, checkpoint.STAGE_ONE)
+    with pytest.raises(CheckpointError, match=r"looks like video_vae_cfw\.ckpt, expected mgldvsr_unet"):
+        checkpoint.load_slots(parts(), state, STAGE_ONE)
 
 
 @pytest.mark.parametrize(
