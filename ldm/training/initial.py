@@ -1,12 +1,11 @@
 """Initial weights of a training, loaded from files into modules of the model."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 
 from torch import Tensor, nn
 
 from ldm.weights import checkpoint
-from ldm.weights.fill import rename_entries
+from ldm.weights.fill import rename_entries, tolerated_lines
 
 
 def start_from(model: nn.Module, entries: Iterable[Mapping]) -> list[str]:
@@ -65,11 +64,5 @@ def _fill_module(model: nn.Module, name: str, state: dict[str, Tensor], entry: M
     if not state:
         raise ValueError(f"init: {entry['file']} holds no weights for {name}; check prefix and names")
     checkpoint.load(module, state, tolerated_missing=tuple(tolerate), ignored=tuple(entry.get("ignore") or ()))
-    lines = [f"{name}: {len(state)} entries from {entry['file']}"]
-    missing = [entry_name for entry_name in module.state_dict() if entry_name not in state]
-    for pattern, reason in tolerate.items():
-        kept = [m for m in missing if fnmatchcase(m, pattern)]
-        missing = [m for m in missing if m not in kept]
-        if kept:
-            lines.append(f"{name}: {len(kept)} entries {pattern} keep their initial values: {reason}")
-    return lines
+    missing = [own for own in module.state_dict() if own not in state]
+    return [f"{name}: {len(state)} entries from {entry['file']}", *tolerated_lines(name, missing, tolerate)]

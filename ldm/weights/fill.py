@@ -35,11 +35,18 @@ def fill(
     for name, network in networks.items():
         prefixes = entry.fills[name]
         missing = [own for own in network.state_dict() if checkpoint.name_in_file(own, prefixes) not in state]
-        for pattern, reason in entry.tolerate.items():
-            kept = [own for own in missing if fnmatchcase(own, pattern)]
-            missing = [own for own in missing if own not in kept]
-            if kept:
-                lines.append(f"{name}: {len(kept)} entries {pattern} keep their initial values: {reason}")
+        lines += tolerated_lines(name, missing, entry.tolerate)
+    return lines
+
+
+def tolerated_lines(module: str, missing: Iterable[str], tolerate: Mapping[str, str]) -> list[str]:
+    """Return a line per shell pattern of `tolerate` that fits missing entries of a module, with its reason."""
+    lines = []
+    for pattern, reason in tolerate.items():
+        kept = [name for name in missing if fnmatchcase(name, pattern)]
+        missing = [name for name in missing if name not in kept]
+        if kept:
+            lines.append(f"{module}: {len(kept)} entries {pattern} keep their initial values: {reason}")
     return lines
 
 
