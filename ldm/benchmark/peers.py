@@ -92,7 +92,7 @@ class PeerUpscaler:
                 raise RuntimeError(f"{self.peer.title}: got code {code} from ncnn for {x.shape[2]}x{x.shape[1]} pixels")
             y = np.array(output)
         y = y[:, : x.shape[1] * SCALE, : x.shape[2] * SCALE]
-        return torch.from_numpy(y + _repeated(x) if self.peer.residual else y)
+        return torch.from_numpy(y + x.repeat(SCALE, axis=1).repeat(SCALE, axis=2) if self.peer.residual else y)
 
 
 def upscalers(names: Sequence[str], *, scale: int, threads: int) -> dict[str, PeerUpscaler]:
@@ -132,7 +132,3 @@ def _extended(x: np.ndarray, context: int) -> np.ndarray:
     height, width = x.shape[1:]
     mode = "reflect" if min(height, width) > context + 1 else "edge"
     return np.pad(x, ((0, 0), (context, context + height % 2), (context, context + width % 2)), mode=mode)
-
-
-def _repeated(x: np.ndarray) -> np.ndarray:
-    return x.repeat(SCALE, axis=1).repeat(SCALE, axis=2)

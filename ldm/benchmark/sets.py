@@ -122,7 +122,8 @@ class Dataset:
             raise ValueError(f"{root}: no such folder; expected {self.title}: {self.about}")
         candidates = [found for base in self._bases(root) for found in self._readings(base)]
         if not candidates:
-            wanted = dict.fromkeys(str(word) for layout in self.layouts.values() for word in _places(layout))
+            places = [layout[key] for layout in self.layouts.values() for key in ("gt", "lq") if layout.get(key)]
+            wanted = dict.fromkeys(map(str, places))
             looked = ", ".join("clips in it" if word == "." else f"{word}/" for word in wanted)
             raise ValueError(f"{root}: no layout of {self.title} fits; expected one of {looked} (read README.md)")
         best = max(candidates, key=self._fitness)
@@ -157,8 +158,9 @@ class Dataset:
                     names.append(name)
             if gt or (lq and place is None):
                 names = names or [layouts[0][0]]
-                lines = self._described(base, place if gt else None, gt, lq, folders, names)
-                found.append(Found(base, gt, lq, lines, folders | ({"gt": place} if gt else {})))
+                holds = [f"truth in {place}"] * bool(gt) + [f"LQ ({kind}) in {folders[kind]}" for kind in lq]
+                line = f"{self.title}: {base}, layout {' + '.join(names)}: {'; '.join(holds)}"
+                found.append(Found(base, gt, lq, (line,), folders | ({"gt": place} if gt else {})))
         return found
 
     def _chosen(self, clips: Mapping[str, Path], layout: Mapping) -> dict[str, Path]:
@@ -174,10 +176,6 @@ class Dataset:
             return dict(clips)
         folded = {name.casefold(): path for name, path in clips.items()}
         return {name: folded[name.casefold()] for name in self.clips if name.casefold() in folded} or dict(clips)
-
-    def _described(self, base, place, gt, lq, folders, names) -> tuple[str, ...]:
-        holds = [f"truth in {place}"] * bool(gt) + [f"LQ ({kind}) in {folders[kind]}" for kind in lq]
-        return (f"{self.title}: {base}, layout {' + '.join(names)}: {'; '.join(holds)}",)
 
     def _fitness(self, found: Found) -> tuple[int, int, int]:
         """Rank a layout: by expected clips, then by the presence of a ground truth, then by wanted kinds of LQ."""
@@ -203,10 +201,6 @@ class Dataset:
 
     def _length(self) -> str:
         return "published" if isinstance(self.frames, Mapping) else f"{self.frames} frames"
-
-
-def _places(layout: Mapping) -> list[str]:
-    return [layout[key] for key in ("gt", "lq") if layout.get(key)]
 
 
 def clips_at(base: Path, place: str, listed: str | None = None) -> dict[str, Path]:

@@ -21,8 +21,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from ldm.metrics.fidelity import unit_batch
 from ldm.metrics.look import Unavailable
 
 Score = Callable[..., float]  # of a frame, (H, W, 3) uint8, and for some of another
@@ -33,12 +33,15 @@ REMEDIES = {"pkg_resources": "pip install 'setuptools<82'"}  # for modules whose
 _models: dict[tuple, object] = {}  # loaded models, or the reason (text) why one cannot be had
 
 
-def version_of(package: str) -> str:
-    """The version of an installed package. Raises Unavailable where it is not installed."""
+def version_of(package: str, *, pinned: str = "") -> str:
+    """Return the version of an installed package.
+
+    Raises Unavailable where it is not installed; the message names `pinned`, such as "==0.0.2", if one is needed.
+    """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
-        raise Unavailable(f"{package} is not installed: pip install {package}") from error
+        raise Unavailable(f"{package} is not installed: pip install {package}{pinned}") from error
 
 
 def lpips_score(net: str, device: str) -> Score:
@@ -105,7 +108,7 @@ def _score(package: str, module: str, load: Callable, *, key: str = "", device: 
 
     def score(*frames: np.ndarray) -> float:
         model = _kept((package, key, device), lambda: _load(package, module, load, vision))
-        inputs = [_batch(frame, device) for frame in frames] if device else frames
+        inputs = [unit_batch(frame).to(device) for frame in frames] if device else frames
         with torch.inference_mode():
             value = _guarded(package, lambda: float(model(*inputs)))
         if not math.isfinite(value):  # leaving the frame out would bias the mean
@@ -177,8 +180,3 @@ def _guarded(package: str, act: Callable):
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return textwrap.shorten(f"{type(error).__name__}: {lines[0]}", 120, placeholder=" ...")
-
-
-def _batch(frame: np.ndarray, device: str) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float().div(255).to(device)

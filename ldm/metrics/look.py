@@ -5,7 +5,7 @@ from collections.abc import Callable
 import numpy as np
 from torch import Tensor
 
-from ldm.metrics.fidelity import rgb8
+from ldm.metrics.fidelity import RESIZE, rgb8, same_size
 from ldm.metrics.temporal import Backward, farneback_flow, motion_back
 
 
@@ -21,10 +21,8 @@ class Look:
 
     def __init__(self, frame: Tensor | np.ndarray, truth: Tensor | np.ndarray | None = None):
         # Copies, because a caller may use one buffer for all frames.
-        self.frame, self.truth = rgb8(frame).copy(), None if truth is None else rgb8(truth).copy()
-        if self.truth is not None and self.truth.shape != self.frame.shape:
-            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (self.frame, self.truth))
-            raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
+        self.frame = rgb8(frame).copy()
+        self.truth = None if truth is None else same_size(self.frame, truth, fix=RESIZE)[1].copy()
         self._from: tuple[Look, dict] | None = None
 
     def truth_motion(self, before: "Look", flow: Callable[[Tensor, Tensor], Tensor]) -> Backward:

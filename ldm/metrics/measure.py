@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from ldm.metrics.fidelity import same_size
 from ldm.metrics.look import Look, Unavailable
 
 
@@ -57,9 +58,8 @@ class Measure:
             raise ValueError(f"got a frame for {self.name} after its figures were read, expected a new measure")
         number = len(self._values)
         look, before = self.shared.look(number, frame, truth), self._before
-        if before is not None and before.frame.shape != look.frame.shape:
-            sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (before.frame, look.frame))
-            raise ValueError(f"got neighbouring frames of {sizes}, expected one size")
+        if before is not None:
+            same_size(before.frame, look.frame, what="neighbouring frames")
         self._before = look
         self._values.append((math.nan,) * len(self._recipe.series))
         wanted = self.chosen(number)

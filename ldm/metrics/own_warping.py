@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldm.metrics.fidelity import rgb8
+from ldm.metrics.fidelity import same_size, unit_batch
 from ldm.ops.flow import flow_warp
 
 ALPHA, BETA = 0.01, 0.5  # of the consistency check
@@ -29,10 +29,9 @@ def own_warping_error(
     whose motion does not come back, and the boundaries of the motion; 0 where all are. Raises ValueError for frames
     that differ in size or are smaller than two pixels.
     """
-    pixels = [rgb8(picture) for picture in (before, frame)]
-    if pixels[0].shape != pixels[1].shape or min(pixels[0].shape[:2]) < 2:
-        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pixels)
-        raise ValueError(f"got neighbouring frames of {sizes}, expected one size of at least 2x2")
+    pixels = same_size(before, frame, what="neighbouring frames", fix=" of at least 2x2")
+    if min(pixels[0].shape[:2]) < 2:
+        raise ValueError(f"got frames of {pixels[0].shape[1]}x{pixels[0].shape[0]}, expected at least 2x2")
     old, new = (_half(picture) for picture in pixels)
     shade = 255 if released else 1
     forth, back = (flow(a / shade, b / shade).float().cpu() for a, b in ((old, new), (new, old)))
@@ -45,8 +44,7 @@ def own_warping_error(
 
 def _half(pixels: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, h, w) in [0, 1] at half the size, its border repeated up to multiples of 8."""
-    image = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
-    image = F.interpolate(image, scale_factor=0.5, mode="bilinear", align_corners=False)
+    image = F.interpolate(unit_batch(pixels), scale_factor=0.5, mode="bilinear", align_corners=False)
     down, across = (-side % 8 for side in image.shape[-2:])
     return F.pad(image, (across // 2, across - across // 2, down // 2, down - down // 2), mode="replicate")
 

@@ -161,9 +161,13 @@ def _ssim(settings: Settings, options: Options) -> Recipe:
     return _fidelity(settings, options, compare=partial(ssim, windows=windows), unit=f"Gaussian 11x11, {where}")
 
 
+def _with_truth(protocol: str, score: Callable) -> Recipe:
+    """A metric of one frame and its truth, each (H, W, 3) uint8."""
+    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+
+
 def _sharpness(settings: Settings, options: Options) -> Recipe:
-    protocol = "gradient of Y on the strongest quarter of the truth's edges, 1 = the truth's"
-    return Recipe(protocol, lambda before, look: edge_sharpness(look.frame, look.truth))
+    return _with_truth("gradient of Y on the strongest quarter of the truth's edges, 1 = the truth's", edge_sharpness)
 
 
 def _e_warp(settings: Settings, options: Options) -> Recipe:
@@ -211,8 +215,10 @@ FLOW_FILES = {  # the file of an estimator, and the flag that names it
 
 
 def _tof(settings: Settings, options: Options) -> Recipe:
+    def score(before: Look, look: Look) -> float:
+        return flow_distance(look.frame_flow(before), look.truth_flow(before))
+
     protocol = f"pixels, mean end-point distance of Farneback flows (TecoGAN's settings, OpenCV {cv2.__version__})"
-    score = lambda before, look: flow_distance(look.frame_flow(before), look.truth_flow(before))  # noqa: E731
     return Recipe(protocol, score, span="pair")
 
 
@@ -222,9 +228,8 @@ def _tof_stablevsr(settings: Settings, options: Options) -> Recipe:
     def score(before: Look, look: Look) -> float:
         return 10 * flow_change((before.frame, look.frame), (before.truth, look.truth), flow)
 
-    return Recipe(
-        f"x10, pixels, mean difference of flows to the frame before ({about}), as StableVSR", score, span="pair"
-    )
+    protocol = f"x10, pixels, mean difference of flows to the frame before ({about}), as StableVSR"
+    return Recipe(protocol, score, span="pair")
 
 
 def _niqe(settings: Settings, options: Options) -> Recipe:
@@ -239,16 +244,18 @@ def _niqe(settings: Settings, options: Options) -> Recipe:
 
 
 def _lpips(settings: Settings, options: Options) -> Recipe:
-    net = settings.word("net", *learned.NETS)
-    version, score = learned.version_of("lpips"), learned.lpips_score(net, options.device)
-    protocol = f"{net} v0.1 (lpips {version}), RGB, 8 bit"
-    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+    about, score = _lpips_network(settings.word("net", *learned.NETS), options)
+    return _with_truth(f"{about}, RGB, 8 bit", score)
+
+
+def _lpips_network(net: str, options: Options) -> tuple[str, Callable]:
+    """Description and score of LPIPS with a network. Raises Unavailable without its package."""
+    return f"{net} v0.1 (lpips {learned.version_of('lpips')})", learned.lpips_score(net, options.device)
 
 
 def _stlpips(settings: Settings, options: Options) -> Recipe:
-    version, score = stlpips_version(), stlpips_score(options.device)
-    protocol = f"alex, shift-tolerant vST0.0 (weights of stlpips-pytorch {version}), RGB, 8 bit"
-    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+    protocol = f"alex, shift-tolerant vST0.0 (weights of stlpips-pytorch {stlpips_version()}), RGB, 8 bit"
+    return _with_truth(protocol, stlpips_score(options.device))
 
 
 def _tlpips(settings: Settings, options: Options) -> Recipe:
@@ -256,7 +263,7 @@ def _tlpips(settings: Settings, options: Options) -> Recipe:
     if net == "stlpips":
         about, score = f"ST-LPIPS (stlpips-pytorch {stlpips_version()})", stlpips_score(options.device)
     else:
-        about, score = f"{net} v0.1 (lpips {learned.version_of('lpips')})", learned.lpips_score(net, options.device)
+        about, score = _lpips_network(net, options)
 
     def change(before: Look, look: Look) -> float:
         return 1000 * abs(score(look.frame, before.frame) - score(look.truth, before.truth))
@@ -265,8 +272,8 @@ def _tlpips(settings: Settings, options: Options) -> Recipe:
 
 
 def _dists(settings: Settings, options: Options) -> Recipe:
-    version, score = learned.version_of("DISTS-pytorch"), learned.dists_score(options.device)
-    return Recipe(f"DISTS-pytorch {version}, RGB, 8 bit", lambda before, look: score(look.frame, look.truth))
+    version = learned.version_of("DISTS-pytorch")
+    return _with_truth(f"DISTS-pytorch {version}, RGB, 8 bit", learned.dists_score(options.device))
 
 
 def _pyiqa(settings: Settings, options: Options, *, name: str) -> Recipe:

@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from ldm.metrics.fidelity import luma, rgb8
+from ldm.metrics.fidelity import RESIZE, luma, same_size
 
 EDGES = 0.25  # the fraction of the pixels that counts
 
@@ -17,10 +17,7 @@ def edge_sharpness(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> fl
     noise in flat places does not count as sharpness. Gradients are central differences of 8-bit luma. NaN for a truth
     without any gradient. Raises ValueError for sizes that differ.
     """
-    got, wanted = rgb8(frame), rgb8(truth)
-    if got.shape != wanted.shape:
-        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (got, wanted))
-        raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
+    got, wanted = same_size(frame, truth, fix=RESIZE)
     there = gradient(luma(wanted))
     edges = (there >= np.quantile(there, 1 - EDGES)) & (there > 0)
     if not edges.any():

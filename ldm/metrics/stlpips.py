@@ -4,7 +4,6 @@ The network is written here after the paper; the weights, trunk and heads, are t
 0.0.2 (BSD-2), whose entries keep their names. Nothing of the package runs, and neither it nor torchvision is imported.
 """
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from functools import cache
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ldm.metrics.learned import version_of
 from ldm.metrics.look import Unavailable
 
 PACKAGE, MODULE = "stlpips-pytorch", "stlpips_pytorch"
@@ -111,12 +111,8 @@ class STLPIPS(nn.Module):
 
 
 def version() -> str:
-    """The version of the wheel. Raises Unavailable where it is not installed."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError as error:
-        what = "pip install stlpips-pytorch==0.0.2"
-        raise Unavailable(f"{PACKAGE} is not installed: {what}") from error
+    """Return the version of the installed wheel. Raises Unavailable where it is not installed."""
+    return version_of(PACKAGE, pinned="==0.0.2")
 
 
 @cache

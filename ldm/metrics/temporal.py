@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.metrics.fidelity import rgb8
+from ldm.metrics.fidelity import same_size, unit_batch
 from ldm.ops.flow import flow_warp, warp_validity
 
 ALPHA, BETA = 0.01, 0.5  # of the consistency check, as in Ruder et al. 2016
@@ -64,17 +64,21 @@ def e_warp(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Back
 
 
 def farneback_flow(before: Tensor | np.ndarray, frame: Tensor | np.ndarray) -> np.ndarray:
-    """The motion that tOF compares, from a frame to the next, (H, W, 2) in pixels (Farneback 2003 by OpenCV, with the
-    settings of TecoGAN, on 8-bit grey)."""
-    old, new = (cv2.cvtColor(rgb8(picture), cv2.COLOR_RGB2GRAY) for picture in (before, frame))
-    if old.shape != new.shape:
-        raise ValueError(f"got frames of {old.shape[::-1]} and {new.shape[::-1]} pixels, expected one size")
+    """Optical flow from a frame to the next, (H, W, 2) in pixels, which tOF compares.
+
+    Farneback 2003 by OpenCV, on 8-bit grey, with the settings of TecoGAN. Raises ValueError for sizes that differ.
+    """
+    pixels = same_size(before, frame, what="neighbouring frames")
+    old, new = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pixels)
     return cv2.calcOpticalFlowFarneback(old, new, None, **FARNEBACK)
 
 
 def flow_distance(flow: np.ndarray, truth: np.ndarray) -> float:
-    """The mean end-point distance of two flows (H, W, 2), in pixels. tOF of a pair of frames is that of the output's
-    and the truth's `farneback_flow` (Chu et al. 2020). Raises ValueError for sizes that differ."""
+    """Mean end-point error of a flow (H, W, 2) in pixels against the flow of the ground truth.
+
+    With `farneback_flow` of both it is tOF of a pair of frames (Chu et al. 2020). Raises ValueError for sizes that
+    differ.
+    """
     if flow.shape != truth.shape:
         raise ValueError(f"got flows {flow.shape} and {truth.shape}, expected one size; resize the frames first")
     return float(np.linalg.norm(flow - truth, axis=2).mean(dtype=np.float64))
@@ -103,9 +107,5 @@ def flow_change(
 
 def _pair(before, frame) -> tuple[Tensor, Tensor]:
     """Two frames as 8-bit pixels in [0, 1], (1, 3, H, W) each."""
-    pixels = [rgb8(picture) for picture in (before, frame)]
-    if pixels[0].shape != pixels[1].shape:
-        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pixels)
-        raise ValueError(f"got neighbouring frames of {sizes}, expected one size")
-    old, new = (torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1)[None].float() / 255 for p in pixels)
-    return old, new
+    old, new = same_size(before, frame, what="neighbouring frames")
+    return unit_batch(old), unit_batch(new)
