@@ -197,13 +197,9 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
 
 
 def loggers_of(run: Path) -> list:
-    """Loggers of the curves: CSV, flushed at every step, and TensorBoard if it is installed."""
-    curves = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=1)]
-    try:
-        curves.append(TensorBoardLogger(run, name="", version="tensorboard"))
-    except ModuleNotFoundError:
-        tell("no TensorBoard curves: pip install tensorboard; metrics.csv holds the same values")
-    return curves
+    """Loggers of the curves: CSV, flushed at every step, and TensorBoard."""
+    curves = CSVLogger(run, name="", version="", flush_logs_every_n_steps=1)
+    return [curves, TensorBoardLogger(run, name="", version="tensorboard")]
 
 
 def is_first() -> bool:

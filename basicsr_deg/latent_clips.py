@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from basicsr_deg.clips import long_enough
 from basicsr_deg.reading import PICTURES, entries, read_picture
 from basicsr_deg.reds import read_meta
 from basicsr_deg.training_clips import shuffled, to_tensor
-from ldm.video.folders import some
 
 BUILDABLE = ("LatentClips",)  # what a configuration may name as a target
 
@@ -104,14 +104,7 @@ class LatentClips(Dataset):
             what, roots = ("given", self.roots) if self.root is None else recognise_set(Path(self.root).expanduser())
             clips = find_latent_clips(roots, None if self.meta is None else [*read_meta(Path(self.meta))])
             LOG.info("%s: stage-2 set (%s), %d clips", self.root or self.roots["gt"], what, len(clips))
-            self._clips = [clip for clip in clips if len(clip) >= self.frames]
-            short = [f"{clip.name} ({len(clip)})" for clip in clips if len(clip) < self.frames]
-            if not self._clips:
-                raise ValueError(
-                    f"got only clips of less than {self.frames} frames, expected longer ones: {some(short)}"
-                )
-            if short:
-                LOG.info("%d clips have less than %d frames and are left out: %s", len(short), self.frames, some(short))
+            self._clips = [clips[number] for number in long_enough(clips, self.frames, LOG)]
         return self._clips
 
 

@@ -40,13 +40,13 @@ def comparison(lq, sr, *, truth=None, column=None):
         raise ValueError(f"got column {column}, expected 0 to {sr.shape[3] - 1}")
     height, width = size = sr.shape[2:]
     middle = len(sr) // 2
-    frames = [_enlarged(lq[middle], size), _pixels(sr[middle])]
+    frames = [_enlarged(lq[middle], size), pixels(sr[middle])]
     box = busiest_box(frames[1], _detail_size(width, height))
     line = column if column is not None else box[1] + box[3] // 2
     titles = [f"bicubic input {lq.shape[3]}x{lq.shape[2]}", f"output {width}x{height}"]
     clips, columns = [lq, sr], []
     if truth is not None:
-        clips, frames, titles = [*clips, truth], [*frames, _pixels(truth[middle])], [*titles, "truth"]
+        clips, frames, titles = [*clips, truth], [*frames, pixels(truth[middle])], [*titles, "truth"]
     for clip, frame, title in zip(clips, frames, titles, strict=True):
         parts = _frame_panels(frame, box, title, (line, column is not None))
         columns.append(np.vstack(parts + _profile_panel(clip, size, line, vertical=column is not None)))
@@ -100,17 +100,16 @@ def png(picture: np.ndarray) -> bytes:
     return encoded(picture, ".png", cv2.IMWRITE_PNG_COMPRESSION, 9)
 
 
-def _pixels(image):
-    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
-    values = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
-    return values.permute(1, 2, 0).contiguous().numpy()
+def pixels(image) -> np.ndarray:
+    """(..., 3, h, w) in [0, 1] -> (..., h, w, 3) uint8, rounded to the nearest."""
+    return image.detach().float().cpu().clamp(0, 1).mul(255).round().byte().movedim(-3, -1).contiguous().numpy()
 
 
 def _enlarged(image, size):
     if image.shape[1:] == size:
-        return _pixels(image)
+        return pixels(image)
     image = image.detach().float().cpu()[None]
-    return _pixels(F.interpolate(image, size=size, mode="bicubic", align_corners=False)[0])
+    return pixels(F.interpolate(image, size=size, mode="bicubic", align_corners=False)[0])
 
 
 def _panel_size(height, width):

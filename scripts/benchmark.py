@@ -225,7 +225,7 @@ class Degrader:
         words += ["--scale", str(self.scale)] if self.scale else []
         words += [word for module in self.trust for word in ("--trust", module)]
         args = degrade.arguments(words)
-        settings = config.plain(degrade.read_settings(args).degradation)
+        settings = config.plain(degrade.degradation_of(args))
         digest = hashlib.sha256(json.dumps([settings, self.seed, self.most], sort_keys=True).encode()).hexdigest()[:8]
         args.output = self.root / f"{Path(self.protocol).stem}-seed{self.seed}-{digest}"
         maker = degrade.maker_of(args)

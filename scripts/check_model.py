@@ -57,7 +57,7 @@ PARTS = {  # of a stage-1 file: the network's name in a configuration, and its m
 
 
 class Finding(NamedTuple):
-    """A claim, what was measured, and whether it holds."""
+    """Result of a check: the claim, the measured value, and whether the claim holds."""
 
     claim: str
     measured: str
@@ -65,7 +65,7 @@ class Finding(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip: frames of the ground truth, (H, W, 3) uint8, and the degraded ones, (T, H / 4, W / 4, 3) uint8."""
+    """A clip: T frames of the ground truth, each (H, W, 3) uint8, and degraded frames (T, H / 4, W / 4, 3) uint8."""
 
     name: str
     truth: list[np.ndarray]
