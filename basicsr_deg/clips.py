@@ -261,8 +261,9 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
         files += [Path(place, n) for n in names if is_visible(Path(n)) and Path(n).suffix.lower() in PICTURES]
-        inside, folders[:] = sorted(folders, key=partial(_link_last, place)), []
-        for name in inside:  # links come last
+        inside, folders[:] = sorted(folders), []
+        inside.sort(key=lambda name, place=place: os.path.islink(os.path.join(place, name)))  # links come last
+        for name in inside:
             real = os.path.realpath(os.path.join(place, name))
             if is_visible(Path(name)) and real not in seen:
                 seen.add(real)
@@ -272,7 +273,3 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
         where = f"got {folder} for photographs, {'without any picture' if folder.is_dir() else 'which is no folder'}"
         raise ValueError(f"{where}; expected a folder of pictures ({kinds})")
     return [read_picture(path) for path in sorted(files)]
-
-
-def _link_last(place: str, name: str) -> tuple[bool, str]:
-    return os.path.islink(os.path.join(place, name)), name

@@ -134,9 +134,8 @@ def find_latent_clips(roots: Mapping[str, Path], names: Sequence[str] | None = N
         stems = {kind: [path.stem for path in paths] for kind, paths in files.items()}
         for kind in roots:
             if not stems[kind]:
-                raise ValueError(
-                    f"{KEYS[kind]}: got no clip {name} in {roots[kind]}, expected one for each in every root"
-                )
+                got = f"got no clip {name} in {roots[kind]}"
+                raise ValueError(f"{KEYS[kind]}: {got}, expected one for each in every root")
             if odd := sorted({*stems[kind]} ^ {*stems["gt"]}):
                 what = f"{len(stems[kind])} frames, the sharp clip {len(stems['gt'])}; {odd[0]} is only in one"
                 raise ValueError(f"{KEYS[kind]}: {roots[kind] / name} has {what}")

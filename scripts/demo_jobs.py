@@ -1,6 +1,5 @@
 """Jobs of the page of scripts/demo.py: uploads, a queue of jobs, and the display of results."""
 
-import base64
 import hashlib
 import html
 import json
@@ -23,6 +22,7 @@ from ldm.engine.jobs import Job, JobOptions, Model
 from ldm.engine.restoring import Cancelled, model_of, restore_file
 from ldm.picture import busiest_box, encoded, pixels
 from ldm.printable import printable
+from ldm.report.views import data_uri, shrunk
 from ldm.video.source import DAMAGED
 from ldm.weights.checkpoint import sha256
 from scripts.command import first_line
@@ -271,11 +271,7 @@ def frames_of(job: Job, first: int, count: int) -> tuple[np.ndarray, np.ndarray]
 
 def uri(picture: np.ndarray) -> str:
     """Return a picture, at most WIDEST pixels wide, as a data URI."""
-    height, width = picture.shape[:2]
-    if width > WIDEST:
-        picture = cv2.resize(picture, (WIDEST, round(height * WIDEST / width)), interpolation=cv2.INTER_AREA)
-    data = encoded(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, 92)
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+    return data_uri(shrunk(picture, WIDEST / picture.shape[1]), quality=92)
 
 
 def comparison_html(job: Job, number: int) -> str:

@@ -136,17 +136,16 @@ def stages(check: Check) -> dict:
     for layout in ("channels_last", "contiguous"):
         networks = check.networks if layout == "channels_last" else contiguous(check.networks)
         for precision in check.size.precisions:
-            work = stage_work(check, networks)
-            stages_here = [(name, partial(one_stage, check, precision, *its)) for name, its in work.items()]
-            found[f"{precision}, {layout}"] = each(stages_here)
+            work = stage_work(check, networks).items()
+            found[f"{precision}, {layout}"] = each(
+                (name, partial(one_stage, check, precision, *its)) for name, its in work
+            )
     flow, small = check.networks["flow"], [4 * side // 2 for side in check.size.frame]
     pair = check.random(1, 2, 3, *small)
 
-    def both_directions() -> dict:
-        return check.measured(lambda: estimate_motion(flow, pair, size=check.size.frame))
-
     with torch.no_grad():
-        found["flow"] = each([("pair", both_directions)])
+        work = partial(check.measured, lambda: estimate_motion(flow, pair, size=check.size.frame))
+        found["flow"] = each([("pair", work)])
     return {"tile": check.size.tile, "frame": check.size.frame, "configurations": found}
 
 

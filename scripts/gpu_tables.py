@@ -37,6 +37,11 @@ def cell(result, key: str | None = None, form: str = "{:.3g}", factor: float = 1
     return form.format(value * factor) if isinstance(value, int | float) else "-"
 
 
+def rows(results: Mapping, *columns: tuple) -> list[tuple]:
+    """Return a row per result: its name, and a cell for each column (key, form, factor)."""
+    return [(name, *(cell(its, *column) for column in columns)) for name, its in results.items()]
+
+
 def _rates(result: Mapping) -> str:
     what = f"{result['name']}, torch {result['torch']}, Python {result['python']}, CUDA {result['cuda']}"
     lines = [(f"matrix product, {kind}", cell(rate), "TFLOP/s") for kind, rate in result["tflops"].items()]
@@ -45,20 +50,14 @@ def _rates(result: Mapping) -> str:
 
 
 def _operations(result: Mapping) -> str:
-    lines = [
-        (name, cell(its, "largest", "{:.1e}"), cell(its, "above_1e-4", "{:.2e}"))
-        for name, its in result["differences"].items()
-    ]
+    lines = rows(result["differences"], ("largest", "{:.1e}"), ("above_1e-4", "{:.2e}"))
     head = ("operation, device against CPU", "largest difference, relative", "part of the values above 1e-4")
     return markdown(head, lines)
 
 
 def _embedded(result: Mapping) -> str:
     frames, h, w = result["clip"]
-    lines = [
-        (name, cell(its, "psnr", "{:.1f}"), cell(its, "seconds"), cell(its, "peak_bytes", "{:.0f}", 1e-6))
-        for name, its in result["precisions"].items()
-    ]
+    lines = rows(result["precisions"], ("psnr", "{:.1f}"), ("seconds",), ("peak_bytes", "{:.0f}", 1e-6))
     head = (f"small model, {frames} frames of {w}x{h}", "dB to float32 on the CPU", "seconds", "peak MB")
     return markdown(head, lines)
 
@@ -94,9 +93,7 @@ def _clip(result: Mapping) -> str:
 
 
 def _seconds_and_peak(title: str, results: Mapping) -> str:
-    lines = [
-        (name, cell(its, "seconds", "{:.4g}"), cell(its, "peak_bytes", "{:.2f}", 1e-9)) for name, its in results.items()
-    ]
+    lines = rows(results, ("seconds", "{:.4g}"), ("peak_bytes", "{:.2f}", 1e-9))
     return markdown((title, "seconds", "peak GB"), lines)
 
 

@@ -192,15 +192,13 @@ class Dataset:
             lines.append(f"{len(names)} clips, the set has {self.count}")
         odd = [f"{c.name} ({c.frames})" for c in clips if self.expected_frames(c.name) not in (None, c.frames)]
         if odd:
-            lines.append(f"clips of another length than {self._length()}: {first_few(odd)}")
+            usual = "published" if isinstance(self.frames, Mapping) else f"{self.frames} frames"
+            lines.append(f"clips of another length than {usual}: {first_few(odd)}")
         size = tuple(self.size[::-1]) if self.size else None
         odd = [f"{c.name} ({c.size[1]}x{c.size[0]})" for c in clips if size and c.size and c.size != size]
         if odd:
             lines.append(f"frames of another size than {size[1]}x{size[0]}: {first_few(odd)}")
         return lines
-
-    def _length(self) -> str:
-        return "published" if isinstance(self.frames, Mapping) else f"{self.frames} frames"
 
 
 def clips_at(base: Path, place: str, listed: str | None = None) -> dict[str, Path]:
@@ -269,12 +267,10 @@ def _without_frames(found: Found) -> list[str]:
     """Return lines on clips without readable frames."""
     places = [place for place in found.folders.values() if "{clip}" not in place and place != "."]
     folders = [folder for place in places if (folder := subfolder(found.base, place))]
-    empty = [child for folder in folders for child in _visible(folder) if not child.exists() or _holds_nothing(child)]
+    suffixes = (*video.IMAGE_SUFFIXES, *video.VIDEO_SUFFIXES)
+    children = [child for folder in folders for child in _visible(folder)]
+    empty = [child for child in children if not child.exists() or (child.is_dir() and not files_in(child, suffixes))]
     return [f"{path} holds no frames that can be read, left out" for path in empty]
-
-
-def _holds_nothing(path: Path) -> bool:
-    return path.is_dir() and not files_in(path, (*video.IMAGE_SUFFIXES, *video.VIDEO_SUFFIXES))
 
 
 def _other_folders(found: Found) -> list[str]:

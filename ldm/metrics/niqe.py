@@ -51,7 +51,8 @@ def load_pristine(path: Path | str | None = None) -> Pristine:
         raise ValueError(f"got {path} ({type(error).__name__}), {known}") from error
     if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
         raise ValueError(f"got statistics {mean.shape} and {covariance.shape} in {path}, expected 36 and 36x36")
-    if not np.allclose(_fingerprint(mean, covariance), OFFICIAL, rtol=1e-6, atol=0):
+    summary = mean.sum(), np.trace(covariance), mean @ covariance @ mean
+    if not np.allclose(summary, OFFICIAL, rtol=1e-6, atol=0):
         raise ValueError(f"got other statistics than the official ones in {path}, expected BasicSR's {FILE}")
     return Pristine(mean, covariance)
 
@@ -88,10 +89,6 @@ def _installed() -> Path:
             if (Path(folder) / place).is_file():
                 return Path(folder) / place
     raise Unavailable(f"needs the official statistics: name BasicSR's {FILE}")
-
-
-def _fingerprint(mean, covariance) -> tuple[float, float, float]:
-    return mean.sum(), np.trace(covariance), mean @ covariance @ mean
 
 
 def _image(pixels: np.ndarray, channels: str) -> np.ndarray:
