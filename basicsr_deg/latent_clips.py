@@ -91,7 +91,10 @@ class LatentClips(Dataset):
         start = count * int(np.random.default_rng([self.seed, index]).integers(len(clip) // count))
         chosen = {kind: files[start : start + count] for kind, files in clip.files.items()}
         latent = np.stack([read_latent(path) for path in chosen.pop("latent")])
-        item = {kind: to_tensor(read_frames(files) / np.float32(255)) for kind, files in chosen.items()}
+        item = {}
+        for kind, files in chosen.items():
+            frames = stacked([read_picture(path) for path in files], files[0].parent)
+            item[kind] = to_tensor(frames / np.float32(255))
         height, width = item["gt"].shape[-2:]
         if height * latent.shape[3] != width * latent.shape[2] or height % latent.shape[2]:
             h, w = latent.shape[2:]
@@ -156,11 +159,10 @@ def clips_below(root: Path, kind: str) -> dict[str, list[Path]]:
     return {name: files for name, files in clips.items() if files}
 
 
-def read_frames(files: Sequence[Path]) -> np.ndarray:
-    """Read image files as (T, H, W, 3) uint8 RGB. Raises ValueError for different sizes."""
-    frames = [read_picture(path) for path in files]
+def stacked(frames: Sequence[np.ndarray], clip: object) -> np.ndarray:
+    """Stack frames (H, W, 3) of a clip to (T, H, W, 3). Raises ValueError, which names `clip`, for different sizes."""
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{files[0].parent}: got frames of different size, expected one size for a clip")
+        raise ValueError(f"{clip}: got frames of different size, expected one size for a clip")
     return np.stack(frames)
 
 

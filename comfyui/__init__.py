@@ -122,7 +122,7 @@ class UpscaleVideo(io.ComfyNode):
             inputs=[
                 io.Video.Input("video"),
                 *SHARED,
-                io.Float.Input("memory_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip="0: what is free"),
+                io.Float.Input("memory_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip="0: all free memory"),
                 io.Int.Input("crf", default=18, min=0, max=51),
                 PROMPT,
             ],

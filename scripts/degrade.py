@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from basicsr_deg.panels import Panels
-from basicsr_deg.pipeline import Degradation
+from basicsr_deg.pipeline import Degradation, traced
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.finished import stored_manifest
@@ -194,8 +194,8 @@ class Maker:
         rng = generator(self.args.seed, self.manifest.made_by["protocol"], name)
         if panels is None:
             return self.degradation.stream(read, rng, size=size, trace=None)
-        degraded = self.degradation.stream(traced(read, panels, "input"), rng, size=size, trace=panels)
-        return traced(degraded, panels, "output", 255)
+        degraded = self.degradation.stream(traced(read, "input", {}, panels), rng, size=size, trace=panels)
+        return traced(degraded, "output", {}, lambda name, notes, frame: panels(name, notes, frame * 255))
 
     def _writer(self, output: Path, source, size: tuple[int, int]) -> video.Writer:
         if self.args.video:
@@ -215,12 +215,6 @@ def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None
         total.update(frame.tobytes())
     if total.hexdigest() != entered["sha256"]:
         raise ValueError(f"{output}: has changed since it was written; remove it to repeat this")
-
-
-def traced(frames, panels: Panels, name: str, factor: float = 1) -> Iterator[np.ndarray]:
-    for frame in frames:
-        panels(name, {}, frame if factor == 1 else frame * factor)
-        yield frame
 
 
 def write_pictures(path: Path, panels: Panels, *, rate) -> None:

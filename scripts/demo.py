@@ -26,7 +26,7 @@ from ldm.engine.jobs import JobOptions
 from ldm.engine.plan import parse_bytes
 from ldm.engine.restoring import Cancelled
 from ldm.paths import product_folder
-from scripts.command import Parser, exit_status, non_negative_int, positive_int, tell
+from scripts.command import DEVICE, Parser, exit_status, non_negative_int, positive_int, tell
 from scripts.demo_jobs import (
     PLAIN,
     PREVIEW,
@@ -72,8 +72,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
     add("--port", type=non_negative_int, default=7860, help="port to listen on (default: 7860)")
     add("--weights", nargs="+", type=Path, default=[], metavar="FOLDER", help="folders of weights to offer, too")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
+    add("--device", help=DEVICE)
+    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: all free memory)")
     limits = Limits()
     add("--most_megabytes", type=positive_int, default=limits.megabytes, help="of an upload (default: 500)")
     add("--most_seconds", type=positive_int, default=int(limits.seconds), help="of a video (default: 60)")

@@ -100,7 +100,7 @@ class Restorer:
         folder: a private folder for uploads and results.
         models: name -> folder of weights.
         device: of the networks; None for CUDA where there is one.
-        memory: bytes to use; None for what is free.
+        memory: bytes to use; None for all free memory.
         limits: of an upload.
     """
 

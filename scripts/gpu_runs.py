@@ -109,6 +109,7 @@ class Loss(nn.Module):
 
 
 def train(check: Check, stage: str, *, ddp: bool = False) -> dict:
+    """Measure an optimizer step of a stage of `TRAINING`."""
     files = [ROOT / "configs" / name for name in TRAINING[stage]]
     settings = config.load(files[0])
     if check.networks_size == "toy":

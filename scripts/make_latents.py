@@ -105,16 +105,9 @@ class Cutter:
         return self.pair(cut(gt, box), lq, name)
 
     def _read(self, number: int, span: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-        gt, lq = (None if side is None else stacked(side[number], span) for side in (self.gt, self.lq))
-        return gt, lq
-
-
-def stacked(sequence, span: tuple[int, int]) -> np.ndarray:
-    """Read frames start to stop of a sequence. Raises ValueError for different sizes."""
-    frames = sequence.frames(range(*span))
-    if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{sequence.name}: got frames of different size, expected one size for a clip")
-    return np.stack(frames)
+        clips = [side[number] for side in (self.gt, self.lq) if side is not None]
+        gt, *lq = (latent_clips.stacked(clip.frames(range(*span)), clip.name) for clip in clips)
+        return gt, lq[0] if lq else None
 
 
 def parts_of(count: int, part: int) -> list[tuple[int, int]]:

@@ -28,7 +28,7 @@ from ldm.files import write_whole
 from ldm.methods.contract import Method, Request
 from ldm.methods.geometry import MIN_SIDE
 from ldm.methods.words import PRECISIONS
-from scripts.command import Parser, add_trust, exit_status, explained, positive_int, tell
+from scripts.command import DEVICE, Parser, add_trust, exit_status, explained, positive_int, tell
 from scripts.host_share import host_share
 
 PROGRAM = "profile_upscale.py"
@@ -43,7 +43,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, default=EMBEDDED / CARD, metavar="YAML", help="of the model (default: the embedded one)")
     add("--side", type=positive_int, default=64, help="of the window, in latent pixels (default: 64)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of the networks (default: fp32)")
     add("--parts", nargs="+", default=[], help="parts of the method to measure (default: all)")
     add("--repeat", type=positive_int, default=2, help="timed runs of each part, the best counts (default: 2)")

@@ -216,7 +216,10 @@ def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: s
     """
     motion = motion_back(*pairs[guide], DISFlow())
     hidden = ~motion.visible.numpy()
-    differences = {key: warped_difference(*pair, motion.flow) for key, pair in pairs.items()}
+    differences = {}
+    for key, pair in pairs.items():
+        old, new = (video.frame_tensor(picture)[None] for picture in pair)
+        differences[key] = (new - flow_warp(old, motion.flow))[0].abs().mean(dim=0).numpy()
     shown = [values[~hidden] for values in differences.values()]
     scale = max([FULL, *(float(np.quantile(values, 0.995)) for values in shown if values.size)])
     maps = {}
@@ -226,12 +229,6 @@ def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: s
         maps[key][hidden] = 96
     errors = {key: e_warp(*pair, motion) for key, pair in pairs.items()}
     return maps, errors, scale
-
-
-def warped_difference(before: np.ndarray, frame: np.ndarray, flow) -> np.ndarray:
-    """Return the mean absolute difference over channels, (H, W) in [0, 1], of a frame and the warped previous one."""
-    old, new = (video.frame_tensor(picture)[None] for picture in (before, frame))
-    return (new - flow_warp(old, flow))[0].abs().mean(dim=0).numpy()
 
 
 def inlined(pictures: Mapping[str, np.ndarray], most: float) -> dict[str, str]:

@@ -7,13 +7,7 @@ from torch import Tensor, nn
 
 from ldm.training.consistency import consistency_loss
 from ldm.training.draws import SampleDraws
-from ldm.training.losses import (
-    GradientDistance,
-    adversarial,
-    check_finite,
-    frame_difference_l1,
-    hinge_discriminator,
-)
+from ldm.training.losses import GradientDistance, adversarial, check_finite, frame_difference_l1, hinge_discriminator
 
 BUILDABLE = ("DecoderLoss",)  # what a configuration may name as a target
 

@@ -13,15 +13,7 @@ from ldm.nets.clip_layers import ClipResBlock
 from ldm.nets.layers import ResBlock, channels_last
 from ldm.nets.upscaler import TimedResnetBlock
 
-BLOCKS = (
-    ResBlock,
-    ResnetBlock,
-    TimedResnetBlock,
-    SpatialTransformer,
-    AttentionBlock,
-    ClipResBlock,
-    ClipTransformer,
-)
+BLOCKS = (ResBlock, ResnetBlock, TimedResnetBlock, SpatialTransformer, AttentionBlock, ClipResBlock, ClipTransformer)
 
 
 def recompute_blocks(model: nn.Module) -> int:

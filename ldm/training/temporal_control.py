@@ -104,12 +104,7 @@ def guidance_condition(
 
 
 def control_loss(
-    networks: ControlNetworks,
-    scheduler: Scheduler,
-    batch: dict[str, Tensor],
-    draws: ControlDraws,
-    *,
-    context: Tensor,
+    networks: ControlNetworks, scheduler: Scheduler, batch: dict[str, Tensor], draws: ControlDraws, *, context: Tensor
 ) -> dict[str, Tensor]:
     """Mean squared error of the guided denoiser, as {"loss", "prediction", "target", "condition"}.
 
