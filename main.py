@@ -140,7 +140,9 @@ def callbacks_of(settings, run: Path) -> list:
     """Callbacks of the Trainer; those that save checkpoints come after those that change weights."""
     saving = config.plain(settings.checkpoints)
     folder, every = run / "checkpoints", saving["every"]
-    written = LambdaCallback(on_train_start=lambda trainer, _: save_settings(trainer, settings, run))
+    written = LambdaCallback(
+        on_train_start=lambda trainer, _: trainer.is_global_zero and config.save(settings, run / "config.yaml")
+    )
     calls = [written, StepProgress(), BadBatch(run / "bad_batch.safetensors"), RandomState()]
     calls.append(CurrentHyperparameters())
     if settings.get("ema"):
@@ -157,12 +159,6 @@ def callbacks_of(settings, run: Path) -> list:
     how = {"monitor": "step", "mode": "max", "save_top_k": saving.get("keep", 20), "every_n_train_steps": every}
     calls.append(StepCheckpoint(folder, "step{step:08d}", save_last=True, **how, **named))
     return calls
-
-
-def save_settings(trainer: Trainer, settings, run: Path) -> None:
-    """Write config.yaml into the run folder, in the first process only."""
-    if trainer.is_global_zero:
-        config.save(settings, run / "config.yaml")
 
 
 def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -> Trainer:
@@ -189,21 +185,16 @@ def build_trainer(settings, model: LightningModule, run: Path, hardware: dict) -
         raise ValueError(f"config.lightning.{twice[0]} is set by main.py; use steps, accumulate, checkpoints or ema")
     trainer = config.instantiate({"target": "pytorch_lightning.Trainer", "params": params}, "config.lightning", **own)
     if trainer.precision in HALF_PRECISIONS:
-        raise ValueError(
-            f"got precision {trainer.precision}, expected 32 or bf16-mixed; such weights round most updates away"
-        )
+        wanted = "expected 32 or bf16-mixed; such weights round most updates away"
+        raise ValueError(f"got precision {trainer.precision}, {wanted}")
     preflight.check_strategy(trainer.strategy, config.plain(settings))
     return trainer
 
 
 def loggers_of(run: Path) -> list:
-    """Loggers of the curves: CSV, flushed at every step, and TensorBoard if it is installed."""
-    curves = [CSVLogger(run, name="", version="", flush_logs_every_n_steps=1)]
-    try:
-        curves.append(TensorBoardLogger(run, name="", version="tensorboard"))
-    except ModuleNotFoundError:
-        tell("no TensorBoard curves: pip install tensorboard; metrics.csv holds the same values")
-    return curves
+    """Loggers of the curves: CSV, flushed at every step, and TensorBoard."""
+    curves = CSVLogger(run, name="", version="", flush_logs_every_n_steps=1)
+    return [curves, TensorBoardLogger(run, name="", version="tensorboard")]
 
 
 def is_first() -> bool:

@@ -9,7 +9,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import cv2
@@ -45,13 +45,7 @@ class Footage:
 
     def long_enough(self, frames: int) -> list[int]:
         """Return the numbers of the clips with at least `frames` frames; log the others. Raises ValueError for none."""
-        lengths = [len(sequence) for sequence in self._sequences()]
-        short = [f"{self.name(k)} ({count})" for k, count in enumerate(lengths) if count < frames]
-        if len(short) == len(lengths):
-            raise ValueError(f"got only clips of less than {frames} frames, expected longer ones: {some(short)}")
-        if short:
-            LOG.info("%d clips have less than %d frames and are left out: %s", len(short), frames, some(short))
-        return [number for number, count in enumerate(lengths) if count >= frames]
+        return long_enough(self._sequences(), frames, LOG)
 
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
         """Return frames from a random start. Raises ValueError for an unreadable clip or frames of different sizes."""
@@ -70,6 +64,20 @@ class Footage:
             what, self._found = self.find()
             LOG.info("%s", what)
         return self._found
+
+
+def long_enough(clips: Sequence, frames: int, log: logging.Logger) -> list[int]:
+    """Return the numbers of the clips with at least `frames` frames, and log the names of the others.
+
+    A clip has `name` and `len(clip)`. Raises ValueError if all are too short.
+    """
+    lengths = [len(clip) for clip in clips]
+    short = [f"{clip.name} ({count})" for clip, count in zip(clips, lengths, strict=True) if count < frames]
+    if len(short) == len(lengths):
+        raise ValueError(f"got only clips of less than {frames} frames, expected longer ones: {some(short)}")
+    if short:
+        log.info("%d clips have less than %d frames and are left out: %s", len(short), frames, some(short))
+    return [number for number, count in enumerate(lengths) if count >= frames]
 
 
 def folder_clips(root: str, *, only: Sequence[str] | None = (), without: Sequence[str] | None = ()) -> Footage:
@@ -159,30 +167,41 @@ def matches_any(name: str, patterns: Iterable[str]) -> bool:
     return any(fnmatchcase(tail, str(pattern)) for pattern in patterns for tail in tails)
 
 
-class RenderedScenes:
-    """Random clips of moving layers; a clip depends on the generator alone, not on its number.
+class PictureClips:
+    """Base of the sources that make clips of any length from photographs, which are read at first use.
 
     Args:
         length: number of clips per pass.
         size: height and width of a frame.
-        pictures: a folder of photographs; None: all pictures are procedural.
+        pictures: a folder of photographs; None for no photographs.
     """
 
     def __init__(self, *, length: int, size: int, pictures: str | None = None):
         self.length, self.size, self.pictures = length, size, pictures
-        self._loaded: list[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return self.length
 
+    def long_enough(self, frames: int) -> range:
+        """Return all numbers. Raises ValueError for an invalid folder of photographs."""
+        _ = self.photographs
+        return range(self.length)
+
+    @cached_property
+    def photographs(self) -> list[np.ndarray]:
+        """The photographs, (h, w, 3) uint8 RGB. Raises ValueError for an invalid folder."""
+        return [] if self.pictures is None else read_pictures(Path(self.pictures))
+
+
+class RenderedScenes(PictureClips):
+    """Random clips of moving layers; a clip depends on the generator alone, not on its number.
+
+    Without photographs, all pictures are procedural.
+    """
+
     def name(self, number: int) -> str:
         """Return the name of a clip, for messages."""
         return f"scene {number}"
-
-    def long_enough(self, frames: int) -> range:
-        """Return all numbers. Raises ValueError for an invalid folder of photographs."""
-        self._photographs()
-        return range(self.length)
 
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
         """Render a new scene."""
@@ -191,52 +210,32 @@ class RenderedScenes:
 
     def _sources(self, rng: np.random.Generator) -> list[np.ndarray]:
         """Return pictures for one clip: mostly photographs, if there are any."""
-        photographs = self._photographs()
-        if not photographs:
+        if not self.photographs:
             return [procedural_picture(rng, (384, 384))]
-        chosen = [photographs[k] for k in rng.integers(len(photographs), size=3)]
+        chosen = [self.photographs[k] for k in rng.integers(len(self.photographs), size=3)]
         return [*chosen, procedural_picture(rng, (384, 384))] if rng.random() < DRAWN else chosen
 
-    def _photographs(self) -> list[np.ndarray]:
-        if self._loaded is None:
-            self._loaded = [] if self.pictures is None else read_pictures(Path(self.pictures))
-        return self._loaded
 
-
-class StillPhotographs:
+class StillPhotographs(PictureClips):
     """Static clips: random crops of photographs, shrunk by a random factor; a cheap source for image networks.
 
-    Args:
-        length: number of clips per pass.
-        size: height and width of a frame; photographs are never enlarged, and smaller ones are left out.
-        pictures: a folder of photographs.
-    Raises:
-        ValueError: no folder; at first use, one without a photograph that is large enough.
+    Photographs are never enlarged, and those smaller than `size` are left out. Raises ValueError for no folder, and at
+    first use for one without a photograph that is large enough.
     """
 
     def __init__(self, *, length: int, size: int, pictures: str | None):
         if pictures is None:
             raise ValueError("got no photographs, expected a folder of them; add photographs=FOLDER")
-        self.length, self.size, self.pictures = length, size, pictures
-        self._loaded: list[np.ndarray] | None = None
-
-    def __len__(self) -> int:
-        return self.length
+        super().__init__(length=length, size=size, pictures=pictures)
 
     def name(self, number: int) -> str:
         """Return the name of a clip, for messages."""
         return f"photograph crop {number}"
 
-    def long_enough(self, frames: int) -> range:
-        """Return all numbers. Raises ValueError for an invalid folder of photographs."""
-        self._photographs()
-        return range(self.length)
-
     def clip(self, number: int, rng: np.random.Generator, frames: int, *, step: int = 1) -> np.ndarray:
         """Return `frames` copies of a crop; larger photographs are drawn more often."""
-        photographs = self._photographs()
-        areas = np.sqrt([photograph.shape[0] * photograph.shape[1] for photograph in photographs])
-        photograph = photographs[rng.choice(len(photographs), p=areas / areas.sum())]
+        areas = np.sqrt([photograph.shape[0] * photograph.shape[1] for photograph in self.photographs])
+        photograph = self.photographs[rng.choice(len(self.photographs), p=areas / areas.sum())]
         room = min(photograph.shape[:2]) / self.size
         side = int(round(self.size * room ** (rng.random() ** 2)))  # mostly near the photograph's own scale
         top, left = (int(rng.integers(whole - side + 1)) for whole in photograph.shape[:2])
@@ -245,14 +244,15 @@ class StillPhotographs:
             crop = cv2.resize(crop, (self.size, self.size), interpolation=cv2.INTER_AREA)
         return np.repeat(crop[None], frames, axis=0)
 
-    def _photographs(self) -> list[np.ndarray]:
-        if self._loaded is None:
-            found = read_pictures(Path(self.pictures))
-            self._loaded = [picture for picture in found if min(picture.shape[:2]) >= self.size]
-            if not self._loaded:
-                what = f"got {len(found)} photographs of less than {self.size} pixels a side in {self.pictures}"
-                raise ValueError(f"{what}, expected larger ones")
-        return self._loaded
+    @cached_property
+    def photographs(self) -> list[np.ndarray]:
+        """The photographs that are large enough. Raises ValueError for none."""
+        found = read_pictures(Path(self.pictures))
+        large = [picture for picture in found if min(picture.shape[:2]) >= self.size]
+        if not large:
+            what = f"got {len(found)} photographs of less than {self.size} pixels a side in {self.pictures}"
+            raise ValueError(f"{what}, expected larger ones")
+        return large
 
 
 def read_pictures(folder: Path) -> list[np.ndarray]:
@@ -261,8 +261,9 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
     seen = {os.path.realpath(folder)}
     for place, folders, names in os.walk(folder, followlinks=True):
         files += [Path(place, n) for n in names if is_visible(Path(n)) and Path(n).suffix.lower() in PICTURES]
-        inside, folders[:] = sorted(folders, key=partial(_link_last, place)), []
-        for name in inside:  # links come last
+        inside, folders[:] = sorted(folders), []
+        inside.sort(key=lambda name, place=place: os.path.islink(os.path.join(place, name)))  # links come last
+        for name in inside:
             real = os.path.realpath(os.path.join(place, name))
             if is_visible(Path(name)) and real not in seen:
                 seen.add(real)
@@ -272,7 +273,3 @@ def read_pictures(folder: Path) -> list[np.ndarray]:
         where = f"got {folder} for photographs, {'without any picture' if folder.is_dir() else 'which is no folder'}"
         raise ValueError(f"{where}; expected a folder of pictures ({kinds})")
     return [read_picture(path) for path in sorted(files)]
-
-
-def _link_last(place: str, name: str) -> tuple[bool, str]:
-    return os.path.islink(os.path.join(place, name)), name

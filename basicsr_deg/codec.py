@@ -93,10 +93,8 @@ class VideoCodec:
 
     def _stream(self, container, codec: str, bitrate: int, size: tuple[int, int]):
         if ENCODERS[codec] not in av.codecs_available:
-            known = [name for name in ENCODERS if ENCODERS[name] in av.codecs_available]
-            raise ValueError(
-                f"this PyAV has no encoder {ENCODERS[codec]}, expected one of {', '.join(known) or 'none'}"
-            )
+            known = ", ".join(name for name in ENCODERS if ENCODERS[name] in av.codecs_available) or "none"
+            raise ValueError(f"this PyAV has no encoder {ENCODERS[codec]}, expected one of {known}")
         stream = container.add_stream(ENCODERS[codec], rate=self.rate)
         stream.height, stream.width = (side + side % 2 for side in size)
         stream.bit_rate, stream.pix_fmt = bitrate, self.pixel_format
@@ -125,7 +123,4 @@ def _padded(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if frame.shape[:2] != size:
         frame = cv2.resize(frame.astype(np.float32, copy=False), size[::-1], interpolation=cv2.INTER_LINEAR)
     frame = as_bytes(frame)
-    odd = [(0, side % 2) for side in size]
-    return np.ascontiguousarray(
-        np.pad(frame, (*odd, (0, 0)), mode="edge") if any(size[i] % 2 for i in (0, 1)) else frame
-    )
+    return np.ascontiguousarray(np.pad(frame, (*((0, side % 2) for side in size), (0, 0)), mode="edge"))

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from basicsr_deg.clips import long_enough
 from basicsr_deg.reading import PICTURES, entries, read_picture
 from basicsr_deg.reds import read_meta
 from basicsr_deg.training_clips import shuffled, to_tensor
-from ldm.video.folders import some
 
 BUILDABLE = ("LatentClips",)  # what a configuration may name as a target
 
@@ -91,7 +91,10 @@ class LatentClips(Dataset):
         start = count * int(np.random.default_rng([self.seed, index]).integers(len(clip) // count))
         chosen = {kind: files[start : start + count] for kind, files in clip.files.items()}
         latent = np.stack([read_latent(path) for path in chosen.pop("latent")])
-        item = {kind: to_tensor(read_frames(files) / np.float32(255)) for kind, files in chosen.items()}
+        item = {}
+        for kind, files in chosen.items():
+            frames = stacked([read_picture(path) for path in files], files[0].parent)
+            item[kind] = to_tensor(frames / np.float32(255))
         height, width = item["gt"].shape[-2:]
         if height * latent.shape[3] != width * latent.shape[2] or height % latent.shape[2]:
             h, w = latent.shape[2:]
@@ -104,14 +107,7 @@ class LatentClips(Dataset):
             what, roots = ("given", self.roots) if self.root is None else recognise_set(Path(self.root).expanduser())
             clips = find_latent_clips(roots, None if self.meta is None else [*read_meta(Path(self.meta))])
             LOG.info("%s: stage-2 set (%s), %d clips", self.root or self.roots["gt"], what, len(clips))
-            self._clips = [clip for clip in clips if len(clip) >= self.frames]
-            short = [f"{clip.name} ({len(clip)})" for clip in clips if len(clip) < self.frames]
-            if not self._clips:
-                raise ValueError(
-                    f"got only clips of less than {self.frames} frames, expected longer ones: {some(short)}"
-                )
-            if short:
-                LOG.info("%d clips have less than %d frames and are left out: %s", len(short), self.frames, some(short))
+            self._clips = [clips[number] for number in long_enough(clips, self.frames, LOG)]
         return self._clips
 
 
@@ -141,9 +137,8 @@ def find_latent_clips(roots: Mapping[str, Path], names: Sequence[str] | None = N
         stems = {kind: [path.stem for path in paths] for kind, paths in files.items()}
         for kind in roots:
             if not stems[kind]:
-                raise ValueError(
-                    f"{KEYS[kind]}: got no clip {name} in {roots[kind]}, expected one for each in every root"
-                )
+                got = f"got no clip {name} in {roots[kind]}"
+                raise ValueError(f"{KEYS[kind]}: {got}, expected one for each in every root")
             if odd := sorted({*stems[kind]} ^ {*stems["gt"]}):
                 what = f"{len(stems[kind])} frames, the sharp clip {len(stems['gt'])}; {odd[0]} is only in one"
                 raise ValueError(f"{KEYS[kind]}: {roots[kind] / name} has {what}")
@@ -164,11 +159,10 @@ def clips_below(root: Path, kind: str) -> dict[str, list[Path]]:
     return {name: files for name, files in clips.items() if files}
 
 
-def read_frames(files: Sequence[Path]) -> np.ndarray:
-    """Read image files as (T, H, W, 3) uint8 RGB. Raises ValueError for different sizes."""
-    frames = [read_picture(path) for path in files]
+def stacked(frames: Sequence[np.ndarray], clip: object) -> np.ndarray:
+    """Stack frames (H, W, 3) of a clip to (T, H, W, 3). Raises ValueError, which names `clip`, for different sizes."""
     if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{files[0].parent}: got frames of different size, expected one size for a clip")
+        raise ValueError(f"{clip}: got frames of different size, expected one size for a clip")
     return np.stack(frames)
 
 

@@ -59,7 +59,7 @@ class Noise:
             sigma = self.sigma.moved(sigma, rng)
 
     def poisson(self, frames: Iterable[np.ndarray], rng, *, notes: dict | None = None) -> Iterator[np.ndarray]:
-        """Add Poisson noise scale (P(v x)/v - x) for the grey levels x of the rounded frame, or of its luma.
+        """Add Poisson noise scale (P(v x)/v - x) for the grey levels x of the rounded frame, or of its BT.601 luma.
 
         v is the number of different grey levels in the frame, rounded up to a power of two, as in the released code.
         The standard deviation is scale sqrt(x / v).
@@ -69,16 +69,12 @@ class Noise:
         notes |= {"gray": gray, "scale": []}
         for frame in frames:
             notes["scale"].append(scale)
-            yield frame + np.float32(scale) * poisson_noise(_luma(frame) if gray else frame, rng)
+            levels = cv2.cvtColor(frame.astype(np.float32), cv2.COLOR_RGB2GRAY)[..., None] if gray else frame
+            yield frame + np.float32(scale) * poisson_noise(levels, rng)
             scale = self.scale.moved(scale, rng)
 
     def _is_gray(self, kind: str, rng) -> bool:
         return bool(rng.uniform() < self.gray_prob[kind])
-
-
-def _luma(frame: np.ndarray) -> np.ndarray:
-    """Luma (h, w, 1) float32 of an RGB frame, with the weights of BT.601."""
-    return cv2.cvtColor(frame.astype(np.float32, copy=False), cv2.COLOR_RGB2GRAY)[..., None]
 
 
 def poisson_noise(frame: np.ndarray, rng) -> np.ndarray:

@@ -77,7 +77,7 @@ class Degradation:
             if own.uniform() <= op.prob:
                 notes = {}
                 frames = op(frames, own, notes=notes, size=size)
-                frames = frames if trace is None else _traced(frames, name, notes, trace)
+                frames = frames if trace is None else traced(frames, name, notes, trace)
         for frame in frames:
             if frame.shape[:2] != tuple(size):
                 got, want = ("{1}x{0}".format(*sides) for sides in (frame.shape, size))
@@ -109,7 +109,8 @@ class Mixture:
         return self.degradations[pick(self.weights, rng)](clip, rng)
 
 
-def _traced(frames: Iterable[np.ndarray], name: str, notes: dict, trace: Trace) -> Iterator[np.ndarray]:
+def traced(frames: Iterable[np.ndarray], name: str, notes: dict, trace: Trace) -> Iterator[np.ndarray]:
+    """Iterate over frames and call `trace(name, notes, frame)` with each."""
     for frame in frames:
         trace(name, notes, frame)
         yield frame

@@ -154,16 +154,8 @@ def _texture_gradient(rng, height, width):
     return _paint(_unit(np.hypot(u - u.mean(), v - v.mean()) if radial else u), _palette(rng))
 
 
-TEXTURES = (
-    _texture_fractal,
-    _texture_fractal,
-    _texture_fractal,
-    _texture_grain,
-    _texture_grating,
-    _texture_checker,
-    _texture_bricks,
-    _texture_gradient,
-)
+TEXTURES = [_texture_fractal] * 3  # three times as frequent as each of the others
+TEXTURES += [_texture_grain, _texture_grating, _texture_checker, _texture_bricks, _texture_gradient]
 
 
 def random_texture(rng, height, width):

@@ -86,7 +86,9 @@ class TrainingClips(Dataset):
     def _number(self, index: int) -> int:
         """Return the number of the clip of an item."""
         done, place = divmod(index, len(self))
-        return self._usable()[self._order(0 if self.variation is None else done)[place]]
+        if self.variation is not None:
+            place = shuffled(self.seed, done, len(self))[place]
+        return self._usable()[place]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         number = self._number(index)
@@ -110,12 +112,6 @@ class TrainingClips(Dataset):
         if self._numbers is None:
             self._numbers = self.source.long_enough((self.frames - 1) * max(self._intervals) + 1)
         return self._numbers
-
-    def _order(self, done: int) -> np.ndarray:
-        """Return the order of the clips in a pass; that of the source without variation."""
-        if self.variation is None:
-            return np.arange(len(self))
-        return shuffled(self.seed, done, len(self))
 
     def _cropped(self, clip: np.ndarray, number: int, rng: np.random.Generator) -> np.ndarray:
         size, (height, width) = self.gt_size, clip.shape[1:3]

@@ -49,7 +49,7 @@ def preset_names() -> list[str]:
 
 
 class Bar:
-    """Progress of several stages as one bar: the mean of their parts, in thousandths."""
+    """Progress bar of ComfyUI that shows the mean progress of all stages."""
 
     def __init__(self) -> None:
         self.bar = comfy.utils.ProgressBar(1000)
@@ -65,7 +65,7 @@ class Bar:
 
 
 def interruptible(work: Callable[[], Any]) -> Any:
-    """Return work(); a cancelled run raises ComfyUI's own exception."""
+    """Return `work()`; a cancelled run raises the exception of ComfyUI."""
     try:
         return work()
     except Cancelled:
@@ -122,7 +122,7 @@ class UpscaleVideo(io.ComfyNode):
             inputs=[
                 io.Video.Input("video"),
                 *SHARED,
-                io.Float.Input("memory_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip="0: what is free"),
+                io.Float.Input("memory_gb", default=0.0, min=0.0, max=1024.0, step=0.5, tooltip="0: all free memory"),
                 io.Int.Input("crf", default=18, min=0, max=51),
                 PROMPT,
             ],
@@ -175,7 +175,7 @@ class UpscaleFrames(io.ComfyNode):
 
 
 def file_of(video: Any) -> Path:
-    """Return the file of a VIDEO; what is in memory or trimmed is saved as a temporary file, named by its hash."""
+    """Return the file of a VIDEO; one in memory or trimmed is saved as a temporary file, named by its hash."""
     source = video.get_stream_source()
     if isinstance(source, (str, Path)):
         path = Path(source)
@@ -194,7 +194,7 @@ def file_of(video: Any) -> Path:
 
 
 def is_trimmed(video: Any, path: Path) -> bool:
-    """Whether a VIDEO shows less than its file holds."""
+    """Whether a VIDEO has fewer frames than its file."""
     source = videos.probe(path)
     if source.frames is None or not hasattr(video, "get_duration"):
         return False

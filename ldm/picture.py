@@ -38,13 +38,13 @@ def comparison(lq, sr, *, truth=None):
         raise ValueError(f"got input {tuple(lq.shape)}, output {tuple(sr.shape)}, expected (T, 3, height, width) twice")
     height, width = size = sr.shape[2:]
     middle = len(sr) // 2
-    frames = [_enlarged(lq[middle], size), _pixels(sr[middle])]
+    frames = [_enlarged(lq[middle], size), pixels(sr[middle])]
     box = busiest_box(frames[1], _detail_size(width, height))
     row = box[1] + box[3] // 2
     titles = [f"bicubic input {lq.shape[3]}x{lq.shape[2]}", f"output {width}x{height}"]
     clips, columns = [lq, sr], []
     if truth is not None:
-        clips, frames, titles = [*clips, truth], [*frames, _pixels(truth[middle])], [*titles, "truth"]
+        clips, frames, titles = [*clips, truth], [*frames, pixels(truth[middle])], [*titles, "truth"]
     for clip, frame, title in zip(clips, frames, titles, strict=True):
         columns.append(np.vstack(_frame_panels(frame, box, title, row) + _profile_panel(clip, size, row)))
     gap = np.full((columns[0].shape[0], GAP, 3), PAPER, np.uint8)
@@ -98,17 +98,16 @@ def png(picture: np.ndarray) -> bytes:
     return encoded(picture, ".png", cv2.IMWRITE_PNG_COMPRESSION, 9)
 
 
-def _pixels(image):
-    """(3, h, w) in [0, 1] -> (h, w, 3) uint8."""
-    values = image.detach().float().cpu().clamp(0, 1).mul(255).round().byte()
-    return values.permute(1, 2, 0).contiguous().numpy()
+def pixels(image) -> np.ndarray:
+    """(..., 3, h, w) in [0, 1] -> (..., h, w, 3) uint8, rounded to the nearest."""
+    return image.detach().float().cpu().clamp(0, 1).mul(255).round().byte().movedim(-3, -1).contiguous().numpy()
 
 
 def _enlarged(image, size):
     if image.shape[1:] == size:
-        return _pixels(image)
+        return pixels(image)
     image = image.detach().float().cpu()[None]
-    return _pixels(F.interpolate(image, size=size, mode="bicubic", align_corners=False)[0])
+    return pixels(F.interpolate(image, size=size, mode="bicubic", align_corners=False)[0])
 
 
 def _panel_size(height, width):

@@ -31,6 +31,7 @@ from ldm.files import write_atomically
 from ldm.picture import png, strips
 from scripts import benchmark
 from scripts.command import (
+    DEVICE,
     Parser,
     add_trust,
     exit_status,
@@ -76,7 +77,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--gt_size", type=size, default=(320, 180), metavar="WxH", help="the truth (default: 320x180)")
     add("--weights", nargs="+", default=[], metavar="PATH", help="folder or weight files (default: the embedded model)")
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     add("--doc", type=Path, help="the document (default: OUTPUT/ABLATION.md)")
     add("--about", type=text_of, metavar="FILE", help="text for the document, such as the source of the clips")
     add("--picture", help="name of the clip in the document's picture (default: the first)")

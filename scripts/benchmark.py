@@ -57,6 +57,7 @@ from ldm.report.page import report_of
 from ldm.weights import checkpoint
 from scripts import degrade, upscale
 from scripts.command import (
+    DEVICE,
     Parser,
     add_trust,
     exit_status,
@@ -120,7 +121,7 @@ def add_measures(group) -> None:
     add("--niqe_params", type=Path, metavar="NPZ", help="the official pristine parameters (default: an installed one)")
     add("--raft", type=Path, metavar="FILE", help="raft-things weights for flow=raft (default: in --weights)")
     add("--raft_large", type=Path, metavar="FILE", help="torchvision's weights for flow=raft_large (in --weights)")
-    add("--ffmpeg", type=Path, help="an ffmpeg with libvmaf (default: what is installed)")
+    add("--ffmpeg", type=Path, help="an ffmpeg with libvmaf (default: an installed one)")
     add("--dover", type=Path, metavar="DIR", help="a checkout of DOVER with its weights (default: no DOVER)")
     add("--seeds", type=positive_int, default=1, help="seeds of the noise to average over (default: 1)")
     add("--seed", type=non_negative_int, default=42, help="the first of them (default: 42)")
@@ -132,8 +133,8 @@ def add_running(group) -> None:
     add("--config", nargs="+", action="extend", default=[], metavar="YAML",
         help="model configuration (default: that of the weights)")  # fmt: skip
     add("--preset", help="a file of configs/presets merged last, such as released (default: none)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
+    add("--device", help=DEVICE)
+    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: all free memory)")
     add("--save_every", type=positive_int, default=16, metavar="N", help="frames between savings (default: 16)")
     add("--no_report", action="store_true", help="leave out the HTML page (default: no)")
 
@@ -225,7 +226,7 @@ class Degrader:
         words += ["--scale", str(self.scale)] if self.scale else []
         words += [word for module in self.trust for word in ("--trust", module)]
         args = degrade.arguments(words)
-        settings = config.plain(degrade.read_settings(args).degradation)
+        settings = config.plain(degrade.degradation_of(args))
         digest = hashlib.sha256(json.dumps([settings, self.seed, self.most], sort_keys=True).encode()).hexdigest()[:8]
         args.output = self.root / f"{Path(self.protocol).stem}-seed{self.seed}-{digest}"
         maker = degrade.maker_of(args)

@@ -57,7 +57,7 @@ PARTS = {  # of a stage-1 file: the network's name in a configuration, and its m
 
 
 class Finding(NamedTuple):
-    """A claim, what was measured, and whether it holds."""
+    """Result of a check: the claim, the measured value, and whether the claim holds."""
 
     claim: str
     measured: str
@@ -65,7 +65,7 @@ class Finding(NamedTuple):
 
 
 class Clip(NamedTuple):
-    """A clip: frames of the ground truth, (H, W, 3) uint8, and the degraded ones, (T, H / 4, W / 4, 3) uint8."""
+    """A clip: T frames of the ground truth, each (H, W, 3) uint8, and degraded frames (T, H / 4, W / 4, 3) uint8."""
 
     name: str
     truth: list[np.ndarray]
@@ -75,7 +75,7 @@ class Clip(NamedTuple):
 def arguments(words: list[str] | None = None) -> argparse.Namespace:
     parser = Parser(PROGRAM, __doc__)
     add, size = parser.add_argument, size_from(SMALLEST, "WIDTHxHEIGHT like 320x176, from 64x64")
-    add("gate", choices=list(GATES), help="what is checked")
+    add("gate", choices=list(GATES), help="the check to run")
     add("-i", "--input", nargs="+", required=True, metavar="CLIP", help="videos or folders: the truth")
     add("--weights", type=Path, default=EMBEDDED, metavar="PATH", help="folder or file (default: the embedded model)")
     add("--config", nargs="+", default=[], metavar="YAML", help="model configuration (default: that of the weights)")
@@ -174,6 +174,7 @@ def tell_row(*cells: object) -> None:
 
 
 def check_autoencoder(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
+    """Print the quality of reconstructions, and compare it with the limits and a linear code."""
     net = load_autoencoder(args)
     numbers = net.post_quant_conv.in_channels
     linear = LinearCode([frame for clip in clips for frame in clip.truth], numbers=numbers, side=net.downsampling)
@@ -222,6 +223,7 @@ def mean_of(figure: Callable, frames: list[np.ndarray], truth: list[np.ndarray])
 
 
 def check_seeds(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
+    """Print PSNR and sharpness of samples, and compare them with bicubic interpolation and with another seed."""
     model, steps = load_stage_one(args)
     rows = []
     tell_row("clip", "PSNR: bicubic", "samples", "sharpness: bicubic", "samples", "two seeds, dB")
@@ -239,6 +241,7 @@ def check_seeds(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding
 
 
 def check_steps(args: argparse.Namespace, clips: list[Clip]) -> Iterator[Finding]:
+    """Print the distance of samples per seed, and compare several steps with one. Raises ValueError for the metric."""
     (probe,) = measures([args.metric])
     if probe.missing:
         raise ValueError(f"{args.metric}: {probe.missing}")

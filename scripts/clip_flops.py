@@ -1,12 +1,12 @@
-"""Count the arithmetic of restoring a clip with the method's own windows and tiles, without computing anything.
+"""Count the FLOPs of restoring a clip with the windows and tiles of the method, without computing it.
 
 python scripts/clip_flops.py 320x180
 python scripts/clip_flops.py 320x180 --preset released --steps 50 4
 python scripts/clip_flops.py 320x180 +method.params.windows.params.tile_overlap=16
 
-Networks and frames are on the meta device, which has no values. FLOPs are those of the networks as defined (see
-scripts/profile_upscale.py); maps that consecutive windows share count for each window. The optical flow is left out:
-about 0.15 TFLOP a frame of 1280x720 for RAFT.
+Networks and frames are on the meta device. FLOPs are those of the networks as defined (see
+scripts/profile_upscale.py); feature maps that consecutive windows share are counted for each window. Optical flow is
+not counted: RAFT needs about 0.15 TFLOP per frame of 1280x720.
 """
 
 import argparse
@@ -43,7 +43,7 @@ UPSCALE = 4.0
 
 
 class Work(NamedTuple):
-    """Calls of a network for a clip: how many, and the frames and the latent pixels of each."""
+    """Calls of a network for a clip: number of calls, frames per call, and height and width in latent pixels."""
 
     calls: int
     frames: int
@@ -63,7 +63,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 def method_of(args: argparse.Namespace) -> MGLD:
-    """The method without weights. Raises ConfigError or ValueError."""
+    """Build the method without weights, on the meta device. Raises ConfigError or ValueError."""
     settings = config.load(SIZES[args.size])
     if args.preset:
         settings = config.merge(settings, find_preset(settings, args.preset))
@@ -77,7 +77,7 @@ def method_of(args: argparse.Namespace) -> MGLD:
 
 
 def work_of(method: MGLD, size: tuple[int, int], frames: int, *, steps: int) -> dict[str, Work]:
-    """What each network but the flow has to do for a clip of `size` (h, w)."""
+    """Return the calls of each network except optical flow for a clip of `size` (h, w) in pixels of the input."""
     latent, pieces, count = method.geometry(size, UPSCALE).latent, 1, frames
     f = method.networks["autoencoder"].downsampling
     if isinstance(method, ReleasedMGLD):
@@ -100,7 +100,7 @@ def work_of(method: MGLD, size: tuple[int, int], frames: int, *, steps: int) -> 
 
 
 def flops_of(networks: Mapping[str, nn.Module], stage: str, work: Work) -> int:
-    """FLOPs of one call."""
+    """Return the FLOPs of one call of a stage: "encode", "structure", "unet" or "decode"."""
     (h, w), f, n = work.latent, networks["autoencoder"].downsampling, work.frames
     z = torch.empty(n, networks["autoencoder"].post_quant_conv.in_channels, h, w, device="meta")
     frames, step = torch.empty(n, 3, h * f, w * f, device="meta"), torch.empty(1, device="meta")
@@ -118,7 +118,7 @@ def flops_of(networks: Mapping[str, nn.Module], stage: str, work: Work) -> int:
 
 
 def count(args: argparse.Namespace) -> dict:
-    """TFLOP a frame: by stage, and in all, for every number of steps."""
+    """Return TFLOP per frame for each number of sampling steps, by stage and in total."""
     method, size = method_of(args), args.frame[::-1]
     figures = {"frame": args.frame, "frames": args.frames, "preset": args.preset, "overrides": args.overrides}
     known = {}

@@ -17,6 +17,7 @@ from typing import TextIO
 
 from ldm.printable import printable
 
+DEVICE = "cpu, cuda, cuda:1 ... (default: cuda where there is one)"  # help of --device
 REPORTED = (ValueError, OSError, FloatingPointError, MemoryError)  # errors that a user can correct
 
 

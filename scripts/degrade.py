@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ import cv2
 import numpy as np
 
 from basicsr_deg.panels import Panels
-from basicsr_deg.pipeline import Degradation
+from basicsr_deg.pipeline import Degradation, traced
 from ldm import config, video
 from ldm.engine import provenance
 from ldm.engine.finished import stored_manifest
@@ -74,14 +74,25 @@ def find_protocol(name: str) -> Path:
     return find_named(name, PROTOCOLS, "protocol")
 
 
-def read_settings(args: argparse.Namespace):
-    """Return the configuration of the protocol with --scale and overrides applied."""
-    settings = config.load(find_protocol(args.protocol), overrides=args.overrides, trust=args.trust)
+def read_degradation(
+    protocol: str, *, scale: float | None, overrides: Sequence[str] = (), trust: Sequence[str] = ()
+) -> Mapping:
+    """Return the node `degradation` of a protocol (a name or a path), with overrides applied.
+
+    `scale` is the ratio of sharp to degraded sides; None for that of the protocol. Raises ValueError for an unknown
+    name, ConfigError for an invalid file.
+    """
+    settings = config.load(find_protocol(protocol), overrides=overrides, trust=trust)
     config.check_target(settings, "degradation")
-    if args.scale is not None:
+    if scale is not None:
         place = "+degradation.params"
-        settings = config.override(settings, [f"{place}.scale={args.scale:g}", f"{place}.size=null"])
-    return settings
+        settings = config.override(settings, [f"{place}.scale={scale:g}", f"{place}.size=null"])
+    return settings.degradation
+
+
+def degradation_of(args: argparse.Namespace) -> Mapping:
+    """Return the node `degradation` that the command line describes."""
+    return read_degradation(args.protocol, scale=args.scale, overrides=args.overrides, trust=args.trust)
 
 
 def names_of(clips: list[Path]) -> dict[Path, str]:
@@ -183,8 +194,8 @@ class Maker:
         rng = generator(self.args.seed, self.manifest.made_by["protocol"], name)
         if panels is None:
             return self.degradation.stream(read, rng, size=size, trace=None)
-        degraded = self.degradation.stream(traced(read, panels, "input"), rng, size=size, trace=panels)
-        return traced(degraded, panels, "output", 255)
+        degraded = self.degradation.stream(traced(read, "input", {}, panels), rng, size=size, trace=panels)
+        return traced(degraded, "output", {}, lambda name, notes, frame: panels(name, notes, frame * 255))
 
     def _writer(self, output: Path, source, size: tuple[int, int]) -> video.Writer:
         if self.args.video:
@@ -206,12 +217,6 @@ def check_made(output: Path, entered: Mapping, made_of: str, clip: Path) -> None
         raise ValueError(f"{output}: has changed since it was written; remove it to repeat this")
 
 
-def traced(frames, panels: Panels, name: str, factor: float = 1) -> Iterator[np.ndarray]:
-    for frame in frames:
-        panels(name, {}, frame if factor == 1 else frame * factor)
-        yield frame
-
-
 def write_pictures(path: Path, panels: Panels, *, rate) -> None:
     """Write the video of --show."""
     writer = None
@@ -223,8 +228,8 @@ def write_pictures(path: Path, panels: Panels, *, rate) -> None:
 
 def maker_of(args: argparse.Namespace) -> Maker:
     """Return the maker for the arguments. Raises ValueError for a file that is not a protocol."""
-    settings = read_settings(args)
-    degradation = config.instantiate(settings.degradation)
+    settings = degradation_of(args)
+    degradation = config.instantiate(settings)
     if not isinstance(degradation, Degradation):
         raise ValueError(f"{args.protocol}: degradation is a {type(degradation).__name__}, expected a Degradation")
     versions = {  # of everything that determines the pixels
@@ -235,7 +240,7 @@ def maker_of(args: argparse.Namespace) -> Maker:
     }
     made_by = {
         "protocol": find_protocol(args.protocol).stem,
-        "settings": config.plain(settings.degradation),
+        "settings": config.plain(settings),
         "seed": args.seed,
         "max_frames": args.max_frames,
         "video": args.video,

@@ -26,15 +26,15 @@ from ldm.engine.jobs import JobOptions
 from ldm.engine.plan import parse_bytes
 from ldm.engine.restoring import Cancelled
 from ldm.paths import product_folder
-from scripts.command import Parser, exit_status, non_negative_int, positive_int, tell
+from scripts.command import DEVICE, Parser, exit_status, non_negative_int, positive_int, tell
 from scripts.demo_jobs import (
     PLAIN,
     PREVIEW,
     SUFFIXES,
+    JobProgress,
+    JobRequest,
     Limits,
-    Progressing,
     Restorer,
-    Wanted,
     comparison_html,
     example_files,
     model_names,
@@ -72,8 +72,8 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0: all (default: 127.0.0.1)")
     add("--port", type=non_negative_int, default=7860, help="port to listen on (default: 7860)")
     add("--weights", nargs="+", type=Path, default=[], metavar="FOLDER", help="folders of weights to offer, too")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
+    add("--device", help=DEVICE)
+    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: all free memory)")
     limits = Limits()
     add("--most_megabytes", type=positive_int, default=limits.megabytes, help="of an upload (default: 500)")
     add("--most_seconds", type=positive_int, default=int(limits.seconds), help="of a video (default: 60)")
@@ -109,19 +109,18 @@ class Page:
         size, count = f"{source.width}x{source.height}", source.frames or 1
         return f"{size}, {count} frames, {float(source.rate):.4g} a second" if count > 1 else f"{size}, one picture"
 
-    def preview(self, upload, name, preset, upscale, seed, prompt, request) -> Iterator[tuple]:
-        yield from self.work(upload, Wanted(name, preset, self.options(upscale, seed, prompt, PREVIEW)), request)
-
-    def restore(self, upload, name, preset, upscale, seed, prompt, request) -> Iterator[tuple]:
-        yield from self.work(upload, Wanted(name, preset, self.options(upscale, seed, prompt, None)), request)
-
-    def options(self, upscale: float, seed: float, prompt: str, preview: float | None) -> JobOptions:
+    def restore(self, upload, name, preset, upscale, seed, prompt, request, *, preview=None) -> Iterator[tuple]:
+        """Restore an upload, or its first `preview` seconds; yields the updates of `work`."""
         memory, upscale, seed = self.restorer.memory, float(upscale or 4), int(seed or 0)  # None: an emptied field
         prompt = (prompt or "").strip() or None
-        return JobOptions(upscale, seed, memory=memory, preview=preview, overwrite=True, prompt=prompt)
+        options = JobOptions(upscale, seed, memory=memory, preview=preview, overwrite=True, prompt=prompt)
+        yield from self.work(upload, JobRequest(name, preset, options), request)
 
-    def work(self, upload, wanted: Wanted, request) -> Iterator[tuple]:
-        """Yield updates of (status, plan, comparison, frame, profile, files, settings, box) of a visitor's only job."""
+    def work(self, upload, wanted: JobRequest, request) -> Iterator[tuple]:
+        """Run a visitor's job, one at a time; yields updates of the eight outputs of the page.
+
+        They are status, plan, comparison, frame, profile, files, settings and the box around the last three.
+        """
         same, stop = (self.gradio.skip(),) * 6, threading.Event()
         if self.stops.setdefault(request.session_hash, stop) is not stop:
             yield ("**Refused:** your last job has not ended; wait for it, or cancel it.", self.gradio.skip(), *same)
@@ -138,9 +137,9 @@ class Page:
             stop.set()  # the visitor may have left
             self.stops.pop(request.session_hash, None)
 
-    def steps(self, path: Path, wanted: Wanted, stop: threading.Event, request) -> Iterator[tuple]:
+    def steps(self, path: Path, wanted: JobRequest, stop: threading.Event, request) -> Iterator[tuple]:
         """Restore in another thread; yields the updates of `work`."""
-        progress, outcome, same = Progressing(), [], (self.gradio.skip(),) * 6
+        progress, outcome, same = JobProgress(), [], (self.gradio.skip(),) * 6
 
         def run() -> None:
             try:
@@ -171,7 +170,7 @@ class Page:
         return "**Failed** by a mistake in the program; its terminal has the details."
 
     def shown(self, result) -> tuple:
-        """The comparison, the choice of its frame, the profile, files and settings of a result, and their box."""
+        """Return the updates of the outputs after status and plan for a result."""
         last = max((result.job.task.frames or 1) - 1, 0)
         settings = result.output.with_name(f"{result.output.stem}.settings.json")
         settings.write_text(json.dumps(result.record, indent=2), encoding="utf-8")
@@ -194,7 +193,7 @@ class Page:
         return "Cancelling, at the next step of the model ..."
 
     def leave(self, request) -> None:
-        """A visitor closed the page."""
+        """Stop the job of a visitor who closed the page."""
         self.jobs.pop(request.session_hash, None)
         if stop := self.stops.pop(request.session_hash, None):
             stop.set()
@@ -249,13 +248,13 @@ def build(gradio: Any, restorer: Restorer, examples: list[Path]):
 
 
 def with_request(gradio: Any, page: Page) -> dict[str, Any]:
-    """The page's handlers that need to know whose request it is: Gradio finds that parameter by its type."""
+    """Return the handlers that need the session of a request, a parameter that Gradio recognises by its type."""
 
-    def preview(upload, name, preset, upscale, seed, prompt, request: gradio.Request):
-        yield from page.preview(upload, name, preset, upscale, seed, prompt, request)
+    def restorer(preview: float | None):
+        def restore(upload, name, preset, upscale, seed, prompt, request: gradio.Request):
+            yield from page.restore(upload, name, preset, upscale, seed, prompt, request, preview=preview)
 
-    def restore(upload, name, preset, upscale, seed, prompt, request: gradio.Request):
-        yield from page.restore(upload, name, preset, upscale, seed, prompt, request)
+        return restore
 
     def cancel(request: gradio.Request):
         return page.cancel(request)
@@ -266,7 +265,8 @@ def with_request(gradio: Any, page: Page) -> dict[str, Any]:
     def leave(request: gradio.Request):
         page.leave(request)
 
-    return {"preview": preview, "restore": restore, "cancel": cancel, "show_frame": show_frame, "leave": leave}
+    jobs = {"preview": restorer(PREVIEW), "restore": restorer(None)}
+    return jobs | {"cancel": cancel, "show_frame": show_frame, "leave": leave}
 
 
 def import_gradio(folder: Path):

@@ -1,6 +1,5 @@
-"""The work behind the page of scripts/demo.py: uploads, one job at a time per device, and what is shown of a result."""
+"""Jobs of the page of scripts/demo.py: uploads, a queue of jobs, and the display of results."""
 
-import base64
 import hashlib
 import html
 import json
@@ -21,8 +20,9 @@ from ldm.engine.assemble import CARD, EMBEDDED, presets_of
 from ldm.engine.flags import flags_of
 from ldm.engine.jobs import Job, JobOptions, Model
 from ldm.engine.restoring import Cancelled, model_of, restore_file
-from ldm.picture import busiest_box, encoded
+from ldm.picture import busiest_box, encoded, pixels
 from ldm.printable import printable
+from ldm.report.views import data_uri, shrunk
 from ldm.video.source import DAMAGED
 from ldm.weights.checkpoint import sha256
 from scripts.command import first_line
@@ -38,7 +38,7 @@ KEPT = ("settings", "arguments", "format", "plan", "versions", "hardware", "fram
 
 @dataclass(frozen=True)
 class Limits:
-    """What an upload may be: megabytes of the file, seconds of a clip, pixels of a frame."""
+    """Maxima of an upload: megabytes of the file, seconds of a clip, pixels of a frame."""
 
     megabytes: int = 500
     seconds: float = 60.0
@@ -46,8 +46,8 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What a visitor chose: the name of a model, a preset, and the options of a job."""
+class JobRequest:
+    """The choices of a visitor: the name of a model, a preset, and the options of a job."""
 
     model: str
     preset: str
@@ -56,7 +56,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Result:
-    """A finished job: the output, its record for people, what to say about it, and the job."""
+    """A finished job: the output, the record that is shown, a line about time and memory, and the job."""
 
     output: Path
     record: dict
@@ -65,8 +65,8 @@ class Result:
 
 
 @dataclass
-class Progressing:
-    """What a job has reported: network calls by stage, the lines of its plan and warnings, its place in the queue."""
+class JobProgress:
+    """Progress of a job: network calls by stage, the lines of its plan and its warnings, and its place in the queue."""
 
     began: float = field(default_factory=time.monotonic)
     done: Counter = field(default_factory=Counter)
@@ -80,7 +80,7 @@ class Progressing:
             self.total[stage] = total
 
     def text(self) -> str:
-        """One line: the place in the queue; or how much is done, the time so far, and what is left at this rate."""
+        """Return one line: the place in the queue, or the completed part with the elapsed and the remaining time."""
         if self.place:
             return f"Waiting: {self.place} job{'s' * (self.place > 1)} before this one."
         took = time.monotonic() - self.began
@@ -100,7 +100,7 @@ class Restorer:
         folder: a private folder for uploads and results.
         models: name -> folder of weights.
         device: of the networks; None for CUDA where there is one.
-        memory: bytes to use; None for what is free.
+        memory: bytes to use; None for all free memory.
         limits: of an upload.
     """
 
@@ -121,7 +121,7 @@ class Restorer:
         return self.cache[name, preset]
 
     def receive(self, upload: str | Path | None) -> Path:
-        """Take an uploaded file under a name of our own, its hash. Raises ValueError if it is none or too large."""
+        """Copy an uploaded file to one named by its hash. Raises ValueError for no file, or one that is too large."""
         if upload is None:
             raise ValueError("got no file, expected a video or a picture; drop one")
         path, suffix = Path(upload), Path(upload).suffix.lower()
@@ -135,7 +135,7 @@ class Restorer:
         return kept
 
     def check(self, path: Path) -> video.Source:
-        """Probe an upload. Raises VideoError or ValueError in one line without a path of this machine."""
+        """Probe an upload. Raises VideoError or ValueError with one line that contains no path of this machine."""
         try:
             source = video.probe(path, damaged=DAMAGED[0])
         except video.VideoError as error:
@@ -147,7 +147,7 @@ class Restorer:
             raise ValueError(f"got more than {self.limits.seconds:g} s of video, expected at most that; cut it")
         return source
 
-    def run(self, path: Path, wanted: Wanted, progress: Progressing, stop: Callable[[], bool]) -> Result:
+    def run(self, path: Path, wanted: JobRequest, progress: JobProgress, stop: Callable[[], bool]) -> Result:
         """Restore one upload, after the jobs before it. Raises Cancelled or what `restore_file` raises."""
         with self.waiting(progress, stop):
             progress.began = time.monotonic()
@@ -165,7 +165,7 @@ class Restorer:
         return Result(job.output, shown_record(record), summary(job, record), job)
 
     @contextmanager
-    def waiting(self, progress: Progressing, stop: Callable[[], bool]) -> Iterator[None]:
+    def waiting(self, progress: JobProgress, stop: Callable[[], bool]) -> Iterator[None]:
         """Run the block when all earlier jobs are done.
 
         Raises Cancelled if `stop()` is true before that, ValueError if too many wait already.
@@ -189,7 +189,7 @@ class Restorer:
                 self.line.remove(ticket)
                 self.turn.notify_all()
 
-    def output_of(self, path: Path, wanted: Wanted) -> Path:
+    def output_of(self, path: Path, wanted: JobRequest) -> Path:
         """Return the path of an output, which depends on everything that determines it."""
         key = hashlib.sha256(repr((path.name, wanted)).encode()).hexdigest()[:16]
         suffix = ".png" if path.suffix in video.IMAGE_SUFFIXES else ".mp4"
@@ -230,14 +230,14 @@ def takes_prompt(model: Model) -> bool:
 
 
 def shown_record(record: dict) -> dict:
-    """Return what a visitor may see of a record: no paths of this machine."""
+    """Return the parts of a record that are shown to a visitor; they contain no paths of this machine."""
     weights = {name: entry["sha256"] for name, entry in record.get("weights", {}).items()}
     shown = {key: record[key] for key in KEPT if key in record}
     return json.loads(json.dumps(config.plain(shown | {"weights": weights}), default=str))
 
 
 def summary(job: Job, record: dict) -> str:
-    """What a run took, and for a preview what the whole clip would take."""
+    """Return a line with size, time and memory of a run, and for a preview an estimate for the whole clip."""
     seconds, frames, (height, width) = record["seconds"]["this run"], record["frames"], job.task.format.size
     each = seconds / max(frames, 1)
     text = f"{frames} frame{'s' * (frames > 1)} of {width}x{height} in {seconds:.1f} s ({each:.2f} s a frame)"
@@ -247,7 +247,7 @@ def summary(job: Job, record: dict) -> str:
     return text
 
 
-# ---- what is shown
+# ---- display of results
 
 
 @contextmanager
@@ -269,22 +269,13 @@ def frames_of(job: Job, first: int, count: int) -> tuple[np.ndarray, np.ndarray]
     return np.stack([cv2.resize(frame, size, interpolation=cv2.INTER_CUBIC) for frame in lq]), sr
 
 
-def pixels(clip) -> np.ndarray:
-    """(T, 3, h, w) in [0, 1] -> (T, h, w, 3) uint8."""
-    return clip.clamp(0, 1).mul(255).round().byte().permute(0, 2, 3, 1).contiguous().numpy()
-
-
 def uri(picture: np.ndarray) -> str:
-    """A picture as an address with its data, at most WIDEST wide."""
-    height, width = picture.shape[:2]
-    if width > WIDEST:
-        picture = cv2.resize(picture, (WIDEST, round(height * WIDEST / width)), interpolation=cv2.INTER_AREA)
-    data = encoded(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, 92)
-    return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")
+    """Return a picture, at most WIDEST pixels wide, as a data URI."""
+    return data_uri(shrunk(picture, WIDEST / picture.shape[1]), quality=92)
 
 
 def comparison_html(job: Job, number: int) -> str:
-    """The slider over one frame: input on the left, result on the right. A range input, so that keys move it, too."""
+    """Return HTML that compares input and result of a frame with a slider, a range input that also responds to keys."""
     number = min(max(number, 0), max(job.task.frames - 1, 0))
     lq, sr = frames_of(job, number, 1)
     label = html.escape(f"input and result, frame {number}")
@@ -298,7 +289,7 @@ def comparison_html(job: Job, number: int) -> str:
 
 
 def profile_html(job: Job) -> str:
-    """One row of input and result over time, time downward; nothing for a single frame."""
+    """Return HTML with the x-t profiles of input and result (time downward), or a line for a single frame."""
     count = min(job.task.frames or 1, SHOWN)
     if count < 2:
         return "<p>A single frame has no profile over time.</p>"

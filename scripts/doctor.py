@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-from scripts.command import Parser, exit_status, tell
+from scripts.command import DEVICE, Parser, exit_status, tell
 from scripts.doctor_files import FAIL, OK, ROOT, WARN, Finding, check_data, check_weights
 
 PROGRAM = "doctor.py"
@@ -52,7 +52,7 @@ OPTIONAL = {  # distribution: (module, what for, what to install, what to note)
     "pyiqa": ("pyiqa", "MUSIQ and CLIP-IQA", NONCOMMERCIAL, VISION),
 }
 ENCODERS = {
-    "libx264": "H.264, what is written by default",
+    "libx264": "H.264, the default",
     "libx264rgb": "lossless H.264",
     "libx265": "HEVC, for more than 8 bits",
     "prores_ks": "ProRes",
@@ -79,7 +79,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--weights", nargs="+", type=Path, default=[], metavar="DIR", help="folders of weights (default: those here)")
     add("--data", nargs="+", type=Path, default=[], metavar="DIR", help="data sets: folders of clips (default: none)")
     add("-o", "--output", type=Path, default=Path("results"), help="where results will be written (default: results)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     add("--json", action="store_true", help="print one JSON object instead of lines")
     return parser.parse_args(words)
 

@@ -31,6 +31,7 @@ class Finding(NamedTuple):
 
 
 def check_weights(args) -> Iterator[Finding]:
+    """Check the files of each folder of weights, and that none is missing."""
     from ldm.engine.assemble import EMBEDDED, find_weights
     from ldm.weights import checkpoint
 
@@ -87,6 +88,7 @@ def weight_finding(path: Path, noted: str | None) -> Finding:
 
 
 def check_data(args) -> Iterator[Finding]:
+    """Check that the clips of each data set are complete and readable."""
     from basicsr_deg.clips import find_clips
 
     for root in args.data:

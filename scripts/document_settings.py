@@ -28,7 +28,7 @@ NAMES = {"tiny": "The embedded model (assets/tiny)"}
 
 
 def cell(value: object) -> str:
-    """A value in a table."""
+    """Format a value for a table cell."""
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
     return f"`{text}`".replace("|", "\\|") if text else "(empty)"
 
@@ -44,7 +44,7 @@ def leaves(node: object, key: str) -> Iterator[tuple[str, object]]:
 
 
 def flag_row(flag: Flag, settings) -> str:
-    """The line of a flag: name, values, its default in this model, keys, meaning."""
+    """Return the table row of a flag: name, values, default in this model, keys, meaning."""
     kind = " or ".join(flag.choices) or {"word": "text", "switch": "switch"}.get(flag.kind, flag.kind.replace("_", " "))
     value = config.select(settings, flag.keys[0])
     if flag.divide > 1 and isinstance(value, int):
@@ -54,7 +54,7 @@ def flag_row(flag: Flag, settings) -> str:
 
 
 def model_section(title: str, card: Path) -> list[str]:
-    """The flags and all settings of one model."""
+    """Return the lines of the section of one model: its flags and all settings."""
     settings = read_model(card)
     lines = [f"## {title}", "", "| flag | value | default | sets | meaning |", "|---|---|---|---|---|"]
     lines += [flag_row(flag, settings) for flag in flags_of(settings).values()]
@@ -65,7 +65,7 @@ def model_section(title: str, card: Path) -> list[str]:
 
 
 def job_section() -> list[str]:
-    """The options that all families share."""
+    """Return the lines of the section on options of all families."""
     lines = ["## For every family", "", "Options of a job (`ldm.engine.jobs.JobOptions`), flags of the same names:", ""]
     lines += ["| option | default |", "|---|---|"]
     lines += [f"| `{field.name}` | {cell(field.default)} |" for field in fields(JobOptions)]
@@ -73,7 +73,7 @@ def job_section() -> list[str]:
 
 
 def page() -> str:
-    """The whole page, Markdown."""
+    """Return the page as Markdown."""
     lines = [HEAD, *job_section(), *model_section(NAMES["tiny"], EMBEDDED / "model.yaml")]
     for card in family_cards():
         if (card.parent / "family.yaml").is_file():

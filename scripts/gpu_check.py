@@ -1,14 +1,13 @@
-"""Check this code on a GPU in a few minutes: exactness, rates, stages, whole clips beside the released cuts, training.
+"""Check this code on a GPU in a few minutes: exactness, rates, time of networks, of clips and of training steps.
 
 python scripts/gpu_check.py -o check.json
 python scripts/gpu_check.py -o check.json --device cuda:1 --minutes 12 --steps stages clip
 python scripts/gpu_check.py -o check.json --tables docs/PERFORMANCE.md      (only writes the tables of a finished check)
 
-Networks of the published size get random weights, so that no file is needed but those of this folder. Results are
-written after every step. A step that fails, hangs or ends the process is a result too; the others follow in a new
-process. A step is skipped if the time left is less than half of what it usually takes. Packages that are missing are
-taken from wheels in the folder .whl of this clone (omegaconf); av is not needed. Exit status 0 if all steps were
-tried.
+Networks have the published size and random weights, so that no weight files are needed. Results are written after
+every step. The failure of a step is recorded as its result, and the other steps run in a new process. A step is skipped
+if less than half of its usual time is left. Missing packages such as omegaconf are imported from wheels in the folder
+.whl of this clone; av is not needed. The exit status is 0 if all steps were tried.
 """
 
 import argparse
@@ -56,7 +55,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
 
 
 class Results:
-    """The JSON file: "steps" by name, and the step "running"; written whole after every change."""
+    """The JSON file of results: "steps" by name, and the "running" step; written atomically after every change."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -78,7 +77,7 @@ class Results:
 
 
 def work(args: argparse.Namespace) -> None:
-    """Do the steps that have no result yet."""
+    """Run the steps that have no result yet."""
     sys.path.extend(map(str, sorted((ROOT / ".whl").glob("*.whl"))))
     from scripts.gpu_steps import STEPS, Check
 
@@ -98,22 +97,14 @@ def work(args: argparse.Namespace) -> None:
 
 
 def supervise(args: argparse.Namespace) -> None:
-    """Run workers until every step has a result: a process that a device has broken is of no more use."""
+    """Run one worker process after another until every step has a result; an error of a device can end a process."""
     results = Results(args.output)
     if results.left(args.steps):
         results.write(began=time.time(), minutes=args.minutes, size=args.size, running=None)
     while Results(args.output).left(args.steps):
-        command = [
-            sys.executable,
-            __file__,
-            "-o",
-            str(args.output),
-            "--size",
-            args.size,
-            "--minutes",
-            str(args.minutes),
-        ]
-        command += ["--steps", *args.steps, "--worker", *(["--device", args.device] if args.device else [])]
+        command = [sys.executable, __file__, "--worker", "-o", str(args.output), "--size", args.size]
+        command += ["--minutes", str(args.minutes), "--steps", *args.steps]
+        command += ["--device", args.device] if args.device else []
         why = watch(subprocess.Popen(command), args)
         results = Results(args.output)
         running = results.content.get("running")
@@ -124,7 +115,7 @@ def supervise(args: argparse.Namespace) -> None:
 
 
 def watch(process: subprocess.Popen, args: argparse.Namespace) -> str:
-    """Wait for a worker; end it if a step takes too long. Returns how it ended."""
+    """Wait for a worker, which is killed if a step takes too long; returns how it ended."""
     try:
         while process.poll() is None:
             time.sleep(POLL)

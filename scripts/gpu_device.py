@@ -1,4 +1,4 @@
-"""The device that scripts/gpu_check.py measures, and the networks with random weights on it."""
+"""The device that scripts/gpu_check.py measures, with networks of random weights."""
 
 import contextlib
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ from scripts.command import first_line
 
 
 class Size(NamedTuple):
-    """How large everything is: sides in latent pixels for `tile` and `frame`, in pixels for the others."""
+    """Sizes of the measurements; `tile` and `frame` in latent pixels, `clip` and `trained` in pixels."""
 
     tile: int
     frame: tuple[int, int]
@@ -48,14 +48,14 @@ class Check:
 
     @cached_property
     def networks(self) -> dict[str, nn.Module]:
-        """The networks of the method, on the device, for inference."""
+        """Networks of the method for inference, on the device."""
         with torch.device(self.device):
             built = {name: config.instantiate(node) for name, node in self.settings.networks.items()}
         return {name: channels_last(net.to(self.device)).eval().requires_grad_(False) for name, net in built.items()}
 
     @cached_property
     def bare_networks(self) -> dict[str, nn.Module]:
-        """The same without values, to count their arithmetic."""
+        """The same networks on the meta device, for counting FLOPs."""
         with torch.device("meta"):
             return {name: config.instantiate(node).to("meta") for name, node in self.settings.networks.items()}
 
@@ -64,17 +64,17 @@ class Check:
         return self.device.type == "cuda"
 
     def random(self, *shape: int, device: Any = None) -> Tensor:
-        """Numbers in [0, 1), the same on every device."""
+        """Return uniform random numbers in [0, 1), the same on every device."""
         generator = torch.Generator().manual_seed(sum(shape))
         return torch.rand(*shape, generator=generator, device="cpu").to(device or self.device)
 
     def seconds(self, work: Callable[[], object], *, repeat: int = 3) -> float:
-        """The best of up to `repeat` runs, after one that warms up; of one run at toy size."""
+        """Return the shortest duration of `repeat` runs after a warm-up run; at toy size, that of a single run."""
         first = seconds_of(work, self.device)
         return min((seconds_of(work, self.device) for _ in range(min(repeat, self.size.repeat))), default=first)
 
     def measured(self, work: Callable[[], object], *, repeat: int = 3) -> dict:
-        """Seconds and peak memory of some work."""
+        """Return {"seconds", "peak_bytes"} of `work()`."""
         peak = Peak(str(self.device))
         peak.reset()
         seconds = self.seconds(work, repeat=repeat)
@@ -82,7 +82,7 @@ class Check:
 
 
 def each(items: Iterable[tuple[str, Callable[[], object]]]) -> dict:
-    """The results by name; an error is recorded in the place of a result."""
+    """Call each function and return the results by name; an error is recorded in place of a result."""
     found = {}
     for name, work in items:
         try:
@@ -94,13 +94,13 @@ def each(items: Iterable[tuple[str, Callable[[], object]]]) -> dict:
 
 @contextlib.contextmanager
 def inference(check: Check, precision: str):
-    """As the method runs its networks."""
+    """Context in which the method runs its networks: no gradients, autocast to `precision`."""
     dtype = PRECISIONS[precision]
     with torch.no_grad(), torch.autocast(check.device.type, dtype, enabled=dtype is not None):
         yield
 
 
 def moving_clip(check: Check, frames: int, h: int, w: int) -> Tensor:
-    """(T, 3, h, w) in [0, 1] on the CPU: a smooth picture that moves a pixel per frame."""
+    """Return a smooth picture that moves by one pixel per frame: (T, 3, h, w) in [0, 1] on the CPU."""
     wide = resize(check.random(1, 3, h // 4 + 2, (w + frames) // 4 + 2, device="cpu"), (h, w + frames))[0].clamp(0, 1)
     return torch.stack([wide[..., k : k + w] for k in range(frames)])

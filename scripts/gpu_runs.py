@@ -1,4 +1,4 @@
-"""The longer steps of scripts/gpu_check.py: whole clips, beside the released cuts, and training steps."""
+"""Long steps of scripts/gpu_check.py: clips, compared with the released windows and tiles, and training steps."""
 
 import contextlib
 import tempfile
@@ -27,14 +27,10 @@ LONG = 1000  # frames of the clip to which figures are extended
 
 
 def clip(check: Check) -> dict:
-    """A clip from file size to file size, in ours and the released cuts, 1 and 3 steps, extended to 4 and 50."""
+    """Measure a clip with our windows and the released ones, in 1 and 3 steps, and extrapolate to 4 and 50 steps."""
     ours, released = [[f"precision={word}"] for word in (("bf16", "fp16") if check.is_cuda else ("fp32", "fp32"))]
-    found = each(
-        [
-            ("ours", lambda: both_steps(check, None, ours)),
-            ("released cuts", lambda: both_steps(check, "released", released)),
-        ]
-    )
+    ways = {"ours": (None, ours), "released cuts": ("released", released)}
+    found = each((name, partial(both_steps, check, *way)) for name, way in ways.items())
     complete = all("per_frame" in its for its in found.values())
     for steps in ("4", "50"):
         if complete:
@@ -43,9 +39,9 @@ def clip(check: Check) -> dict:
 
 
 def both_steps(check: Check, preset: str | None, words: list[str]) -> dict:
-    """Seconds with 1 and 3 steps, and those per frame of a long clip with 4 and 50 steps.
+    """Return seconds for 1 and 3 steps, and seconds per frame of a long clip for 4 and 50 steps.
 
-    The part of the steps grows with the calls of the U-Net, the rest with those of the decoder.
+    The time of the sampling steps is proportional to the calls of the U-Net, the other time to those of the decoder.
     """
     measured = {steps: restored(check, preset, [*words, f"sampling.params.steps={steps}"]) for steps in (1, 3)}
     method, times = measured[3].pop("method"), {steps: its["seconds"] for steps, its in measured.items()}
@@ -60,7 +56,7 @@ def both_steps(check: Check, preset: str | None, words: list[str]) -> dict:
 
 
 def restored(check: Check, preset: str | None, words: list[str]) -> dict:
-    """Seconds and peak of a clip with random weights; scene cuts are off, since random flow sees them everywhere."""
+    """Measure a clip with random weights. Scene cuts are off, since random flow would detect one at every frame."""
     settings = check.settings if preset is None else config.merge(check.settings, find_preset(check.settings, preset))
     words = [*words, "windows.params.scene_cut=null"]
     if check.networks_size == "toy":
@@ -80,7 +76,7 @@ def restored(check: Check, preset: str | None, words: list[str]) -> dict:
 
 
 def calls_of(method, size: tuple[int, int], frames: int) -> dict[str, int]:
-    """Calls of the U-Net in two steps, and of the decoder."""
+    """Return the numbers of calls of the U-Net in two steps, and of the decoder."""
     work = work_of(method, size, frames, steps=2)
     return {"sampling": work["unet"].calls, "decoding": work["decode"].calls}
 
@@ -89,16 +85,14 @@ def calls_of(method, size: tuple[int, int], frames: int) -> dict[str, int]:
 
 
 def training(check: Check) -> dict:
-    """A training step of each stage in bf16: seconds and peak; stage 1 also through DistributedDataParallel."""
+    """Measure a training step of each stage in bf16; stage 1 also with DistributedDataParallel."""
     runs = [(stage, partial(train, check, stage)) for stage in TRAINING]
-    return {
-        "clip": check.size.trained,
-        "stages": each([*runs, ("stage 1, DDP", partial(train, check, "stage 1", ddp=True))]),
-    }
+    runs.append(("stage 1, DDP", partial(train, check, "stage 1", ddp=True)))
+    return {"clip": check.size.trained, "stages": each(runs)}
 
 
 class Loss(nn.Module):
-    """A training module whose forward returns its loss for a batch."""
+    """Wraps a training module so that `forward` returns the loss of a batch."""
 
     def __init__(self, module: nn.Module, stage: str) -> None:
         super().__init__()
@@ -115,6 +109,7 @@ class Loss(nn.Module):
 
 
 def train(check: Check, stage: str, *, ddp: bool = False) -> dict:
+    """Measure an optimizer step of a stage of `TRAINING`."""
     files = [ROOT / "configs" / name for name in TRAINING[stage]]
     settings = config.load(files[0])
     if check.networks_size == "toy":
@@ -123,13 +118,9 @@ def train(check: Check, stage: str, *, ddp: bool = False) -> dict:
         module = config.instantiate(settings.model)
     module = Loss(module.to(check.device).train(), stage)
     frames, side = check.size.trained
-    gt = check.random(1, frames, 3, side, side)
-    batch = {
-        "gt": gt,
-        "lq": gt[..., ::4, ::4].contiguous(),
-        "index": torch.zeros(1, dtype=torch.long, device=check.device),
-    }
-    batch["latent"] = check.random(1, frames, 4, side // 8, side // 8)
+    gt, latent = check.random(1, frames, 3, side, side), check.random(1, frames, 4, side // 8, side // 8)
+    index = torch.zeros(1, dtype=torch.long, device=check.device)
+    batch = {"gt": gt, "lq": gt[..., ::4, ::4].contiguous(), "latent": latent, "index": index}
     optimizer = torch.optim.AdamW([p for p in module.parameters() if p.requires_grad], lr=1e-5)
     with process_group(check) if ddp else contextlib.nullcontext():
         wrapped = nn.parallel.DistributedDataParallel(module) if ddp else module
@@ -146,7 +137,7 @@ def train(check: Check, stage: str, *, ddp: bool = False) -> dict:
 
 @contextlib.contextmanager
 def process_group(check: Check):
-    """A group of one process."""
+    """Context with a process group of one process."""
     with tempfile.TemporaryDirectory() as folder:
         kind = "nccl" if check.is_cuda else "gloo"
         torch.distributed.init_process_group(kind, init_method=f"file://{folder}/store", rank=0, world_size=1)

@@ -1,4 +1,4 @@
-"""The short steps of scripts/gpu_check.py: each measures on one device and returns figures as JSON knows them."""
+"""Short steps of scripts/gpu_check.py; each measures one device and returns values that JSON can store."""
 
 import copy
 import os
@@ -32,7 +32,7 @@ GOLDEN_SECONDS = 80
 
 
 def rates(check: Check) -> dict:
-    """What the device can do: matrix products and copies."""
+    """Measure the rates of matrix products (TFLOP/s) and of copies (GB/s)."""
     n = check.size.product
 
     def product(dtype: torch.dtype) -> float:
@@ -64,7 +64,7 @@ def rates(check: Check) -> dict:
 
 
 def operations(check: Check) -> dict:
-    """The operations outside networks, on the device against the CPU: the largest relative difference."""
+    """Compare operations outside networks on the device with the CPU: the largest relative difference."""
     side, frames = 64, 4
 
     def inputs(device) -> tuple[Tensor, Tensor, Motion]:
@@ -98,7 +98,7 @@ def operations(check: Check) -> dict:
 
 
 def embedded(check: Check) -> dict:
-    """The small model: seconds and peak in each precision, and the distance to float32 on the CPU in dB."""
+    """Measure the embedded model in each precision, and its PSNR against float32 on the CPU."""
     small = check.networks_size == "toy"
     frames, (h, w) = (2, (16, 16)) if small else (9, (90, 160))
     lq = moving_clip(check, frames, h, w)
@@ -116,20 +116,13 @@ def embedded(check: Check) -> dict:
 
 
 def golden(check: Check) -> dict:
-    """The recorded cases, computed on the device."""
+    """Run the golden tests on the device."""
     command = [sys.executable, "-m", "pytest", "tests/test_golden.py", "--tb=line", "-p", "no:cacheprovider"]
     wheels = [path for path in sys.path if path.endswith(".whl")]
     paths = os.pathsep.join([*wheels, os.environ.get("PYTHONPATH", "")])
     variables = os.environ | {"GOLDEN_DEVICE": str(check.device), "PYTHONPATH": paths}
-    done = subprocess.run(
-        [*command, *check.size.golden],
-        cwd=ROOT,
-        env=variables,
-        capture_output=True,
-        text=True,
-        timeout=GOLDEN_SECONDS,
-        check=False,
-    )
+    options = {"cwd": ROOT, "env": variables, "timeout": GOLDEN_SECONDS}
+    done = subprocess.run([*command, *check.size.golden], capture_output=True, text=True, check=False, **options)
     lines = [line for line in done.stdout.splitlines() if line.strip()]
     return {"status": done.returncode, "summary": lines[-1:], "failures": [x[:300] for x in lines if "FAILED" in x]}
 
@@ -138,27 +131,26 @@ def golden(check: Check) -> dict:
 
 
 def stages(check: Check) -> dict:
-    """Each network in every precision, channels last and contiguous: seconds, share of the matrix rate, peak."""
+    """Measure each network in every precision, with channels-last and contiguous weights."""
     found = {}
     for layout in ("channels_last", "contiguous"):
         networks = check.networks if layout == "channels_last" else contiguous(check.networks)
         for precision in check.size.precisions:
-            work = stage_work(check, networks)
-            stages_here = [(name, partial(one_stage, check, precision, *its)) for name, its in work.items()]
-            found[f"{precision}, {layout}"] = each(stages_here)
+            work = stage_work(check, networks).items()
+            found[f"{precision}, {layout}"] = each(
+                (name, partial(one_stage, check, precision, *its)) for name, its in work
+            )
     flow, small = check.networks["flow"], [4 * side // 2 for side in check.size.frame]
     pair = check.random(1, 2, 3, *small)
 
-    def both_directions() -> dict:
-        return check.measured(lambda: estimate_motion(flow, pair, size=check.size.frame))
-
     with torch.no_grad():
-        found["flow"] = each([("pair", both_directions)])
+        work = partial(check.measured, lambda: estimate_motion(flow, pair, size=check.size.frame))
+        found["flow"] = each([("pair", work)])
     return {"tile": check.size.tile, "frame": check.size.frame, "configurations": found}
 
 
 def contiguous(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
-    """Copies of the networks of latents with weights in torch's usual layout."""
+    """Return copies of all networks but the flow with weights in the contiguous layout."""
     copies = {name: copy.deepcopy(networks[name]) for name in ("unet", "structure", "autoencoder", "sequence_decoder")}
     for network in copies.values():
         for parameter in network.parameters():
@@ -167,7 +159,7 @@ def contiguous(networks: dict[str, nn.Module]) -> dict[str, nn.Module]:
 
 
 def stage_work(check: Check, networks: dict[str, nn.Module]) -> dict[str, tuple[Work, Callable[[], object]]]:
-    """What a method does in each stage: 5 frames of a tile, one frame to encode, 5 whole frames to decode."""
+    """Return the calls of each stage: 5 frames of a tile for sampling, 1 frame to encode, 5 full frames to decode."""
     (h, w), tile, n = check.size.frame, check.size.tile, 5
     f, unet = networks["autoencoder"].downsampling, networks["unet"]
     channels = networks["autoencoder"].post_quant_conv.in_channels
@@ -193,7 +185,7 @@ def one_stage(check: Check, precision: str, work: Work, run: Callable[[], object
 
 
 def faster(check: Check) -> dict:
-    """The U-Net with half weights, as a CUDA graph and compiled, beside autocast."""
+    """Measure the U-Net with autocast, with bf16 weights, as a CUDA graph and compiled."""
     networks = check.networks
     _, run = stage_work(check, networks)["unet"]
     half = {"unet": copy.deepcopy(networks["unet"]).bfloat16()}
@@ -230,7 +222,7 @@ def faster(check: Check) -> dict:
 
 
 def arithmetic(check: Check) -> dict:
-    """GFLOP of each stage of `stages`, counted without computing."""
+    """Return the GFLOP of each stage of `stages`, counted on the meta device."""
     work = {name: its[0] for name, its in stage_work(check, check.networks).items()}
     return {name: flops_of(check.bare_networks, name, its) / 1e9 for name, its in work.items()}
 

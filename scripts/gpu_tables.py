@@ -1,4 +1,4 @@
-"""The results of scripts/gpu_check.py as Markdown tables, and the part of a document that holds them."""
+"""Markdown tables of the results of scripts/gpu_check.py, which replace those of a document."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,7 @@ BEGIN, END = "<!-- tables of scripts/gpu_check.py -->", "<!-- end -->"
 
 
 def put_into(document: Path, results: Mapping) -> None:
-    """Replace what lies between the marks of a document by the tables. Raises ValueError for one without marks."""
+    """Write the tables between the marks of a document. Raises ValueError for a document without marks."""
     text = document.read_text(encoding="utf-8")
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
@@ -20,7 +20,7 @@ def put_into(document: Path, results: Mapping) -> None:
 
 
 def tables(results: Mapping) -> str:
-    """All tables that the results allow; a step without figures is one line."""
+    """Return the tables of all steps; a step without results becomes a line with the reason."""
     parts = []
     for step, write in TABLES.items():
         result = results["steps"].get(step)
@@ -32,9 +32,14 @@ def tables(results: Mapping) -> str:
 
 
 def cell(result, key: str | None = None, form: str = "{:.3g}", factor: float = 1.0) -> str:
-    """A figure, or "-" where there is none."""
+    """Format a value, or the value of a key; "-" if it is missing."""
     value = result.get(key) if isinstance(result, Mapping) and key else result
     return form.format(value * factor) if isinstance(value, int | float) else "-"
+
+
+def rows(results: Mapping, *columns: tuple) -> list[tuple]:
+    """Return a row per result: its name, and a cell for each column (key, form, factor)."""
+    return [(name, *(cell(its, *column) for column in columns)) for name, its in results.items()]
 
 
 def _rates(result: Mapping) -> str:
@@ -45,24 +50,16 @@ def _rates(result: Mapping) -> str:
 
 
 def _operations(result: Mapping) -> str:
-    lines = [
-        (name, cell(its, "largest", "{:.1e}"), cell(its, "above_1e-4", "{:.2e}"))
-        for name, its in result["differences"].items()
-    ]
-    return markdown(
-        ("operation, device against CPU", "largest difference, relative", "part of the values above 1e-4"), lines
-    )
+    lines = rows(result["differences"], ("largest", "{:.1e}"), ("above_1e-4", "{:.2e}"))
+    head = ("operation, device against CPU", "largest difference, relative", "part of the values above 1e-4")
+    return markdown(head, lines)
 
 
 def _embedded(result: Mapping) -> str:
     frames, h, w = result["clip"]
-    lines = [
-        (name, cell(its, "psnr", "{:.1f}"), cell(its, "seconds"), cell(its, "peak_bytes", "{:.0f}", 1e-6))
-        for name, its in result["precisions"].items()
-    ]
-    return markdown(
-        (f"small model, {frames} frames of {w}x{h}", "dB to float32 on the CPU", "seconds", "peak MB"), lines
-    )
+    lines = rows(result["precisions"], ("psnr", "{:.1f}"), ("seconds",), ("peak_bytes", "{:.0f}", 1e-6))
+    head = (f"small model, {frames} frames of {w}x{h}", "dB to float32 on the CPU", "seconds", "peak MB")
+    return markdown(head, lines)
 
 
 def _golden(result: Mapping) -> str:
@@ -75,9 +72,8 @@ def _stages(result: Mapping) -> str:
         for stage, its in stages.items():
             seconds = its.get("seconds")
             rate = flops[stage] / seconds / 1e3 if seconds and stage in flops else None
-            lines.append(
-                (configuration, stage, cell(its, "seconds"), cell(rate), cell(its, "peak_bytes", "{:.2f}", 1e-9))
-            )
+            peak = cell(its, "peak_bytes", "{:.2f}", 1e-9)
+            lines.append((configuration, stage, cell(its, "seconds"), cell(rate), peak))
     head = ("precision, layout", "stage", "seconds", "TFLOP/s", "peak GB")
     (h, w), tile = result["frame"], result["tile"]
     return f"Tiles of {tile}x{tile}, frames of {h}x{w} latent pixels.\n\n{markdown(head, lines)}"
@@ -97,9 +93,7 @@ def _clip(result: Mapping) -> str:
 
 
 def _seconds_and_peak(title: str, results: Mapping) -> str:
-    lines = [
-        (name, cell(its, "seconds", "{:.4g}"), cell(its, "peak_bytes", "{:.2f}", 1e-9)) for name, its in results.items()
-    ]
+    lines = rows(results, ("seconds", "{:.4g}"), ("peak_bytes", "{:.2f}", 1e-9))
     return markdown((title, "seconds", "peak GB"), lines)
 
 

@@ -1,4 +1,4 @@
-"""The share of the processor time of a run that is spent outside of calls of networks."""
+"""Fraction of the processor time of a run that is spent outside networks."""
 
 import itertools
 import sys
@@ -17,14 +17,14 @@ STEPWISE = ("encode_frames", "decode_frames")  # of `ldm.nets.whole_frame`: they
 
 
 class NetworkTime:
-    """Processor time, in seconds, of this thread within the outermost calls of modules and of `STEPWISE`."""
+    """Processor time of this thread in seconds, spent in calls of modules and of the functions `STEPWISE`."""
 
     def __init__(self) -> None:
         self.seconds, self._depth, self._began = 0.0, 0, 0.0
 
     @contextmanager
     def counted(self) -> Iterator[None]:
-        """Count the calls within. Only for modules that run in one thread."""
+        """Context in which calls are counted. Modules must run in a single thread."""
         hooks = (
             register_module_forward_pre_hook(self._enter),
             register_module_forward_hook(self._leave, always_call=True),
@@ -84,4 +84,4 @@ def host_share(model: Model, clip: Path, *, upscale: float, frames: int | None =
 
 
 def _ignore(*values: object) -> None:
-    """Take what a run reports."""
+    """Ignore progress and messages of a run."""

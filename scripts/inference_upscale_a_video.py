@@ -18,7 +18,7 @@ from ldm.engine.assemble import find_weights
 from ldm.engine.captions import caption_beside
 from ldm.engine.jobs import Job
 from scripts import upscale, upscale_jobs
-from scripts.command import Parser, exit_status, non_negative_int, positive_int
+from scripts.command import DEVICE, Parser, exit_status, non_negative_int, positive_int
 
 PROGRAM = Path(__file__).name
 SEED, SCALE = 10, 4  # of the released script
@@ -52,7 +52,7 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add("--save_image", action="store_true", help="write frames instead of a video (default: no)")
     add("--save_suffix", type=name_part, default="", help="behind the name of the output")
     add("--pretrained_model_path", type=Path, default=Path("pretrained_models/upscale_a_video"), help="weights")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     add("--load_8bit_llava", action="store_true", help="accepted, without effect")
     return parser.parse_args(words)
 

@@ -37,11 +37,12 @@ from ldm.engine.finished import stored_manifest
 from ldm.engine.provenance import versions
 from ldm.files import write_atomically
 from ldm.methods.mgld.method import MGLD
+from ldm.picture import pixels
 from ldm.streaming.pipeline import stack
 from ldm.weights import checkpoint
 from ldm.weights.files import WeightFile, find_all
 from scripts.command import Parser, add_trust, exit_status, non_negative_int, positive_int, with_bar
-from scripts.degrade import find_protocol, generator
+from scripts.degrade import find_protocol, generator, read_degradation
 
 PROGRAM = "make_latents.py"
 LAST = Path("checkpoints/last.ckpt")  # in the folder of a run
@@ -62,14 +63,9 @@ def jobs_of_dataset(dataset, count: int | None) -> list[Job]:
 
     def read(number: int) -> Pair:
         item = dataset[number]
-        return tuple(frames_of(item[kind]) for kind in ("gt", "lq"))
+        return tuple(pixels(item[kind]) for kind in ("gt", "lq"))
 
     return [Job(f"{number:06d}", partial(read, number)) for number in range(count or len(dataset))]
-
-
-def frames_of(clip: torch.Tensor) -> np.ndarray:
-    """(T, 3, H, W) in [0, 1] -> (T, H, W, 3) uint8."""
-    return (clip.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous().numpy()
 
 
 class Cutter:
@@ -109,16 +105,9 @@ class Cutter:
         return self.pair(cut(gt, box), lq, name)
 
     def _read(self, number: int, span: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None]:
-        gt, lq = (None if side is None else stacked(side[number], span) for side in (self.gt, self.lq))
-        return gt, lq
-
-
-def stacked(sequence, span: tuple[int, int]) -> np.ndarray:
-    """Read frames start to stop of a sequence. Raises ValueError for different sizes."""
-    frames = sequence.frames(range(*span))
-    if len({frame.shape for frame in frames}) > 1:
-        raise ValueError(f"{sequence.name}: got frames of different size, expected one size for a clip")
-    return np.stack(frames)
+        clips = [side[number] for side in (self.gt, self.lq) if side is not None]
+        gt, *lq = (latent_clips.stacked(clip.frames(range(*span)), clip.name) for clip in clips)
+        return gt, lq[0] if lq else None
 
 
 def parts_of(count: int, part: int) -> list[tuple[int, int]]:
@@ -173,11 +162,6 @@ def pairs_of(gt: list, lq: list) -> list:
     return [there[sequence.name] for sequence in gt]
 
 
-def load_stage_one(settings, found: Weights, device: str) -> MGLD:
-    """Build the method with the networks of stage 1; the sequence decoder is not used. Raises ValueError."""
-    return build_method(settings, found, device=device, unfilled=["sequence_decoder"])
-
-
 @torch.inference_mode()
 def sampled_latents(method: MGLD, lq: np.ndarray, size: tuple[int, int], seed: int) -> torch.Tensor:
     """Sample scaled latents (T, c, h, w) for frames (T, h, w, 3) uint8 that are restored at `size`."""
@@ -196,7 +180,7 @@ def decoded(method: MGLD, latents: torch.Tensor) -> np.ndarray:
     for latent in latents:
         with codec.autocast():
             frame = codec.autoencoder.decode(latent[None].to(method.device) / codec.scale_factor)
-        frames.append(frames_of((frame.float().cpu() + 1) / 2))
+        frames.append(pixels((frame.float().cpu() + 1) / 2))
     return np.concatenate(frames)
 
 
@@ -272,7 +256,7 @@ def choose_source(args: argparse.Namespace, data: Mapping, unit: int) -> tuple[l
         return jobs_of_dataset(dataset, args.count), {"dataset": config.plain(data)["data"]["params"]["train"]}
     cuts = {"part": args.part, "crop": args.crop, "step": args.step}
     if args.input is not None:
-        protocol = load_protocol(args.protocol, args.scale, args.trust)
+        protocol = read_degradation(args.protocol, scale=args.scale, trust=args.trust)
         draw = partial(generator, args.seed, find_protocol(args.protocol).stem)  # as scripts/degrade.py
         pair = partial(degraded, degradation=config.instantiate(protocol), draw=draw)
         footage = Cutter(sequences_in(args.input), None, pair, unit=math.lcm(unit, args.scale))
@@ -291,19 +275,12 @@ def sequences_in(root: Path) -> list:
     return sequences
 
 
-def load_protocol(word: str, scale: int, trust: Iterable[str] = ()):
-    """Return the configured degradation of a file or a name in configs/degradations. Raises ValueError or OSError."""
-    place = "+degradation.params"
-    loaded = config.load(find_protocol(word), overrides=[f"{place}.scale={scale}", f"{place}.size=null"], trust=trust)
-    config.check_target(loaded, "degradation")
-    return loaded.degradation
-
-
 def run(args: argparse.Namespace) -> None:
     data = read_data(args.data, args.trust)
     settings, found = find_weights(args, data)
     file = found.files[stage_one_of(weight_files(settings)).name]
-    method = load_stage_one(settings, found, usable_device(args.device))
+    # latents are not decoded by the sequence decoder, which stage 2 trains
+    method = build_method(settings, found, device=usable_device(args.device), unfilled=["sequence_decoder"])
     unit = method.networks["autoencoder"].downsampling * method.networks["unet"].downsampling
     if args.crop and args.crop % unit:
         raise ValueError(f"got --crop {args.crop}, expected a multiple of {unit}")

@@ -1,12 +1,12 @@
-"""Put other weights of Stable Diffusion 2.1 into the published U-Net, for sampling in few steps.
+"""Merge weights for few-step sampling with Stable Diffusion 2.1 into the published U-Net.
 
 python scripts/merge_weights.py mgldvsr_unet.ckpt --lora tcd_sd21.safetensors -o few/mgldvsr_unet.safetensors
 python scripts/merge_weights.py mgldvsr_unet.ckpt --unet sd_turbo.safetensors -o turbo/mgldvsr_unet.safetensors
 
---lora: low-rank changes for SD 2.1, in names of diffusers or kohya (TCD-SD21-base); --unet: another SD 2.1 U-Net,
-whose layers take the place of those that stayed frozen in training (SD-Turbo). SPADE, temporal layers and all other
-networks are not changed. With --base, SD 2.1-base itself, layers that differ from it are left alone too. OUTPUT.json
-lists every changed entry with the size of its change, and the hashes of all files. Then:
+--lora: low-rank weights for SD 2.1, with the names of diffusers or kohya (TCD-SD21-base). --unet: another SD 2.1 U-Net
+(SD-Turbo), whose layers replace those that were frozen in training. SPADE, temporal layers and all other networks are
+not changed; with --base, SD 2.1-base itself, neither are layers that differ from it. OUTPUT.json lists every changed
+entry with the size of its change, and the hashes of all files. Then:
 
 python scripts/upscale.py -i in.mp4 -o out.mp4 --weights few/ --preset four_steps
 """
@@ -56,7 +56,7 @@ def merge(args: argparse.Namespace) -> Merge:
 
 
 def record_of(args: argparse.Namespace, merged: Merge) -> dict:
-    """The hashes of the files, and what was changed and left."""
+    """Return the record of a merge: hashes of the files, changed entries, and unchanged ones by reason."""
     files = {name: getattr(args, name) for name in ("weights", "lora", "unet", "base") if getattr(args, name)}
     return {
         "tool": f"mgld-vsr {__version__} merge_weights",
@@ -68,7 +68,7 @@ def record_of(args: argparse.Namespace, merged: Merge) -> dict:
 
 
 def report(record: dict) -> list[str]:
-    """Lines that say what was changed and what was left."""
+    """Return lines on changed and unchanged entries."""
     kinds = {"attention": "transformer_blocks", "other convolutions, norms and projections": ""}
     lines, rest = [], dict(record["changed"])
     for kind, part in kinds.items():

@@ -28,7 +28,7 @@ from ldm.files import write_atomically
 from ldm.methods.contract import Method, Request
 from ldm.methods.geometry import MIN_SIDE
 from ldm.methods.words import PRECISIONS
-from scripts.command import Parser, add_trust, exit_status, explained, positive_int, tell
+from scripts.command import DEVICE, Parser, add_trust, exit_status, explained, positive_int, tell
 from scripts.host_share import host_share
 
 PROGRAM = "profile_upscale.py"
@@ -43,15 +43,11 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, default=EMBEDDED / CARD, metavar="YAML", help="of the model (default: the embedded one)")
     add("--side", type=positive_int, default=64, help="of the window, in latent pixels (default: 64)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     add("--precision", choices=list(PRECISIONS), default="fp32", help="of the networks (default: fp32)")
     add("--parts", nargs="+", default=[], help="parts of the method to measure (default: all)")
     add("--repeat", type=positive_int, default=2, help="timed runs of each part, the best counts (default: 2)")
-    add(
-        "--clip",
-        type=Path,
-        help="instead: the share of time outside networks, of restoring a clip with the embedded model",
-    )
+    add("--clip", type=Path, help="instead restore this clip by the embedded model; share of time outside networks")
     add("--upscale", type=float, default=4.0, help="of --clip (default: 4)")
     add("--frames", type=positive_int, help="of --clip (default: all)")
     add("-o", "--output", type=Path, help="a JSON file for all figures")
@@ -75,20 +71,16 @@ class Machine:
             "conv": (2 * 9 * 320 * 320 * maps[:, 0].numel(), lambda: F.conv2d(maps, kernel, padding=1)),
         }
 
-    def seconds(self, work: Callable[[], object]) -> float:
-        """Return the duration of `work()`."""
-        return seconds_of(work, self.device)
-
-    def measure_rates(self, times: int = 2) -> None:
-        """Measure the references once more."""
+    def measure_rates(self) -> None:
+        """Measure the reference rates again, twice each."""
         for name, (flops, work) in self._references.items():
-            self.rates[name] = max([self.rates[name], *(flops / self.seconds(work) for _ in range(times))])
+            self.rates[name] = max(self.rates[name], *(flops / seconds_of(work, self.device) for _ in range(2)))
 
     def peak(self, work: Callable[[], object]) -> int:
         """Return the peak memory during `work()` in bytes: of the GPU, otherwise of this process; weights included."""
         peak = Peak(str(self.device))
         peak.reset()
-        self.seconds(work)
+        seconds_of(work, self.device)
         return peak.read()
 
 
@@ -114,7 +106,7 @@ def measure(work: Callable[[], object], machine: Machine, *, repeat: int) -> dic
     figures = {"flops": count_flops(work)}
     machine.measure_rates()
     figures["peak_bytes"] = machine.peak(work)
-    figures["seconds"] = min(machine.seconds(work) for _ in range(repeat))
+    figures["seconds"] = min(seconds_of(work, machine.device) for _ in range(repeat))
     machine.measure_rates()
     return figures | {"flops_per_second": figures["flops"] / figures["seconds"]}
 

@@ -1,7 +1,7 @@
-"""Restore clips on a Ray cluster: one worker for each GPU, or for each machine without one, over a shared disk.
+"""Restore clips on a Ray cluster with a shared disk: one worker per GPU, or per machine without a GPU.
 
-Joins the cluster that RAY_ADDRESS names or that runs on this machine; otherwise one is started here, and ended when all
-is done. A clip whose worker died is given to another one, which resumes it.
+Connects to the cluster of RAY_ADDRESS or of this machine; otherwise a local cluster is started, and stopped at the end.
+A clip whose worker died is passed to another worker, which resumes it.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def restore_all_on_ray(jobs: list[Job], args: Namespace, *, log: Callable[[str],
 
 
 def _distribute(waiting: list[tuple[Job, int]], pool: ActorPool, log: Callable[[str], None]) -> list[Job]:
-    """Give each item to a worker that is free; returns the jobs that failed."""
+    """Assign items to free workers until none is left; returns the jobs that failed."""
     failed, later, deaths, running, lost = [], [], Counter(), {}, set()
 
     def start(worker, item):

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 
 from ldm.engine.assemble import Weights, find_weights
 from scripts import upscale, upscale_jobs
-from scripts.command import Parser, exit_status, positive_int
+from scripts.command import DEVICE, Parser, exit_status, positive_int
 
 PROGRAM = Path(__file__).name
 CONTROL = "controlnet"  # the sub-folder of --controlnet_ckpt
@@ -31,7 +31,7 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     add("--num_inference_steps", type=positive_int, default=50, help="sampling steps (default: 50)")
     add("--controlnet_ckpt", type=Path, help="folder that holds controlnet/ (default: that of the weights)")
     add("--weights", type=Path, default=Path("StableVSR"), help="the released pipeline's folder (default: StableVSR)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     return parser.parse_with_overrides(words)
 
 

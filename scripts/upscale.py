@@ -19,7 +19,16 @@ from ldm.engine import provenance
 from ldm.engine.flags import known_flags
 from ldm.engine.jobs import Job, find_jobs
 from ldm.video.source import DAMAGED
-from scripts.command import Parser, add_trust, exit_status, log_to_terminal, non_negative_int, positive_int, tell
+from scripts.command import (
+    DEVICE,
+    Parser,
+    add_trust,
+    exit_status,
+    log_to_terminal,
+    non_negative_int,
+    positive_int,
+    tell,
+)
 from scripts.upscale_jobs import explain, restore_all, restore_free, status_of, weights_of
 
 PROGRAM = "upscale.py"
@@ -30,6 +39,7 @@ SPLITS, ENGINES = ("scenes",), ("ray",)
 
 
 def positive(text: str) -> float:
+    """Argument type: a finite number above 0."""
     if not 0 < float(text) < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
     return float(text)
@@ -43,6 +53,7 @@ def seconds(text: str) -> float:
 
 
 def part_of(text: str) -> tuple[int, int] | str:
+    """Argument type of --shard: (i, n), or "auto"."""
     if text == AUTO:
         return text
     index, _, count = text.partition("/")
@@ -102,8 +113,8 @@ def add_running(group) -> None:
     add = group.add_argument
     add("--upscale", type=positive, default=4.0, help="output size over input size (default: 4)")
     add("--seed", type=non_negative_int, default=42, help="of the noise (default: 42)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
-    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: what is free)")
+    add("--device", help=DEVICE)
+    add("--memory", metavar="SIZE", help="memory to use, such as 12G (default: all free memory)")
     add("--preview", type=seconds, metavar="2s", help="restore only this much, to OUTPUT.preview, estimate the rest")
     add("--shard", type=part_of, default=(1, 1), metavar="i/n", help=SHARD)
     add("--split", choices=SPLITS, help="share parts of a film with processes that run the same command (default: no)")

@@ -58,7 +58,7 @@ def skip_clip(job: Job, args: argparse.Namespace) -> Job:
     """Report that a clip is finished, and draw its picture of --compare if it is missing."""
     tell(f"{job.output}: finished before, from the same input, weights and settings (--overwrite makes it again)")
     if args.compare and not compare_path(job.output).exists():
-        save_picture(compared(job), compare_path(job.output))
+        save_comparison(job)
     return job
 
 
@@ -79,7 +79,7 @@ def restore_clip(job: Job, model: Model, args: argparse.Namespace, *, check: Cal
     if done is None:  # others work on it
         return job
     if args.compare:
-        save_picture(compared(job), compare_path(job.output))
+        save_comparison(job)
     seconds, frames = time.perf_counter() - began, done["frames"]
     height, width = job.task.format.size
     took = f"{seconds:.1f} s, {seconds / frames:.2f} s per frame, peak memory {done['memory']['peak'] / 1e9:.2f} GB"
@@ -97,22 +97,19 @@ def estimate(job: Job, each: float) -> str:
     return f"{job.path}: {frames} would take about {time_taken} at this rate, and the same memory"
 
 
-def compared(job: Job):
-    """Return the picture of --compare from the finished files; of a long clip, the middle part is shown."""
+def save_comparison(job: Job) -> None:
+    """Write the picture of --compare from the finished files; of a long clip, the middle part is shown."""
     task, (height, width) = job.task, job.task.format.size
     count = max(min(task.frames, COMPARED, COMPARED_BYTES // (height * width * 12)), 1)
     first = (task.frames - count) // 2
     lq = video.read_clip(task.source, start=task.start + first, stop=task.start + first + count)
-    return comparison(lq, video.read_clip(job.output, start=first, stop=first + count))
+    picture = comparison(lq, video.read_clip(job.output, start=first, stop=first + count))
+    with video.open_writer(compare_path(job.output), size=picture.shape[:2]) as writer:
+        writer.write(picture)
 
 
 def compare_path(output: Path) -> Path:
     return output.with_name(f"{output.stem if output.suffix else output.name}.compare.png")
-
-
-def save_picture(picture, path: Path) -> None:
-    with video.open_writer(path, size=picture.shape[:2]) as writer:
-        writer.write(picture)
 
 
 def sequence_jobs(path: Path, output: Path) -> list[Job]:

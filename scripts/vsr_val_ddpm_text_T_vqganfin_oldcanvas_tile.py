@@ -17,7 +17,7 @@ from ldm.engine.device import usable_device
 from ldm.engine.jobs import Job
 from ldm.ops.color import COLOR_FIXES
 from scripts import upscale, upscale_jobs
-from scripts.command import Parser, exit_status, non_negative_int, positive_int
+from scripts.command import DEVICE, Parser, exit_status, non_negative_int, positive_int
 
 PROGRAM = Path(__file__).name
 RELEASED = CONFIGS / "mgldvsr" / "model.yaml"
@@ -49,7 +49,7 @@ def arguments(
     add("--seed", type=non_negative_int, default=42, help="of the noise (default: 42)")
     add("--n_gpus", type=positive_int, default=1, help="in how many parts the work is done (default: 1)")
     add("--select_idx", type=non_negative_int, default=0, help="which part this is, from 0 (default: 0)")
-    add("--device", help="cpu, cuda, cuda:1 ... (default: cuda where there is one)")
+    add("--device", help=DEVICE)
     for name in ("--n_samples", "--n_iter", "--C", "--f"):
         add(name, help="accepted, without effect")
     args, args.unknown = parser.parse_known_args(words)

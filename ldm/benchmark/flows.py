@@ -1,4 +1,4 @@
-"""RAFT (Teed and Deng, ECCV 2020), the optical flow of published measures of videos."""
+"""RAFT (Teed and Deng, ECCV 2020), the optical flow of published temporal metrics."""
 
 import functools
 from collections.abc import Callable
@@ -17,15 +17,15 @@ STABLEVSR_ITERATIONS = 12  # torchvision's default
 
 
 def paper_flow(file: Path, device: str) -> tuple[str, Flow]:
-    """Return a description and RAFT for frames (1, 3, H, W) in [0, 1]; weights are loaded at the first call."""
+    """Return a description and RAFT, frames (1, 3, H, W) in [0, 1] -> (1, 2, H, W), loaded at the first call."""
     flow = _loaded_at_first_use(lambda: RAFT(iterations=ITERATIONS), file, device, names="")
     return f"RAFT, {ITERATIONS} iterations, weights {checkpoint.sha256(file)[:8]}", flow
 
 
 def stablevsr_flow(file: Path, device: str) -> tuple[str, Flow]:
-    """The same for torchvision's raft_large as StableVSR's eval.py runs it.
+    """Return the same for torchvision's raft_large as in StableVSR's eval.py.
 
-    Its pictures are not mapped to [-1, 1], and its norms use the statistics of the pictures.
+    There, frames are not mapped to [-1, 1], and batch norms use the statistics of the batch.
     """
     build = lambda: RAFT(iterations=STABLEVSR_ITERATIONS, scaling="released", statistics="released")  # noqa: E731
     about = f"torchvision's RAFT, {STABLEVSR_ITERATIONS} iterations, pictures and norms as released"

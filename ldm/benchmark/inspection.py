@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldm import video
 from ldm.benchmark.numbering import gap_in, other_frames
-from ldm.benchmark.sets import Clip, Dataset, Found, clips_at, first_few, refuse_doubt
+from ldm.benchmark.sets import Clip, Dataset, Found, clips_at, first_few, refuse_ambiguity
 
 log = logging.getLogger(__name__)
 Bar = Callable[..., AbstractContextManager[Callable[..., None]]]  # (title, total) -> report(what, done, total)
@@ -53,7 +53,7 @@ def inspect_results(folders: Mapping[str, Path], clips: Sequence[Clip]) -> dict[
     """
     found = {}
     for method, folder in folders.items():
-        refuse_doubt(folder, ".")
+        refuse_ambiguity(folder, ".")
         available = clips_at(folder, ".")
         found[method] = {clip.name: _result_of(clip, clip.found_in(available), folder) for clip in clips}
         lines = [result for result in found[method].values() if isinstance(result, str)]

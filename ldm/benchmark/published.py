@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 
 
 def mean_of(rows: Sequence[Mapping]) -> tuple[float | None, float | None, str | None]:
-    """Return the mean over clips and then over seeds, the standard deviation over seeds, and the reason for no mean.
+    """Return the mean over clips and seeds, the standard deviation over seeds, and the reason why there is no mean.
 
-    If a clip has no value, there is no mean, since that of the other clips would not be comparable.
+    There is no mean if a clip has no value, since the mean of the other clips would not be comparable.
     """
     if missing := next((row for row in rows if row["value"] is None), None):
         every = all(row["reason"] == missing["reason"] for row in rows)

@@ -166,7 +166,7 @@ class Run:
         return replace(made, gt=clip.gt)
 
     def _input_name(self) -> str:
-        """The folder below a method's that names its input."""
+        """Return the name of the folder of an input, below that of a method."""
         what, most = self.clips[0].lq.path.parent.name if self.degradation else self.kind, self.options.max_frames
         return f"{what}-x{self.options.scale}" + (f"-{most}frames" if most else "")
 
@@ -216,7 +216,7 @@ class Run:
             return path.resolve().as_posix()
 
     def _about_input(self, table: Mapping) -> str:
-        """How the input compares with that of a published table."""
+        """Return a note on how the input differs from that of a published table."""
         was = f"{table['lq']}, x{table.get('scale', self.dataset.scale)}"
         if not self._has_input_of(table):
             here = f"{self.kind or 'unknown'}, x{self.options.scale}"
@@ -226,12 +226,11 @@ class Run:
         return f"Its LQ was {was}, as here; where a degradation is random, another draw gives other figures."
 
     def _published_table(self) -> tuple[str | None, Mapping | None]:
-        """The published table to compare with. Raises ValueError for an unknown name."""
+        """Return name and content of the published table to compare with. Raises ValueError for an unknown name."""
         tables, wanted = self.dataset.published, self.options.published
         if wanted is not None and wanted not in tables:
-            raise ValueError(
-                f"got --published {wanted!r}, expected one of {', '.join(tables) or 'none: it has no table'}"
-            )
+            known = ", ".join(tables) or "none: it has no table"
+            raise ValueError(f"got --published {wanted!r}, expected one of {known}")
         fitting = [name for name, table in tables.items() if self._has_input_of(table)]
         key = wanted or next(iter([*fitting, *tables]), None)
         return key, tables.get(key)

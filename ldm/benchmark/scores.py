@@ -46,7 +46,11 @@ class Scores:
             line = str(error)
             raise ValueError(line if str(result.path) in line else f"{result.path}: {line}") from None
         # A measure that failed, such as for missing weights, is not cached and is tried again.
-        lasting = {m.name: new[m.name] for m in wanted if keys[m.name] == key_of(clip, hashes, m) or _needs(m, clip)}
+        lasting = {
+            m.name: new[m.name]
+            for m in wanted
+            if keys[m.name] == key_of(clip, hashes, m) or (m.reference and clip.gt is None)
+        }
         if lasting:
             file.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(file, f"{json.dumps(cached | lasting, allow_nan=False)}\n".encode())
@@ -71,11 +75,6 @@ def key_of(clip: Clip, hashes: Mapping, measure: Measure) -> str:
         "versions": provenance.versions(),
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
-
-
-def _needs(measure: Measure, clip: Clip) -> bool:
-    """Whether a measure needs a ground truth that the clip does not have."""
-    return measure.reference and clip.gt is None
 
 
 def _read_cache(file: Path) -> dict[str, dict]:

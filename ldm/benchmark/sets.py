@@ -36,7 +36,7 @@ class Found:
         return sorted(self.gt or {name for kind in self.lq.values() for name in kind}, key=natural_order)
 
     def describe_lq(self, kind: str | None) -> str:
-        """Where the LQ of a kind comes from; None: of an unknown kind."""
+        """Return the origin of the LQ of a kind, for messages; `kind` None is unknown."""
         if kind is None:
             return "unknown"
         return f"{kind}, in {self.folders[kind]}" if kind in self.lq else f"{kind}, made from the truth where needed"
@@ -105,7 +105,7 @@ class Dataset:
         check_dataset(self)
 
     def measured_by(self, protocol: str) -> "Dataset":
-        """The set with the metrics, kinds of LQ and tables of a protocol. Raises ValueError for an unknown one."""
+        """Return the set with metrics, kinds of LQ and tables of a protocol. Raises ValueError for an unknown name."""
         if protocol not in self.protocols:
             raise ValueError(f"got protocol {protocol!r}, expected one of {', '.join(self.protocols) or 'none'}")
         chosen = self.protocols[protocol]
@@ -120,14 +120,15 @@ class Dataset:
         """Find the clips in a folder. Raises ValueError, with the expected folders, if no layout fits."""
         if not root.is_dir():
             raise ValueError(f"{root}: no such folder; expected {self.title}: {self.about}")
-        candidates = [found for base in self._bases(root) for found in self._readings(base)]
+        candidates = [found for base in self._bases(root) for found in self._fitting_layouts(base)]
         if not candidates:
-            wanted = dict.fromkeys(str(word) for layout in self.layouts.values() for word in _places(layout))
+            places = [layout[key] for layout in self.layouts.values() for key in ("gt", "lq") if layout.get(key)]
+            wanted = dict.fromkeys(map(str, places))
             looked = ", ".join("clips in it" if word == "." else f"{word}/" for word in wanted)
             raise ValueError(f"{root}: no layout of {self.title} fits; expected one of {looked} (read README.md)")
         best = max(candidates, key=self._fitness)
         for place in best.folders.values():
-            refuse_doubt(best.base, place)
+            refuse_ambiguity(best.base, place)
         lines = (*best.lines, *_other_folders(best))
         return replace(best, lines=lines, left_out=(*_without_truth(best), *_without_frames(best)))
 
@@ -137,13 +138,13 @@ class Dataset:
         inside = sorted(path for path in root.iterdir() if path.is_dir() and path.name.casefold() in named)
         return [root, *inside]
 
-    def _readings(self, base: Path) -> list[Found]:
+    def _fitting_layouts(self, base: Path) -> list[Found]:
         """Return the layouts that fit a folder; those with the same folder of ground truth are merged."""
-        readings: dict[tuple, list[tuple[str, Mapping]]] = {}
+        by_truth: dict[tuple, list[tuple[str, Mapping]]] = {}
         for name, layout in self.layouts.items():
-            readings.setdefault((layout.get("gt"), layout.get("list")), []).append((name, layout))
+            by_truth.setdefault((layout.get("gt"), layout.get("list")), []).append((name, layout))
         found = []
-        for (place, _), layouts in readings.items():
+        for (place, _), layouts in by_truth.items():
             gt = self._chosen(clips_at(base, place, layouts[0][1].get("list")), layouts[0][1]) if place else {}
             lq, names, folders = {}, [], {}
             for name, layout in layouts:
@@ -157,8 +158,9 @@ class Dataset:
                     names.append(name)
             if gt or (lq and place is None):
                 names = names or [layouts[0][0]]
-                lines = self._described(base, place if gt else None, gt, lq, folders, names)
-                found.append(Found(base, gt, lq, lines, folders | ({"gt": place} if gt else {})))
+                holds = [f"truth in {place}"] * bool(gt) + [f"LQ ({kind}) in {folders[kind]}" for kind in lq]
+                line = f"{self.title}: {base}, layout {' + '.join(names)}: {'; '.join(holds)}"
+                found.append(Found(base, gt, lq, (line,), folders | ({"gt": place} if gt else {})))
         return found
 
     def _chosen(self, clips: Mapping[str, Path], layout: Mapping) -> dict[str, Path]:
@@ -175,10 +177,6 @@ class Dataset:
         folded = {name.casefold(): path for name, path in clips.items()}
         return {name: folded[name.casefold()] for name in self.clips if name.casefold() in folded} or dict(clips)
 
-    def _described(self, base, place, gt, lq, folders, names) -> tuple[str, ...]:
-        holds = [f"truth in {place}"] * bool(gt) + [f"LQ ({kind}) in {folders[kind]}" for kind in lq]
-        return (f"{self.title}: {base}, layout {' + '.join(names)}: {'; '.join(holds)}",)
-
     def _fitness(self, found: Found) -> tuple[int, int, int]:
         """Rank a layout: by expected clips, then by the presence of a ground truth, then by wanted kinds of LQ."""
         known = len(set(found.names) & set(self.clips or ())) if self.clips else min(len(found.names), 1)
@@ -194,19 +192,13 @@ class Dataset:
             lines.append(f"{len(names)} clips, the set has {self.count}")
         odd = [f"{c.name} ({c.frames})" for c in clips if self.expected_frames(c.name) not in (None, c.frames)]
         if odd:
-            lines.append(f"clips of another length than {self._length()}: {first_few(odd)}")
+            usual = "published" if isinstance(self.frames, Mapping) else f"{self.frames} frames"
+            lines.append(f"clips of another length than {usual}: {first_few(odd)}")
         size = tuple(self.size[::-1]) if self.size else None
         odd = [f"{c.name} ({c.size[1]}x{c.size[0]})" for c in clips if size and c.size and c.size != size]
         if odd:
             lines.append(f"frames of another size than {size[1]}x{size[0]}: {first_few(odd)}")
         return lines
-
-    def _length(self) -> str:
-        return "published" if isinstance(self.frames, Mapping) else f"{self.frames} frames"
-
-
-def _places(layout: Mapping) -> list[str]:
-    return [layout[key] for key in ("gt", "lq") if layout.get(key)]
 
 
 def clips_at(base: Path, place: str, listed: str | None = None) -> dict[str, Path]:
@@ -216,14 +208,14 @@ def clips_at(base: Path, place: str, listed: str | None = None) -> dict[str, Pat
     for a list that cannot be read or leaves the subfolder.
     """
     head, per_clip, tail = place.partition("{clip}")
-    folder = below(base, head)
+    folder = subfolder(base, head)
     if folder is None or (listed and not (base / listed).is_file()):
         return {}
     if listed:
         paths = {"_".join(Path(line).parts): folder / line / tail.strip("/") for line in _listed(base / listed)}
         return {name: path for name, path in paths.items() if path.is_dir()}
     if per_clip:
-        clips = {child.name: below(child, tail.lstrip("/")) for child in folder.iterdir() if child.is_dir()}
+        clips = {child.name: subfolder(child, tail.lstrip("/")) for child in folder.iterdir() if child.is_dir()}
         return {name: path for name, path in clips.items() if path and files_in(path, video.IMAGE_SUFFIXES)}
     try:
         paths = video.clips_in(folder)
@@ -245,10 +237,10 @@ def _name_of(path: Path) -> str:
     return path.name if path.is_dir() else path.stem
 
 
-def refuse_doubt(base: Path, place: str) -> None:
+def refuse_ambiguity(base: Path, place: str) -> None:
     """Raise ValueError for an ambiguous folder: two clips of one name, or images beside folders of images."""
     head, per_clip, _ = place.partition("{clip}")
-    folder = below(base, head)
+    folder = subfolder(base, head)
     if per_clip or folder is None:
         return
     paths = video.clips_in(folder)
@@ -256,15 +248,13 @@ def refuse_doubt(base: Path, place: str) -> None:
         clips = [child.name for child in _visible(folder) if child.is_dir() and files_in(child, video.IMAGE_SUFFIXES)]
         if clips:
             stray = files_in(folder, video.IMAGE_SUFFIXES)[0]
-            raise ValueError(
-                f"{folder}: got {stray} beside folders of frames ({first_few(clips)}); move one or the other"
-            )
+            what = f"got {stray} beside folders of frames ({first_few(clips)})"
+            raise ValueError(f"{folder}: {what}; move one or the other")
         return
     for path in paths:
         if twin := next((other for other in paths if other != path and _name_of(other) == _name_of(path)), None):
-            raise ValueError(
-                f"{folder}: got {path.name} and {twin.name}, expected one clip of the name {_name_of(path)}"
-            )
+            what = f"got {path.name} and {twin.name}"
+            raise ValueError(f"{folder}: {what}, expected one clip of the name {_name_of(path)}")
 
 
 def _without_truth(found: Found) -> list[str]:
@@ -276,13 +266,11 @@ def _without_truth(found: Found) -> list[str]:
 def _without_frames(found: Found) -> list[str]:
     """Return lines on clips without readable frames."""
     places = [place for place in found.folders.values() if "{clip}" not in place and place != "."]
-    folders = [folder for place in places if (folder := below(found.base, place))]
-    empty = [child for folder in folders for child in _visible(folder) if not child.exists() or _holds_nothing(child)]
+    folders = [folder for place in places if (folder := subfolder(found.base, place))]
+    suffixes = (*video.IMAGE_SUFFIXES, *video.VIDEO_SUFFIXES)
+    children = [child for folder in folders for child in _visible(folder)]
+    empty = [child for child in children if not child.exists() or (child.is_dir() and not files_in(child, suffixes))]
     return [f"{path} holds no frames that can be read, left out" for path in empty]
-
-
-def _holds_nothing(path: Path) -> bool:
-    return path.is_dir() and not files_in(path, (*video.IMAGE_SUFFIXES, *video.VIDEO_SUFFIXES))
 
 
 def _other_folders(found: Found) -> list[str]:
@@ -299,7 +287,7 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(child for child in folder.iterdir() if is_visible(child))
 
 
-def below(base: Path, place: str) -> Path | None:
+def subfolder(base: Path, place: str) -> Path | None:
     """Return a subfolder, whose name may differ in case; None if there is none."""
     for part in (part for part in place.split("/") if part and part != "."):
         fitting = [child for child in base.iterdir() if child.name.casefold() == part.casefold() and child.is_dir()]

@@ -133,13 +133,8 @@ def findings_table(results: Mapping) -> str:
     return markdown(["claim", "measured", "holds"], [list(finding.values()) for finding in results["findings"]])
 
 
-def printed_by(results: Mapping, source: str) -> str:
-    """Return the values of all methods that a source publishes for this test set."""
-    return _by([entry for entry in results["published"] if entry["source"] == source], "method")
-
-
-def _by(entries: Sequence[Mapping], what: str) -> str:
-    """Return published values with one line per method, or per clip."""
+def _table_by(entries: Sequence[Mapping], what: str) -> str:
+    """Return a table of published values with one line per "method" or "clip"."""
     metrics = list(dict.fromkeys(entry["metric"] for entry in entries))
     methods = list(dict.fromkeys(entry[what] for entry in entries))
     cells = {(entry[what], entry["metric"]): entry["value"] for entry in entries}
@@ -162,11 +157,11 @@ def document(results: Mapping) -> str:
     for method in results["methods"]:
         parts += [f"\n## By clip: {method['name']}\n", markdown(*clip_cells(results, method["name"]))]
     for source in dict.fromkeys(entry["source"] for entry in results["published"]):
-        protocol = next(entry["protocol"] for entry in results["published"] if entry["source"] == source)
-        parts += [f"\n## Published: {source}\n", f"{protocol}\n", printed_by(results, source)]
+        entries = [entry for entry in results["published"] if entry["source"] == source]
+        parts += [f"\n## Published: {source}\n", f"{entries[0]['protocol']}\n", _table_by(entries, "method")]
     for source in dict.fromkeys(entry["source"] for entry in results["published_clips"]):
         entries = [entry for entry in results["published_clips"] if entry["source"] == source]
-        parts += [f"\n## Published by clip: MGLD-VSR, {source}\n", _by(entries, "clip")]
+        parts += [f"\n## Published by clip: MGLD-VSR, {source}\n", _table_by(entries, "clip")]
     versions = ", ".join(f"{name} {version}" for name, version in results["versions"].items())
     parts += ["\n## Made with\n", f"{versions}."]
     return "\n".join(parts) + "\n"

@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 PEAK = 255.0
@@ -14,6 +15,7 @@ CHANNELS = {
 WINDOW, SIGMA = 11, 1.5  # of SSIM's Gaussian, in pixels
 K1, K2 = 0.01, 0.03
 WINDOWS = ("inside", "torchmetrics")  # of SSIM
+RESIZE = "; crop or resize them first"
 
 
 def rgb8(frame: Tensor | np.ndarray) -> np.ndarray:
@@ -33,6 +35,25 @@ def rgb8(frame: Tensor | np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError("got a frame with pixels that are not finite, expected [0, 1]; check its source")
     return np.rint(np.clip(values, 0, 1) * 255).astype(np.uint8)
+
+
+def same_size(
+    frame: Tensor | np.ndarray, other: Tensor | np.ndarray, *, what: str = "frames", fix: str = ""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return both frames as `rgb8`.
+
+    Raises ValueError for frames that differ in size; the message calls them `what` and ends in `fix`.
+    """
+    one, two = rgb8(frame), rgb8(other)
+    if one.shape != two.shape:
+        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (one, two))
+        raise ValueError(f"got {what} of {sizes}, expected one size{fix}")
+    return one, two
+
+
+def unit_batch(pixels: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)[None].float() / 255
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
@@ -96,10 +117,7 @@ def _smoothed(image: np.ndarray, inside: bool) -> np.ndarray:
 
 def _compared(frame, truth, channels: str, crop: int) -> tuple[np.ndarray, np.ndarray]:
     """Both frames in the compared channels, without the border."""
-    one, other = rgb8(frame), rgb8(truth)
-    if one.shape != other.shape:
-        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (one, other))
-        raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
+    one, other = same_size(frame, truth, fix=RESIZE)
     if channels not in CHANNELS:
         raise ValueError(f"got channels {channels!r}, expected one of {', '.join(CHANNELS)}")
     if not 0 <= 2 * crop < min(one.shape[:2]):

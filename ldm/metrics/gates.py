@@ -1,6 +1,6 @@
-"""What a model must pass to show the method: how much its autoencoder keeps, and whether its U-Net samples.
+"""Quality of an autoencoder's reconstructions, compared with the best linear code of the same size.
 
-Frames are (H, W, 3) uint8 RGB, clips lists of them. Figures are means over frames.
+Frames are (H, W, 3) uint8 RGB, clips lists of them. Values are means over frames.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,23 +11,26 @@ import numpy as np
 from ldm.metrics.fidelity import psnr
 from ldm.metrics.sharpness import edge_sharpness
 
-BLOCK = 16  # pixels a side whose mean is a low frequency
+BLOCK = 16  # side in pixels of a block, whose mean has the low frequencies
 Frames = Sequence[np.ndarray]
 
 
-def block_means(frame: np.ndarray, side: int = BLOCK) -> np.ndarray:
-    """Means of the blocks of `side` pixels: (H, W, 3) -> (H // side, W // side, 3) float32; the rest is left out."""
-    height, width = (length // side * side for length in frame.shape[:2])
+def block_means(frame: np.ndarray) -> np.ndarray:
+    """Means of blocks of 16x16 pixels: (H, W, 3) -> (H // 16, W // 16, 3) float32.
+
+    Pixels beyond the last complete block are ignored. Raises ValueError for a frame smaller than a block.
+    """
+    height, width = (length // BLOCK * BLOCK for length in frame.shape[:2])
     if not height or not width:
-        raise ValueError(f"got a frame of {frame.shape[1]}x{frame.shape[0]}, expected at least {side} pixels a side")
-    size = (width // side, height // side)
+        raise ValueError(f"got a frame of {frame.shape[1]}x{frame.shape[0]}, expected at least {BLOCK} pixels a side")
+    size = (width // BLOCK, height // BLOCK)
     return cv2.resize(frame[:height, :width].astype(np.float32), size, interpolation=cv2.INTER_AREA)
 
 
 def low_frequency_part(frame: np.ndarray, truth: np.ndarray) -> float:
-    """The part of the squared error that lies in the means of 16-pixel blocks, from 0 to 1: a shift of colour or light.
+    """Fraction of the squared error that is in the means of 16x16 blocks, 0 to 1: a shift of colour or brightness.
 
-    0 for equal frames. Raises ValueError for frames smaller than a block.
+    It is 0 for equal frames. Raises ValueError for frames smaller than a block.
     """
     error = frame.astype(np.float32) - truth.astype(np.float32)
     total = float(np.square(error).mean(dtype=np.float64))
@@ -35,12 +38,12 @@ def low_frequency_part(frame: np.ndarray, truth: np.ndarray) -> float:
 
 
 class LinearCode:
-    """The best linear code of the blocks of some frames: their principal components (Pearson 1901).
+    """Principal component analysis of the blocks of frames (Pearson 1901), the best linear code of its size.
 
     Args:
-        frames: it is fitted to them.
-        numbers: kept for each block.
-        side: pixels of a block's side.
+        frames: frames to which the code is fitted.
+        numbers: coefficients per block.
+        side: side of a block in pixels.
     """
 
     def __init__(self, frames: Frames, *, numbers: int, side: int) -> None:
@@ -51,7 +54,7 @@ class LinearCode:
         self.axes = axes[:, -numbers:]
 
     def __call__(self, frame: np.ndarray) -> np.ndarray:
-        """The frame, coded and decoded; sides are multiples of the block's."""
+        """Encode and decode a frame. Raises ValueError for sides that are not multiples of the block's."""
         blocks = self._blocks(frame)
         coded = (blocks - self.mean) @ self.axes @ self.axes.T + self.mean
         rows, columns = blocks.shape[:2]
@@ -68,7 +71,7 @@ class LinearCode:
 
 
 def kept(code: Callable[[np.ndarray], np.ndarray], frames: Frames) -> dict[str, float]:
-    """What is left of frames that are coded and decoded: `psnr`, `sharpness`, `low_frequency`."""
+    """Return `psnr` (dB), `sharpness` and `low_frequency` of frames that are encoded and decoded by `code`."""
     pairs = [(code(frame), frame) for frame in frames]
     figures = {"psnr": psnr, "sharpness": edge_sharpness, "low_frequency": low_frequency_part}
     return {name: float(np.mean([figure(*pair) for pair in pairs])) for name, figure in figures.items()}

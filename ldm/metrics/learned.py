@@ -1,7 +1,7 @@
-"""Metrics by networks and models of optional packages.
+"""Metrics computed by models of optional packages.
 
-A model loads at its first frame and is kept for the following clips; so is the reason why it cannot be had, because
-the packages fetch their weights from the network and may wait for long. `Unavailable` states the reason.
+A model is loaded with the first frame and cached for the following clips. If it cannot be loaded, the reason is cached
+instead, since packages may wait long for the network when they download their weights. `Unavailable` has the reason.
 """
 
 import contextlib
@@ -21,28 +21,31 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ldm.metrics.look import Unavailable
+from ldm.metrics.fidelity import unit_batch
+from ldm.metrics.scored_frame import Unavailable
 
-Score = Callable[..., float]  # of a frame, (H, W, 3) uint8, and for some of another
+Score = Callable[..., float]  # of a frame (H, W, 3) uint8, or of two
 NETS = ("alex", "vgg", "squeeze")  # of LPIPS
-PATIENCE = 10  # seconds that a connection may be silent, for each address of a host
+TIMEOUT = 10  # seconds without data from a connection, for each address of a host
 HUB = "https://huggingface.co"
 REMEDIES = {"pkg_resources": "pip install 'setuptools<82'"}  # for modules whose package has another name
-_models: dict[tuple, object] = {}  # loaded models, or the reason (text) why one cannot be had
+_models: dict[tuple, object] = {}  # loaded models, or the reason (text) why one cannot be loaded
 
 
-def version_of(package: str) -> str:
-    """The version of an installed package. Raises Unavailable where it is not installed."""
+def version_of(package: str, *, pinned: str = "") -> str:
+    """Return the version of an installed package.
+
+    Raises Unavailable where it is not installed; the message names `pinned`, such as "==0.0.2", if one is needed.
+    """
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError as error:
-        raise Unavailable(f"{package} is not installed: pip install {package}") from error
+        raise Unavailable(f"{package} is not installed: pip install {package}{pinned}") from error
 
 
 def lpips_score(net: str, device: str) -> Score:
-    """LPIPS v0.1 (Zhang et al. 2018) between two frames by the package `lpips`, which names its networks."""
+    """LPIPS v0.1 (Zhang et al. 2018) between two frames by the package `lpips`; `net` is one of `NETS`."""
 
     def load(module):
         model = module.LPIPS(net=net, verbose=False).to(device).eval()
@@ -57,7 +60,7 @@ def dists_score(device: str) -> Score:
 
 
 def pyiqa_score(name: str, device: str) -> Score:
-    """A metric without reference by the package `pyiqa`, with its name and defaults."""
+    """No-reference metric of the package `pyiqa`, by its name there and with its defaults."""
 
     def load(module):
         return module.create_metric(name, device=torch.device(device))
@@ -73,7 +76,7 @@ def brisque_score() -> Score:
         features = model.calculate_brisque_features
 
         def as_numbers(*args, **settings) -> np.ndarray:
-            """Version 0.2.0 mixes numbers and arrays of one number, which NumPy 2.4 refuses."""
+            """Features as numbers; version 0.2.0 mixes them with arrays of length 1, which NumPy 2.4 refuses."""
             return np.array([np.ravel(value)[0] for value in features(*args, **settings)], dtype=np.float64)
 
         model.calculate_brisque_features = as_numbers
@@ -82,17 +85,12 @@ def brisque_score() -> Score:
     return _score("brisque", "brisque", load, vision=False)
 
 
-def forget() -> None:
-    """Drop all models and reasons."""
-    _models.clear()
-
-
 @cache
-def hub_answers() -> bool:
-    """Whether the Hugging Face Hub, or the mirror that HF_ENDPOINT names, can be reached."""
+def hub_is_reachable() -> bool:
+    """Whether the Hugging Face Hub, or the mirror in HF_ENDPOINT, can be reached."""
     asked = urllib.request.Request(os.environ.get("HF_ENDPOINT") or HUB, method="HEAD")
     try:
-        with urllib.request.urlopen(asked, timeout=PATIENCE / 3):
+        with urllib.request.urlopen(asked, timeout=TIMEOUT / 3):
             return True
     except urllib.error.HTTPError:
         return True
@@ -101,13 +99,16 @@ def hub_answers() -> bool:
 
 
 def _score(package: str, module: str, load: Callable, *, key: str = "", device: str = "", vision: bool = True) -> Score:
-    """A function of frames; `load(module)` gives the model of tensors, or of arrays without a `device`."""
+    """Return the score of a package's model, built by `load(module)` at the first call.
+
+    With a `device`, the model takes tensors (1, 3, H, W) in [0, 1]; without one, arrays (H, W, 3) uint8.
+    """
 
     def score(*frames: np.ndarray) -> float:
-        model = _kept((package, key, device), lambda: _load(package, module, load, vision))
-        inputs = [_batch(frame, device) for frame in frames] if device else frames
+        model = _cached((package, key, device), lambda: _load(package, module, load, vision))
+        inputs = [unit_batch(frame).to(device) for frame in frames] if device else frames
         with torch.inference_mode():
-            value = _guarded(package, lambda: float(model(*inputs)))
+            value = _run(package, lambda: float(model(*inputs)))
         if not math.isfinite(value):  # leaving the frame out would bias the mean
             raise Unavailable(f"{package} gave {value} for a frame")
         return value
@@ -115,8 +116,8 @@ def _score(package: str, module: str, load: Callable, *, key: str = "", device: 
     return score
 
 
-def _kept(key: tuple, load: Callable):
-    """The model of a key, loaded once. Raises Unavailable with the same reason every time."""
+def _cached(key: tuple, load: Callable):
+    """Return the model of a key, which is loaded once. Raises Unavailable with the same reason at every call."""
     if key not in _models:
         try:
             _models[key] = load()
@@ -128,18 +129,18 @@ def _kept(key: tuple, load: Callable):
 
 
 def _load(package: str, module: str, load: Callable, vision: bool):
-    """A model; its weights are fetched with little patience, and what it prints goes to stderr."""
+    """Load a model with a time limit for downloads; its output is printed to stderr."""
     version_of(package)
     if vision:
-        _kept(("torchvision",), _import_torchvision)
-    if package == "pyiqa" and "HF_HUB_OFFLINE" not in os.environ and not hub_answers():
-        os.environ["HF_HUB_OFFLINE"] = "1"  # read at the import; without it each file is asked for six times
-    with _patient(), contextlib.redirect_stdout(sys.stderr):
-        return _guarded(package, lambda: load(importlib.import_module(module)))
+        _cached(("torchvision",), _import_torchvision)
+    if package == "pyiqa" and "HF_HUB_OFFLINE" not in os.environ and not hub_is_reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # read at import; without it each file is requested six times
+    with _time_limit(), contextlib.redirect_stdout(sys.stderr):
+        return _run(package, lambda: load(importlib.import_module(module)))
 
 
 def _import_torchvision():
-    """Raises Unavailable where torchvision, which most packages need, cannot be imported."""
+    """Import torchvision, which most packages need. Raises Unavailable if it cannot be imported."""
     try:
         return importlib.import_module("torchvision")
     except Exception as error:
@@ -148,18 +149,18 @@ def _import_torchvision():
 
 
 @contextlib.contextmanager
-def _patient() -> Iterator[None]:
-    """A time limit for silent connections: the packages set none."""
+def _time_limit() -> Iterator[None]:
+    """Set a timeout for connections, since the packages set none."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(PATIENCE)
+    socket.setdefaulttimeout(TIMEOUT)
     try:
         yield
     finally:
         socket.setdefaulttimeout(before)
 
 
-def _guarded(package: str, act: Callable):
-    """The result of a package's code; any error becomes the reason of an `Unavailable`."""
+def _run(package: str, act: Callable):
+    """Return the result of a package's code. Raises Unavailable with the message of any error."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the packages' own code
@@ -177,8 +178,3 @@ def _guarded(package: str, act: Callable):
 def _line(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     return textwrap.shorten(f"{type(error).__name__}: {lines[0]}", 120, placeholder=" ...")
-
-
-def _batch(frame: np.ndarray, device: str) -> Tensor:
-    """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(frame)).permute(2, 0, 1)[None].float().div(255).to(device)

@@ -1,7 +1,7 @@
-"""NIQE (Mittal, Soundararajan, Bovik 2013): the distance of a picture's statistics from those of pristine photographs.
+"""NIQE (Mittal, Soundararajan, Bovik 2013): distance between statistics of an image and of pristine photographs.
 
-The conventions are those of BasicSR, which most papers of the field report: 96-pixel blocks at two scales, 18 features
-each, and the pristine statistics that the authors of NIQE published.
+The conventions are those of BasicSR, which most papers report: 96-pixel blocks at two scales, 18 features each, and the
+pristine statistics that the authors of NIQE published.
 """
 
 import importlib.util
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from ldm.metrics.fidelity import LUMA, rgb8
-from ldm.metrics.look import Unavailable
+from ldm.metrics.scored_frame import Unavailable
 
 BLOCK = 96  # pixels a side, half of it at the second scale
 WINDOW, SIGMA = 7, 7 / 6  # of the local mean and contrast
 SHIFTS = ((0, 1), (1, 0), (1, 1), (1, -1))  # of the neighbours whose products are used
 FEATURES = 36
 FILE = "niqe_pris_params.npz"
-CARRIERS = {"basicsr": f"metrics/{FILE}", "mmagic": f"evaluation/metrics/{FILE}"}  # packages with the official file
-# Sum of the mean, trace of the covariance, and the covariance seen along the mean, of the official statistics.
+PACKAGES = {"basicsr": f"metrics/{FILE}", "mmagic": f"evaluation/metrics/{FILE}"}  # packages with the official file
+# Of the official statistics: sum of the mean m, trace of the covariance C, and m^T C m.
 OFFICIAL = (17.3287655282, 1.63091883164, 24.6177379392)
 
 
@@ -36,12 +36,12 @@ class Pristine(NamedTuple):
 
 
 def load_pristine(path: Path | str | None = None) -> Pristine:
-    """The official statistics from BasicSR's .npz: the file named, or that of an installed package.
+    """Load the official statistics from `path`, or from BasicSR's .npz in an installed package.
 
-    Raises Unavailable where no file is named and no package has it, ValueError for a file that cannot be read or holds
-    other statistics: figures from those cannot be compared.
+    Raises Unavailable if `path` is None and no package has the file, ValueError for a file that cannot be read or has
+    other statistics, since values computed with those are not comparable.
     """
-    path = _carried() if path is None else Path(path)
+    path = _installed() if path is None else Path(path)
     try:
         with np.load(path) as file:
             mean = np.float64(file["mu_pris_param"]).reshape(-1)
@@ -51,17 +51,18 @@ def load_pristine(path: Path | str | None = None) -> Pristine:
         raise ValueError(f"got {path} ({type(error).__name__}), {known}") from error
     if mean.shape != (FEATURES,) or covariance.shape != (FEATURES, FEATURES):
         raise ValueError(f"got statistics {mean.shape} and {covariance.shape} in {path}, expected 36 and 36x36")
-    if not np.allclose(_fingerprint(mean, covariance), OFFICIAL, rtol=1e-6, atol=0):
+    summary = mean.sum(), np.trace(covariance), mean @ covariance @ mean
+    if not np.allclose(summary, OFFICIAL, rtol=1e-6, atol=0):
         raise ValueError(f"got other statistics than the official ones in {path}, expected BasicSR's {FILE}")
     return Pristine(mean, covariance)
 
 
 def niqe(frame: Tensor | np.ndarray, pristine: Pristine, *, channels: str = "y", crop: int = 0) -> float:
-    """NIQE of a frame, from about 2 (natural) upwards; lower is better.
+    """NIQE of a frame, about 2 for a natural photograph; lower is better.
 
-    `channels` "y" (BT.601, 16 to 235, as in BasicSR) or "gray" (full range), rounded to integers; `crop` border pixels
-    are left out, and what remains beyond whole blocks from the top left. Raises Unavailable for frames with fewer than
-    two blocks that have statistics, ValueError for unknown channels.
+    `channels` is "y" (BT.601, 16 to 235, as in BasicSR) or "gray" (full range), rounded to integers. `crop` border
+    pixels and, from the top left, pixels beyond the last complete block are ignored. Raises Unavailable for frames with
+    fewer than two blocks that have statistics, ValueError for unknown channels.
     """
     image = _image(rgb8(frame), channels)
     inside = image[crop : image.shape[0] - crop, crop : image.shape[1] - crop]
@@ -80,18 +81,14 @@ def niqe(frame: Tensor | np.ndarray, pristine: Pristine, *, channels: str = "y",
     return float(np.sqrt(away @ np.linalg.pinv(spread) @ away))
 
 
-def _carried() -> Path:
-    """The file of an installed package, found without importing it."""
-    for package, place in CARRIERS.items():
+def _installed() -> Path:
+    """Return the file of an installed package, which is not imported. Raises Unavailable if there is none."""
+    for package, place in PACKAGES.items():
         spec = importlib.util.find_spec(package)
         for folder in (spec.submodule_search_locations or ()) if spec else ():
             if (Path(folder) / place).is_file():
                 return Path(folder) / place
     raise Unavailable(f"needs the official statistics: name BasicSR's {FILE}")
-
-
-def _fingerprint(mean, covariance) -> tuple[float, float, float]:
-    return mean.sum(), np.trace(covariance), mean @ covariance @ mean
 
 
 def _image(pixels: np.ndarray, channels: str) -> np.ndarray:

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ldm.metrics import learned, video_quality
 from ldm.metrics.fidelity import CHANNELS, WINDOWS, psnr, ssim
-from ldm.metrics.look import Look, Unavailable
-from ldm.metrics.measure import Measure, Recipe, SharedLook
+from ldm.metrics.measure import Measure, Recipe, SharedFrame
 from ldm.metrics.niqe import load_pristine, niqe
 from ldm.metrics.own_warping import own_warping_error
+from ldm.metrics.scored_frame import ScoredFrame, Unavailable
 from ldm.metrics.sharpness import edge_sharpness
 from ldm.metrics.stlpips import stlpips_score
 from ldm.metrics.stlpips import version as stlpips_version
@@ -31,12 +31,15 @@ Flow = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Options:
-    """What metrics need besides frames.
+    """Files and estimators that metrics need.
 
-    `flows`: by the name of `flow=`, the estimator's description in the protocol, and the estimator, e.g.
-    {"raft": ("RAFT, 20 iterations", raft)}; "dis" is built in.
-    `niqe_params`: the official .npz. `ffmpeg`: an executable with libvmaf. `dover`: a checkout of DOVER's code with
-    its weights. `device`: where learned metrics run.
+    Args:
+        flows: value of `flow=` -> description for the protocol, and optical flow estimator, such as
+            {"raft": ("RAFT, 20 iterations", raft)}; "dis" is built in.
+        niqe_params: .npz with the official statistics of NIQE.
+        ffmpeg: executable with libvmaf.
+        dover: checkout of DOVER's code with its weights.
+        device: device of learned metrics.
     """
 
     flows: Mapping[str, tuple[str, Flow]] = field(default_factory=dict)
@@ -47,7 +50,7 @@ class Options:
 
 
 class Settings:
-    """The settings in a name, read one by one. Raises ValueError for a repeated one."""
+    """Parser of the settings in the name of a metric. Raises ValueError for a repeated setting."""
 
     def __init__(self, name: str):
         self.name = name
@@ -59,19 +62,19 @@ class Settings:
         self._known: list[str] = []
 
     def text(self, key: str, default: str) -> str:
-        """Any text."""
+        """Return a setting as text."""
         self._known.append(key)
         return self._left.pop(key, default)
 
     def word(self, key: str, *choices: str) -> str:
-        """One of the choices, the first by default. Raises ValueError for another."""
+        """Return one of `choices`, by default the first. Raises ValueError for any other word."""
         value = self.text(key, choices[0])
         if value not in choices:
             raise ValueError(f"got {self.name!r}, expected {key}= one of {', '.join(choices)}")
         return value
 
     def number(self, key: str, default: int) -> int:
-        """A whole number from 0. Raises ValueError for anything else."""
+        """Return a non-negative integer. Raises ValueError for any other text."""
         value = self.text(key, str(default))
         if not (value.isascii() and value.isdecimal()):
             raise ValueError(f"got {self.name!r}, expected {key}= a whole number")
@@ -84,7 +87,7 @@ class Settings:
 
 
 class Metric(NamedTuple):
-    """An entry of the table: which direction is better, whether it needs a truth, and the function for its recipe."""
+    """A metric: "higher" or "lower" is better, whether it needs a ground truth, and the function that builds it."""
 
     better: str
     reference: bool
@@ -92,14 +95,20 @@ class Metric(NamedTuple):
 
 
 def measures(names: Sequence[str], *, options: Options | None = None, count: int | None = None) -> list[Measure]:
-    """New measures for one clip, in the order of the names; push every frame to each of them, then read figures.
+    """Return measures for one clip, in the order of the names, which share the conversion of frames.
 
-    Measures of one list share their work. `count`, the clip's number of frames, is needed for `frames=centre`. A metric
-    that cannot be computed here has its reason in `missing`. Raises ValueError for unknown names or settings, and for
-    another file of statistics than the official one.
+    Push every frame to each measure, then read `figures`. A metric that cannot be computed has the reason in
+    `missing`.
+
+    Args:
+        names: metrics with settings, such as "psnr:channels=y".
+        options: files and estimators of metrics.
+        count: number of frames of the clip, needed for `frames=centre`.
+    Raises:
+        ValueError: an unknown name or setting, or statistics of NIQE other than the official ones.
     """
     made = [_measure(Settings(name), options or Options(), count) for name in names]
-    shared = SharedLook()
+    shared = SharedFrame()
     for measure in made:
         measure.shared = shared
     return made
@@ -125,7 +134,7 @@ def _measure(settings: Settings, options: Options, count: int | None) -> Measure
 
 
 def _chosen(settings: Settings, count: int | None) -> tuple[Callable[[int], bool], str]:
-    """Which frames count, and its description: `all`, `centre`, `first25`, or numbers from 0 as in `0+50+99`."""
+    """Return a predicate of scored frames and its description; see `frames=` in docs/METRICS.md."""
     word = settings.text("frames", "all")
     if word == "all":
         return lambda number: True, "all frames"
@@ -143,14 +152,14 @@ def _chosen(settings: Settings, count: int | None) -> tuple[Callable[[int], bool
     return lambda number: number in numbers, f"frames {', '.join(parts)} as far as a clip has them"
 
 
-# ---- the metrics: each reads its settings first, then checks whether it can be computed
+# ---- metrics: each parses its settings before it checks that it can be computed
 
 
 def _fidelity(settings: Settings, options: Options, *, compare: Callable, unit: str) -> Recipe:
     channels, crop = settings.word("channels", *CHANNELS), settings.number("crop", 0)
 
-    def score(before: Look | None, look: Look) -> float:
-        return compare(look.frame, look.truth, channels=channels, crop=crop)
+    def score(before: ScoredFrame | None, current: ScoredFrame) -> float:
+        return compare(current.frame, current.truth, channels=channels, crop=crop)
 
     return Recipe(f"{unit}, {CHANNELS[channels]}, 8 bit, crop {crop}", score)
 
@@ -161,18 +170,22 @@ def _ssim(settings: Settings, options: Options) -> Recipe:
     return _fidelity(settings, options, compare=partial(ssim, windows=windows), unit=f"Gaussian 11x11, {where}")
 
 
+def _with_truth(protocol: str, score: Callable) -> Recipe:
+    """Return a full-reference metric; `score` compares a frame with its ground truth, each (H, W, 3) uint8."""
+    return Recipe(protocol, lambda before, now: score(now.frame, now.truth))
+
+
 def _sharpness(settings: Settings, options: Options) -> Recipe:
-    protocol = "gradient of Y on the strongest quarter of the truth's edges, 1 = the truth's"
-    return Recipe(protocol, lambda before, look: edge_sharpness(look.frame, look.truth))
+    return _with_truth("gradient of Y on the strongest quarter of the truth's edges, 1 = the truth's", edge_sharpness)
 
 
 def _e_warp(settings: Settings, options: Options) -> Recipe:
     name = settings.text("flow", "dis")
     flow, about = _estimator(name, options)
 
-    def score(before: Look, look: Look) -> tuple[float, float]:
-        motion = look.truth_motion(before, flow)
-        return e_warp(before.frame, look.frame, motion), e_warp(before.truth, look.truth, motion)
+    def score(before: ScoredFrame, current: ScoredFrame) -> tuple[float, float]:
+        motion = current.truth_motion(before, flow)
+        return e_warp(before.frame, current.frame, motion), e_warp(before.truth, current.truth, motion)
 
     protocol = f"mean squared error (0..1) along the truth's flow to the frame before ({about}), consistent pixels"
     return Recipe(protocol, score, span="pair", series=("", "_truth"))
@@ -182,8 +195,8 @@ def _e_warp_quantvsr(settings: Settings, options: Options) -> Recipe:
     released, name = settings.word("input", "released", "corrected") == "released", settings.text("flow", "raft")
     flow, about = _estimator(name, options)
 
-    def score(before: Look, look: Look) -> tuple[float, float]:
-        pairs = [(before.frame, look.frame)] + ([(before.truth, look.truth)] if look.truth is not None else [])
+    def score(before: ScoredFrame, current: ScoredFrame) -> tuple[float, float]:
+        pairs = [(before.frame, current.frame)] + ([(before.truth, current.truth)] if current.truth is not None else [])
         values = [own_warping_error(*pair, flow, released=released) for pair in pairs]
         return values[0], values[1] if len(values) == 2 else float("nan")
 
@@ -193,7 +206,7 @@ def _e_warp_quantvsr(settings: Settings, options: Options) -> Recipe:
 
 
 def _estimator(name: str, options: Options) -> tuple[Flow, str]:
-    """The estimator of that name, and its description. Raises Unavailable for a missing one."""
+    """Return an optical flow estimator and its description. Raises Unavailable if its weights are missing."""
     if name not in ("dis", *FLOW_FILES, *options.flows):
         raise ValueError(f"got flow={name}, expected dis, {' or '.join(FLOW_FILES)}")
     if name not in options.flows and name != "dis":
@@ -211,20 +224,21 @@ FLOW_FILES = {  # the file of an estimator, and the flag that names it
 
 
 def _tof(settings: Settings, options: Options) -> Recipe:
+    def score(before: ScoredFrame, current: ScoredFrame) -> float:
+        return flow_distance(current.frame_flow(before), current.truth_flow(before))
+
     protocol = f"pixels, mean end-point distance of Farneback flows (TecoGAN's settings, OpenCV {cv2.__version__})"
-    score = lambda before, look: flow_distance(look.frame_flow(before), look.truth_flow(before))  # noqa: E731
     return Recipe(protocol, score, span="pair")
 
 
 def _tof_stablevsr(settings: Settings, options: Options) -> Recipe:
     flow, about = _estimator(settings.text("flow", "raft_large"), options)
 
-    def score(before: Look, look: Look) -> float:
-        return 10 * flow_change((before.frame, look.frame), (before.truth, look.truth), flow)
+    def score(before: ScoredFrame, current: ScoredFrame) -> float:
+        return 10 * flow_change((before.frame, current.frame), (before.truth, current.truth), flow)
 
-    return Recipe(
-        f"x10, pixels, mean difference of flows to the frame before ({about}), as StableVSR", score, span="pair"
-    )
+    protocol = f"x10, pixels, mean difference of flows to the frame before ({about}), as StableVSR"
+    return Recipe(protocol, score, span="pair")
 
 
 def _niqe(settings: Settings, options: Options) -> Recipe:
@@ -232,23 +246,25 @@ def _niqe(settings: Settings, options: Options) -> Recipe:
     pristine = load_pristine(options.niqe_params)
     about = "Y (BT.601, 16-235)" if channels == "y" else "gray (full range)"
 
-    def score(before: Look | None, look: Look) -> float:
-        return niqe(look.frame, pristine, channels=channels, crop=crop)
+    def score(before: ScoredFrame | None, current: ScoredFrame) -> float:
+        return niqe(current.frame, pristine, channels=channels, crop=crop)
 
     return Recipe(f"official statistics, blocks of 96, {about}, 8 bit, crop {crop}", score)
 
 
 def _lpips(settings: Settings, options: Options) -> Recipe:
-    net = settings.word("net", *learned.NETS)
-    version, score = learned.version_of("lpips"), learned.lpips_score(net, options.device)
-    protocol = f"{net} v0.1 (lpips {version}), RGB, 8 bit"
-    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+    about, score = _lpips_network(settings.word("net", *learned.NETS), options)
+    return _with_truth(f"{about}, RGB, 8 bit", score)
+
+
+def _lpips_network(net: str, options: Options) -> tuple[str, Callable]:
+    """Description and score of LPIPS with a network. Raises Unavailable without its package."""
+    return f"{net} v0.1 (lpips {learned.version_of('lpips')})", learned.lpips_score(net, options.device)
 
 
 def _stlpips(settings: Settings, options: Options) -> Recipe:
-    version, score = stlpips_version(), stlpips_score(options.device)
-    protocol = f"alex, shift-tolerant vST0.0 (weights of stlpips-pytorch {version}), RGB, 8 bit"
-    return Recipe(protocol, lambda before, look: score(look.frame, look.truth))
+    protocol = f"alex, shift-tolerant vST0.0 (weights of stlpips-pytorch {stlpips_version()}), RGB, 8 bit"
+    return _with_truth(protocol, stlpips_score(options.device))
 
 
 def _tlpips(settings: Settings, options: Options) -> Recipe:
@@ -256,29 +272,29 @@ def _tlpips(settings: Settings, options: Options) -> Recipe:
     if net == "stlpips":
         about, score = f"ST-LPIPS (stlpips-pytorch {stlpips_version()})", stlpips_score(options.device)
     else:
-        about, score = f"{net} v0.1 (lpips {learned.version_of('lpips')})", learned.lpips_score(net, options.device)
+        about, score = _lpips_network(net, options)
 
-    def change(before: Look, look: Look) -> float:
-        return 1000 * abs(score(look.frame, before.frame) - score(look.truth, before.truth))
+    def change(before: ScoredFrame, current: ScoredFrame) -> float:
+        return 1000 * abs(score(current.frame, before.frame) - score(current.truth, before.truth))
 
     return Recipe(f"x1000, |LPIPS between neighbours - the truth's|, {about}, RGB, 8 bit", change, span="pair")
 
 
 def _dists(settings: Settings, options: Options) -> Recipe:
-    version, score = learned.version_of("DISTS-pytorch"), learned.dists_score(options.device)
-    return Recipe(f"DISTS-pytorch {version}, RGB, 8 bit", lambda before, look: score(look.frame, look.truth))
+    version = learned.version_of("DISTS-pytorch")
+    return _with_truth(f"DISTS-pytorch {version}, RGB, 8 bit", learned.dists_score(options.device))
 
 
 def _pyiqa(settings: Settings, options: Options, *, name: str) -> Recipe:
     version, score = learned.version_of("pyiqa"), learned.pyiqa_score(name, options.device)
-    return Recipe(f"pyiqa {version} {name}, its defaults, 8 bit", lambda before, look: score(look.frame))
+    return Recipe(f"pyiqa {version} {name}, its defaults, 8 bit", lambda before, now: score(now.frame))
 
 
 def _brisque(settings: Settings, options: Options) -> Recipe:
     if settings.word("package", "pyiqa", "brisque") == "pyiqa":
         return _pyiqa(settings, options, name="brisque")
     version, score = learned.version_of("brisque"), learned.brisque_score()
-    return Recipe(f"brisque {version}, the model in its wheel, gray, 8 bit", lambda before, look: score(look.frame))
+    return Recipe(f"brisque {version}, the model in its wheel, gray, 8 bit", lambda before, now: score(now.frame))
 
 
 def _vmaf(settings: Settings, options: Options) -> Recipe:

@@ -1,26 +1,24 @@
-"""The sharpness of a frame relative to the truth."""
+"""Sharpness of a frame relative to the ground truth."""
 
 import cv2
 import numpy as np
 from torch import Tensor
 
-from ldm.metrics.fidelity import luma, rgb8
+from ldm.metrics.fidelity import RESIZE, luma, same_size
 
-EDGES = 0.25  # the fraction of the pixels that counts
+EDGES = 0.25  # fraction of the pixels
 
 
 def edge_sharpness(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> float:
-    """The mean gradient of the luma on the truth's edges, divided by the truth's own there: below 1 is softer than the
-    truth, 1 as sharp, above over-sharpened.
+    """Ratio of the mean luma gradients of a frame and of the ground truth, on the edges of the ground truth.
 
-    Edges are the quarter of the pixels where the truth's gradient is greatest (fewer where it is zero in more), so
-    noise in flat places does not count as sharpness. Gradients are central differences of 8-bit luma. NaN for a truth
-    without any gradient. Raises ValueError for sizes that differ.
+    It is below 1 for a blurred frame and above 1 for an over-sharpened one. Edges are the quarter of the pixels with
+    the largest gradients of the ground truth, zeros excluded, so that noise in flat regions is ignored. Gradients are
+    central differences of 8-bit luma. NaN for a ground truth without gradients.
+
+    Raises ValueError for sizes that differ.
     """
-    got, wanted = rgb8(frame), rgb8(truth)
-    if got.shape != wanted.shape:
-        sizes = " and ".join(f"{pixels.shape[1]}x{pixels.shape[0]}" for pixels in (got, wanted))
-        raise ValueError(f"got frames of {sizes}, expected one size; crop or resize them first")
+    got, wanted = same_size(frame, truth, fix=RESIZE)
     there = gradient(luma(wanted))
     edges = (there >= np.quantile(there, 1 - EDGES)) & (there > 0)
     if not edges.any():
@@ -29,7 +27,7 @@ def edge_sharpness(frame: Tensor | np.ndarray, truth: Tensor | np.ndarray) -> fl
 
 
 def gradient(image: np.ndarray) -> np.ndarray:
-    """The length of the gradient at every pixel, by central differences, in values per pixel: (H, W) -> (H, W)."""
+    """Gradient magnitude by central differences, in grey levels per pixel: (H, W) -> (H, W)."""
     kernel = np.float32([-0.5, 0, 0.5])
     across = cv2.sepFilter2D(image, cv2.CV_32F, kernel, np.ones(1, np.float32))
     down = cv2.sepFilter2D(image, cv2.CV_32F, np.ones(1, np.float32), kernel)

@@ -1,10 +1,9 @@
-"""ST-LPIPS: a learned perceptual distance that forgives small shifts (Ghildyal and Liu, ECCV 2022).
+"""ST-LPIPS: a learned perceptual distance that tolerates small shifts (Ghildyal and Liu, ECCV 2022).
 
-The network is written here after the paper; the weights, trunk and heads, are those in the wheel `stlpips-pytorch`
-0.0.2 (BSD-2), whose entries keep their names. Nothing of the package runs, and neither it nor torchvision is imported.
+The network follows the paper. Weights of trunk and heads are read from the wheel `stlpips-pytorch` 0.0.2 (BSD-2), with
+the names of its file. Neither the package nor torchvision is imported.
 """
 
-import importlib.metadata
 import importlib.util
 from collections.abc import Callable
 from functools import cache
@@ -15,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldm.metrics.look import Unavailable
+from ldm.metrics.learned import version_of
+from ldm.metrics.scored_frame import Unavailable
 
 PACKAGE, MODULE = "stlpips-pytorch", "stlpips_pytorch"
 FILE = "weights/vST0.0/alex_shift_tolerant.pth"
@@ -24,7 +24,7 @@ SMALLEST = 32  # pixels a side
 
 
 class BlurPool(nn.Module):
-    """Halve both sides behind a binomial filter (Zhang 2019), reflecting two pixels beyond the borders."""
+    """Downsample by 2 with a 3x3 binomial filter (Zhang 2019); borders are reflected by two pixels."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -42,20 +42,15 @@ def _slice(first: int, *layers: nn.Module) -> nn.Sequential:
     return part
 
 
-def _densest() -> nn.MaxPool2d:
-    """A maximum over 3x3 pixels at every pixel; the halving is left to `BlurPool`."""
-    return nn.MaxPool2d(3, stride=1)
-
-
 class ShiftTolerantAlexNet(nn.Module):
-    """AlexNet with a first convolution of stride 1 and antialiased halvings; five maps of an image."""
+    """AlexNet with a first convolution of stride 1 and antialiased downsampling; returns five feature maps."""
 
     def __init__(self) -> None:
         super().__init__()
         a, b, c, d, e = LEVELS
         self.slice1 = _slice(0, nn.Conv2d(3, a, 11, padding=2), BlurPool(a), nn.ReLU())
-        self.slice2 = _slice(3, _densest(), BlurPool(a), nn.Conv2d(a, b, 5, padding=2), nn.ReLU())
-        self.slice3 = _slice(7, _densest(), BlurPool(b), nn.Conv2d(b, c, 3, padding=1), nn.ReLU())
+        self.slice2 = _slice(3, nn.MaxPool2d(3, stride=1), BlurPool(a), nn.Conv2d(a, b, 5, padding=2), nn.ReLU())
+        self.slice3 = _slice(7, nn.MaxPool2d(3, stride=1), BlurPool(b), nn.Conv2d(b, c, 3, padding=1), nn.ReLU())
         self.slice4 = _slice(11, nn.Conv2d(c, d, 3, padding=1), nn.ReLU())
         self.slice5 = _slice(13, nn.Conv2d(d, e, 3, padding=1), nn.ReLU())
 
@@ -68,7 +63,7 @@ class ShiftTolerantAlexNet(nn.Module):
 
 
 class Scaling(nn.Module):
-    """ImageNet's mean and deviation for pixels in [-1, 1]."""
+    """Normalise pixels in [-1, 1] by the mean and the standard deviation of ImageNet."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -80,7 +75,7 @@ class Scaling(nn.Module):
 
 
 class Head(nn.Module):
-    """One weight a channel; entry `model.1` in the file, behind a dropout that does nothing in a measurement."""
+    """1x1 convolution to one channel; it is `model.1` in the file, after a dropout that is off in evaluation."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -91,7 +86,7 @@ class Head(nn.Module):
 
 
 class STLPIPS(nn.Module):
-    """The distance of two images; weights are random or zero until they are loaded."""
+    """Distance between two images; weights are to be loaded."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,8 +96,10 @@ class STLPIPS(nn.Module):
             self.add_module(f"lin{k}", Head(channels))
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Images a, b (n, 3, h, w) in [-1, 1] -> (n, 1, 1, 1): the sum over five maps of the mean over pixels of
-        head((f(a) / |f(a)| - f(b) / |f(b)|)**2)."""
+        """Images a, b (n, 3, h, w) in [-1, 1] -> distances (n, 1, 1, 1).
+
+        The sum over five maps of the mean over pixels of head((f(a) / |f(a)| - f(b) / |f(b)|)^2).
+        """
         distance = 0.0
         for k, pair in enumerate(zip(self.net(self.scaling_layer(a)), self.net(self.scaling_layer(b)), strict=True)):
             one, other = (x / (x.square().sum(1, keepdim=True).sqrt() + 1e-10) for x in pair)
@@ -111,17 +108,13 @@ class STLPIPS(nn.Module):
 
 
 def version() -> str:
-    """The version of the wheel. Raises Unavailable where it is not installed."""
-    try:
-        return importlib.metadata.version(PACKAGE)
-    except importlib.metadata.PackageNotFoundError as error:
-        what = "pip install stlpips-pytorch==0.0.2"
-        raise Unavailable(f"{PACKAGE} is not installed: {what}") from error
+    """Return the version of the installed wheel. Raises Unavailable where it is not installed."""
+    return version_of(PACKAGE, pinned="==0.0.2")
 
 
 @cache
 def trained(device: str) -> STLPIPS:
-    """The network with the weights of the wheel. Raises Unavailable for another wheel."""
+    """Return the network with the weights of the wheel. Raises Unavailable for a wheel of another version."""
     version()
     folder = Path(importlib.util.find_spec(MODULE).origin).parent  # found, not imported
     model = STLPIPS()
@@ -133,7 +126,7 @@ def trained(device: str) -> STLPIPS:
 
 
 def stlpips_score(device: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """ST-LPIPS between two frames (H, W, 3) uint8, of at least 32 pixels a side."""
+    """Return a function that computes ST-LPIPS of two frames (H, W, 3) uint8, at least 32 pixels a side."""
 
     def score(one: np.ndarray, other: np.ndarray) -> float:
         if min(one.shape[:2]) < SMALLEST:

@@ -1,6 +1,6 @@
-"""Temporal metrics: the warping error along the truth's motion (E_warp), and the difference of the motion (tOF).
+"""Temporal metrics: warping error along the flow of the ground truth (E_warp), and difference of optical flow (tOF).
 
-Both are computed pair by pair: a frame and the one before it. A clip's figure is the mean over its pairs.
+Both are computed for pairs of neighbouring frames; the value of a clip is the mean over its pairs.
 """
 
 from collections.abc import Callable
@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldm.metrics.fidelity import rgb8
+from ldm.metrics.fidelity import same_size, unit_batch
 from ldm.ops.flow import flow_warp, warp_validity
 
 ALPHA, BETA = 0.01, 0.5  # of the consistency check, as in Ruder et al. 2016
@@ -21,8 +21,8 @@ FARNEBACK = {
 
 
 class Backward(NamedTuple):
-    """Where the pixels of a frame were in the one before: `flow` (1, 2, H, W) in pixels, and which of them were
-    visible there, `visible` (H, W) bool."""
+    """Motion of a frame to the previous one: `flow` (1, 2, H, W) in pixels, and `visible` (H, W) bool, the pixels that
+    are visible in the previous frame."""
 
     flow: Tensor
     visible: Tensor
@@ -31,11 +31,13 @@ class Backward(NamedTuple):
 def motion_back(
     before: Tensor | np.ndarray, frame: Tensor | np.ndarray, flow: Callable[[Tensor, Tensor], Tensor]
 ) -> Backward:
-    """The motion of the truth from a frame t to t - 1, estimated once for all outputs that are compared with it.
+    """Estimate the motion of the ground truth from frame t to t - 1, which all compared outputs share.
 
-    `flow(img1, img2)` (1, 3, H, W) in [0, 1] -> (1, 2, H, W) is the estimator (`ldm.ops.dis.DISFlow`). Visible is what
-    stays in the frame and comes back: |F + B(p + F)|^2 <= 0.01 (|F|^2 + |B|^2) + 0.5, B from t - 1 to t (Sundaram et
-    al. 2010). Raises ValueError for frames that differ in size, FloatingPointError for a flow that is not finite.
+    `flow(img1, img2)`, (1, 3, H, W) in [0, 1] -> (1, 2, H, W), is an estimator such as `ldm.ops.dis.DISFlow`. A pixel p
+    is visible if p + F is in the frame and |F + B(p + F)|^2 <= 0.01 (|F|^2 + |B|^2) + 0.5 for the flow F to the
+    previous frame and the flow B from there (Sundaram et al. 2010).
+
+    Raises ValueError for frames that differ in size, FloatingPointError for a flow that is not finite.
     """
     old, new = _pair(before, frame)
     back, forth = flow(new, old).float().cpu(), flow(old, new).float().cpu()
@@ -48,11 +50,13 @@ def motion_back(
 
 
 def e_warp(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Backward) -> float:
-    """E_warp of one pair: the mean squared difference, values 0 to 1, between a frame and the one before it warped
-    along the truth's motion (bilinear), over visible pixels and channels; NaN where none is visible (Lai et al. 2018).
+    """E_warp of a pair of frames: mean squared error between a frame and the warped previous one (Lai et al. 2018).
 
-    A still or blurred output has a low one: compare it with the truth's own. Papers report it times 1000. Raises
-    ValueError for frames that differ in size from each other or from the motion.
+    Pixels are in [0, 1]; the previous frame is warped bilinearly along the motion of the ground truth. The mean is over
+    visible pixels and channels, and NaN if no pixel is visible. Static or blurred outputs have low values, which should
+    be compared with that of the ground truth. Papers report it times 1000.
+
+    Raises ValueError for frames that differ in size from each other or from the motion.
     """
     old, new = _pair(before, frame)
     if new.shape[-2:] != motion.flow.shape[-2:]:
@@ -64,17 +68,21 @@ def e_warp(before: Tensor | np.ndarray, frame: Tensor | np.ndarray, motion: Back
 
 
 def farneback_flow(before: Tensor | np.ndarray, frame: Tensor | np.ndarray) -> np.ndarray:
-    """The motion that tOF compares, from a frame to the next, (H, W, 2) in pixels (Farneback 2003 by OpenCV, with the
-    settings of TecoGAN, on 8-bit grey)."""
-    old, new = (cv2.cvtColor(rgb8(picture), cv2.COLOR_RGB2GRAY) for picture in (before, frame))
-    if old.shape != new.shape:
-        raise ValueError(f"got frames of {old.shape[::-1]} and {new.shape[::-1]} pixels, expected one size")
+    """Optical flow from a frame to the next, (H, W, 2) in pixels, which tOF compares.
+
+    Farneback 2003 by OpenCV, on 8-bit grey, with the settings of TecoGAN. Raises ValueError for sizes that differ.
+    """
+    pixels = same_size(before, frame, what="neighbouring frames")
+    old, new = (cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in pixels)
     return cv2.calcOpticalFlowFarneback(old, new, None, **FARNEBACK)
 
 
 def flow_distance(flow: np.ndarray, truth: np.ndarray) -> float:
-    """The mean end-point distance of two flows (H, W, 2), in pixels. tOF of a pair of frames is that of the output's
-    and the truth's `farneback_flow` (Chu et al. 2020). Raises ValueError for sizes that differ."""
+    """Mean end-point error of a flow (H, W, 2) in pixels against the flow of the ground truth.
+
+    With `farneback_flow` of both it is tOF of a pair of frames (Chu et al. 2020). Raises ValueError for sizes that
+    differ.
+    """
     if flow.shape != truth.shape:
         raise ValueError(f"got flows {flow.shape} and {truth.shape}, expected one size; resize the frames first")
     return float(np.linalg.norm(flow - truth, axis=2).mean(dtype=np.float64))
@@ -85,11 +93,13 @@ def flow_change(
     truth: tuple[Tensor | np.ndarray, Tensor | np.ndarray],
     flow: Callable[[Tensor, Tensor], Tensor],
 ) -> float:
-    """tOF of a pair as StableVSR's evaluation counts it: the mean |flow(frame, before) - the truth's| over pixels and
-    components; its tables print 10 times that.
+    """tOF of a pair of frames as in StableVSR's evaluation, whose tables print 10 times this value.
 
-    Each pair is (before, frame), `flow` as for `motion_back`. The released code gives RAFT pictures in [0, 1], which
-    expects [-1, 1]: its figures need an estimator with `scaling="released"`. Raises ValueError for sizes that differ.
+    It is the mean absolute difference, over pixels and components, between flow(frame, before) of the output and of the
+    ground truth. Each pair is (before, frame), `flow` as for `motion_back`. The released code gives RAFT pictures in
+    [0, 1], although it expects [-1, 1]; its values need an estimator with `scaling="released"`.
+
+    Raises ValueError for sizes that differ.
     """
     flows = []
     for before, frame in (output, truth):
@@ -103,9 +113,5 @@ def flow_change(
 
 def _pair(before, frame) -> tuple[Tensor, Tensor]:
     """Two frames as 8-bit pixels in [0, 1], (1, 3, H, W) each."""
-    pixels = [rgb8(picture) for picture in (before, frame)]
-    if pixels[0].shape != pixels[1].shape:
-        sizes = " and ".join(f"{picture.shape[1]}x{picture.shape[0]}" for picture in pixels)
-        raise ValueError(f"got neighbouring frames of {sizes}, expected one size")
-    old, new = (torch.from_numpy(np.ascontiguousarray(p)).permute(2, 0, 1)[None].float() / 255 for p in pixels)
-    return old, new
+    old, new = same_size(before, frame, what="neighbouring frames")
+    return unit_batch(old), unit_batch(new)

@@ -1,6 +1,6 @@
-"""Metrics of whole clips by external programs: VMAF by an ffmpeg with libvmaf, DOVER by a checkout of its code.
+"""Metrics of clips by external programs: VMAF by an ffmpeg with libvmaf, DOVER by the script of its authors.
 
-Frames are written to lossless temporary files, so that memory does not grow with the clip.
+Frames are written to lossless temporary files, so that memory does not depend on the length of the clip.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 import av
 import numpy as np
 
-from ldm.metrics.look import Look, Unavailable
+from ldm.metrics.scored_frame import ScoredFrame, Unavailable
 from ldm.video.opening import open_output
 
 MODELS = {"default": "vmaf_v0.6.1", "neg": "vmaf_v0.6.1neg"}
@@ -34,7 +34,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class _Film:
-    """A lossless RGB file (H.264, quantizer 0), written frame by frame."""
+    """A lossless RGB video (H.264, quantizer 0), written frame by frame."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -49,7 +49,7 @@ class _Film:
         self._file.mux(self._stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
 
     def close(self) -> bool:
-        """Finish the file; returns whether there is one."""
+        """Close the file; returns False if no frame was added."""
         if self._file is None:
             return False
         self._file.mux(self._stream.encode())
@@ -59,20 +59,20 @@ class _Film:
 
 
 class Vmaf:
-    """VMAF of a clip by libvmaf: both clips as yuv420p (8 bit), its own mean over frames."""
+    """VMAF of a clip by libvmaf, from 8-bit yuv420p; the value of the clip is libvmaf's mean over frames."""
 
     def __init__(self, ffmpeg: Path, model: str):
         self.ffmpeg, self.model = ffmpeg, MODELS[model]
         self._folder = _temporary(self)
         self._films = [_Film(self._folder / f"{name}.mkv") for name in ("output", "truth")]
 
-    def push(self, before: Look | None, look: Look) -> None:
-        """Add the next frame of both."""
-        for film, frame in zip(self._films, (look.frame, look.truth), strict=True):
+    def push(self, before: ScoredFrame | None, current: ScoredFrame) -> None:
+        """Add the next frame of the output and of the ground truth."""
+        for film, frame in zip(self._films, (current.frame, current.truth), strict=True):
             film.add(frame)
 
     def finish(self) -> tuple[list[float], list[float]]:
-        """The clip's figure, and that of each frame. Raises Unavailable where ffmpeg fails."""
+        """Return VMAF of the clip and of each frame. Raises Unavailable if ffmpeg fails."""
         if not all([film.close() for film in self._films]):
             return [float("nan")], []
         graph = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];"
@@ -96,12 +96,12 @@ class Dover:
         self._folder = _temporary(self)
         self._film = _Film(self._folder / "output.mp4")
 
-    def push(self, before: Look | None, look: Look) -> None:
+    def push(self, before: ScoredFrame | None, current: ScoredFrame) -> None:
         """Add the next frame."""
-        self._film.add(look.frame)
+        self._film.add(current.frame)
 
     def finish(self) -> tuple[list[float], None]:
-        """The clip's figure. Raises Unavailable where the script fails."""
+        """Return the score of the clip. Raises Unavailable if the script fails."""
         if not self._film.close():
             return [float("nan")], None
         words = [sys.executable, "-c", SEEDED, DOVER_SCRIPT, "-f", "-v", self._film.path, "-d", self.device]
@@ -113,9 +113,9 @@ class Dover:
 
 
 def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
-    """An ffmpeg with libvmaf, and its version: the one named, or that of the package imageio-ffmpeg, or the system's.
+    """Return an ffmpeg with libvmaf and its version: `named`, or that of imageio-ffmpeg, or that of the system.
 
-    Raises Unavailable where there is none.
+    Raises Unavailable if there is none.
     """
     candidates = [named] if named else [_packaged_ffmpeg(), shutil.which("ffmpeg")]
     for candidate in filter(None, candidates):
@@ -126,9 +126,9 @@ def find_ffmpeg(named: Path | None = None) -> tuple[Path, str]:
 
 
 def find_dover(checkout: Path | None) -> tuple[Path, str]:
-    """The folder of DOVER's code, and a hash of its script, settings and weights.
+    """Return the folder of DOVER's code, and a hash of its script, settings and weights.
 
-    Raises Unavailable where it is not named or incomplete.
+    Raises Unavailable for None or an incomplete folder.
     """
     if checkout is None:
         raise Unavailable("needs a checkout of DOVER with its weights: --dover DIR")
@@ -145,7 +145,7 @@ def find_dover(checkout: Path | None) -> tuple[Path, str]:
 
 @cache
 def _digest(stamps: tuple[tuple[str, int], ...]) -> str:
-    """The first digits of a SHA-256 over files, cached by their modification times."""
+    """Return the first digits of a SHA-256 of files, cached by their modification times."""
     total = hashlib.sha256()
     for path, _ in stamps:
         with open(path, "rb") as file:
@@ -174,7 +174,7 @@ def _version_with_vmaf(ffmpeg: Path) -> str | None:
 
 
 def _run(name: str, words: list, folder: Path) -> str:
-    """The output of a program. Raises Unavailable with its last line where it fails."""
+    """Run a program and return its output. Raises Unavailable with the last line of its errors if it fails."""
     done = subprocess.run([str(word) for word in words], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
@@ -183,7 +183,7 @@ def _run(name: str, words: list, folder: Path) -> str:
 
 
 def _temporary(owner) -> Path:
-    """A temporary folder that is removed with its owner."""
+    """Create a temporary folder that is removed when its owner is collected."""
     folder = Path(tempfile.mkdtemp(prefix="measure-"))
     weakref.finalize(owner, _remove, folder)
     return folder

@@ -180,12 +180,7 @@ def pictures_of(run: Mapping, clip: Mapping, views: Views, most: float, method: 
     selection, row = views.selection, views.box[1] + views.box[3] // 2
     about = {"left": left, "right": right, "guide": guide, "box": views.box, "row": row, "scale": views.scale}
     where = {"middle": selection.middle, "pair": selection.pair, "span": selection.span()}
-    return {
-        "slider": shown["middle"],
-        **{part: shown[part] for part in ("detail", "profiles", "maps")},
-        **about,
-        **where,
-    }
+    return {"slider": shown.pop("middle"), **shown, **about, **where}
 
 
 def thumbnails_of(views: Views, number: int, run: Mapping, method: str, most: float) -> list[dict]:
@@ -221,7 +216,10 @@ def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: s
     """
     motion = motion_back(*pairs[guide], DISFlow())
     hidden = ~motion.visible.numpy()
-    differences = {key: warped_difference(*pair, motion.flow) for key, pair in pairs.items()}
+    differences = {}
+    for key, pair in pairs.items():
+        old, new = (video.frame_tensor(picture)[None] for picture in pair)
+        differences[key] = (new - flow_warp(old, motion.flow))[0].abs().mean(dim=0).numpy()
     shown = [values[~hidden] for values in differences.values()]
     scale = max([FULL, *(float(np.quantile(values, 0.995)) for values in shown if values.size)])
     maps = {}
@@ -231,12 +229,6 @@ def difference_maps(pairs: Mapping[str, tuple[np.ndarray, np.ndarray]], guide: s
         maps[key][hidden] = 96
     errors = {key: e_warp(*pair, motion) for key, pair in pairs.items()}
     return maps, errors, scale
-
-
-def warped_difference(before: np.ndarray, frame: np.ndarray, flow) -> np.ndarray:
-    """Return the mean absolute difference over channels, (H, W) in [0, 1], of a frame and the warped previous one."""
-    old, new = (video.frame_tensor(picture)[None] for picture in (before, frame))
-    return (new - flow_warp(old, flow))[0].abs().mean(dim=0).numpy()
 
 
 def inlined(pictures: Mapping[str, np.ndarray], most: float) -> dict[str, str]:
@@ -252,13 +244,14 @@ def inlined(pictures: Mapping[str, np.ndarray], most: float) -> dict[str, str]:
 
 
 def shrunk(picture: np.ndarray, factor: float) -> np.ndarray:
+    """Shrink a picture (H, W, 3) by a factor; factors from 1 change nothing."""
     if factor >= 1:
         return picture
     height, width = (max(1, round(side * factor)) for side in picture.shape[:2])
     return cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA)
 
 
-def data_uri(picture: np.ndarray) -> str:
-    """Return a picture as a data URI in WebP."""
-    data = encoded(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, QUALITY)
+def data_uri(picture: np.ndarray, *, quality: int = QUALITY) -> str:
+    """Return a picture as a data URI in WebP of a quality from 1 to 100."""
+    data = encoded(picture, ".webp", cv2.IMWRITE_WEBP_QUALITY, quality)
     return "data:image/webp;base64," + base64.b64encode(data).decode("ascii")

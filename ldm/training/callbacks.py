@@ -196,12 +196,8 @@ class AtomicCheckpoints(TorchCheckpointIO):
             try:
                 torch.save(checkpoint, temporary)
             except RuntimeError as error:  # PyTorch's writer raises this for a full disk
-                raise OSError(f"{path}: cannot be written, is the disk full? ({first_words(error)})") from None
-
-
-def first_words(error: Exception) -> str:
-    """First line of an error message, at most 80 characters."""
-    return next(iter(str(error).splitlines()), type(error).__name__)[:80]
+                why = next(iter(str(error).splitlines()), type(error).__name__)[:80]
+                raise OSError(f"{path}: cannot be written, is the disk full? ({why})") from None
 
 
 class BadBatch(Callback):

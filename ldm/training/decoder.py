@@ -76,9 +76,8 @@ class StageTwo(LightningModule):
         if trained not in DECODER_PARTS:
             raise ValueError(f"got trained={trained!r}, expected one of {', '.join(DECODER_PARTS)}")
         if accumulate < 1 or not scale_factor > 0:
-            raise ValueError(
-                f"got accumulate={accumulate}, scale_factor={scale_factor}, expected at least 1 and above 0"
-            )
+            got = f"accumulate={accumulate}, scale_factor={scale_factor}"
+            raise ValueError(f"got {got}, expected at least 1 and above 0")
         self.automatic_optimization = False
         self._decoder = (decoder,)  # a tuple, since its parts are registered below under the released names
         self.encoder, self.decoder, self.loss = decoder.encoder, decoder.decoder, loss
@@ -92,10 +91,10 @@ class StageTwo(LightningModule):
             parameter.requires_grad_(chosen or name.startswith("loss.discriminator."))
 
     def reconstruct(self, batch: dict[str, Tensor], *, fusion_w: float = 1.0) -> Tensor:
-        """Decode the latents with LQ features: (B, T, 3, H, W) float32, about [-1, 1]; without the
-        features for a `fusion_w` of 0.
+        """Decode the latents with LQ features: (B, T, 3, H, W) float32, about [-1, 1].
 
-        LQ frames are enlarged and clamped as at inference; the released code does not clamp the bicubic overshoot here.
+        If `fusion_w` is 0, the features are not computed. LQ frames are enlarged and clamped as at inference; the
+        released code does not clamp the bicubic overshoot here.
 
         Raises:
             ValueError: the latents do not have the size that the encoder gives these frames.
@@ -119,10 +118,8 @@ class StageTwo(LightningModule):
     def training_step(self, batch: dict[str, Tensor], _number: int) -> None:
         seen = self.trainer.fit_loop.epoch_loop.total_batch_idx + 1  # in all epochs, those before a resume included
         step, stepping = self.global_step, seen % self.accumulate == 0
-        generator, critic = (
-            self.optimizers()[0],
-            self.optimizers(use_pl_optimizer=False)[1],
-        )  # steps of the raw optimizer are not counted
+        generator = self.optimizers()[0]
+        critic = self.optimizers(use_pl_optimizer=False)[1]  # steps of the raw optimizer are not counted
         gt, y = batch["gt"] * 2 - 1, self.reconstruct(batch, fusion_w=self.fusion_weight(batch["index"]))
         with _frozen(self.loss.discriminator):
             last_layer = self.decoder.conv_out.weight
@@ -134,7 +131,9 @@ class StageTwo(LightningModule):
             terms |= judged
         self.means.add(terms)
         if stepping:
-            self._end_step()
+            for rate in self.lr_schedulers() or []:
+                rate.step()
+            self.log_dict({**self.means.flush(), "step": float(self.global_step)}, sync_dist=True, batch_size=1)
 
     def _learn(self, loss: Tensor, optimizer: torch.optim.Optimizer, stepping: bool) -> None:
         self.manual_backward(loss / self.accumulate)
@@ -143,11 +142,6 @@ class StageTwo(LightningModule):
                 self.clip_gradients(optimizer, gradient_clip_val=self.gradient_clip, gradient_clip_algorithm="norm")
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-
-    def _end_step(self) -> None:
-        for rate in self.lr_schedulers() or []:
-            rate.step()
-        self.log_dict({**self.means.flush(), "step": float(self.global_step)}, sync_dist=True, batch_size=1)
 
     def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
         y, gt = self.reconstruct(batch), batch["gt"] * 2 - 1

@@ -7,13 +7,7 @@ from torch import Tensor, nn
 
 from ldm.training.consistency import consistency_loss
 from ldm.training.draws import SampleDraws
-from ldm.training.losses import (
-    GradientDistance,
-    adversarial,
-    check_finite,
-    frame_difference_l1,
-    hinge_discriminator,
-)
+from ldm.training.losses import GradientDistance, adversarial, check_finite, frame_difference_l1, hinge_discriminator
 
 BUILDABLE = ("DecoderLoss",)  # what a configuration may name as a target
 
@@ -112,15 +106,12 @@ class DecoderLoss(nn.Module):
             swc = consistency_loss(y, gt, self.flownet, form=self.parts["consistency"])
             terms["consistency"] = check_finite(swc, "consistency", step)
         weighted = {name: w[name] * term for name, term in terms.items()}
-        frames, changes = self._divisors(y)
+        frames, changes = 1, 1
+        if self.parts["normalisation"] == "released":
+            frames, changes = y.shape[0] * y.shape[1], max(y.shape[0] * (y.shape[1] - 1), 1)
         terms["nll"] = (weighted["l1"] + weighted.get("perceptual", 0)) / frames
         terms["total"] = terms["nll"] + weighted.get("difference", 0) / changes + weighted.get("consistency", 0)
         return terms
-
-    def _divisors(self, y: Tensor) -> tuple[int, int]:
-        if self.parts["normalisation"] == "paper":
-            return 1, 1
-        return y.shape[0] * y.shape[1], max(y.shape[0] * (y.shape[1] - 1), 1)
 
     def _perceptual(self, y: Tensor, gt: Tensor, index: Tensor | None) -> Tensor:
         network = self.perceptual_loss

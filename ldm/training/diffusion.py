@@ -1,7 +1,6 @@
 """Stage 1: training of the U-Net and the structure encoder to denoise latents of high-quality clips."""
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm.diffusion.denoiser import target, to_x0
@@ -11,9 +10,8 @@ from ldm.nets.attention import TemporalAttention
 from ldm.ops.resize import resize
 from ldm.streaming.pipeline import Frame, stack
 from ldm.streaming.steps import Steps, WindowPlaces, sample_clip
-from ldm.training.curves import StepMeans
+from ldm.training.denoising import DenoiserTraining
 from ldm.training.draws import SampleDraws
-from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
 BUILDABLE = ("Objective", "StageOne")  # what a configuration may name as a target
@@ -71,26 +69,19 @@ class Objective:
         return {"loss_simple": simple, "loss_vlb": bound.detach(), "loss": simple}
 
 
-class StageOne(LightningModule):
+class StageOne(DenoiserTraining):
     """Train the denoiser on clips; submodules have the names of the released stage-1 file.
-
-    A batch holds `lq` (B, T, 3, h, w) and `gt` (B, T, 3, H, W) in [0, 1], and `index` (B,), the sample numbers.
 
     Args:
         networks: "unet" and "structure" (trained), "autoencoder" and "text" (frozen).
         objective: time steps, noise and loss.
-        optimizer: builds the optimizer.
-        scale_factor: factor of the latents.
         trained: "released", the structure encoder and the U-Net parameters with `spade` or `temporal` in their names;
             "repaired", also the norm of the temporal attention, which the released code leaves frozen (B23); "all",
             both networks.
-        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
-        preview_steps: sampling steps of the preview pictures.
+        optimizer, scale_factor, accumulate, preview_steps: as for `DenoiserTraining`.
     Raises:
-        ValueError: an unknown `trained`, or `scale_factor` or `preview_steps` not above 0.
+        ValueError: an unknown `trained`, or as for `DenoiserTraining`.
     """
-
-    needs = ("gt", "lq")  # keys of a batch
 
     def __init__(
         self,
@@ -103,17 +94,13 @@ class StageOne(LightningModule):
         accumulate: int = 1,
         preview_steps: int = 10,
     ):
-        super().__init__()
+        super().__init__(
+            optimizer=optimizer, scale_factor=scale_factor, accumulate=accumulate, preview_steps=preview_steps
+        )
         if trained not in TRAINED:
             raise ValueError(f"got trained={trained!r}, expected one of {', '.join(TRAINED)}")
-        if not scale_factor > 0 or preview_steps < 1:
-            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
-        self.model = nn.ModuleDict({"diffusion_model": networks["unet"]})
-        self.first_stage_model = networks["autoencoder"].requires_grad_(False)
-        self.structcond_stage_model = networks["structure"]
-        self.cond_stage_model = nn.ModuleDict({"model": networks["text"].requires_grad_(False)})
-        self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
-        self.accumulate, self.preview_steps, self.means = accumulate, preview_steps, StepMeans()
+        self.objective = objective
+        register_released(self, networks)
         _freeze_rest(networks["unet"], trained)
 
     def latents(self, batch: dict[str, Tensor], eps: tuple[Tensor, Tensor] | None = None) -> tuple[Tensor, Tensor]:
@@ -132,9 +119,7 @@ class StageOne(LightningModule):
 
     def predict(self, x: Tensor, z_lq: Tensor, t: Tensor, *, frames: int) -> Tensor:
         """Network prediction for noisy latents x (B*T, c, h, w) at time steps t, (1,) or (B*T,)."""
-        maps = self.structcond_stage_model(z_lq, t)
-        context = self.cond_stage_model["model"]().to(x)
-        return self.model["diffusion_model"](x, t, context, maps, num_frames=frames)
+        return released_prediction(self, x, z_lq, t, frames=frames)
 
     def terms(self, z_lq: Tensor, z_gt: Tensor, i: Tensor, noise: Tensor, *, frames: int) -> dict[str, Tensor]:
         """Losses of GT latents with noise added at the schedule steps i (B*T,)."""
@@ -142,21 +127,11 @@ class StageOne(LightningModule):
         x, t = schedule.add_noise(z_gt, noise, i), schedule.t.to(i.device)[i]
         return self.objective.terms(self.predict(x, z_lq, t, frames=frames), z_gt, noise, i)
 
-    def _batch_terms(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
+    def losses(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
+        """Losses of `Objective.terms` at drawn time steps."""
         z_lq, z_gt = self.latents(batch)
         i, noise = self.objective.draw(purpose, batch["index"], z_gt)
         return self.terms(z_lq, z_gt, i, noise, frames=batch["gt"].shape[1])
-
-    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
-        terms = self._batch_terms(batch, "train")
-        check_finite(terms["loss"], "denoising", self.global_step)
-        self.means.log_batch(self, terms, number)
-        return terms["loss"]
-
-    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
-        terms = self._batch_terms(batch, "validation")
-        means = {f"val/{name}": value for name, value in terms.items()}
-        self.log_dict(means, sync_dist=True, batch_size=len(batch["gt"]))
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
@@ -179,8 +154,25 @@ class StageOne(LightningModule):
         decoded = self.first_stage_model.decode(z / self.scale_factor).float()
         return (decoded / 2 + 0.5).clamp(0, 1).unflatten(0, (-1, frames))
 
-    def configure_optimizers(self) -> dict:
-        return self.optimizer(self.parameters())
+
+def register_released(module: nn.Module, networks: dict[str, nn.Module]) -> None:
+    """Add "unet", "structure", "autoencoder" and "text" to a module under the names of the released stage-1 file.
+
+    The last two are frozen.
+    """
+    module.model = nn.ModuleDict({"diffusion_model": networks["unet"]})
+    module.first_stage_model = networks["autoencoder"].requires_grad_(False)
+    module.structcond_stage_model = networks["structure"]
+    module.cond_stage_model = nn.ModuleDict({"model": networks["text"].requires_grad_(False)})
+
+
+def released_prediction(module: nn.Module, x: Tensor, z_lq: Tensor, t: Tensor, *, frames: int) -> Tensor:
+    """Prediction of the networks of `register_released` for latents x, given those of the LQ; both (B*T, c, h, w).
+
+    Time steps t are (1,) or (B*T,); `frames` is T.
+    """
+    maps = module.structcond_stage_model(z_lq, t)
+    return module.model["diffusion_model"](x, t, module.cond_stage_model["model"]().to(x), maps, num_frames=frames)
 
 
 def enlarged(batch: dict[str, Tensor]) -> Tensor:

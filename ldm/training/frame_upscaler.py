@@ -2,39 +2,30 @@
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm.diffusion.bidirectional import GuidedDenoiser, conditioned_prediction, sample_scene
 from ldm.diffusion.denoiser import target
 from ldm.diffusion.scheduler import Scheduler
-from ldm.training.curves import StepMeans
+from ldm.training.denoising import DenoiserTraining
 from ldm.training.draws import SampleDraws
-from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 from ldm.training.temporal_control import sampled_latents
 
 BUILDABLE = ("FrameUpscaler",)  # by configurations
 
 
-class FrameUpscaler(LightningModule):
+class FrameUpscaler(DenoiserTraining):
     """Train a denoiser on single frames, with the low-resolution frame as additional input channels.
 
-    A batch holds `lq` (b, t, 3, h, w) and `gt` (b, t, 3, H, W) in [0, 1], and `index` (b,), the sample numbers. A time
-    step is drawn for each frame.
+    A time step is drawn for each frame.
 
     Args:
         networks: "unet" (trained), "autoencoder" and "text" (frozen).
         scheduler: time steps and the type of prediction.
-        optimizer: builds the optimizer.
-        scale_factor: factor of the latents.
         seed: seed of time steps and noise.
-        accumulate, preview_steps: as for `ldm.training.temporal_control.TemporalControl`.
-    Raises:
-        ValueError: a number that is not above 0.
+        optimizer, scale_factor, accumulate, preview_steps: as for `DenoiserTraining`.
     """
-
-    needs = ("gt", "lq")  # of a batch
 
     def __init__(
         self,
@@ -47,18 +38,16 @@ class FrameUpscaler(LightningModule):
         accumulate: int = 1,
         preview_steps: int = 4,
     ):
-        super().__init__()
-        if not scale_factor > 0 or preview_steps < 1:
-            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
+        super().__init__(
+            optimizer=optimizer, scale_factor=scale_factor, accumulate=accumulate, preview_steps=preview_steps
+        )
         self.unet = networks["unet"]
         self.vae = networks["autoencoder"].requires_grad_(False)
         self.text_encoder = networks["text"].requires_grad_(False)
-        self.scheduler, self.optimizer, self.draws = scheduler, optimizer, SampleDraws(seed)
-        self.scale_factor, self.accumulate, self.preview_steps = scale_factor, accumulate, preview_steps
-        self.means = StepMeans()
+        self.scheduler, self.draws = scheduler, SampleDraws(seed)
 
-    def batch_loss(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
-        """Loss of a batch; `purpose` ("train" or "validation") selects the random numbers."""
+    def losses(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
+        """Mean squared error of the prediction at a time step drawn for each frame."""
         lq, gt, index = 2 * batch["lq"].flatten(0, 1) - 1, batch["gt"].flatten(0, 1), batch["index"]
         training = self.scheduler.training
         like = lq.new_empty(len(lq), self.unet.conv_out.out_channels, *lq.shape[-2:])
@@ -69,15 +58,7 @@ class FrameUpscaler(LightningModule):
         noise = self.draws.normal(f"{purpose}.noise", index, z)
         x = torch.cat([training.add_noise(z, noise, t), lq], dim=1)
         prediction = self.unet(x, t, self.text_encoder().to(x)).float()
-        return F.mse_loss(prediction, target(self.scheduler.kind, z, noise, training, t))
-
-    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
-        loss = check_finite(self.batch_loss(batch, "train"), "denoising", self.global_step)
-        self.means.log_batch(self, {"loss": loss}, number)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
-        self.log("val/loss", self.batch_loss(batch, "validation"), sync_dist=True, batch_size=len(batch["gt"]))
+        return {"loss": F.mse_loss(prediction, target(self.scheduler.kind, z, noise, training, t))}
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
@@ -94,6 +75,3 @@ class FrameUpscaler(LightningModule):
         scales = [0.0] * steps
         done = sample_scene(lr, model=model, scheduler=self.scheduler, steps=steps, noise=noise, scales=scales)
         return (torch.cat(done.pictures) / 2 + 0.5).clamp(0, 1)[None]
-
-    def configure_optimizers(self) -> dict:
-        return self.optimizer(self.unet.parameters())

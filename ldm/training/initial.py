@@ -65,11 +65,16 @@ def _fill_module(model: nn.Module, name: str, state: dict[str, Tensor], entry: M
     if not state:
         raise ValueError(f"init: {entry['file']} holds no weights for {name}; check prefix and names")
     checkpoint.load(module, state, tolerated_missing=tuple(tolerate), ignored=tuple(entry.get("ignore") or ()))
-    lines = [f"{name}: {len(state)} entries from {entry['file']}"]
-    missing = [entry_name for entry_name in module.state_dict() if entry_name not in state]
+    missing = [own for own in module.state_dict() if own not in state]
+    return [f"{name}: {len(state)} entries from {entry['file']}", *_tolerated_lines(name, missing, tolerate)]
+
+
+def _tolerated_lines(module: str, missing: Iterable[str], tolerate: Mapping[str, str]) -> list[str]:
+    """Return a line per shell pattern of `tolerate` that fits missing entries of a module, with its reason."""
+    lines = []
     for pattern, reason in tolerate.items():
-        kept = [m for m in missing if fnmatchcase(m, pattern)]
-        missing = [m for m in missing if m not in kept]
+        kept = [name for name in missing if fnmatchcase(name, pattern)]
+        missing = [name for name in missing if name not in kept]
         if kept:
-            lines.append(f"{name}: {len(kept)} entries {pattern} keep their initial values: {reason}")
+            lines.append(f"{module}: {len(kept)} entries {pattern} keep their initial values: {reason}")
     return lines

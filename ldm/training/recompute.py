@@ -13,15 +13,7 @@ from ldm.nets.clip_layers import ClipResBlock
 from ldm.nets.layers import ResBlock, channels_last
 from ldm.nets.upscaler import TimedResnetBlock
 
-BLOCKS = (
-    ResBlock,
-    ResnetBlock,
-    TimedResnetBlock,
-    SpatialTransformer,
-    AttentionBlock,
-    ClipResBlock,
-    ClipTransformer,
-)
+BLOCKS = (ResBlock, ResnetBlock, TimedResnetBlock, SpatialTransformer, AttentionBlock, ClipResBlock, ClipTransformer)
 
 
 def recompute_blocks(model: nn.Module) -> int:
@@ -36,11 +28,11 @@ def recompute_blocks(model: nn.Module) -> int:
 
 
 def prepare_training(model: LightningModule, *, recompute: bool, last: bool) -> None:
-    """Give networks that are filled what their training adds to them, and the form they are trained in.
+    """Add the layers of `configure_model` to a model with loaded weights, and set checkpointing and memory layout.
 
     Args:
-        recompute: whether blocks are run again in the backward pass instead of remembered.
-        last: whether maps are stored channels last, which is faster on a CPU.
+        recompute: whether activations of blocks are computed again in the backward pass instead of stored.
+        last: whether feature maps are in channels-last layout, which is faster on a CPU.
     """
     model.configure_model()  # Lightning calls it again
     if recompute:

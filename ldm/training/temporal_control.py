@@ -4,27 +4,22 @@ A training step as plain functions, and a module that draws the random numbers a
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pytorch_lightning import Callback, LightningModule
+from pytorch_lightning import Callback
 from torch import Tensor, nn
 
 from ldm.diffusion.bidirectional import GuidedDenoiser, conditioned_prediction, sample_scene, texture_guidance
 from ldm.diffusion.denoiser import target, to_x0
 from ldm.diffusion.scheduler import Scheduler
 from ldm.ops.resize import resize
-from ldm.training.curves import StepMeans
+from ldm.training.denoising import DenoiserTraining
 from ldm.training.draws import SampleDraws
-from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
-BUILDABLE = (
-    "ControlObjective",
-    "TemporalControl",
-)  # by configurations
+BUILDABLE = ("ControlObjective", "TemporalControl")  # what a configuration may name as a target
 CURRENT = 1  # of three frames
 
 
@@ -109,12 +104,7 @@ def guidance_condition(
 
 
 def control_loss(
-    networks: ControlNetworks,
-    scheduler: Scheduler,
-    batch: dict[str, Tensor],
-    draws: ControlDraws,
-    *,
-    context: Tensor,
+    networks: ControlNetworks, scheduler: Scheduler, batch: dict[str, Tensor], draws: ControlDraws, *, context: Tensor
 ) -> dict[str, Tensor]:
     """Mean squared error of the guided denoiser, as {"loss", "prediction", "target", "condition"}.
 
@@ -152,24 +142,17 @@ class ControlObjective:
         return ControlDraws(neighbour=neighbour, t=t, **normal)
 
 
-class TemporalControl(LightningModule):
+class TemporalControl(DenoiserTraining):
     """Train a control network through a frozen denoiser; submodules have the names of the folders of a pipeline.
 
-    A batch holds `lq` (b, 3, 3, h, w) and `gt` (b, 3, 3, H, W) in [0, 1], and `index` (b,), the sample numbers.
+    Clips have three frames.
 
     Args:
         networks: "control" (trained), "unet", "autoencoder", "text" and "flow" (frozen).
         objective: time steps, noise and loss.
-        optimizer: builds the optimizer.
-        scale_factor: factor of the latents.
-        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
-        preview_steps: sampling steps of the preview pictures.
         export: callback that writes the control network, such as `ldm.training.control_folder.ControlFolder`.
-    Raises:
-        ValueError: a number that is not above 0.
+        optimizer, scale_factor, accumulate, preview_steps: as for `DenoiserTraining`.
     """
-
-    needs = ("gt", "lq")  # of a batch
 
     def __init__(
         self,
@@ -182,16 +165,15 @@ class TemporalControl(LightningModule):
         preview_steps: int = 4,
         export: Callback | None = None,
     ):
-        super().__init__()
-        if not scale_factor > 0 or preview_steps < 1:
-            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
+        super().__init__(
+            optimizer=optimizer, scale_factor=scale_factor, accumulate=accumulate, preview_steps=preview_steps
+        )
         self.controlnet = networks["control"]
         self.unet = networks["unet"].requires_grad_(False)
         self.vae = networks["autoencoder"].requires_grad_(False)
         self.text_encoder = networks["text"].requires_grad_(False)
         self.flow = networks["flow"].requires_grad_(False)
-        self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
-        self.accumulate, self.preview_steps, self.export, self.means = accumulate, preview_steps, export, StepMeans()
+        self.objective, self.export = objective, export
         self._context: Tensor | None = None
 
     def configure_callbacks(self) -> list[Callback]:
@@ -218,15 +200,9 @@ class TemporalControl(LightningModule):
         draws = self.objective.draw(purpose, batch["index"], like)
         return control_loss(self.networks, self.objective.scheduler, batch, draws, context=self.context(like))
 
-    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
-        loss = self.batch_terms(batch, "train")["loss"]
-        check_finite(loss, "denoising", self.global_step)
-        self.means.log_batch(self, {"loss": loss}, number)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
-        loss = self.batch_terms(batch, "validation")["loss"]
-        self.log("val/loss", loss, sync_dist=True, batch_size=len(batch["gt"]))
+    def losses(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
+        """The loss of `batch_terms`."""
+        return {"loss": self.batch_terms(batch, purpose)["loss"]}
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
@@ -242,15 +218,9 @@ class TemporalControl(LightningModule):
             return self.objective.draws.normal(f"preview.{step}.{frame}", batch["index"], like)
 
         predict = conditioned_prediction(self.unet, self.controlnet, self.context(like))
-        model = GuidedDenoiser(predict, partial(_decoded, self.vae, self.scale_factor), flow, self.objective.grid)
+        decode = lambda x0: self.vae.decode(x0 / self.scale_factor).float()  # noqa: E731
+        model = GuidedDenoiser(predict, decode, flow, self.objective.grid)
         scheduler = self.objective.scheduler
         steps = min(self.preview_steps, max(len(scheduler.training) // 2, 1))
         done = sample_scene(lr, model=model, scheduler=scheduler, steps=steps, noise=noise)
         return (torch.cat(done.pictures) / 2 + 0.5).clamp(0, 1)[None]
-
-    def configure_optimizers(self) -> dict:
-        return self.optimizer(self.controlnet.parameters())
-
-
-def _decoded(autoencoder: nn.Module, scale_factor: float, x0: Tensor) -> Tensor:
-    return autoencoder.decode(x0 / scale_factor).float()

@@ -4,15 +4,13 @@ The release contains no training code; this follows the paper (Zhou et al. 2024,
 """
 
 import torch
-from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm.diffusion.refined import sample_refined
 from ldm.diffusion.schedule import Schedule, make_betas
 from ldm.diffusion.spacing import spaced, timesteps_from_end
-from ldm.training.curves import StepMeans
+from ldm.training.denoising import DenoiserTraining
 from ldm.training.draws import SampleDraws
-from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
 BUILDABLE = ("TemporalUpscaling", "UpscalingObjective")
@@ -41,6 +39,15 @@ def single_frames(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     numbers = batch["index"][:, None] * frames + torch.arange(frames, device=batch["index"].device)
     rows = {name: value.repeat_interleave(frames, 0) for name, value in batch.items() if name not in (*clips, "index")}
     return rows | clips | {"index": numbers.flatten()}
+
+
+@torch.no_grad()
+def posterior_samples(vae: nn.Module, batch: dict[str, Tensor], draws: SampleDraws) -> Tensor:
+    """Posterior samples of the GT frames of a batch, (B, T, c, h, w), not scaled."""
+    moments = vae.encode(batch["gt"] * 2 - 1)
+    posterior = vae.posterior(moments.flatten(0, 1))
+    sample = posterior.sample(draws.normal("latents", batch["index"], posterior.mean))
+    return sample.unflatten(0, moments.shape[:2])
 
 
 class UpscalingObjective:
@@ -86,7 +93,7 @@ class UpscalingObjective:
         return self.schedule.add_noise(frames, self.normal(f"{purpose}.lq", index, frames), level)
 
 
-class TemporalUpscaling(LightningModule):
+class TemporalUpscaling(DenoiserTraining):
     """Train a video denoiser to predict the velocity of latents, given noisy low-resolution frames and a caption.
 
     A batch holds `gt` (B, T, 3, f h, f w) and `lq` (B, T, 3, h, w) in [0, 1], where f is the factor of the autoencoder,
@@ -95,17 +102,12 @@ class TemporalUpscaling(LightningModule):
     Args:
         networks: "unet" (trained), "autoencoder" and "text" (frozen).
         objective: draws time steps, noise and noise levels.
-        optimizer: builds the optimizer.
-        scale_factor: factor of the latents.
         trained: "temporal", the weights selected by `is_temporal`; "image", all others, on single frames; "all", the
             whole U-Net.
-        accumulate: batches per optimizer step, for averaging the logged losses; the Trainer does the accumulation.
-        preview_steps: sampling steps of the preview pictures.
+        optimizer, scale_factor, accumulate, preview_steps: as for `DenoiserTraining`.
     Raises:
-        ValueError: an unknown `trained`, a number not above 0, or noise levels that the network does not support.
+        ValueError: an unknown `trained`, noise levels that the network does not support, or as for `DenoiserTraining`.
     """
-
-    needs = ("gt", "lq")  # of a batch
 
     def __init__(
         self,
@@ -118,11 +120,11 @@ class TemporalUpscaling(LightningModule):
         accumulate: int = 1,
         preview_steps: int = 10,
     ) -> None:
-        super().__init__()
+        super().__init__(
+            optimizer=optimizer, scale_factor=scale_factor, accumulate=accumulate, preview_steps=preview_steps
+        )
         if trained not in TRAINED_PARTS:
             raise ValueError(f"got trained={trained!r}, expected one of {', '.join(TRAINED_PARTS)}")
-        if not scale_factor > 0 or preview_steps < 1:
-            raise ValueError(f"got scale_factor={scale_factor}, preview_steps={preview_steps}, expected more than 0")
         self.unet = networks["unet"]
         self.vae = networks["autoencoder"].requires_grad_(False)
         self.text_encoder = networks["text"].requires_grad_(False)
@@ -132,17 +134,11 @@ class TemporalUpscaling(LightningModule):
             )
         for name, parameter in self.unet.named_parameters():
             parameter.requires_grad_(TRAINED_PARTS[trained](name))
-        self.split = trained == "image"
-        self.objective, self.optimizer, self.scale_factor = objective, optimizer, scale_factor
-        self.accumulate, self.preview_steps, self.means = accumulate, preview_steps, StepMeans()
+        self.objective, self.split = objective, trained == "image"
 
     def latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Scaled posterior samples of the GT frames, (B, T, c, h, w) float32."""
-        with torch.no_grad():
-            moments = self.vae.encode(batch["gt"] * 2 - 1)
-            posterior = self.vae.posterior(moments.flatten(0, 1))
-            sample = posterior.sample(self.objective.draws.normal("latents", batch["index"], posterior.mean))
-        return (sample.float() * self.scale_factor).unflatten(0, moments.shape[:2])
+        return posterior_samples(self.vae, batch, self.objective.draws).float() * self.scale_factor
 
     @torch.no_grad()
     def context(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
@@ -153,7 +149,7 @@ class TemporalUpscaling(LightningModule):
         dropped = self.objective.dropped(purpose, batch["index"]).to(tokens.device)
         return self.text_encoder(torch.where(dropped[:, None], self.text_encoder.empty_prompt().to(tokens), tokens))
 
-    def loss(self, batch: dict[str, Tensor], purpose: str) -> Tensor:
+    def losses(self, batch: dict[str, Tensor], purpose: str) -> dict[str, Tensor]:
         """Mean squared error of the velocity at a time step and a noise level drawn for each clip."""
         batch = single_frames(batch) if self.split else batch
         objective, index, z = self.objective, batch["index"], self.latents(batch)
@@ -162,15 +158,7 @@ class TemporalUpscaling(LightningModule):
         low_res = objective.noised_frames(batch["lq"], level, purpose, index)
         context = self.context(batch, purpose).to(z.device)
         prediction = self.unet(objective.schedule.add_noise(z, noise, i), low_res, i, context, level)
-        return (prediction.float() - objective.schedule.velocity(z, noise, i)).square().mean()
-
-    def training_step(self, batch: dict[str, Tensor], number: int) -> Tensor:
-        loss = check_finite(self.loss(batch, "train"), "denoising", self.global_step)
-        self.means.log_batch(self, {"loss": loss}, number)
-        return loss
-
-    def validation_step(self, batch: dict[str, Tensor], _number: int) -> None:
-        self.log("val/loss", self.loss(batch, "validation"), sync_dist=True, batch_size=len(batch["gt"]))
+        return {"loss": (prediction.float() - objective.schedule.velocity(z, noise, i)).square().mean()}
 
     @torch.no_grad()
     def restore(self, batch: dict[str, Tensor]) -> Tensor:
@@ -189,6 +177,3 @@ class TemporalUpscaling(LightningModule):
         z = sample_refined(predict, start, steps)
         decoded = self.vae.decode(z / self.scale_factor, batch["lq"] * 2 - 1).float()
         return (decoded / 2 + 0.5).clamp(0, 1)
-
-    def configure_optimizers(self) -> dict:
-        return self.optimizer(self.parameters())

@@ -7,6 +7,7 @@ that it is found where another package named `ldm` comes first, and can say so.
 import importlib.util
 import runpy
 import sys
+from functools import partial
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -35,25 +36,7 @@ def run(script: str) -> int:
     return 0
 
 
-def upscale() -> int:
-    return run("scripts/upscale.py")
-
-
-def train() -> int:
-    return run("main.py")
-
-
-def benchmark() -> int:
-    return run("scripts/benchmark.py")
-
-
-def doctor() -> int:
-    return run("scripts/doctor.py")
-
-
-def weights() -> int:
-    return run("scripts/weights.py")
-
-
-def demo() -> int:
-    return run("scripts/demo.py")
+train = partial(run, "main.py")
+upscale, benchmark, doctor, weights, demo = (
+    partial(run, f"scripts/{name}.py") for name in ("upscale", "benchmark", "doctor", "weights", "demo")
+)

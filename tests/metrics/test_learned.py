@@ -19,8 +19,8 @@ import pytest
 import torch
 
 from ldm.metrics import learned
-from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import measures
+from ldm.metrics.scored_frame import Unavailable
 from tests.metrics.pictures import VALUES, original
 
 
@@ -67,12 +67,11 @@ def packages(monkeypatch):
 @pytest.fixture(autouse=True)
 def afresh(monkeypatch):
     """No model is loaded before or kept after, and the network is not used."""
-    learned.forget()
     with monkeypatch.context() as patched:
-        patched.setattr(learned, "hub_answers", lambda: True)
+        patched.setattr(learned, "_models", {})
+        patched.setattr(learned, "hub_is_reachable", lambda: True)
         patched.delenv("HF_HUB_OFFLINE", raising=False)
         yield
-    learned.forget()
 
 
 def test_lpips_receives_its_network_and_range(packages):
@@ -145,7 +144,7 @@ def test_unavailable_weights_are_the_reason_and_requested_once(packages, monkeyp
 
 
 def test_a_network_without_an_answer_times_out(packages, monkeypatch):
-    monkeypatch.setattr(learned, "PATIENCE", 0.2)
+    monkeypatch.setattr(learned, "TIMEOUT", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as server:  # accepts, never answers
         address = f"http://127.0.0.1:{server.getsockname()[1]}/net.pth"
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -157,7 +156,7 @@ def test_a_network_without_an_answer_times_out(packages, monkeypatch):
 
 @pytest.mark.parametrize("answers", [True, False])
 def test_the_client_of_an_unreachable_hub_is_set_offline(packages, monkeypatch, answers):
-    monkeypatch.setattr(learned, "hub_answers", lambda: answers)
+    monkeypatch.setattr(learned, "hub_is_reachable", lambda: answers)
     monkeypatch.setattr(os, "environ", dict(os.environ))
     learned.pyiqa_score("musiq", "cpu")(grey(10))
     assert os.environ.get("HF_HUB_OFFLINE") == (None if answers else "1")

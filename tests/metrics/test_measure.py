@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from ldm.metrics.look import Unavailable
-from ldm.metrics.measure import Measure, Recipe, SharedLook
+from ldm.metrics.measure import Measure, Recipe, SharedFrame
+from ldm.metrics.scored_frame import Unavailable
 
 BLACK = np.zeros((8, 8, 3), np.uint8)
 
@@ -16,12 +16,12 @@ def grey(value):
     return np.full((8, 8, 3), value, np.uint8)
 
 
-def brightness(before, look):
-    return float(look.frame.mean())
+def brightness(before, current):
+    return float(current.frame.mean())
 
 
-def step(before, look):
-    return float(look.frame.mean() - before.frame.mean()), float(look.truth.mean() - before.truth.mean())
+def step(before, current):
+    return float(current.frame.mean() - before.frame.mean()), float(current.truth.mean() - before.truth.mean())
 
 
 def measure(score=brightness, *, reference=False, **recipe):
@@ -55,12 +55,12 @@ def test_one_buffer_may_serve_for_all_frames():
 
 def test_what_says_nothing_does_not_count():
     values = iter([1.0, math.nan, 4.0])
-    m = measure(lambda before, look: next(values))
+    m = measure(lambda before, current: next(values))
     for _ in range(3):
         m.push(BLACK)
     assert m.figures() == {"m": 2.5}
     assert math.isnan(measure().figures()["m"])
-    perfect = measure(lambda before, look: math.inf)
+    perfect = measure(lambda before, current: math.inf)
     perfect.push(BLACK)
     assert perfect.figures() == {"m": math.inf}
 
@@ -79,7 +79,7 @@ def test_chosen_frames_and_their_pairs():
 
 
 def test_a_reason_instead_of_a_figure():
-    def fails(before, look):
+    def fails(before, current):
         raise Unavailable("no weights")
 
     m = measure(fails, series=("", "_truth"))
@@ -99,7 +99,7 @@ def test_figures_that_are_known_at_the_end():
         asked.append(True)
         return [7.0], [float(value) for value in seen]
 
-    m = measure(lambda before, look: seen.append(int(look.frame[0, 0, 0])), finish=finish)
+    m = measure(lambda before, current: seen.append(int(current.frame[0, 0, 0])), finish=finish)
     m.chosen = lambda number: number != 1
     for value in (10, 20, 60):
         m.push(grey(value))
@@ -114,7 +114,7 @@ def test_an_end_that_fails_is_a_reason():
     def finish():
         raise Unavailable("ffmpeg failed")
 
-    m = measure(lambda before, look: None, finish=finish)
+    m = measure(lambda before, current: None, finish=finish)
     m.push(BLACK)
     assert math.isnan(m.figures()["m"])
     assert m.missing == "ffmpeg failed"
@@ -130,14 +130,14 @@ def test_sizes_that_change_are_named():
 
 
 def test_a_moment_is_prepared_once_for_all():
-    shared, frame = SharedLook(), torch.rand(3, 8, 8)
-    first = shared.look(0, frame, None)
-    assert shared.look(0, frame, None) is first
-    assert shared.look(1, frame, None) is not first
+    shared, frame = SharedFrame(), torch.rand(3, 8, 8)
+    first = shared.scored(0, frame, None)
+    assert shared.scored(0, frame, None) is first
+    assert shared.scored(1, frame, None) is not first
 
 
 def test_an_end_with_another_number_of_values_is_a_reason():
-    m = measure(lambda before, look: None, finish=lambda: ([7.0], [1.0]))
+    m = measure(lambda before, current: None, finish=lambda: ([7.0], [1.0]))
     for value in (10, 20):
         m.push(grey(value))
     assert math.isnan(m.figures()["m"]) and m.missing == "1 values came back for 2 frames"

@@ -6,8 +6,8 @@ import pytest
 from scipy import ndimage
 
 from ldm.metrics import niqe as module
-from ldm.metrics.look import Unavailable
 from ldm.metrics.niqe import FILE, Pristine, load_pristine, niqe
+from ldm.metrics.scored_frame import Unavailable
 from tests.metrics.pictures import original
 
 FORMS = [("y", 0), ("y", 4), ("gray", 0)]  # as in basicsr
@@ -129,7 +129,7 @@ def test_other_statistics_are_refused(tmp_path):
 
 def test_an_installed_package_is_looked_into_but_not_imported(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(module, "CARRIERS", {"carrier_of_statistics": f"metrics/{FILE}"})
+    monkeypatch.setattr(module, "PACKAGES", {"carrier_of_statistics": f"metrics/{FILE}"})
     with pytest.raises(Unavailable, match=f"name BasicSR's {FILE}"):
         load_pristine()
     saved(tmp_path / "carrier_of_statistics" / "metrics" / FILE)

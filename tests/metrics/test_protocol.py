@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from ldm.metrics.fidelity import psnr, ssim
-from ldm.metrics.look import Look
 from ldm.metrics.own_warping import own_warping_error
 from ldm.metrics.protocol import METRICS, Options, measures
+from ldm.metrics.scored_frame import ScoredFrame
 from ldm.metrics.sharpness import edge_sharpness
 from ldm.metrics.temporal import e_warp, farneback_flow, flow_change, flow_distance, motion_back
 from ldm.ops.dis import DISFlow
@@ -67,10 +67,10 @@ def test_the_figures_are_means_of_the_functions():
 def test_two_moments_are_held():
     output, truth = clips(6)
     gc.collect()
-    before = sum(type(thing) is Look for thing in gc.get_objects())
+    before = sum(type(thing) is ScoredFrame for thing in gc.get_objects())
     made = taken(["psnr", "e_warp", "tof"], output, truth)
     gc.collect()
-    assert sum(type(thing) is Look for thing in gc.get_objects()) - before == 2, made
+    assert sum(type(thing) is ScoredFrame for thing in gc.get_objects()) - before == 2, made
 
 
 def test_the_published_warping_error_needs_no_truth_but_shows_its_own():

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from ldm.metrics import stlpips
-from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import measures
+from ldm.metrics.scored_frame import Unavailable
 
 RECORDED = 0.13166983425617218  # stlpips-pytorch 0.0.2 itself, for the same weights and images
 

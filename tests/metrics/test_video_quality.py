@@ -11,8 +11,8 @@ import pytest
 
 from ldm import video
 from ldm.metrics import video_quality as module
-from ldm.metrics.look import Look, Unavailable
 from ldm.metrics.protocol import Options, measures
+from ldm.metrics.scored_frame import ScoredFrame, Unavailable
 
 RNG = np.random.default_rng(0)
 FFMPEG = """#!{python}
@@ -107,13 +107,13 @@ def test_what_is_no_ffmpeg_with_libvmaf(tmp_path, monkeypatch):
 def test_temporary_files_go(tmp_path):
     vmaf = module.Vmaf(stand_in(tmp_path), "default")
     folder = vmaf._folder
-    vmaf.push(None, Look(*frames()))
+    vmaf.push(None, ScoredFrame(*frames()))
     assert folder.is_dir()
     vmaf.finish()
     assert not folder.exists()
     dropped = module.Vmaf(tmp_path / "ffmpeg", "default")
     folder = dropped._folder
-    dropped.push(None, Look(*frames()))
+    dropped.push(None, ScoredFrame(*frames()))
     del dropped
     gc.collect()
     assert not folder.exists()

@@ -12,8 +12,8 @@ from ldm.benchmark import scores as scoring
 from ldm.benchmark.restoration import Restorer
 from ldm.benchmark.sets import Clip
 from ldm.metrics import learned
-from ldm.metrics.look import Unavailable
 from ldm.metrics.protocol import Options
+from ldm.metrics.scored_frame import Unavailable
 from tests.marks import mostly_slow
 from tests.scripts import sets, toy
 from tests.scripts.sets import FAST, read, run, value

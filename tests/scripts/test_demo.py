@@ -15,7 +15,7 @@ from ldm.engine.jobs import Job, JobOptions
 from ldm.engine.parts import Task
 from ldm.engine.restoring import Cancelled
 from scripts import demo, demo_jobs
-from scripts.demo_jobs import Limits, Progressing, Restorer, Wanted
+from scripts.demo_jobs import JobProgress, JobRequest, Limits, Restorer
 
 LIMITS = Limits(megabytes=1, seconds=2, pixels=64 * 48)
 
@@ -64,7 +64,7 @@ def refused_none(restorer):
 
 
 def test_one_job_at_a_time_and_others_know_their_place(restorer):
-    inside, places, order = threading.Event(), [Progressing() for _ in range(3)], []
+    inside, places, order = threading.Event(), [JobProgress() for _ in range(3)], []
 
     def work(number):
         with restorer.waiting(places[number], lambda: False):
@@ -80,7 +80,7 @@ def test_one_job_at_a_time_and_others_know_their_place(restorer):
     while places[2].place != 2:
         pass
     assert "2 jobs before this one" in places[2].text() and order == [0]
-    with pytest.raises(Cancelled), restorer.waiting(Progressing(), lambda: True):
+    with pytest.raises(Cancelled), restorer.waiting(JobProgress(), lambda: True):
         pass
     inside.set()
     for thread in threads:
@@ -90,12 +90,12 @@ def test_one_job_at_a_time_and_others_know_their_place(restorer):
 
 def test_too_many_waiting_jobs_are_refused(restorer):
     restorer.line += [object()] * 31
-    with pytest.raises(ValueError, match="try again later"), restorer.waiting(Progressing(), lambda: False):
+    with pytest.raises(ValueError, match="try again later"), restorer.waiting(JobProgress(), lambda: False):
         pass
 
 
 def test_progress_is_told_with_the_time_that_is_left():
-    progress = Progressing(began=Progressing().began - 10)
+    progress = JobProgress(began=JobProgress().began - 10)
     assert progress.text() == "Working: starting, 10 s"
     progress.report("sampling", 2, 4)
     assert progress.text() == "Working: 50 %, 10 s, about 10 s left: sampling 2/4"
@@ -104,19 +104,19 @@ def test_progress_is_told_with_the_time_that_is_left():
 @pytest.mark.slow  # runs the model twice
 def test_a_clip_is_previewed_cancelled_resumed_and_shown(restorer, tmp_path):
     kept = restorer.receive(write_clip(tmp_path / "clip.mp4", frames=4))
-    wanted = Wanted("embedded", "teacher", JobOptions(upscale=2.0, overwrite=True, save_every=2))
+    wanted = JobRequest("embedded", "teacher", JobOptions(upscale=2.0, overwrite=True, save_every=2))
     seen = []
-    progress = Progressing()
+    progress = JobProgress()
     progress.report = lambda *call: seen.append(call)
     with pytest.raises(Cancelled):
         restorer.run(kept, wanted, progress, lambda: ("sampling", 3) in [call[:2] for call in seen])
-    result = restorer.run(kept, wanted, Progressing(), lambda: False)
+    result = restorer.run(kept, wanted, JobProgress(), lambda: False)
     assert result.output.is_file() and result.record["frames"] == 4 and "peak memory" in result.text
     assert str(tmp_path) not in json.dumps(result.record)
     markup = demo_jobs.comparison_html(result.job, 99)
     assert 'alt="result, frame 3"' in markup and markup.count("data:image/webp") == 2
     assert demo_jobs.profile_html(result.job).count("<figure>") == 2
-    again = restorer.run(kept, wanted, Progressing(), lambda: True)
+    again = restorer.run(kept, wanted, JobProgress(), lambda: True)
     assert again.output == result.output  # made before, so nothing runs that could be stopped
 
 

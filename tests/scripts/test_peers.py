@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ldm.benchmark.peers import CONTEXT, PEERS, SCALE, PeerUpscaler
-from ldm.metrics.look import Unavailable
+from ldm.metrics.scored_frame import Unavailable
 from tests.scripts import sets
 from tests.scripts.sets import FAST, read, run
 

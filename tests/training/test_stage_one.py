@@ -46,7 +46,7 @@ def test_a_step_changes_only_trained_parameters():
     model = module()
     before = copy.deepcopy(model.state_dict())
     optimizer = model.configure_optimizers()["optimizer"]
-    model._batch_terms(batch_of([0]), "train")["loss"].backward()
+    model.losses(batch_of([0]), "train")["loss"].backward()
     optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -90,8 +90,8 @@ def test_time_steps_are_drawn_per_frame_or_per_clip(per, different):
 def test_the_loss_of_a_batch_is_the_mean_of_its_clips():
     model = module()
     with torch.no_grad():
-        together = model._batch_terms(batch_of([4, 9]), "train")
-        alone = [model._batch_terms(batch_of([n]), "train") for n in (4, 9)]
+        together = model.losses(batch_of([4, 9]), "train")
+        alone = [model.losses(batch_of([n]), "train") for n in (4, 9)]
     for name, value in together.items():
         assert value.item() == pytest.approx(sum(terms[name].item() for terms in alone) / 2, rel=1e-4), name
 

@@ -126,10 +126,10 @@ def test_previews_depend_only_on_the_sample(control, upscaler):
 
 def test_the_upscaler_is_trained_on_single_frames(upscaler):
     with torch.no_grad():
-        both = upscaler.batch_loss(batch_of([4, 9], frames=1), "train")
-        alone = [upscaler.batch_loss(batch_of([n], frames=1), "train") for n in (4, 9)]
+        both = upscaler.losses(batch_of([4, 9], frames=1), "train")["loss"]
+        alone = [upscaler.losses(batch_of([n], frames=1), "train")["loss"] for n in (4, 9)]
     assert both.item() == pytest.approx(sum(loss.item() for loss in alone) / 2, rel=1e-4)
-    upscaler.batch_loss(batch_of([4], frames=2), "train").backward()
+    upscaler.losses(batch_of([4], frames=2), "train")["loss"].backward()
     learning = {name.partition(".")[0] for name, p in upscaler.named_parameters() if p.grad is not None}
     assert learning == {"unet"}
 

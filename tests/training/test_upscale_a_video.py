@@ -76,7 +76,7 @@ def test_a_step_changes_zero_layers_and_keeps_the_image_model():
     optimizer = model.configure_optimizers()["optimizer"]
     for _ in range(2):  # what lies before a zero layer has a gradient from the second step on
         optimizer.zero_grad()
-        model.loss(batch_of([0]), "train").backward()
+        model.losses(batch_of([0]), "train")["loss"].backward()
         optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed == {name for name, p in model.named_parameters() if p.requires_grad}
@@ -92,7 +92,7 @@ def test_the_image_model_is_trained_on_single_frames():
     assert torch.equal(frames["gt"][4, 0], batch["gt"][1, 1]) and frames["lq"].shape == (6, 1, 3, 8, 8)
     seen = []
     model.unet.register_forward_pre_hook(lambda net, inputs: seen.append(inputs[0].shape[:2]))
-    model.loss(batch, "train").backward()
+    model.losses(batch, "train")["loss"].backward()
     assert seen == [(6, 1)]
 
 
@@ -101,7 +101,7 @@ def test_gradients_equal_finite_differences():
     for parameter in model.unet.parameters():
         nn.init.normal_(parameter, 0.0, 0.1)
     batch = {k: v.double() if v.is_floating_point() else v for k, v in batch_of([3], frames=3).items()}
-    loss = model.loss(batch, "train")
+    loss = model.losses(batch, "train")["loss"]
     loss.backward()
     slope, step = 0.0, 1e-4
     torch.manual_seed(1)
@@ -112,7 +112,7 @@ def test_gradients_equal_finite_differences():
         for sign in (1, -2):
             for n, p in model.unet.named_parameters():
                 p.add_(directions[n], alpha=sign * step)
-            values.append(model.loss(batch, "train").item())
+            values.append(model.losses(batch, "train")["loss"].item())
     # time steps reach the network through a sinusoid in float32, which is the same on both sides
     assert (values[0] - values[1]) / (2 * step) == pytest.approx(slope, rel=1e-3)
 
@@ -129,7 +129,7 @@ def test_the_loss_of_the_true_velocity_is_zero():
         return a.sqrt() * noise - (1 - a).sqrt() * z
 
     model.unet.forward = oracle
-    assert model.loss(batch, "train").item() < 1e-9
+    assert model.losses(batch, "train")["loss"].item() < 1e-9
     assert torch.equal(seen["t"], i) and len(set(i.tolist())) == 2  # one of each clip
     level = objective.levels("train", index)
     assert torch.equal(seen["level"], level)
@@ -165,7 +165,7 @@ def test_recomputed_blocks_give_the_same_gradient():
         model = stage_one()
         if recompute:
             assert recompute_blocks(model) > 10
-        model.loss(batch_of([1]), "train").backward()
+        model.losses(batch_of([1]), "train")["loss"].backward()
         gradients.append([p.grad for p in model.parameters() if p.requires_grad])
     assert not differing(gradients[0], gradients[1])
 
@@ -368,7 +368,7 @@ def test_an_overfitted_clip_is_learned():
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=2e-3)
     losses = []
     for _ in range(12):
-        loss = model.loss(batch_of([7]), "train")
+        loss = model.losses(batch_of([7]), "train")["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
