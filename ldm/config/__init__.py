@@ -18,9 +18,11 @@ from ldm.config.reading import (
     trusted,
     with_document,
 )
+from ldm.config.words import Text
 
 __all__ = [
     "ConfigError",
+    "Text",
     "check_target",
     "instantiate",
     "load",

@@ -253,7 +253,8 @@ def _with_merges(settings, found: Weights):
     if settings.get("merges") is None:
         return settings
     own = found.folder / MERGES if found.folder else MERGES
-    return config.override(settings, [f"merges={own if found.folder and own.is_file() else ROOT / settings.merges}"])
+    path = own if found.folder and own.is_file() else ROOT / settings.merges
+    return config.override(settings, [config.Text("merges", str(path))])
 
 
 def _build_network(name: str, node, *, filled: bool) -> nn.Module:
