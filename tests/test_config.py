@@ -247,8 +247,8 @@ def test_merge_and_override_leave_the_first_configuration_as_it_was(base, write)
 
 TEXTS = (
     "${x}", "${width}", "${oc.env:HOME}", "\\${x}", "\\\\${x} b\\c", "${", "a ${${y}}", "'a'", '"a"', "null", "~", "",
-    "  ", " a=[b, c]: {d} #e\n- f\r\n", "+a", "!!python/name:os.system", "\\", "\U0001f600 \x1b[2J", "\x00", "011", "no",
-    "$$$${{{",
+    "  ", " a=[b, c]: {d} #e\n- f\r\n", "+a", "!!python/name:os.system", "\\", "\U0001f600 \x1b[2J", "\x00", "011",
+    "no", "$$$${{{",
 )  # fmt: skip
 
 

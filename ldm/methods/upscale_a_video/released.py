@@ -53,10 +53,18 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
     Args:
         crop: side of a crop in low-resolution pixels, without its margin.
         always_crop: cut small frames, too.
+
+    Raises the errors of `UpscaleAVideo`, and ValueError for windows of frames that differ from step to step.
     """
 
     crop: int = 256
     always_crop: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.windows.alternate or self.windows.sharing_steps is not None:
+            got = f"alternate={self.windows.alternate} and sharing_steps={self.windows.sharing_steps}"
+            raise ValueError(f"got windows with {got}, expected false and null: the released cut has one for all steps")
 
     # ---- the contract
 
