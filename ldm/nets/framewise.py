@@ -30,7 +30,7 @@ class FramewiseAutoencoder(nn.Module):
         return self.image.posterior(moments)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) in [-1, 1] -> moments (B, T, 2 c, H / f, W / f), f = `downsampling`."""
+        """Clips (B, T, 3, H, W) in [-1, 1] -> moments (B, T, 2 c, H // f, W // f), f = `downsampling`."""
         return self.image.encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def decode(self, z: Tensor, _low_res: Tensor | None = None, *, weight: float = 1.0) -> Tensor:
