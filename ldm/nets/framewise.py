@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ldm.nets.autoencoder import AutoencoderKL
+from ldm.nets.autoencoder import AutoencoderKL, Posterior
 
 BUILDABLE = ("FramewiseAutoencoder",)
 
@@ -25,7 +25,7 @@ class FramewiseAutoencoder(nn.Module):
         """Sides of the frames over those of the latents."""
         return self.image.downsampling
 
-    def posterior(self, moments: Tensor):
+    def posterior(self, moments: Tensor) -> Posterior:
         """The Gaussian posterior of moments (n, 2 c, h, w)."""
         return self.image.posterior(moments)
 

@@ -8,16 +8,15 @@ from pytorch_lightning import LightningModule
 from torch import Tensor, nn
 
 from ldm.diffusion.refined import sample_refined
-from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.diffusion.schedule import upscaler_schedule
 from ldm.diffusion.spacing import spaced, timesteps_from_end
 from ldm.training.curves import StepMeans
-from ldm.training.draws import SampleDraws
+from ldm.training.draws import SampleDraws, clip_latents
 from ldm.training.losses import check_finite
 from ldm.training.optimization import Adam
 
 BUILDABLE = ("TemporalUpscaling", "UpscalingObjective")
 
-UPSCALER_BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
 PREVIEW_LEVEL = 20  # noise level of the low-resolution frames in pictures, the pipeline's default
 _PARTS = 10_000  # resolution of drawn probabilities
 
@@ -59,8 +58,7 @@ class UpscalingObjective:
             raise ValueError(
                 f"got highest_noise={highest_noise} and caption_dropout={caption_dropout}, expected 0 to 999 and 0 to 1"
             )
-        start, end = UPSCALER_BETAS
-        self.schedule = Schedule.from_betas(make_betas("linear", 1000, start=start, end=end))
+        self.schedule = upscaler_schedule()
         self.highest_noise, self.caption_dropout, self.draws = highest_noise, caption_dropout, SampleDraws(seed)
 
     def normal(self, purpose: str, index: Tensor, like: Tensor) -> Tensor:
@@ -138,11 +136,7 @@ class TemporalUpscaling(LightningModule):
 
     def latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Scaled posterior samples of the GT frames, (B, T, c, h, w) float32."""
-        with torch.no_grad():
-            moments = self.vae.encode(batch["gt"] * 2 - 1)
-            posterior = self.vae.posterior(moments.flatten(0, 1))
-            sample = posterior.sample(self.objective.draws.normal("latents", batch["index"], posterior.mean))
-        return (sample.float() * self.scale_factor).unflatten(0, moments.shape[:2])
+        return clip_latents(self.vae, batch, self.objective.draws).float() * self.scale_factor
 
     @torch.no_grad()
     def context(self, batch: dict[str, Tensor], purpose: str) -> Tensor:

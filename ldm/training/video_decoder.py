@@ -1,12 +1,11 @@
 """Stage 2 of Upscale-A-Video: training of the decoder's 3-D convolutions and of its low-resolution condition."""
 
-import torch
 from torch import Tensor, nn
 
 from ldm.nets.video_vae import AutoencoderKLVideo
 from ldm.training.decoder import StageTwo
 from ldm.training.decoder_loss import DecoderLoss
-from ldm.training.draws import SampleDraws
+from ldm.training.draws import SampleDraws, clip_latents
 from ldm.training.optimization import Adam
 
 BUILDABLE = ("VideoDecoderTraining", "SampledLatents")
@@ -25,14 +24,9 @@ class SampledLatents(nn.Module):
         self.draws = SampleDraws(seed)
         self.encoder = None if encoder is None else encoder.requires_grad_(False)
 
-    @torch.no_grad()
     def sample(self, vae: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Unscaled latents (B, T, c, h, w) of `gt` (B, T, 3, H, W) in [0, 1]; `vae` is the trained autoencoder."""
-        encoder = self.encoder or vae
-        moments = encoder.encode(batch["gt"] * 2 - 1)
-        posterior = encoder.posterior(moments.flatten(0, 1))
-        sample = posterior.sample(self.draws.normal("latents", batch["index"], posterior.mean))
-        return sample.unflatten(0, moments.shape[:2])
+        return clip_latents(self.encoder or vae, batch, self.draws)
 
 
 class VideoDecoderTraining(StageTwo):
