@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs without being installed
 
-from ldm import video
+from ldm import config, video
 from ldm.engine.assemble import find_weights
 from ldm.engine.captions import caption_beside
 from ldm.engine.jobs import Job
@@ -67,13 +67,14 @@ def translate(args: argparse.Namespace, *, scale: float) -> argparse.Namespace:
     words += ["--colorfix_type", COLOR_FIXES[args.color_fix], *(["--device", args.device] if args.device else [])]
     settings = {
         "sampling.params.propagation_steps": args.propagation_steps,
-        "words.params.ending": args.a_prompt,
-        "words.params.negative_prompt": args.n_prompt,
         "crop": args.tile_size,
         "always_crop": str(args.perform_tile).lower(),
     }
     words += [f"+method.params.{key}={value}" for key, value in settings.items()]
-    return upscale.arguments(words)
+    translated = upscale.arguments(words)
+    prompts = {"ending": args.a_prompt, "negative_prompt": args.n_prompt}
+    translated.overrides += [config.Text(f"method.params.words.params.{key}", text) for key, text in prompts.items()]
+    return translated
 
 
 def named(job: Job, args: argparse.Namespace) -> Job:

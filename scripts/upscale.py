@@ -45,7 +45,8 @@ def positive(text: str) -> float:
     return float(text)
 
 
-FLAG_TYPES = {"word": str, "positive_int": positive_int, "non_negative_int": non_negative_int, "number": float}
+NUMBERS = {"positive_int": positive_int, "non_negative_int": non_negative_int, "number": float}
+FLAG_TYPES = {"word": str, "text": str, **NUMBERS}
 
 
 def seconds(text: str) -> float:

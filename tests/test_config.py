@@ -245,6 +245,39 @@ def test_merge_and_override_leave_the_first_configuration_as_it_was(base, write)
     assert "nearest known is width" in message(config.override, merged, ["widht=3"])
 
 
+TEXTS = (
+    "${x}", "${width}", "${oc.env:HOME}", "\\${x}", "\\\\${x} b\\c", "${", "a ${${y}}", "'a'", '"a"', "null", "~", "",
+    "  ", " a=[b, c]: {d} #e\n- f\r\n", "+a", "!!python/name:os.system", "\\", "\U0001f600 \x1b[2J", "\x00", "011",
+    "no", "$$$${{{",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_a_text_is_data(base, tmp_path, text):
+    """Also in a list behind another reference, merged, copied, and after it was saved."""
+    changed = config.override(config.load(base), [config.Text("meta.words", text), "+output=${meta}"])
+    changed = config.merge_under(config.override(changed, ["width=8"]), base)
+    if "\x00" not in text:  # not in YAML
+        config.save(changed, tmp_path / "saved.yaml")
+        assert config.plain(config.load(tmp_path / "saved.yaml"))["meta"] == {"words": text}
+    found = config.plain(changed)
+    assert found["meta"] == found["output"] == {"words": text} and found["width"] == 8
+    assert config.select(changed, "meta.words") == text == config.instantiate(changed["meta"])["words"]
+
+
+def test_a_text_of_many_backslashes_takes_no_time(base):
+    text = "\\" * 100_000
+    assert config.plain(config.override(config.load(base), [config.Text("meta", text)]))["meta"] == text
+
+
+def test_a_backslash_hides_no_reference(base):
+    """An even number of them is no escape, nor is one inside of an interpolation."""
+    words = (r"meta=\\${oc.env:HOME}", r"meta=x\${${oc.env:HOME}}", r"meta=${wid\${th}", r"meta=${x\}${oc.env:HOME}")
+    for word in words:
+        said = message(config.load, base, overrides=[f"+{word}"])
+        assert "a resolver" in said or "an interpolation" in said
+
+
 # ---- building
 
 

@@ -283,10 +283,10 @@ def test_commands_pass_on_whom_the_user_trusts(tmp_path, monkeypatch):
     protocol = "{scale: 1, stages: {invert: {target: stage_of_a_user.Invert}}}"
     (tmp_path / "p.yaml").write_text(f"degradation: {{target: basicsr_deg.pipeline.Degradation, params: {protocol}}}\n")
     words = ["-i", "x", "-o", "y", "--protocol", str(tmp_path / "p.yaml")]
-    asked = degrade.read_settings(degrade.arguments([*words, "--trust", "stage_of_a_user"]))
-    assert config.instantiate(asked.degradation).stages["invert"].most == 255
+    asked = degrade.degradation_of(degrade.arguments([*words, "--trust", "stage_of_a_user"]))
+    assert config.instantiate(asked).stages["invert"].most == 255
     with pytest.raises(config.ConfigError, match="not a class of this project"):
-        config.instantiate(degrade.read_settings(degrade.arguments(words)).degradation)
+        config.instantiate(degrade.degradation_of(degrade.arguments(words)))
     commands = {
         upscale: ["-i", "x", "-o", "y"],
         main: ["--base", "x.yaml"],

@@ -5,6 +5,7 @@ A configuration is data: it can name only classes that the project declares buil
 
 from ldm.config.building import check_target, instantiate
 from ldm.config.errors import ConfigError
+from ldm.config.overrides import Text
 from ldm.config.reading import (
     load,
     merge,
@@ -21,6 +22,7 @@ from ldm.config.reading import (
 
 __all__ = [
     "ConfigError",
+    "Text",
     "check_target",
     "instantiate",
     "load",

@@ -2,26 +2,36 @@
 
 For a setting that is a string, the value is the text itself (`011`, `no`, `12:30`, `a #1`); `null` means None, and
 quotes are optional. For other settings, values are read as YAML, except that numbers with leading zeros are strings and
-that there are no comments.
+that there are no comments. A `Text` gives a value that is not read at all.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
-from typing import Any, get_args, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import yaml
 
 from ldm.config.annotations import LISTS, signature_of, union_members
 from ldm.config.errors import ConfigError, brief, nearest
-from ldm.config.references import child_key
+from ldm.config.references import child_key, escaped
 from ldm.config.targets import find_target
 
 BOOLEANS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULLS = ("", "null", "~")
 ITEM = re.compile(r"""\s*("[^"]*"|'[^']*'|[^,]*)\s*(?:,|$)""")
 HASH = "\ue000"  # replaces a "#" that would begin a comment
+
+
+class Text(NamedTuple):
+    """An override whose value is a text letter by letter, such as a prompt: no quotes, references or `null`.
+
+    A dotted key that does not exist is added.
+    """
+
+    key: str
+    text: str
 
 
 class _Loader(yaml.SafeLoader):
@@ -41,9 +51,12 @@ _Loader.add_implicit_resolver(
 )  # fmt: skip
 
 
-def apply_overrides(tree: dict, words: Iterable[str], trust: Sequence[str] = ()) -> None:
+def apply_overrides(tree: dict, words: Iterable[str | Text], trust: Sequence[str] = ()) -> None:
     """Apply overrides to a configuration in place. Raises ConfigError."""
     for word in words:
+        if isinstance(word, Text):
+            _set(tree, word.key.split("."), escaped(word.text), add=True)
+            continue
         key, equals, text = word.partition("=")
         if not equals or not key.lstrip("+"):
             raise ConfigError(f"got override {brief(word)}, expected key=value")

@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ldm.config.errors import ConfigError, brief, first_line, nearest
-from ldm.config.overrides import apply_overrides
+from ldm.config.overrides import Text, apply_overrides
 from ldm.config.references import check_references, names_referenced
 from ldm.files import write_atomically
 from ldm.paths import product_folder
@@ -44,7 +44,7 @@ KEYS = frozenset(
 TRUST = "trust "  # begins the flags of a configuration that hold the modules its user trusts
 
 
-def load(*paths: str | Path, overrides: Iterable[str] = (), trust: Iterable[str] = ()) -> DictConfig:
+def load(*paths: str | Path, overrides: Iterable[str | Text] = (), trust: Iterable[str] = ()) -> DictConfig:
     """Merge YAML files from left to right, and apply overrides.
 
     The files in `include: [other.yaml, ...]` at the top level of a file are merged before it. They must be in the
@@ -53,7 +53,7 @@ def load(*paths: str | Path, overrides: Iterable[str] = (), trust: Iterable[str]
 
     Args:
         paths: YAML files.
-        overrides: `key.sub=value` for an existing key, `+key.sub=value` for a new one.
+        overrides: `key.sub=value` for an existing key, `+key.sub=value` for a new one, `Text` for values as they are.
         trust: modules of the user whose targets `instantiate` may build.
 
     Raises FileNotFoundError for a missing file; ConfigError for invalid files or overrides.
@@ -75,7 +75,7 @@ def merge_under(config: DictConfig, path: str | Path) -> DictConfig:
     return _check_keys(_with_overrides(merged, (), trusted(config)), [path])
 
 
-def override(config: DictConfig, words: Iterable[str]) -> DictConfig:
+def override(config: DictConfig, words: Iterable[str | Text]) -> DictConfig:
     """Return a copy of `config` with overrides applied; see `load`. Raises ConfigError."""
     words = tuple(words)
     return _from_tree(OmegaConf.to_container(config), words, trusted(config)) if words else copy.deepcopy(config)
@@ -180,7 +180,7 @@ def _merge(*configs: DictConfig, failure: str) -> DictConfig:
         raise ConfigError(f"{failure}: {first_line(error)}") from error
 
 
-def _with_overrides(config: DictConfig, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
+def _with_overrides(config: DictConfig, words: Iterable[str | Text], trust: Iterable[str | Text]) -> DictConfig:
     """Return a merged configuration with overrides applied; a copy only if there are any."""
     tree, words, trust = OmegaConf.to_container(config), tuple(words), tuple(trust)
     if words or trust:
@@ -189,7 +189,7 @@ def _with_overrides(config: DictConfig, words: Iterable[str], trust: Iterable[st
     return config
 
 
-def _from_tree(tree: dict, words: Iterable[str], trust: Iterable[str]) -> DictConfig:
+def _from_tree(tree: dict, words: Iterable[str | Text], trust: Iterable[str | Text]) -> DictConfig:
     """Return a configuration of `tree` with overrides applied."""
     apply_overrides(tree, words, tuple(trust))
     check_references(tree)

@@ -1,4 +1,7 @@
-"""Check interpolations `${key.sub}`, which refer to keys of the same configuration, before they are resolved."""
+"""Check interpolations `${key.sub}`, which refer to keys of the same configuration, before they are resolved.
+
+As in OmegaConf, `\\${` is no interpolation but the two characters; backslashes before an interpolation are doubled.
+"""
 
 import re
 from collections.abc import Iterator
@@ -9,7 +12,13 @@ from ldm.config.errors import ConfigError, brief
 INNERMOST = re.compile(r"\$\{([^${}]*)\}")
 KEY = re.compile(r"[\w-]+(\.[\w-]+|\[\w+\])*")
 NAME = re.compile(r"\$\{\s*([\w-]+)")
+ESCAPED = re.compile(r"(?<!\\)(?:\\\\)*\\\$\{")  # an odd number of backslashes before "${"
 MOST = 200_000  # values and characters of a configuration with resolved references
+
+
+def escaped(text: str) -> str:
+    """Return a text for a configuration in which nothing is an interpolation; resolved, it is `text` again."""
+    return re.sub(r"(?<!\\)(\\*)\$\{", lambda match: rf"{match[1]}{match[1]}\${{", text)
 
 
 def check_references(tree: dict) -> None:
@@ -32,7 +41,12 @@ def _strings(node: Any) -> Iterator[str]:
         for child in node.values() if isinstance(node, dict) else node:
             yield from _strings(child)
     elif isinstance(node, str):
-        yield node
+        yield _without_escapes(node)
+
+
+def _without_escapes(text: str) -> str:
+    """Return the text with a backslash, which no key holds, for each `\\${`."""
+    return ESCAPED.sub(r"\\", text)
 
 
 def child_key(node: Any, key: str) -> Any:
@@ -64,7 +78,7 @@ class _Expansion:
 
     def _resolved(self, text: str) -> tuple[int, Any]:
         """Return the size of a string and its resolved value; of a single reference, the referenced value."""
-        size = len(text)
+        size, text = len(text), _without_escapes(text)
         while match := INNERMOST.search(text):
             more, value = self._reference(match[1].strip(), text)
             size += more

@@ -65,10 +65,10 @@ def sample_refined(
         schedule: the steps to visit, see `spacing.spaced`.
         refine: of the clean sample, for example `propagation.propagate`.
         refine_at: steps i at which it acts, see `refined_steps`.
-        on_step: told i and, after each step, "prediction", "x0", "refined" and "x".
+        on_step: called after each step with i and "prediction", "x0", "refined" and "x" by name.
 
     Raises:
-        FloatingPointError: naming the step at which the sample stopped being numbers.
+        FloatingPointError: naming the step at which the sample is not finite.
     """
     for i in reversed(range(len(schedule))):
         prediction = predict(x, int(schedule.t[i]))

@@ -200,3 +200,8 @@ class Schedule:
             raise ValueError(f"got prediction {kind!r}, expected eps, x0 or v")
         weights[0] = weights[1] if len(self) > 1 else 0.0
         return weights
+
+
+def upscaler_schedule() -> Schedule:
+    """The schedule of the SD x4 upscaler, for latents and for low-resolution frames: 1000 steps, 1e-4 to 2e-2."""
+    return Schedule.from_betas(make_betas("linear", 1000, start=1e-4, end=2e-2))

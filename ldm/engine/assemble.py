@@ -270,7 +270,8 @@ def _with_merges(settings, found: Weights):
     if settings.get("merges") is None:
         return settings
     own = found.folder and found.folder / MERGES
-    return config.override(settings, [f"merges={own if own and own.is_file() else ROOT / settings.merges}"])
+    path = own if own and own.is_file() else ROOT / settings.merges
+    return config.override(settings, [config.Text("merges", str(path))])
 
 
 def _build_network(name: str, node, *, filled: bool) -> nn.Module:

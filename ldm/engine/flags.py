@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from ldm import config
 from ldm.engine.assemble import family_cards, read_model
 
-KINDS = ("word", "positive_int", "non_negative_int", "number", "switch")
+KINDS = ("word", "text", "positive_int", "non_negative_int", "number", "switch")
 KEYS = ("key", "type", "help", "choices", "divide", "also", "caption")
 
 
@@ -18,7 +18,8 @@ class Flag:
     Args:
         name: without dashes.
         keys: dotted keys of the settings that it sets.
-        kind: type of its value: "word", "positive_int", "non_negative_int", "number" or "switch".
+        kind: type of its value: "word", "text" (a word is read as an override, a text is not read), "positive_int",
+            "non_negative_int", "number" or "switch".
         help: text for --help.
         choices: allowed values; empty for any.
         divide: the setting is the value divided by this number, rounded down.
@@ -52,14 +53,14 @@ class Flag:
         text, caption = str(entry.get("help") or ""), bool(entry.get("caption"))
         return cls(name, tuple(map(str, keys)), kind, text, choices, divide, also, caption, (family,))
 
-    def overrides(self, value: object, settings) -> list[str]:
-        """Return the overrides (`key=value`) for a value. Raises ValueError for a value outside `choices`."""
+    def overrides(self, value: object, settings) -> list[str | config.Text]:
+        """Return the overrides for a value. Raises ValueError for a value outside `choices`."""
         if self.choices and value not in self.choices:
             raise ValueError(f"--{self.name}: got {value!r}, expected one of {', '.join(self.choices)}")
         if self.divide > 1:
             value = int(value) // self.divide
         text = str(value).lower() if isinstance(value, bool) else value
-        words = [f"+{key}={text}" for key in self.keys]
+        words = [config.Text(key, text) if self.kind == "text" else f"+{key}={text}" for key in self.keys]
         if all(config.select(settings, key) == value for key in self.keys):
             return words
         return [f"+{key}={'null' if other is None else other}" for key, other in self.also.items()] + words
@@ -87,7 +88,7 @@ def known_flags() -> dict[str, Flag]:
     return known
 
 
-def flag_overrides(settings, given: Mapping[str, object]) -> list[str]:
+def flag_overrides(settings, given: Mapping[str, object]) -> list[str | config.Text]:
     """Return the overrides for the given flags, in the order of their declaration.
 
     Raises ValueError for a flag that the model does not have.

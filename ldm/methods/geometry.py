@@ -12,6 +12,11 @@ MIN_SIDE = 16  # pixels; smaller frames are refused
 FULL_SCALE = {torch.uint8: 255, torch.uint16: 65535}
 
 
+def to_unit(frame: Tensor) -> Tensor:
+    """A frame of uint8 or uint16 of full scale as float32 in [0, 1]; other frames unchanged."""
+    return frame.float() / FULL_SCALE[frame.dtype] if frame.dtype in FULL_SCALE else frame
+
+
 class Geometry:
     """Resize and pad frames of `size` (h, w) for the networks, and resize results to the output size.
 
@@ -43,7 +48,7 @@ class Geometry:
 
     def enlarge(self, lq: Tensor) -> Tensor:
         """Resize and pad a frame (..., 3, h, w): float in [0, 1], or uint8 or uint16 over the full range."""
-        lq = lq.float() / FULL_SCALE[lq.dtype] if lq.dtype in FULL_SCALE else lq
+        lq = to_unit(lq)
         return self.pad(resize(lq, self.work).clamp(0, 1))[0]
 
     def finish(self, sr: Tensor) -> Tensor:

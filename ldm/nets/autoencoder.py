@@ -305,6 +305,12 @@ def check_image(x: Tensor, *, downsampling: int) -> None:
         )
 
 
+def check_sides(x: Tensor, least: int) -> None:
+    """Raise ValueError unless both sides of images (..., H, W) have `least` pixels or more."""
+    if min(x.shape[-2:]) < least:
+        raise ValueError(f"got images of {x.shape[-2]}x{x.shape[-1]} pixels, expected {least} a side or more; pad them")
+
+
 def beside_synthesis(net: nn.Module, y: Tensor, z: Tensor) -> Tensor:
     """The decoder's maps y of the latents z with those of the linear path added."""
     return y if net.linear is None else y + net.linear.synthesise(z)
@@ -362,8 +368,15 @@ class AutoencoderKL(nn.Module):
             zero_init(self.decoder.conv_out)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Image (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H / f, W / f), f = `downsampling`."""
-        check_image(x, downsampling=self.downsampling)
+        """Image (n, 3, H, W) in [-1, 1] -> moments (n, 2 * embed_dim, H // f, W // f), f = `downsampling`.
+
+        Any sides from f on, as in diffusers; what is decoded has multiples of f. Callers that need all of the image pad
+        it first. Patches and a linear path read whole blocks of pixels.
+
+        Raises ValueError for clips, sides below f, and sides that the blocks do not divide.
+        """
+        check_image(x, downsampling=self.patch if self.linear is None else self.downsampling)
+        check_sides(x, self.downsampling)
         x = to_blocks(x, self.patch)
         if self.linear is not None:
             return self.linear.moments(x)

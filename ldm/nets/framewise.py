@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from ldm.nets.autoencoder import AutoencoderKL
+from ldm.nets.autoencoder import AutoencoderKL, Posterior
 
 BUILDABLE = ("FramewiseAutoencoder",)
 
@@ -25,12 +25,12 @@ class FramewiseAutoencoder(nn.Module):
         """Sides of the frames over those of the latents."""
         return self.image.downsampling
 
-    def posterior(self, moments: Tensor):
+    def posterior(self, moments: Tensor) -> Posterior:
         """The Gaussian posterior of moments (n, 2 c, h, w)."""
         return self.image.posterior(moments)
 
     def encode(self, x: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) in [-1, 1] -> moments (B, T, 2 c, H / f, W / f), f = `downsampling`."""
+        """Clips (B, T, 3, H, W) in [-1, 1] -> moments (B, T, 2 c, H // f, W // f), f = `downsampling`."""
         return self.image.encode(x.flatten(0, 1)).unflatten(0, x.shape[:2])
 
     def decode(self, z: Tensor, _low_res: Tensor | None = None, *, weight: float = 1.0) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.nets.autoencoder import NORM_EPS, VAEDownsample, VAEUpsample, posterior
+from ldm.nets.autoencoder import NORM_EPS, VAEDownsample, VAEUpsample, check_sides, posterior
 from ldm.nets.clip_layers import ClipResBlock, PlusBlock, clip_norm, frame_block
 from ldm.nets.layers import GroupNorm, Linear
 
@@ -67,7 +67,7 @@ class ClipLevel(nn.Module):
 
 
 class ClipEncoder(nn.Module):
-    """Frames in [-1, 1] (b*t, 3, H, W) -> (b*t, 2 * latent_channels, H / f, W / f), f = 2 ** (levels - 1)."""
+    """Frames in [-1, 1] (b*t, 3, H, W) -> (b*t, 2 * latent_channels, H // f, W // f), f = 2 ** (levels - 1)."""
 
     def __init__(
         self, widths: Sequence[int], *, in_channels: int, latent_channels: int, blocks: int, groups: int
@@ -220,14 +220,16 @@ class AutoencoderKLVideo(nn.Module):
         return hasattr(self.decoder, "condition_in")
 
     def encode(self, x: Tensor) -> Tensor:
-        """Clips (B, T, 3, H, W) in [-1, 1] -> moments (B, T, 2 * latent_channels, H / f, W / f), f = `downsampling`.
+        """Clips (B, T, 3, H, W) in [-1, 1] -> moments (B, T, 2 * latent_channels, H // f, W // f), f = `downsampling`.
+
+        Any sides from f on, as released; what is decoded has multiples of f.
 
         Raises:
-            ValueError: another number of dimensions, or sides that are no multiples of f.
+            ValueError: another number of dimensions, or sides below f.
         """
-        f = self.downsampling
-        if x.ndim != 5 or x.shape[-2] % f or x.shape[-1] % f:
-            raise ValueError(f"got clips {tuple(x.shape)}, expected (B, T, 3, H, W), sides multiples of {f}; pad them")
+        if x.ndim != 5:
+            raise ValueError(f"got clips {tuple(x.shape)}, expected (B, T, 3, H, W)")
+        check_sides(x, self.downsampling)
         return self.quant_conv(self.encoder(x.flatten(0, 1), x.shape[1])).unflatten(0, x.shape[:2])
 
     def decode(self, z: Tensor, low_res: Tensor | None = None, *, weight: float = 1.0) -> Tensor:

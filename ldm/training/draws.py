@@ -7,7 +7,7 @@ import zlib
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.diffusion.noise import FrameNoise
 
@@ -36,3 +36,12 @@ class SampleDraws:
         address = [self.seed % 2**32, self.seed >> 32, zlib.crc32(purpose.encode())]
         drawn = [np.random.default_rng([*address, n]).integers(limit, size=count) for n in index.tolist()]
         return torch.from_numpy(np.concatenate(drawn)).to(index.device)
+
+
+@torch.no_grad()
+def clip_latents(vae: nn.Module, batch: dict[str, Tensor], draws: SampleDraws) -> Tensor:
+    """Unscaled posterior samples (B, T, c, h, w) of `gt` (B, T, 3, H, W) in [0, 1], by an autoencoder of clips."""
+    moments = vae.encode(batch["gt"] * 2 - 1)
+    posterior = vae.posterior(moments.flatten(0, 1))
+    sample = posterior.sample(draws.normal("latents", batch["index"], posterior.mean))
+    return sample.unflatten(0, moments.shape[:2])

@@ -7,15 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.refined import sample_refined
-from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.diffusion.schedule import upscaler_schedule
 from ldm.diffusion.spacing import spaced, timesteps_from_end
 from ldm.training.denoising import DenoiserTraining
-from ldm.training.draws import SampleDraws
+from ldm.training.draws import SampleDraws, clip_latents
 from ldm.training.optimization import Adam
 
 BUILDABLE = ("TemporalUpscaling", "UpscalingObjective")
 
-UPSCALER_BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
 PREVIEW_LEVEL = 20  # noise level of the low-resolution frames in pictures, the pipeline's default
 _PARTS = 10_000  # resolution of drawn probabilities
 
@@ -41,15 +40,6 @@ def single_frames(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return rows | clips | {"index": numbers.flatten()}
 
 
-@torch.no_grad()
-def posterior_samples(vae: nn.Module, batch: dict[str, Tensor], draws: SampleDraws) -> Tensor:
-    """Posterior samples of the GT frames of a batch, (B, T, c, h, w), not scaled."""
-    moments = vae.encode(batch["gt"] * 2 - 1)
-    posterior = vae.posterior(moments.flatten(0, 1))
-    sample = posterior.sample(draws.normal("latents", batch["index"], posterior.mean))
-    return sample.unflatten(0, moments.shape[:2])
-
-
 class UpscalingObjective:
     """Draws for each clip a time step, the noise of its latents and the noise level of its low-resolution frames.
 
@@ -66,8 +56,7 @@ class UpscalingObjective:
             raise ValueError(
                 f"got highest_noise={highest_noise} and caption_dropout={caption_dropout}, expected 0 to 999 and 0 to 1"
             )
-        start, end = UPSCALER_BETAS
-        self.schedule = Schedule.from_betas(make_betas("linear", 1000, start=start, end=end))
+        self.schedule = upscaler_schedule()
         self.highest_noise, self.caption_dropout, self.draws = highest_noise, caption_dropout, SampleDraws(seed)
 
     def normal(self, purpose: str, index: Tensor, like: Tensor) -> Tensor:
@@ -138,7 +127,7 @@ class TemporalUpscaling(DenoiserTraining):
 
     def latents(self, batch: dict[str, Tensor]) -> Tensor:
         """Scaled posterior samples of the GT frames, (B, T, c, h, w) float32."""
-        return posterior_samples(self.vae, batch, self.objective.draws).float() * self.scale_factor
+        return clip_latents(self.vae, batch, self.objective.draws).float() * self.scale_factor
 
     @torch.no_grad()
     def context(self, batch: dict[str, Tensor], purpose: str) -> Tensor:

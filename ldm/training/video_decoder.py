@@ -5,9 +5,8 @@ from torch import Tensor, nn
 from ldm.nets.video_vae import AutoencoderKLVideo
 from ldm.training.decoder import StageTwo
 from ldm.training.decoder_loss import DecoderLoss
-from ldm.training.draws import SampleDraws
+from ldm.training.draws import SampleDraws, clip_latents
 from ldm.training.optimization import Adam
-from ldm.training.temporal_upscaler import posterior_samples
 
 BUILDABLE = ("VideoDecoderTraining", "SampledLatents")
 
@@ -27,7 +26,7 @@ class SampledLatents(nn.Module):
 
     def sample(self, vae: nn.Module, batch: dict[str, Tensor]) -> Tensor:
         """Unscaled latents (B, T, c, h, w) of `gt` (B, T, 3, H, W) in [0, 1]; `vae` is the trained autoencoder."""
-        return posterior_samples(self.encoder or vae, batch, self.draws)
+        return clip_latents(self.encoder or vae, batch, self.draws)
 
 
 class VideoDecoderTraining(StageTwo):

@@ -1,14 +1,18 @@
 """Upscale-A-Video at toy width: a folder of weights as released, with the shipped configuration made small."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ldm import config
 from ldm.engine.assemble import CONFIGS
+from ldm.methods.contract import Request
+from ldm.streaming.pipeline import Frame
 from ldm.weights import checkpoint
 from tests.methods.toy import randomise
 
+SIZE = (8, 12)  # of small clips
 CARD = CONFIGS / "upscale_a_video" / "model.yaml"
 VAE = {"block_out_channels": [8, 8, 32], "layers_per_block": 1, "norm_num_groups": 4}
 UNET = {
@@ -68,3 +72,36 @@ def write_weights(folder: Path, *, card: bool = True) -> Path:
     if not card:
         (folder / "model.yaml").unlink()
     return folder
+
+
+def changed(method, *, kind=None, **settings):
+    """The method with settings of `sampling` by name, and others of its own."""
+    own = {name: getattr(method, name) for name in ("networks", "scale_factor", "windows", "decoding", "words")}
+    sampling = replace(method.sampling, **settings.pop("sampling", {}))
+    return (kind or type(method))(**own | {"min_size": 8, "sampling": sampling} | settings)
+
+
+def restored(method, lq, **request):
+    """Frames of any size, so that latents can be few."""
+    run = method.stream(Request(tuple(lq.shape[-2:]), len(lq), **request))
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None]}))
+    return torch.cat([frame["sr"] for frame in run.pull(finish=True)])
+
+
+def stopped_everywhere(method, lq, *, seed):
+    """As `restored`, by a new stream after every frame and, at the end, after every unit of work."""
+    request, out = Request(tuple(lq.shape[-2:]), len(lq), seed=seed), []
+    run = method.stream(request)
+    for number, frame in enumerate(lq):
+        run.push(Frame(number, {"lq": frame[None]}))
+        out += list(run.pull())
+        state, run = run.state(), method.stream(request)
+        run.resume(state)
+    for _ in range(9):
+        out += list(run.pull(finish=True, units=1))
+        if not run.frames_held:
+            break
+        state, run = run.state(), method.stream(request)
+        run.resume(state)
+    return torch.cat([frame["sr"] for frame in out])

@@ -132,10 +132,20 @@ def test_channels_last_and_half_precision_give_the_same_images():
     assert (half.float() - reference).abs().max() < 0.05 * reference.abs().max()
 
 
+@torch.no_grad()
+def test_sides_of_any_length_are_encoded_as_by_diffusers():
+    """Each strided convolution takes one zero row below: of 11 rows it makes 5, and 2; the last is read, 12 makes 3."""
+    vae, x = AutoencoderKL(**TINY).eval(), torch.randn(1, 3, 11, 12, generator=torch.Generator().manual_seed(0))
+    moments = vae.encode(x)
+    assert moments.shape == (1, 8, 2, 3)
+    x[..., -1, :] = 0
+    assert not torch.equal(vae.encode(x), moments)
+
+
 def test_invalid_inputs_are_refused():
     vae = AutoencoderKL(**TINY)
-    with pytest.raises(ValueError, match="multiples of 4"):
-        vae.encode(torch.zeros(1, 3, 8, 10))
+    with pytest.raises(ValueError, match="images of 8x3 pixels, expected 4 a side"):
+        vae.encode(torch.zeros(1, 3, 8, 3))
     with pytest.raises(ValueError, match="flatten clips"):
         vae.encode(torch.zeros(1, 2, 3, 8, 8))
     with pytest.raises(ValueError, match="double_z"):

@@ -97,7 +97,8 @@ def test_denoiser_and_control_network_are_those_of_diffusers(config, size):
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    ("widths", "layers", "size"), [([8, 12, 20], 2, (16, 24)), ([12, 8], 1, (10, 6)), ([4, 8, 8, 16], 1, (8, 16))]
+    ("widths", "layers", "size"),
+    [([8, 12, 20], 2, (16, 24)), ([12, 8], 1, (11, 7)), ([8, 8, 8], 1, (17, 19)), ([4, 8, 8, 16], 1, (8, 16))],
 )
 @pytest.mark.parametrize("old", [False, True])
 def test_autoencoder_is_that_of_diffusers(widths, layers, size, old):

@@ -21,7 +21,7 @@ def test_sizes_and_the_chunk():
     vae = shaken()
     clip = torch.randn(2, 3, 3, 8, 12)
     moments = vae.encode(clip)
-    assert moments.shape == (2, 3, 8, 2, 3)
+    assert moments.shape == (2, 3, 8, 2, 3) and vae.encode(clip[..., :11]).shape == (2, 3, 8, 2, 2)
     z = torch.randn(2, 3, 4, 2, 3)
     whole = vae.decode(z)
     assert whole.shape == (2, 3, 3, 8, 12)
@@ -65,7 +65,8 @@ def test_norms_have_their_own_groups_and_eps():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda vae: vae.encode(torch.zeros(1, 1, 3, 6, 8)), "sides multiples of 4; pad them"),
+        (lambda vae: vae.encode(torch.zeros(1, 1, 3, 3, 8)), "images of 3x8 pixels, expected 4 a side"),
+        (lambda vae: vae.encode(torch.zeros(1, 3, 8, 8)), "expected \\(B, T, 3, H, W\\)"),
         (lambda vae: vae.decode(torch.zeros(1, 4, 3, 2)), "expected \\(B, T, C, h, w\\)"),
         (lambda vae: vae.decode(torch.zeros(1, 2, 4, 3, 2)), "got low-resolution frames None"),
         (lambda vae: vae.decode(torch.zeros(1, 2, 4, 3, 2), torch.zeros(1, 2, 3, 3, 3)), "expected one size"),

@@ -1,17 +1,19 @@
 """Upscale-A-Video by the commands: a stopped run resumes, captions reach the record, the released flags work."""
 
+import gzip
 import json
+import shutil
 from types import SimpleNamespace
 
 import pytest
 
-from ldm import video
-from ldm.engine.assemble import find_weights, read_settings
+from ldm import config, video
+from ldm.engine.assemble import ROOT, find_weights, load_method, read_settings
 from ldm.engine.captions import caption_beside, captioned
-from ldm.engine.flags import flag_overrides
 from ldm.engine.jobs import Job
 from ldm.engine.parts import Task
 from scripts import inference_upscale_a_video, upscale
+from scripts.upscale_jobs import choose_settings
 from tests.methods import upscale_toy
 from tests.scripts import toy
 
@@ -79,10 +81,57 @@ def test_the_caption_of_the_truth_serves_a_degraded_clip(tmp_path, weights):
     assert captioned(job, model, truth).task.prompt == "a dog"
 
 
-def test_a_prompt_is_taken_letter_by_letter(weights):
-    settings = read_settings(find_weights(weights))
-    words = flag_overrides(settings, {"prompt": "a: [b] #c, 'd'"})
-    assert words == ["+method.params.words.params.prompt=a: [b] #c, 'd'"]
+TEXTS = ("${x}", "${oc.env:HOME} a: [b] #c, 'd'", "'a'", "null", "", "  ", "a=b\n{c}\\${", "100 % %s", "\ud800")
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_prompts_are_data(weights, text):
+    """Of both commands: what the text tower gets is the text itself."""
+    args = upscale.arguments(["--weights", str(weights), f"--prompt={text}", f"--negative_prompt={text}"])
+    used = words_of(weights, args)
+    assert used.prompt == text and used.negative_prompt == text
+    released = inference_upscale_a_video.arguments([f"--a_prompt={text}", f"--n_prompt={text}"])
+    used = words_of(weights, inference_upscale_a_video.translate(released, scale=4))
+    assert used.prompt is None and used.ending == text and used.negative_prompt == text
+    assert used.prompts("a cat") == [f"a cat{text}"]
+
+
+def words_of(weights, args):
+    node = choose_settings(find_weights(weights), args)["method"]["params"]["words"]
+    node["params"]["tokenizer"] = None
+    return config.instantiate(node)
+
+
+def test_a_prompt_that_is_given_is_not_replaced_by_a_caption(tmp_path, weights):
+    (tmp_path / "clip.txt").write_text("${a} 'cat' = [null]\n\n${oc.env:HOME}\n")
+    job = Job(tmp_path / "clip.mp4", tmp_path / "out", Task(source=None, format=None))
+    for words, expected in (([], "${a} 'cat' = [null]\n\n${oc.env:HOME}"), (["--prompt", ""], None)):
+        args = upscale.arguments(["--weights", str(weights), *words])
+        model = SimpleNamespace(settings=choose_settings(find_weights(weights), args))
+        assert captioned(job, model).task.prompt == expected
+
+
+def test_weights_in_a_folder_of_any_name(tmp_path, weights):
+    """Its name becomes part of the path of the merges."""
+    folder = tmp_path / "${x} 'a' = [b]"
+    shutil.copytree(weights, folder)
+    (folder / "tokenizer").mkdir()
+    with gzip.open(ROOT / "assets" / "text" / "clip_merges.txt.gz") as merges:
+        (folder / "tokenizer" / "merges.txt").write_bytes(merges.read())
+    assert load_method(folder).words.tokenizer(["a"]).shape == (1, 77)
+
+
+@pytest.mark.slow  # a run of the command
+def test_words_of_the_record_are_those_that_were_given(tmp_path, weights, capfd):
+    clip = toy.make_clip(tmp_path / "clip.mp4", 1)
+    (tmp_path / "clip.txt").write_text("${caption}")
+    words = ["-i", str(clip), "-o", str(tmp_path / "out"), "--pretrained_model_path", str(weights), "-s", "1"]
+    words += ["--device", "cpu", "--a_prompt", "${x} = '", "--n_prompt", "\udcff\n[${oc.env:HOME}"]
+    assert inference_upscale_a_video.main(words) == 0, capfd.readouterr().err
+    record = json.loads((tmp_path / "out" / "video" / "clip_n120_g6_s1.mp4.json").read_text())
+    used = record["settings"]["method"]["params"]["words"]["params"]
+    assert (used["ending"], used["negative_prompt"]) == ("${x} = '", "\udcff\n[${oc.env:HOME}")
+    assert record["arguments"]["prompt"] == "${caption}"
 
 
 def test_the_released_flags(tmp_path, weights, capfd):

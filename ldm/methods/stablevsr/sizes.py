@@ -5,7 +5,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ldm.methods.geometry import FULL_SCALE, floor_pixels
+from ldm.methods.geometry import floor_pixels, to_unit
 from ldm.methods.words import choose
 from ldm.ops.lanczos import floored_to_multiple
 from ldm.ops.padding import Padding, pad_to_multiple, unpad
@@ -35,8 +35,7 @@ class Sizes:
 
     def fitted(self, lq: Tensor) -> Tensor:
         """A frame (1, 3, h, w), float in [0, 1] or uint8 or uint16 of full scale -> (1, 3, *latent) in [-1, 1]."""
-        lq = lq.float() / FULL_SCALE[lq.dtype] if lq.dtype in FULL_SCALE else lq
-        return self.fit(lq)[0] * 2 - 1
+        return self.fit(to_unit(lq))[0] * 2 - 1
 
     def enlarged(self, lr: Tensor) -> Tensor:
         """What `fitted` gave, enlarged for the flow and in [0, 1]; not clamped."""

@@ -185,5 +185,5 @@ class UpscaleAVideo:
 
     def calls(self, frames: int, size: tuple[int, int], levers: ClipLevers) -> dict[str, int]:
         """Calls of networks by stage for one scene of so many frames whose latents have `size` (h, w)."""
-        sampling = levers.sampling_windows(self.windows).calls(frames, *size) * len(self.sampling.schedule)
+        sampling = levers.sampling_windows(self.windows).calls(frames, *size, steps=len(self.sampling.schedule))
         return {"sampling": sampling, "decoding": levers.decoding(self.decoding).windows.calls(frames, *size)}

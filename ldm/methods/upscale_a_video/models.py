@@ -19,7 +19,7 @@ class PromptedDenoiser:
         sampling: guidance scale and noise levels.
         words: tokenizer and negative prompt.
         prompts: of the scenes of the clip, at least one.
-        dtype: of autocast for the network; None: none.
+        dtype: of autocast for the network; None disables it.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class LatentDecoder:
         autoencoder: `ldm.nets.video_vae.AutoencoderKLVideo`.
         scale_factor: latents are this times what the decoder takes.
         condition: weight of the low-resolution frames.
-        dtype: of autocast; None: none.
+        dtype: of autocast; None disables it.
     """
 
     def __init__(

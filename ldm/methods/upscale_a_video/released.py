@@ -15,12 +15,10 @@ from ldm.methods.contract import Costs, Progress, Request, no_progress
 from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video.method import UpscaleAVideo
 from ldm.methods.upscale_a_video.models import PromptedDenoiser
-from ldm.methods.upscale_a_video.restoration import FLOWS
+from ldm.methods.upscale_a_video.restoration import FLOWS, with_colors
 from ldm.methods.upscale_a_video.sizes import LowGeometry, inside
 from ldm.ops.clip_flow import flows_of_clip
-from ldm.ops.color import COLOR_FIXES
 from ldm.ops.crop_tiles import AREA, MARGIN, released_tiles
-from ldm.ops.resize import resize
 from ldm.ops.tiling import Patch
 from ldm.ops.windows import consecutive_windows, over_windows
 from ldm.streaming.pipeline import Each, Frame, Pipeline, Scenes, stack
@@ -53,10 +51,18 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
     Args:
         crop: side of a crop in low-resolution pixels, without its margin.
         always_crop: cut small frames, too.
+
+    Raises the errors of `UpscaleAVideo`, and ValueError for windows of frames that differ from step to step.
     """
 
     crop: int = 256
     always_crop: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.windows.alternate or self.windows.sharing_steps is not None:
+            got = f"alternate={self.windows.alternate} and sharing_steps={self.windows.sharing_steps}"
+            raise ValueError(f"got windows with {got}, expected false and null: the released cut has one for all steps")
 
     # ---- the contract
 
@@ -71,7 +77,7 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
             Each(lambda frame: frame.put(low=geometry.reduce(frame["lq"])).without("lq")).with_label("reducing"),
             Scenes(lambda before, frame: (False, frame)),
             scene.with_label("crops"),
-            Each(self.fix_colors).with_label("colours"),
+            Each(partial(with_colors, decoding=self.decoding)).with_label("colours"),
             Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", *FLOWS)).with_label("colours"),
         ]
         return Pipeline(stages, device=self.device)
@@ -80,15 +86,15 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
         """None: the whole clip is one scene."""
 
     def levers(self) -> list[CropLevers]:
-        """The one cut there is."""
+        """The crops of the settings, the only levers."""
         return [CropLevers(self.crop, MARGIN, self.windows.n_frames, self.decoding.windows.n_frames)]
 
     def probes(self, levers: CropLevers) -> dict[str, Callable[[int], int | None]]:
-        """None: the released cut is not planned."""
+        """No probes: the memory of the released cut is not planned."""
         return {}
 
     def peak(self, request: Request, levers: CropLevers, costs: Costs) -> None:
-        """None: the released cut is not planned."""
+        """None: the memory of the released cut is not planned."""
         return None
 
     # ---- the cut
@@ -102,11 +108,6 @@ class ReleasedUpscaleAVideo(UpscaleAVideo):
         """The crops of frames of `size` (h, w); one for a small frame."""
         cut = self.always_crop or size[0] * size[1] >= AREA
         return released_tiles(size, self.crop if cut else max(size))
-
-    def fix_colors(self, frame: Frame) -> Frame:
-        """Replace the colours of "sr" by those of the low-resolution frame, by the method of the settings."""
-        fix, sr = COLOR_FIXES[self.decoding.color_fix], frame["sr"]
-        return frame.put(sr=fix(sr, resize(frame["low"] * 2 - 1, tuple(sr.shape[-2:]))))
 
     def restore_crop(
         self, low: Tensor, noise: tuple[Tensor, Tensor], flows: Sequence[Tensor] | None, *, denoiser: PromptedDenoiser,

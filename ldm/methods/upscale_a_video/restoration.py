@@ -27,8 +27,16 @@ ClipNoise = Callable[[str, Sequence[int], Sequence[int]], Tensor]  # (what, fram
 FlowNet = Callable[[Tensor, Tensor], Tensor]
 
 
+def with_colors(frame: Frame, decoding: ClipDecoding) -> Frame:
+    """The frame with the colours of "sr" replaced by those of "low", enlarged bicubically, as `decoding` says."""
+    fix, sr = COLOR_FIXES[decoding.color_fix], frame["sr"]
+    return frame.put(sr=fix(sr, resize(frame["low"] * 2 - 1, tuple(sr.shape[-2:]))))
+
+
 class ClipRestoration:
-    """One clip on its way. Frames carry "low" (in [0, 1]), "noised", "x", the number of their "scene", flows and "sr".
+    """The functions of the stages that restore one clip.
+
+    Frames carry "low" (in [0, 1]), "noised", "x", the number of their "scene", flows and "sr".
 
     Args:
         denoiser, decoder: the networks.
@@ -145,6 +153,5 @@ class ClipRestoration:
         return out
 
     def fix_colors(self, frame: Frame) -> Frame:
-        """Replace the colours of "sr" by those of the low-resolution frame, by the method of the settings."""
-        fix, sr = COLOR_FIXES[self.decoding.color_fix], frame["sr"]
-        return frame.put(sr=fix(sr, resize(frame["low"] * 2 - 1, tuple(sr.shape[-2:]))))
+        """`with_colors` by the method of the settings."""
+        return with_colors(frame, self.decoding)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.diffusion.classifier_free import noise_label
 from ldm.diffusion.refined import refined_steps
-from ldm.diffusion.schedule import Schedule, make_betas
+from ldm.diffusion.schedule import Schedule, upscaler_schedule
 from ldm.diffusion.spacing import choose_timesteps, spaced
 from ldm.methods.windows import Windows
 from ldm.methods.words import choose
@@ -18,7 +18,6 @@ from ldm.ops.windows import WindowPlan, crossfaded_windows, released_windows
 from ldm.streaming.blending import AVERAGE, CROSSFADE, Blend
 
 BUILDABLE = ("ClipSampling", "ClipDecoding", "Words")
-BETAS = (1e-4, 2e-2)  # of the x4 upscaler, for latents and for low-resolution frames alike
 BLOCK = 16  # frames that are propagated at once, beside their context
 MERGINGS = {"crossfade": (CROSSFADE, crossfaded_windows), "released": (AVERAGE, released_windows)}  # streamed, whole
 SCENE_END = "\n"  # between the captions of scenes
@@ -66,7 +65,7 @@ class ClipSampling:
     @cached_property
     def full(self) -> Schedule:
         """The schedule that the network was trained with."""
-        return Schedule.from_betas(make_betas("linear", 1000, start=BETAS[0], end=BETAS[1]))
+        return upscaler_schedule()
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -1,11 +1,11 @@
-"""The sizes of a frame of Upscale-A-Video: low-resolution frames on the grid of the latents, and four times that."""
+"""The sizes of a frame of Upscale-A-Video: low-resolution frames on the grid of the latents, and decoded ones."""
 
 import math
 from collections.abc import Callable
 
 from torch import Tensor
 
-from ldm.methods.geometry import FULL_SCALE, floor_pixels
+from ldm.methods.geometry import floor_pixels, to_unit
 from ldm.ops.resize import resize
 
 EPSILON = 1e-6  # of a pixel, lost to floating point
@@ -22,10 +22,10 @@ def inside(side: float) -> int:
 
 
 class LowGeometry:
-    """Frames of `size` (h, w) brought to the grid of the latents, and results to the size that was asked for.
+    """Resize frames of `size` (h, w) to the grid of the latents, and results to the size of the output.
 
     Args:
-        upscale: what was asked for.
+        upscale: output size over input size.
         factor: of the networks, output over latents.
         least: pixels that the short side of the latents has at least.
         grid: pixels of the latents' grid for a side, `covering` or `inside`.
@@ -53,10 +53,10 @@ class LowGeometry:
 
         Averaged over areas where it shrinks, bicubic where it grows; float32 in [0, 1].
         """
-        lq = lq.float() / FULL_SCALE[lq.dtype] if lq.dtype in FULL_SCALE else lq.float()
+        lq = to_unit(lq).float()
         mode = "area" if min(self.size) > min(self.low) else "bicubic"
         return resize(lq, self.low, mode=mode).clamp(0, 1)
 
     def finish(self, sr: Tensor) -> Tensor:
-        """A restored frame, about [-1, 1], in the size that was asked for and in [0, 1]."""
+        """A restored frame, about [-1, 1], in the size of the output and in [0, 1]."""
         return resize(sr.add(1).div(2).clamp(0, 1), self.target).clamp(0, 1)

@@ -29,7 +29,9 @@ def weight_file(case: Case, kind: str) -> Case:
     """The weights of one class that a case is recorded with: those it names, else the first of the folder."""
     listed = case.meta.get("weights") or [name for name in names(STABLEVSR) if name.startswith("weights_")]
     files = (Case.read(STABLEVSR, name) for name in listed)
-    return next(file for file in files if file.meta["class_"] == kind)
+    found = next((file for file in files if file.meta["class_"] == kind), None)
+    assert found is not None, f"{case.name}: no weights of {kind} among {listed}"
+    return found
 
 
 def network(case: Case, kind: str) -> nn.Module:
@@ -38,7 +40,8 @@ def network(case: Case, kind: str) -> nn.Module:
     build, translate = NETWORKS[kind]
     net = build(file.meta["config"])
     net.load_state_dict(translate({name: file[name] for name in file.tensors}), strict=True)
-    assert sum(p.numel() for p in net.parameters()) == file.meta["parameters"]
+    count = sum(p.numel() for p in net.parameters())
+    assert count == file.meta.get("parameters", count)
     return net.eval().requires_grad_(False)
 
 

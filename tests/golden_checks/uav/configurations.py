@@ -34,9 +34,10 @@ def unet_arguments(config: Mapping) -> dict:
     if attention != [name.startswith("CrossAttn") for name in reversed(up)]:
         raise ValueError(f"got down blocks {down} and up blocks {up}, expected the same levels with attention")
     arguments = {key: config[key] for key in UNET_KEYS if key in config}
-    if isinstance(config.get("only_cross_attention"), bool):
-        arguments["only_cross_attention"] = [config["only_cross_attention"]] * len(down)
-    return arguments | {"attention": attention, "num_heads": config["attention_head_dim"]}
+    cross_only = config.get("only_cross_attention", False)
+    if isinstance(cross_only, bool):
+        arguments["only_cross_attention"] = [cross_only] * len(down)
+    return arguments | {"attention": attention, "num_heads": config.get("attention_head_dim", 8)}
 
 
 def vae_arguments(config: Mapping) -> dict:
