@@ -15,8 +15,8 @@ import torch
 
 from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import OutputDiffers, changes, continued, portable, stored_manifest
-from ldm.engine.tensor_store import FILE, TensorStore
-from ldm.files import NOFOLLOW, PARTIAL, is_partial, partial, read_object, set_aside, shortened, sync, write_whole
+from ldm.engine.tensor_store import FILE, TensorStore, save_tensors
+from ldm.files import NOFOLLOW, PARTIAL, is_partial, read_object, set_aside, shortened, write_whole
 from ldm.printable import printable
 from ldm.weights.safe import check_nested, refuse_bombs
 
@@ -190,9 +190,7 @@ class WorkFolder:
         Only tensors that were not saved before are written.
         """
         state = self.tensors.replaced(state)
-        with partial(self.path / "state.pt") as path:
-            torch.save(state, path)
-            sync(path)
+        save_tensors(self.path / "state.pt", state)
         self._sweep()
 
     def _sweep(self) -> None:
