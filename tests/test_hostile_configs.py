@@ -1,6 +1,7 @@
 """Configurations made by strangers: each is refused in one line, and nothing in them runs."""
 
 import importlib
+import json
 import os
 import pkgutil
 
@@ -9,7 +10,8 @@ import torch
 
 import main
 from ldm import config
-from ldm.engine.assemble import EMBEDDED
+from ldm.engine.assemble import EMBEDDED, find_weights, read_model, read_settings
+from ldm.engine.flags import flags_of
 from scripts import degrade, upscale
 
 DIS = "ldm.ops.dis.DISFlow"
@@ -166,6 +168,26 @@ def test_yaml_that_is_not_a_configuration(name, tmp_path, monkeypatch):
     with pytest.raises(kind) as error:
         config.load(folder / "card.yaml")
     assert says in one_line(error) and "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["networks", "weights", "method", "flags", "flows", "documents", "output"])
+@pytest.mark.parametrize("value", [[1], 5, "word"])
+def test_a_card_with_no_mapping(tmp_path, key, value):
+    card = {"networks": {"a": {}}, "weights": {"a": {}}, "method": {"target": DIS}, key: value}
+    (tmp_path / "model.yaml").write_text(json.dumps(card))
+    with pytest.raises(config.ConfigError, match=f"config.{key}: got .*, expected a mapping"):
+        read_model(tmp_path / "model.yaml")
+
+
+def test_an_override_with_no_mapping():
+    found = find_weights(EMBEDDED)
+    with pytest.raises(config.ConfigError, match="config.output: got 5, expected a mapping"):
+        read_settings(found, overrides=["output=5"])
+
+
+def test_choices_of_a_flag_that_are_no_list():
+    with pytest.raises(ValueError, match="config.flags.steps: got choices 5, expected a list"):
+        flags_of({"flags": {"steps": {"key": "seed", "choices": 5}}})
 
 
 def test_an_honest_card_loads_where_it_was_copied_to(tmp_path):

@@ -1,8 +1,10 @@
 """Weight files made by strangers: refused in one line, before they take more memory than the file has bytes."""
 
 import json
+import pickle
 import struct
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -114,6 +116,15 @@ def test_a_weight_file_that_asks_for_more_than_it_holds(name, tmp_path):
     with pytest.raises(checkpoint.CheckpointError) as error:
         checkpoint.read(tmp_path / "a.ckpt")
     assert says in one_line(error)
+
+
+def test_a_pickle_of_another_program_is_refused_without_a_warning(tmp_path):
+    (tmp_path / "a.pth").write_bytes(pickle.dumps({"a": [1.0]}, protocol=4))
+    with warnings.catch_warnings(record=True) as given:
+        warnings.simplefilter("always")
+        with pytest.raises(checkpoint.CheckpointError, match="not a PyTorch weight file"):
+            checkpoint.read(tmp_path / "a.pth")
+    assert not given
 
 
 def test_bytes_and_numbers_of_honest_checkpoints_are_read(tmp_path):

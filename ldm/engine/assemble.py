@@ -17,6 +17,7 @@ from ldm.engine.device import usable_device
 from ldm.methods.contract import Method
 from ldm.methods.words import AUTO, precision_on
 from ldm.paths import product_folder
+from ldm.printable import printable
 from ldm.weights import checkpoint
 from ldm.weights.blank import without_values
 from ldm.weights.checkpoint import CheckpointError
@@ -30,6 +31,7 @@ CONFIGS = ROOT / "configs"
 CARD = "model.yaml"  # describes a model: beside its weights, or in the folder of a family
 FAMILY = "family.yaml"  # the weights and flags that all models of a family share
 REQUIRED_KEYS = ("networks", "method", "weights")
+MAPPINGS = (*REQUIRED_KEYS, "flags", "flows", "documents", "output")  # keys that hold a mapping
 MERGES = Path("tokenizer", "merges.txt")  # of a tokenizer, in a folder of weights
 
 
@@ -103,6 +105,15 @@ def read_model(*paths: str | Path, trust: Iterable[str] = ()):
     for key in REQUIRED_KEYS:
         if settings.get(key) is None:
             raise config.ConfigError(f"{', '.join(map(str, paths))}: no {key!r} key, expected a model's configuration")
+    return _check_kinds(settings)
+
+
+def _check_kinds(settings):
+    """Return the settings unchanged. Raises ConfigError for a list or a word where a mapping is expected."""
+    for key in MAPPINGS:
+        value = settings.get(key)
+        if value is not None and not isinstance(value, Mapping):
+            raise config.ConfigError(f"config.{key}: got {printable(value, 60)}, expected a mapping")
     return settings
 
 
@@ -139,7 +150,8 @@ def read_settings(
 
 
 def check_settings(settings):
-    """Return the settings unchanged. Raises ConfigError for an unknown flow or a missing target."""
+    """Return the settings unchanged. Raises ConfigError for an unknown flow, a missing target, or no mapping."""
+    _check_kinds(settings)
     if "flow" in settings:
         chosen, known = settings["flow"], list(settings.get("flows") or {})
         if not isinstance(chosen, str) or chosen not in known:

@@ -35,7 +35,7 @@ def usable_device(name: str | None) -> str:
     exact_float32()
     name = name or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        torch.zeros(1, device=name)
+        torch.zeros(1, device=name).cpu()  # which devices without values refuse
     except (RuntimeError, AssertionError) as error:
         why = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ValueError(f"got device {name!r}, expected cpu or one that works here ({why})") from None

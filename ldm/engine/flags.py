@@ -49,9 +49,11 @@ class Flag:
         if kind not in KINDS or not isinstance(divide, int) or divide < 1 or not isinstance(also, Mapping):
             got = f"type {kind!r}, divide {divide!r} and also {also!r}"
             raise ValueError(f"{place}: got {got}, expected one of {', '.join(KINDS)}, a whole number and a mapping")
-        choices = tuple(map(str, entry.get("choices") or ()))
+        choices = entry.get("choices") or []
+        if not isinstance(choices, list):
+            raise ValueError(f"{place}: got choices {choices!r}, expected a list")
         text, caption = str(entry.get("help") or ""), bool(entry.get("caption"))
-        return cls(name, tuple(map(str, keys)), kind, text, choices, divide, also, caption, (family,))
+        return cls(name, tuple(map(str, keys)), kind, text, tuple(map(str, choices)), divide, also, caption, (family,))
 
     def overrides(self, value: object, settings) -> list[str | config.Text]:
         """Return the overrides for a value. Raises ValueError for a value outside `choices`."""

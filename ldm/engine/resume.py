@@ -15,18 +15,8 @@ import torch
 
 from ldm.engine.device import is_out_of_memory
 from ldm.engine.finished import OutputDiffers, changes, continued, portable, stored_manifest
-from ldm.engine.tensor_store import FILE, TensorStore
-from ldm.files import (
-    NOFOLLOW,
-    TEMPORARY,
-    atomic_file,
-    is_temporary,
-    read_object,
-    set_aside,
-    shortened,
-    sync,
-    write_atomically,
-)
+from ldm.engine.tensor_store import FILE, TensorStore, save_tensors
+from ldm.files import NOFOLLOW, TEMPORARY, is_temporary, read_object, set_aside, shortened, write_atomically
 from ldm.printable import printable
 from ldm.weights.safe import check_nested, refuse_bombs
 
@@ -197,9 +187,7 @@ class WorkFolder:
         Only tensors that were not saved before are written.
         """
         state = self.tensors.replaced(state)
-        with atomic_file(self.path / "state.pt") as path:
-            torch.save(state, path)
-            sync(path)
+        save_tensors(self.path / "state.pt", state)
         self._sweep()
 
     def _sweep(self) -> None:

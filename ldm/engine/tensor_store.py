@@ -53,9 +53,7 @@ class TensorStore:
         tree = mapped(tree, refer, lambda node: isinstance(node, Tensor))
         if fresh:
             self.folder.mkdir(exist_ok=True)
-            with atomic_file(self.path(number)) as path:
-                torch.save([tensor.detach().cpu() for tensor in fresh], path)
-                sync(path)
+            save_tensors(self.path(number), [tensor.detach().cpu() for tensor in fresh])
         self._stored, self._used = stored, {reference[0] for _, _, reference in stored.values()}
         return tree
 
@@ -102,6 +100,16 @@ class TensorStore:
         files = self.folder.iterdir() if self.folder.is_dir() else ()
         kept = {self.path(number).name for number in self._used}
         return [path for path in files if path.name not in kept]
+
+
+def save_tensors(path: Path, content: Any) -> None:
+    """Write values and tensors to a file, atomically. Raises OSError if it cannot be written."""
+    with atomic_file(path) as temporary:
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # of PyTorch's own writer
+            raise OSError(f"{path}: cannot be written, is the disk full? ({error})") from None
+        sync(temporary)
 
 
 def mapped(tree: Any, change: Callable[[Any], Any], chosen: Callable[[Any], bool]) -> Any:

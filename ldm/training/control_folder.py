@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from safetensors.torch import save_file
 
-from ldm.files import atomic_file, write_atomically
+from ldm.files import write_atomically
 from ldm.nets.configurations import control_config
 from ldm.nets.control import TemporalConditioning
+from ldm.weights import checkpoint
 
 BUILDABLE = ("ControlFolder",)  # by configurations
 CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
@@ -20,8 +20,7 @@ def write_control_folder(control: TemporalConditioning, folder: Path, *, half: b
     state = {name: value.detach().cpu().contiguous() for name, value in control.state_dict().items()}
     if half:
         state = {name: value.half() for name, value in state.items()}
-    with atomic_file(folder / WEIGHTS) as temporary:
-        save_file(state, temporary, {"format": "pt"})
+    checkpoint.save(folder / WEIGHTS, state)
     write_atomically(folder / CONFIG, (json.dumps(control_config(control), indent=2) + "\n").encode())
 
 

@@ -59,6 +59,11 @@ class ClockReader:
         self.orders[packet.stream_index].append(self.count)
         self.count += 1
 
+    def end(self) -> Fraction:
+        """Return the time in seconds at which the last packet of any stream ends; 0 if no packet has a time."""
+        ends = [stamp.end * self.units[index] for index, held in self.stamps.items() for stamp in held if stamp.end]
+        return max(ends, default=Fraction(0))
+
     def shifts(self) -> tuple[Shift, ...]:
         """Return the shifts of the clocks; empty for nearly all files."""
         if self.steady:

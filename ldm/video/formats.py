@@ -109,8 +109,8 @@ def container_of(output, source=None) -> str:
     known = {*CONTAINERS, *VIDEO_SUFFIXES, *IMAGE_SUFFIXES}
     dotted = getattr(source, "kind", "") == "folder" and suffix not in known  # a folder such as clip.v1
     if path.is_dir() or not suffix or dotted:
-        if path.is_file():
-            raise VideoError(f"{path}: is a file, expected a folder to write images into")
+        if path.exists() and not path.is_dir():
+            raise VideoError(f"{path}: is no folder, expected one to write images into, or a name with a suffix")
         return "folder"
     if suffix == ".png":
         return "image"

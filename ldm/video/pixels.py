@@ -134,8 +134,8 @@ def display_matrix(frame):
         return 1, 0, 0, 1
     terms = np.frombuffer(bytes(data), "=i4")[[0, 1, 3, 4]].astype(int)
     signs = tuple(int(term) for term in np.sign(np.where(abs(terms) < abs(terms).max() / 256, 0, terms)))
-    if signs[0] * signs[3] == signs[1] * signs[2]:
-        raise VideoError(f"the picture is turned by {frame.rotation} degrees, expected a multiple of 90")
+    if [sign != 0 for sign in signs] not in ([True, False, False, True], [False, True, True, False]):
+        raise VideoError(f"got a display matrix of {terms.tolist()}, expected a turn by a multiple of 90 degrees")
     return signs
 
 

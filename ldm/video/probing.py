@@ -23,6 +23,8 @@ from ldm.video.source import (
 
 INDEXED = ("mp4", "matroska")  # containers whose packets say exactly which frames there are, and when
 BROADCAST = ("mpegts", "mpeg")
+TIMED = ("avi", "matroska", "mxf")  # containers whose header states the end; that of FLV is often wrong
+SHORT = 3  # frames that may be missing at the end of these: the last may have no duration
 WAY_ON = "--damaged repeat takes the frames that can be read"
 UNREADABLE_MATRICES = {
     8: "YCgCo",
@@ -46,7 +48,8 @@ UNKEPT_SIDE_DATA = {
 class Track(NamedTuple):
     """The frames of a video stream: their number, their times (None if unknown), the end, and notes on irregularities.
 
-    `index` is that of the stream, `clock` holds the shifts of its times, `repaired` tells whether times were changed.
+    `index` is that of the stream, `clock` holds the shifts of its times, `repaired` tells whether times were changed,
+    `short` is a note on a file that ends early.
     """
 
     index: int
@@ -56,6 +59,7 @@ class Track(NamedTuple):
     notes: tuple[str, ...] = ()
     clock: tuple[Shift, ...] = ()
     repaired: bool = False
+    short: tuple[str, ...] = ()
 
 
 def probe_video(path, damaged="stop") -> Source:
@@ -85,7 +89,7 @@ def probe_video(path, damaged="stop") -> Source:
     if not indexed or codec == "gif":  # whose frames are transparent only if a pixel of them is
         track, transparent = _track_of_frames(path, track, codec == "gif", damaged)
         alpha = transparent if codec == "gif" else alpha
-    turned = display_matrix(first)[0] == 0
+    turned = _is_turned(path, first)
     size = (first.height, first.width) if turned else (first.width, first.height)
     aspect = aspect or Fraction(1)
     aspect = 1 / aspect if turned else aspect
@@ -96,7 +100,7 @@ def probe_video(path, damaged="stop") -> Source:
         depth=depth_of(first.format), alpha=alpha, color=_color_of(path, first), light=_light_of(first),
         sample_aspect=aspect,
         times=times, end=end, time_base=tick if times else None, origin=origin,
-        notes=tuple(notes), seekable=indexed and not track.clock and not track.repaired,
+        notes=(*notes, *track.short), seekable=indexed and not track.clock and not track.repaired,
         track=track.index, clock=track.clock, damaged=damaged, **held,
     )  # fmt: skip
 
@@ -108,6 +112,14 @@ def _first_frame(path, track, damaged):
     if first is None:
         raise VideoError(f"{path}: no frame can be decoded")
     return first
+
+
+def _is_turned(path, first):
+    """Whether width and height are swapped when the frames are shown; raises VideoError for other angles."""
+    try:
+        return display_matrix(first)[0] == 0
+    except VideoError as error:
+        raise VideoError(f"{path}: {error}") from None
 
 
 def _origin(container):
@@ -178,12 +190,30 @@ def _track_of_packets(path, container, damaged):
         if damaged == "stop":
             raise VideoError(f"{path}: cut short, {len(stamps)} of {promised} frames are there; {WAY_ON}")
         notes.append(f"the file is cut short: {len(stamps)} of {promised} frames are there, and taken")
-    return _track(Track(stream.index, len(stamps), times, end, tuple(notes), clock.shifts()))
+    short = () if clock.shifts() else _short(path, container, stream, len(stamps), clock.end(), damaged)
+    return _track(Track(stream.index, len(stamps), times, end, tuple(notes), clock.shifts(), short=short))
 
 
 def _reaches_end(stream, end):
     """Whether the frames reach the end that the stream states; an edit list may leave out frames that are counted."""
     return None not in (end, stream.duration) and end >= (stream.start_time or 0) + stream.duration
+
+
+def _short(path, container, stream, count, end, damaged):
+    """A note, if the `count` frames of a file end earlier, at `end` seconds, than its header states.
+
+    Raises VideoError instead where the header is exact, unless `damaged` is "repeat".
+    """
+    name, rate = container.format.name, stream.average_rate or DEFAULT_RATE
+    if not any(timed in name for timed in (*TIMED, "flv")):
+        return ()
+    stated = stream.frames / rate if name == "avi" else Fraction(container.duration or 0, av.time_base)
+    if stated - end <= SHORT * max(1 / rate, end / count):
+        return ()
+    what = f"it ends at {float(end):.2f} s, and its header states {float(stated):.2f} s"
+    if damaged == "stop" and name != "flv":
+        raise VideoError(f"{path}: cut short, {what}; {WAY_ON}")
+    return (f"the file may be cut short: {what}",)
 
 
 def _moved(packets, index, clock):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -304,7 +305,7 @@ def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
     """Write a state dict as safetensors, atomically.
 
     Each entry is written separately, even if entries share memory. `metadata` values are stored as text. Raises
-    ValueError for another suffix or a folder that does not exist.
+    ValueError for another suffix or a folder that does not exist, and OSError if the file cannot be written.
     """
     path, seen, tensors = Path(path), set(), {}
     if path.suffix != ".safetensors" or not path.parent.is_dir():
@@ -314,7 +315,10 @@ def save(path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, A
         tensors[name] = value.clone().contiguous() if memory in seen else value.contiguous()
         seen.add(memory)
     with atomic_file(path) as temporary:
-        save_file(tensors, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
+        try:
+            save_file(tensors, temporary, {"format": "pt"} | {k: str(v) for k, v in (metadata or {}).items()})
+        except SafetensorError as error:
+            raise OSError(f"{path}: cannot be written ({error})") from None
 
 
 def sha256(path: str | Path) -> str:

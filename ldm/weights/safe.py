@@ -5,6 +5,7 @@ Two formats are supported: safetensors, and pickles of tensors as written by `to
 
 import pickletools
 import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -144,7 +145,8 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def _read_pickle(path: Path) -> Any:
     try:
         zipped = refuse_bombs(path)
-        with torch.serialization.safe_globals(list(STAND_INS)):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(list(STAND_INS)):
+            warnings.simplefilter("ignore")  # of pickles by other programs, which are refused
             return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except CheckpointError:
         raise

@@ -59,6 +59,20 @@ def test_a_run_killed_between_tensors_and_state_resumes_from_the_state_before(tm
     assert not work.path.exists()
 
 
+def test_a_full_disk_is_one_line_and_keeps_the_state_before(tmp_path, monkeypatch):
+    with WorkFolder(tmp_path / "o.mkv", {}, warn=print) as work:
+        work.save({"parts": [], "a": torch.zeros(3)})
+
+        def full(content, to):
+            to.write_bytes(b"half")
+            raise RuntimeError("basic_ios::clear: iostream error")
+
+        monkeypatch.setattr(torch, "save", full)
+        with pytest.raises(OSError, match="00000002.pt: cannot be written, is the disk full"), work.computing():
+            work.save({"parts": [], "a": torch.ones(3)})
+        assert torch.equal(work.load()["a"], torch.zeros(3))
+
+
 def test_a_unit_of_a_long_scene_saves_little(tmp_path):
     """One visit of a frame saves its latents; the other frames of the scene, with their flows, are not written."""
     folder = make_pipeline(tmp_path / "pipeline")

@@ -176,6 +176,7 @@ def test_weights(tmp_path, capfd, monkeypatch, spoil, why):
         (["output.rounding=up"], "expected one of nearest, truncate"),
         (["--weights", "nowhere"], "there is no folder nowhere"),
         (["--config", "nowhere.yaml"], "no configuration file nowhere.yaml"),
+        (["--device", "meta"], "got device 'meta'"),
     ],
     fast=8,
 )
@@ -214,9 +215,15 @@ def in_use(folder):
     return folder / "used"
 
 
+def pipe(folder):
+    os.mkfifo(folder / "pipe")
+    return folder / "pipe"
+
+
 @pytest.mark.parametrize(
     ("make", "why"),
     [
+        (pipe, "is no folder"),
         (in_a_file, "cannot be written"),
         (locked, "cannot be written"),
         (in_use, "not empty"),

@@ -1,11 +1,15 @@
 """Broken, missing and foreign files are refused in one line, and libraries print nothing."""
 
+import struct
+from fractions import Fraction
+
 import av
 import numpy as np
 import pytest
 
 from ldm.video import VideoError, probe, read, read_clip, sequences
-from tests.video.clips import save, write
+from tests.video.clips import frames_of, save, write
+from tests.video.films import film
 
 
 def assert_refused(path, message, capfd):
@@ -40,6 +44,38 @@ def test_a_truncated_video_is_refused(tmp_path, suffix, share, capfd):
         read_clip(path)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("clip.avi", {"codec": "mjpeg", "pix_fmt": "yuvj420p", "context": {"time_base": Fraction(1, 25)}}),
+        ("clip.mkv", {}),
+        ("clip.mxf", {"codec": "mpeg2video", "encoder": {"g": "1"}, "context": {"time_base": Fraction(1, 25)}}),
+    ],
+)
+def test_an_early_end_is_found_from_the_duration_in_the_header(tmp_path, name, kind, capfd):
+    path = film(tmp_path / name, 25, **kind)
+    data = path.read_bytes().replace(b"DURATION", b"duratiom")  # a tag that FFmpeg writes and other programs do not
+    path.write_bytes(data)
+    assert (probe(path).frames, probe(path).notes) == (25, ())
+    path.write_bytes(data[: len(data) * 7 // 10])
+    with pytest.raises(VideoError, match="cut short.* its header states 1.00 s"):
+        probe(path)
+    taken = probe(path, damaged="repeat")
+    assert taken.frames < 22 and "may be cut short" in str(taken.notes)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("turn", [(0, 0, 0, 0), (46341, 46341, -46341, 46341), (64540, 11380, -11380, 64540)])
+def test_a_turn_by_another_angle_is_refused(tmp_path, turn):
+    path = write(tmp_path / "clip.mp4", frames_of(2))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"tkhd") + 4 + 4 + 36  # the matrix of a version 0 track header
+    data[at : at + 36] = struct.pack(">9i", turn[0], turn[1], 0, turn[2], turn[3], 0, 0, 0, 0x40000000)
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match="clip.mp4: got a display matrix.* multiple of 90"):
+        probe(path)
 
 
 def with_index_first(path):
