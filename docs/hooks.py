@@ -9,8 +9,8 @@ from mkdocs.structure.files import File
 ROOT = Path(__file__).resolve().parents[1]
 COPIED = (
     "CONTRIBUTING.md", "SECURITY.md", "CHANGELOG.md", "configs/tiny/README.md",
-    "assets/tiny/README.md", "assets/stablevsr_tiny/README.md", "assets/report/street.jpg",
-    "assets/demo/compare.png",
+    "assets/tiny/README.md", "assets/stablevsr_tiny/README.md", "assets/upscale_a_video_tiny/README.md",
+    "assets/report/street.jpg", "assets/demo/compare.png",
 )  # fmt: skip
 
 

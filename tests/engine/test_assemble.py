@@ -209,7 +209,7 @@ def test_overrides_come_after_the_preset_and_the_preset_after_the_card(weights):
 @mostly_slow(
     ("options", "says"),
     [
-        ({"preset": "relased"}, "preset 'relased', expected one of four_steps, less_arithmetic, released"),
+        ({"preset": "relased"}, "preset 'relased', expected one of four_steps, overlapped, released"),
         ({"overrides": ["flow=farneback"]}, "flow: got farneback, expected one of dis, raft, spynet"),
         ({"overrides": ["flow=spynet"]}, "needs spynet_sintel_final-3d2a1287: put spynet_sintel_final-3d2a1287 into "),
         ({"overrides": ["flow=raft"]}, "(README), or choose another flow"),

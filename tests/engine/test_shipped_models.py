@@ -8,7 +8,7 @@ from ldm.methods.contract import Request, restore_clip
 
 SHIPPED = sorted(card.parent for card in EMBEDDED.parent.glob(f"*/{CARD}"))
 OTHERS = [folder for folder in SHIPPED if folder != EMBEDDED]
-MOST = 10_000_000  # bytes of one of the others
+MOST = 14_000_000  # bytes of one of the others
 
 
 def size(folder):
@@ -16,13 +16,13 @@ def size(folder):
 
 
 def test_each_model_has_its_card_and_is_small():
-    assert [folder.name for folder in OTHERS] == ["stablevsr_tiny"]
+    assert [folder.name for folder in OTHERS] == ["stablevsr_tiny", "upscale_a_video_tiny"]
     assert all((folder / "README.md").is_file() and size(folder) <= MOST for folder in OTHERS)
 
 
 @pytest.mark.parametrize("folder", OTHERS, ids=lambda folder: folder.name)
 def test_a_shipped_model_restores_colours(folder):
-    method = load_method(folder, overrides=["method.params.sampling.params.steps=2"])
+    method = load_method(folder)
     lq = torch.tensor([0.2, 0.5, 0.8]).view(1, 3, 1, 1).expand(2, 3, 16, 20).contiguous()
     restored = restore_clip(method, lq, Request((16, 20), 2))
     assert restored.shape == (2, 3, 64, 80)

@@ -166,7 +166,7 @@ def test_weights(tmp_path, capfd, monkeypatch, spoil, why):
         (["--upscale", "-1"], "--upscale"),
         (["--upscale", "inf"], "expected a number above 0"),
         (["--colorfix", "sepia"], "sepia"),
-        (["--preset", "relaesed"], "expected one of four_steps, less_arithmetic, released"),
+        (["--preset", "relaesed"], "expected one of four_steps, overlapped, released"),
         (["--flow", "raff"], "expected one of dis, raft"),
         (["--flow", "raft"], "raft-things"),
         (["--device", "abacus"], "got device 'abacus'"),

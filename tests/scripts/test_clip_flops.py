@@ -6,7 +6,7 @@ import pytest
 
 from scripts import clip_flops
 
-W, D = "+method.params.windows.params", "+method.params.decoding.params.windows.params"
+W = "+method.params.windows.params"
 
 
 def totals(tmp_path, *words):
@@ -30,9 +30,9 @@ def test_the_arithmetic_is_that_of_the_calls(tmp_path):
     ("words", "most", "few"),
     [
         (["--preset", "released"], 610.3, 78.5),
-        ([], 676.7, 86.4),
-        ([f"{W}.frame_overlap=0", f"{W}.alternate=true", f"{W}.tile_overlap=16", f"{D}.frame_overlap=1"], 275.8, 47.3),
-        (["--preset", "less_arithmetic"], 292.2, 60.5),
+        ([], 292.2, 60.5),
+        ([f"{W}.frame_overlap=0", f"{W}.sharing_steps=null"], 275.8, 47.3),
+        (["--preset", "overlapped"], 676.7, 86.4),
     ],
 )
 def test_the_figures_of_the_published_size(tmp_path, words, most, few):
