@@ -15,6 +15,7 @@ from ldm.nets.unet import UNet
 from ldm.weights import checkpoint
 from tests.golden_checks.case import DEVICE, Case, recipe_normal
 from tests.golden_checks.unet import build
+from tests.stage_one import STAGE_ONE
 
 MEAN_LIMIT, WITHIN_ONE = 0.1, 0.999
 
@@ -53,7 +54,7 @@ def networks(case: Case) -> dict[str, nn.Module]:
         "flow": RAFT(model="small" if "small" in meta["flownet"] else "normal", scaling="released"),
     }
     for slot, network in built.items():
-        (prefix,) = checkpoint.STAGE_ONE.slots[slot]
+        (prefix,) = STAGE_ONE.slots[slot]
         weights = case.recipe_weights(case.meta["state_dict_diffusion"], prefix)
         checkpoint.load(network, weights, tolerated_missing=getattr(network, "constant_buffers", ()))
     built["sequence_decoder"] = build(SequenceAutoencoder, case.meta["video_vae"])

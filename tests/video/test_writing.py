@@ -86,7 +86,7 @@ def test_an_output_that_cannot_be_created_is_an_error(tmp_path):
     for name in ("file/clip.mp4", "file/image.png", "file/folder"):
         with pytest.raises(VideoError, match="cannot be written"):
             write(tmp_path / name, frames_of(1))
-    with pytest.raises(VideoError, match="is a file"):
+    with pytest.raises(VideoError, match="is no folder, expected one"):
         write(tmp_path / "file", frames_of(1))
 
 
