@@ -217,8 +217,10 @@ class TemporalControl(DenoiserTraining):
         def noise(step: int | str, frame: int) -> Tensor:
             return self.objective.draws.normal(f"preview.{step}.{frame}", batch["index"], like)
 
+        def decode(x0: Tensor) -> Tensor:
+            return self.vae.decode(x0 / self.scale_factor).float()
+
         predict = conditioned_prediction(self.unet, self.controlnet, self.context(like))
-        decode = lambda x0: self.vae.decode(x0 / self.scale_factor).float()  # noqa: E731
         model = GuidedDenoiser(predict, decode, flow, self.objective.grid)
         scheduler = self.objective.scheduler
         steps = min(self.preview_steps, max(len(scheduler.training) // 2, 1))

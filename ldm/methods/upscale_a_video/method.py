@@ -13,7 +13,7 @@ from ldm.methods.progress import Tally
 from ldm.methods.upscale_a_video import levers as memory
 from ldm.methods.upscale_a_video.levers import ClipLevers
 from ldm.methods.upscale_a_video.models import LatentDecoder, PromptedDenoiser
-from ldm.methods.upscale_a_video.restoration import ClipRestoration
+from ldm.methods.upscale_a_video.restoration import ClipRestoration, with_colors
 from ldm.methods.upscale_a_video.settings import ClipDecoding, ClipSampling, Words
 from ldm.methods.upscale_a_video.sizes import LowGeometry
 from ldm.methods.windows import Windows
@@ -92,7 +92,7 @@ class UpscaleAVideo:
             *run.sampling_stages(),
             Each(lambda frame: frame.without("noised", "scene", "to_next", "to_prev")),
             run.decoding_stage(),
-            Each(run.fix_colors).with_label("colours"),
+            Each(partial(with_colors, decoding=run.decoding)).with_label("colours"),
             Each(lambda frame: frame.put(sr=geometry.finish(frame["sr"])).without("low", "x")).with_label("colours"),
         ]
         return Pipeline(stages, device=self.device)

@@ -151,7 +151,3 @@ class ClipRestoration:
         out = self.decoder.decode(x, low)
         self.tally("decoding")
         return out
-
-    def fix_colors(self, frame: Frame) -> Frame:
-        """`with_colors` by the method of the settings."""
-        return with_colors(frame, self.decoding)
